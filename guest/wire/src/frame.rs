@@ -1,0 +1,1 @@
+//! Frames: a fixed header read in place, and a body.

@@ -1,0 +1,27 @@
+//! Every number that a peer may choose has its limit here, checked before anything is allocated.
+
+/// Longest body of a frame, in bytes. A data frame of this size is the unit of bulk transfer.
+pub const MAX_BODY: u32 = 4 << 20;
+
+/// Longest body of any frame but `Data`, in bytes: step specifications travel in these. Must hold
+/// the arguments and the environment of a step, which the kernel limits to about 2 MiB.
+pub const MAX_MESSAGE: u32 = 4 << 20;
+
+/// Most layers in the chain of a step. overlayfs itself stops at 500 lower directories.
+pub const MAX_LAYERS: usize = 500;
+
+/// Most steps that a guest runs at the same time.
+pub const MAX_STEPS: usize = 64;
+
+/// Longest single argument or environment entry, in bytes: the kernel's `MAX_ARG_STRLEN`.
+pub const MAX_ARG: usize = 128 << 10;
+
+/// Longest text of a failure, in bytes; longer ones are cut by the sender.
+pub const MAX_FAILURE_TEXT: usize = 4 << 10;
+
+/// How often the host sends a heartbeat, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 2_000;
+
+/// How long a heartbeat may stay unanswered before the guest counts as lost, in milliseconds.
+/// Generous, since an emulated guest under a loaded host answers late.
+pub const HEARTBEAT_LOST_MS: u64 = 60_000;

@@ -1,0 +1,131 @@
+//! The seam between the engine and whatever runs steps: the engine knows no VM.
+//!
+//! `launcher` implements it with builder VMs; tests implement it with stand-ins.
+
+use std::fmt;
+
+use store::DiffId;
+
+use crate::cancel::Cancel;
+
+/// A step to run: one process tree over a chain of layers. Everything is resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepSpec {
+    /// For messages, such as `[build 2/5] RUN make`.
+    pub name: String,
+    /// The root file system, lowest layer first.
+    pub layers: Vec<DiffId>,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment as `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// User id, resolved against the root's `/etc/passwd`.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary group ids.
+    pub groups: Vec<u32>,
+    /// Host name that the step sees.
+    pub hostname: String,
+    /// Extra lines of `/etc/hosts`: address and name.
+    pub hosts: Vec<(String, String)>,
+    /// What network the step has.
+    pub network: StepNetwork,
+}
+
+/// Network of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepNetwork {
+    /// Loopback only.
+    None,
+    /// The outside, but not the host's loopback.
+    Default,
+}
+
+/// Which of a step's output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Where the output of a step goes. Called from one thread at a time; must not block for long.
+pub trait Output: Send {
+    /// A piece of output, cut anywhere.
+    fn write(&mut self, stream: Stream, data: &[u8]);
+}
+
+/// What a step that succeeded left behind.
+#[derive(Debug, Clone)]
+pub struct StepDone {
+    /// Its changes, ingested into the store; the store holds a lease on it for this process.
+    pub layer: store::Layer,
+    /// Peak memory in bytes, zero if unknown.
+    pub peak_memory: u64,
+}
+
+/// Why a step gave no layer. Whose fault it is decides the exit status.
+#[derive(Debug)]
+pub enum StepError {
+    /// The user's command failed. It is remembered nowhere.
+    Failed {
+        /// Exit status, 128 plus the signal if a signal ended it.
+        status: i32,
+        /// The out-of-memory killer was at work; peak memory in bytes.
+        out_of_memory: Option<u64>,
+    },
+    /// The sandbox could not be built as asked: no such program, unusable working directory.
+    Setup(String),
+    /// A limit was reached: time, memory, disk of the guest.
+    Limit(String),
+    /// Cancelled by [`Cancel`].
+    Cancelled,
+    /// The host or the VM failed. The text says what to do; the source is in the chain.
+    Host(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { status, out_of_memory: Some(peak) } => write!(
+                f,
+                "exit code: {status} (out of memory: the step reached {} MiB; give the VM more with --memory)",
+                peak >> 20
+            ),
+            Self::Failed { status, out_of_memory: None } => write!(f, "exit code: {status}"),
+            Self::Setup(text) | Self::Limit(text) => f.write_str(text),
+            Self::Cancelled => f.write_str("cancelled"),
+            Self::Host(_) => f.write_str("the builder VM failed"),
+        }
+    }
+}
+
+impl std::error::Error for StepError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Host(source) => Some(source.as_ref()),
+            Self::Failed { .. } | Self::Setup(_) | Self::Limit(_) | Self::Cancelled => None,
+        }
+    }
+}
+
+/// Runs steps. One value serves one build; it starts its VM when first needed.
+pub trait Executor: Send + Sync {
+    /// A step will certainly have to run: begin to get ready, without waiting.
+    fn prepare(&self);
+
+    /// Runs a step and ingests its changes. Called from several threads at once.
+    ///
+    /// # Errors
+    /// See [`StepError`].
+    fn run(
+        &self,
+        step: &StepSpec,
+        output: &mut dyn Output,
+        cancel: &Cancel,
+    ) -> Result<StepDone, StepError>;
+}

@@ -1,0 +1,8 @@
+//! The build engine: Dockerfile front end, plan, cache keys, solver, build context, COPY, images.
+#![forbid(unsafe_code)]
+
+pub mod cancel;
+pub mod event;
+pub mod executor;
+
+pub use cancel::Cancel;

@@ -1,0 +1,1 @@
+//! Boots builder VMs and runs steps in them

@@ -1,0 +1,1 @@
+//! What is in the builder VM: modules, boot parameters, initramfs

@@ -1,0 +1,2 @@
+//! Automation: image, demo, test, bench, ci
+fn main() {}
