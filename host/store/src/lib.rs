@@ -18,4 +18,6 @@ pub struct Layer {
     pub size: u64,
     /// Number of entries.
     pub entries: u64,
+    /// When it was first made, in seconds since 1970.
+    pub created: i64,
 }
