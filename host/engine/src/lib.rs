@@ -3,6 +3,7 @@
 
 pub mod cancel;
 pub mod copy;
+pub mod dockerfile;
 pub mod event;
 pub mod executor;
 pub mod image;
