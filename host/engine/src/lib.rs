@@ -7,5 +7,6 @@ pub mod dockerfile;
 pub mod event;
 pub mod executor;
 pub mod image;
+pub mod plan;
 
 pub use cancel::Cancel;

@@ -17,8 +17,6 @@ mod instruction;
 mod lines;
 mod pattern;
 mod suggest;
-#[cfg(test)]
-mod tests;
 mod words;
 
 use std::collections::BTreeSet;
@@ -38,6 +36,9 @@ use lines::{LineFault, Lines};
 const MAX_FILE: usize = 16 << 20;
 /// The most instructions in a file. Each can become a layer, and no file system stacks so many.
 const MAX_INSTRUCTIONS: usize = 10_000;
+
+/// The most stages in a file.
+const MAX_STAGES: usize = 1_000;
 
 /// A Dockerfile that was read: instructions by stage, nothing expanded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +169,9 @@ impl Dockerfile {
 
     fn add(&mut self, instruction: Instruction) -> Result<(), Fault> {
         if let Kind::From(from) = &instruction.kind {
+            if self.stages.len() == MAX_STAGES {
+                return Err(Fault::new(format!("more than {MAX_STAGES} stages")));
+            }
             let from = from.clone();
             self.stages.push(StageText {
                 from,
