@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod cancel;
+pub mod copy;
 pub mod event;
 pub mod executor;
+pub mod image;
 
 pub use cancel::Cancel;

@@ -1,0 +1,5 @@
+//! COPY and ADD.
+
+mod spec;
+
+pub use spec::{CopyFrom, CopySource, CopySpec};
