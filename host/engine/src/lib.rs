@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cancel;
+pub mod context;
 pub mod copy;
 pub mod event;
 pub mod executor;
 pub mod image;
+pub mod rootfs;
 
 pub use cancel::Cancel;
