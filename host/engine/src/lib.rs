@@ -5,6 +5,8 @@ pub mod cancel;
 pub mod copy;
 pub mod event;
 pub mod executor;
+mod halt;
 pub mod image;
+pub mod registry;
 
 pub use cancel::Cancel;
