@@ -2,10 +2,14 @@
 #![forbid(unsafe_code)]
 
 pub mod cancel;
+pub mod context;
 pub mod copy;
 pub mod dockerfile;
 pub mod event;
 pub mod executor;
+mod halt;
 pub mod image;
+pub mod registry;
+pub mod rootfs;
 
 pub use cancel::Cancel;
