@@ -7,6 +7,7 @@ pub mod copy;
 pub mod dockerfile;
 pub mod event;
 pub mod executor;
+pub mod export;
 mod halt;
 pub mod image;
 pub mod registry;
