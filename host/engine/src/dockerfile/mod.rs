@@ -8,6 +8,7 @@
 //! never a panic; what is valid but cannot be built yet is refused when a build needs it, never
 //! passed over.
 
+mod ast;
 mod checks;
 mod directive;
 mod error;
@@ -21,10 +22,10 @@ mod words;
 
 use std::collections::BTreeSet;
 
+pub use ast::{Command, Copy, From, Health, Instruction, Kind, Pairs, Run};
 pub use checks::Checks;
 pub use error::{DockerfileError, excerpt};
 pub use heredoc::Heredoc;
-pub use instruction::{Command, Copy, From, Health, Instruction, Kind, Pairs, Run};
 
 pub(crate) use error::Fault;
 pub(crate) use expand::{Expanded, Variables, body, display, word};

@@ -5,13 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::image_name::{check_image_name, normal_name};
 use super::scope::Scope;
 use super::{ImageKey, ImageRequest, Images, PlanOptions};
 use crate::dockerfile::{
     Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, closest, parse_trigger, word,
 };
-use crate::image::Platform;
+use crate::image::{ImageRef, Platform};
 
 /// What a stage is made from. Stages are counted as in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -341,4 +340,20 @@ pub fn named_context<'o>(o: &'o PlanOptions, name: &str, platform: &Platform) ->
         }
     }
     plain
+}
+
+/// Refuses a name that no image can have.
+fn check_image_name(name: &str) -> Result<(), Fault> {
+    match name.parse::<ImageRef>() {
+        Ok(_) => Ok(()),
+        Err(err) => Err(Fault::new(err.to_string())),
+    }
+}
+
+/// The name with what is understood written out.
+fn normal_name(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    lower
+        .parse::<ImageRef>()
+        .map_or(lower, |name| name.to_string())
 }

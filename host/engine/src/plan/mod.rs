@@ -11,7 +11,6 @@ mod created;
 mod env;
 mod eval;
 mod graph;
-mod image_name;
 mod ports;
 mod scope;
 mod steps;

@@ -122,7 +122,7 @@ fn a_stage_name_matches_without_case_except_in_from() {
     refused(
         "FROM alpine AS Base\nFROM Base",
         2,
-        "must be lowercase did you mean base?",
+        "must be in lower case did you mean base?",
     );
 }
 
