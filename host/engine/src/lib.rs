@@ -10,6 +10,7 @@ pub mod executor;
 pub mod export;
 mod halt;
 pub mod image;
+pub mod plan;
 pub mod registry;
 pub mod rootfs;
 
