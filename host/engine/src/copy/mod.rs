@@ -19,6 +19,8 @@ mod select;
 mod source;
 mod spec;
 mod tar;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod write;
 

@@ -235,7 +235,7 @@ mod tests {
             uid: 3_000_000,
             gid: 7,
             mtime: Mtime { secs: 1_700_000_000, nanos: 120_000_000 },
-            xattrs: vec![(b"user.x".to_vec(), b"a\0b\n".to_vec())],
+            xattrs: vec![(b"user.x".to_vec(), b"a\0b".to_vec())],
         };
         let target = vec![b't'; 150];
         let bytes = archive(&[
@@ -260,7 +260,7 @@ mod tests {
             .map(|record| (record.key_bytes().to_vec(), record.value_bytes().to_vec()))
             .collect();
         assert!(records.contains(&(b"mtime".to_vec(), b"1700000000.12".to_vec())));
-        assert!(records.contains(&(b"SCHILY.xattr.user.x".to_vec(), b"a\0b\n".to_vec())));
+        assert!(records.contains(&(b"SCHILY.xattr.user.x".to_vec(), b"a\0b".to_vec())));
         let mut data = String::new();
         found.read_to_string(&mut data).expect("data");
         assert_eq!(data, "hello");
