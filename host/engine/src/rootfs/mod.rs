@@ -205,10 +205,14 @@ impl Rootfs {
         Found { entry: entry.unwrap_or_else(|| &IMPLIED), node }
     }
 
-    /// The layer that holds a file, and the file's entry there.
-    fn layer_of(&self, found: Found<'_>) -> Option<DiffId> {
-        let origin = found.node.origin?;
-        self.layers.get(origin.layer as usize).map(|layer| layer.diff_id)
+    /// The entry of the file with this identity.
+    pub(crate) fn inode(&self, inode: Inode) -> Option<&Entry> {
+        self.entries(inode.0.layer).get(inode.0.entry as usize)
+    }
+
+    /// The layer that holds a file.
+    fn layer_of(&self, inode: Inode) -> Option<DiffId> {
+        self.layers.get(inode.0.layer as usize).map(|layer| layer.diff_id)
     }
 }
 
@@ -225,7 +229,14 @@ impl<'r> Tree for &'r Rootfs {
     }
 
     fn kind(&self, node: Found<'r>) -> Kind<'r> {
-        match &node.entry.kind {
+        node.kind()
+    }
+}
+
+impl<'a> Found<'a> {
+    /// What matters to the resolution of paths.
+    pub(crate) fn kind(&self) -> Kind<'a> {
+        match &self.entry.kind {
             EntryKind::Directory => Kind::Directory,
             EntryKind::Symlink { target } => Kind::Link(target),
             EntryKind::File { .. }

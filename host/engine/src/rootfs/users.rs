@@ -8,8 +8,6 @@ use super::{ReadError, Rootfs};
 
 /// Longest user or group file that is looked into.
 const MAX_FILE: u64 = 16 << 20;
-/// How many letters a name may differ in to be suggested.
-const CLOSE: usize = 2;
 
 /// Whom a step runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +187,7 @@ fn unknown(
     text: &Option<String>,
     names: impl Iterator<Item = String>,
 ) -> UserError {
-    let close = names.filter(|known| crate::copy::distance(known, name) <= CLOSE).take(3).collect();
+    let close = names.filter(|known| crate::copy::near::close(known, name)).take(3).collect();
     UserError::Unknown { what, name: name.to_owned(), file, missing: text.is_none(), close }
 }
 
