@@ -316,7 +316,7 @@ mod tests {
     fn the_length_of_a_record_counts_itself() {
         let mut records = Vec::new();
         record(&mut records, b"path", b"x");
-        assert_eq!(records, b"10 path=x\n");
+        assert_eq!(records, b"9 path=x\n");
         for length in 0..1200 {
             let mut records = Vec::new();
             record(&mut records, b"k", &vec![b'v'; length]);
