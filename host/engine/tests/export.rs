@@ -1,4 +1,9 @@
 //! Results outside of the store, as other tools see them.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails or says that it did not run"
+)]
 
 mod support;
 
@@ -11,7 +16,9 @@ use engine::export::{ExportError, Exported, OutputSpec, Request, export};
 use engine::image::{Assembled, HistoryEntry, ImageConfig, ImageError, ImageSource, assemble};
 use store::{Digest, Layer, Store};
 use support::tree::{Item, assert_same, list};
-use support::{TestStore, add_file, amd64, chain, file_header, find, has, noise, run, tar_with};
+use support::{
+    TestStore, add_file, amd64, chain, file_header, find, has, noise, run, tar_with, try_run,
+};
 
 /// Takes a tar in as a layer.
 fn layer(store: &Store, tar: &[u8]) -> Layer {
@@ -203,7 +210,10 @@ fn archives_directories_and_trees_hold_the_same_files() {
     )
     .unwrap();
     let dir = store.path("layout");
-    let spec = format!("type=oci,tar=false,compression=zstd,dest={}", shown(&dir));
+    let spec = format!(
+        "type=oci,tar=false,compression=uncompressed,dest={}",
+        shown(&dir)
+    );
     write(&store, &image, &["app:v1"], &spec).unwrap();
     let tar = store.path("files.tar");
     write(
@@ -393,6 +403,36 @@ fn gzip_and_zstd_do_not_depend_on_the_store() {
             manifest["layers"].to_string()
         };
         assert_eq!(layers(1), layers(2));
+    }
+}
+
+#[test]
+fn compressed_layers_unpack_with_other_tools() {
+    if !has("zstd") {
+        return;
+    }
+    let store = TestStore::new();
+    let image = image(&store, &[tar_with("a", &noise(2_000_000, 1))]);
+    for (compression, tool, kind) in [("gzip", "gzip", "gzip"), ("zstd", "zstd", "zstd")] {
+        let dir = store.path(kind);
+        let spec = format!(
+            "type=oci,tar=false,compression={compression},dest={}",
+            shown(&dir)
+        );
+        write(&store, &image, &["app:v1"], &spec).unwrap();
+        let text = run(
+            "skopeo",
+            &["inspect", "--raw", &format!("oci:{}:v1", shown(&dir))],
+        );
+        let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let layer = &manifest["layers"][0];
+        let media_type = format!("application/vnd.oci.image.layer.v1.tar+{kind}");
+        assert_eq!(layer["mediaType"], media_type.as_str());
+        let digest: Digest = layer["digest"].as_str().unwrap().parse().unwrap();
+        let blob = dir.join("blobs/sha256").join(digest.hex());
+        assert_eq!(layer["size"], fs::metadata(&blob).unwrap().len());
+        let plain = try_run(tool, &["-d", "-c", "--", shown(&blob)]).stdout;
+        assert_eq!(Digest::of(&plain), image.layers[0].0);
     }
 }
 

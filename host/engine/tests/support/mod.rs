@@ -1,5 +1,11 @@
 //! What the tests of images share: stores, images made by hand, registries, and listings of trees.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![expect(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "each test program uses a part of it, and a test that cannot go on fails"
+)]
 
 pub mod http;
 pub mod registry;

@@ -49,21 +49,23 @@ impl Registry {
             storage.display()
         );
         std::fs::write(&config, text).unwrap();
-        let mut child = Command::new("docker-registry")
+        let child = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        // From here on it ends with the value.
+        let mut registry = Self { child, port, dir };
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             // Another process may have taken the port.
-            if child.try_wait().unwrap().is_some() {
+            if registry.child.try_wait().unwrap().is_some() {
                 return None;
             }
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Some(Self { child, port, dir });
+                return Some(registry);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
