@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,9 @@ use nix::sys::stat::{
     utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat};
+use nix::unistd::{
+    Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
+};
 use store::{Entry, EntryKind, Mtime};
 use xattr::FileExt;
 
@@ -80,9 +82,12 @@ fn merge(
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
     let mark = dest.join(MARK);
-    fs::write(&mark, "A build is being written here, or was interrupted while it was.\n")
-        .and_then(|()| File::open(&mark)?.sync_all())
-        .map_err(|error| target::write_error(&mark, error))?;
+    fs::write(
+        &mark,
+        "A build is being written here, or was interrupted while it was.\n",
+    )
+    .and_then(|()| File::open(&mark)?.sync_all())
+    .map_err(|error| target::write_error(&mark, error))?;
     let warnings = fill(job, root, epoch, dest)?;
     fs::remove_file(&mark).map_err(|error| target::write_error(&mark, error))?;
     target::sync_dir(dest)?;
@@ -150,14 +155,19 @@ impl<'a> Writer<'a> {
         let (parent, name) = split(path);
         self.go_to(parent)?;
         let name = OsStr::from_bytes(name);
-        let fail = |error: io::Error| target::write_error(&self.shown(path), error);
+        let shown = self.shown(path);
+        let fail = |error: io::Error| target::write_error(&shown, error);
         if let Some(first) = tree::first_name(&mut self.names, path, found) {
             return self.link(&first, name).map_err(fail);
         }
         match &found.entry.kind {
             EntryKind::Directory => {
                 let handle = self.directory(name).map_err(fail)?;
-                self.open.push(OpenDir { path: path.to_vec(), entry: found.entry, handle });
+                self.open.push(OpenDir {
+                    path: path.to_vec(),
+                    entry: found.entry,
+                    handle,
+                });
                 Ok(())
             }
             EntryKind::File { .. } => self.file(path, name, found),
@@ -221,12 +231,13 @@ impl<'a> Writer<'a> {
         let mut written = self.written;
         tree::copy(self.root, found, job.halt, &mut out, &mut |count| {
             written = written.saturating_add(count);
-            (job.progress)(Progress { what: "writing files".to_owned(), current: written, total: 0 });
+            (job.progress)(Progress {
+                what: "writing files".to_owned(),
+                current: written,
+                total: 0,
+            });
         })
-        .map_err(|error| match error {
-            ExportError::Output(source) => fail(source),
-            other => other,
-        })?;
+        .map_err(|error| error.at(fail))?;
         self.written = written;
         let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
         self.finish(path, &file, found.entry).map_err(fail)
@@ -241,7 +252,13 @@ impl<'a> Writer<'a> {
             fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         }
         let time = self.time(entry);
-        Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
+        Ok(utimensat(
+            parent,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )?)
     }
 
     /// A pipe or a device. Only root may make devices.
@@ -258,7 +275,10 @@ impl<'a> Writer<'a> {
         let parent = self.parent();
         let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
         let made = replacing(parent, name, || mknodat(parent, name, kind, mode, device));
-        if made.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32)) {
+        if made
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
+        {
             self.warnings.insert(format!(
                 "{} is a device, which only root can make; it was left out",
                 shown.display()
@@ -280,12 +300,21 @@ impl<'a> Writer<'a> {
     fn link(&self, first: &[u8], name: &OsStr) -> io::Result<()> {
         let (dir, first_name) = split(first);
         let mut at = self.top.try_clone()?;
-        for element in dir.split(|b| *b == b'/').filter(|element| !element.is_empty()) {
+        for element in dir
+            .split(|b| *b == b'/')
+            .filter(|element| !element.is_empty())
+        {
             at = openat(&at, OsStr::from_bytes(element), DIRECTORY, Mode::empty())?;
         }
         let parent = self.parent();
         replacing(parent, name, || {
-            linkat(&at, OsStr::from_bytes(first_name), parent, name, AtFlags::empty())
+            linkat(
+                &at,
+                OsStr::from_bytes(first_name),
+                parent,
+                name,
+                AtFlags::empty(),
+            )
         })
     }
 
@@ -315,7 +344,9 @@ impl<'a> Writer<'a> {
     }
 
     fn time(&self, entry: &Entry) -> TimeSpec {
-        let mtime = self.epoch.map_or(entry.mtime, |secs| Mtime { secs, nanos: 0 });
+        let mtime = self
+            .epoch
+            .map_or(entry.mtime, |secs| Mtime { secs, nanos: 0 });
         TimeSpec::new(mtime.secs, i64::from(mtime.nanos))
     }
 
@@ -364,13 +395,19 @@ fn is_directory(stat: &FileStat) -> bool {
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+    (
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )
 }
 
 /// Directory and last element of a path.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
         None => (b"", path),
     }
 }

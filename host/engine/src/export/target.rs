@@ -27,10 +27,7 @@ pub(super) fn write(
     match dest {
         Destination::Stdout => {
             let mut out = BufWriter::with_capacity(BUFFER, stdout);
-            work(&mut out).map_err(|error| match error {
-                ExportError::Output(source) => ExportError::Stdout(source),
-                other => other,
-            })?;
+            work(&mut out).map_err(|error| error.at(ExportError::Stdout))?;
             out.flush().map_err(ExportError::Stdout)
         }
         Destination::Path(path) => write_path(store, path, work),
@@ -48,7 +45,9 @@ fn write_path(
             path,
             reason: "it is a directory; name a file".to_owned(),
         }),
-        Ok(metadata) if !metadata.is_file() => in_place(&path, metadata.file_type().is_socket(), work),
+        Ok(metadata) if !metadata.is_file() => {
+            in_place(&path, metadata.file_type().is_socket(), work)
+        }
         Ok(_) | Err(_) => beside(store, &path, work),
     }
 }
@@ -84,9 +83,12 @@ fn in_place(
             reason: "it is a socket; name a file".to_owned(),
         });
     }
-    let file = OpenOptions::new().write(true).open(path).map_err(|e| write_error(path, e))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(|e| write_error(path, e))?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
-    work(&mut out).map_err(|error| at(path, error))?;
+    work(&mut out).map_err(|error| error.at(|source| write_error(path, source)))?;
     out.flush().map_err(|error| write_error(path, error))
 }
 
@@ -120,8 +122,10 @@ fn fill(
         .open(hidden)
         .map_err(|error| write_error(hidden, error))?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
-    work(&mut out).map_err(|error| at(hidden, error))?;
-    let file = out.into_inner().map_err(|error| write_error(hidden, error.into_error()))?;
+    work(&mut out).map_err(|error| error.at(|source| write_error(hidden, source)))?;
+    let file = out
+        .into_inner()
+        .map_err(|error| write_error(hidden, error.into_error()))?;
     file.sync_all().map_err(|error| write_error(hidden, error))
 }
 
@@ -145,7 +149,10 @@ pub(super) fn new_dir<T>(
     path: &Path,
     work: impl FnOnce(&Path) -> Result<T, ExportError>,
 ) -> Result<T, ExportError> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         fs::create_dir_all(parent).map_err(|error| write_error(parent, error))?;
     }
     let path = real(path)?;
@@ -176,20 +183,19 @@ fn hidden_name(path: &Path) -> Result<PathBuf, ExportError> {
     let mut name = std::ffi::OsString::from(".");
     // A long name must not become too long.
     let own = path.file_name().unwrap_or_default();
-    name.push(if own.len() > 200 { "image".as_ref() } else { own });
+    name.push(if own.len() > 200 {
+        "image".as_ref()
+    } else {
+        own
+    });
     name.push(format!(".{}.partial", hex::encode(random)));
     Ok(path.with_file_name(name))
 }
 
 /// An error while writing `path`.
 pub(super) fn write_error(path: &Path, source: io::Error) -> ExportError {
-    ExportError::Write { path: path.to_owned(), source }
-}
-
-/// Says which file could not be written.
-fn at(path: &Path, error: ExportError) -> ExportError {
-    match error {
-        ExportError::Output(source) => write_error(path, source),
-        other => other,
+    ExportError::Write {
+        path: path.to_owned(),
+        source,
     }
 }
