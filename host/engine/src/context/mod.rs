@@ -1,0 +1,2 @@
+pub(crate) mod glob;
+pub(crate) mod ignore;
