@@ -1,1 +1,8 @@
-//! Boots builder VMs and runs steps in them
+//! Boots builder VMs and runs steps in them.
+#![forbid(unsafe_code)]
+
+pub mod accel;
+pub mod disk;
+mod host;
+pub mod image;
+pub mod monitor;

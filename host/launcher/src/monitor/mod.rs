@@ -1,0 +1,6 @@
+//! The monitor: the process that runs a VM.
+
+pub(crate) mod process;
+pub mod qemu;
+pub(crate) mod tail;
+pub mod trampoline;
