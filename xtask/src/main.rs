@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 mod apt;
-mod bench;
 mod ci;
 mod demo;
 #[cfg(test)]
@@ -36,7 +35,6 @@ enum Command {
     Demo(demo::Args),
     Test(test::Args),
     VmTest(test::VmArgs),
-    Bench(bench::Args),
     Ci(ci::Args),
     Setup(setup::Args),
 }
@@ -47,7 +45,6 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::VmTest(args) => test::run_vm(&args),
-        Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Setup(args) => setup::run(&args),
     };
