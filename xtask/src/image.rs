@@ -5,6 +5,7 @@
 //! only where they differ, so no stamp can be out of date.
 
 mod agent;
+mod apt;
 mod kernel;
 
 use std::path::{Path, PathBuf};

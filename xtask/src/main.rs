@@ -4,17 +4,8 @@
 //! otherwise say which packages are missing and how to get them.
 #![forbid(unsafe_code)]
 
-mod apt;
-mod ci;
-mod demo;
-#[cfg(test)]
-mod edges;
 mod image;
-mod setup;
 mod shell;
-mod test;
-#[cfg(test)]
-mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -32,21 +23,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Image(image::Args),
-    Demo(demo::Args),
-    Test(test::Args),
-    VmTest(test::VmArgs),
-    Ci(ci::Args),
-    Setup(setup::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Image(args) => image::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::Test(args) => test::run(&args),
-        Command::VmTest(args) => test::run_vm(&args),
-        Command::Ci(args) => ci::run(&args),
-        Command::Setup(args) => setup::run(&args),
     };
     done.map_or_else(
         |error| {

@@ -1,12 +1,9 @@
 //! Where things are.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use cargo_metadata::MetadataCommand;
-
-use crate::shell;
 
 /// The workspace on disk.
 #[derive(Debug)]
@@ -30,21 +27,6 @@ impl Workspace {
             root: metadata.workspace_root.into_std_path_buf(),
             target: metadata.target_directory.into_std_path_buf(),
         })
-    }
-
-    /// A cargo command in this workspace, with the locked versions of all dependencies.
-    pub(crate) fn cargo(&self, command: &str) -> Command {
-        let mut cargo = self.cargo_unlocked(command);
-        cargo.arg("--locked");
-        cargo
-    }
-
-    /// A cargo command that has nothing to do with dependencies.
-    pub(crate) fn cargo_unlocked(&self, command: &str) -> Command {
-        let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut cargo = shell::command(program, [command]);
-        cargo.current_dir(&self.root);
-        cargo
     }
 
     /// Where `cargo xtask image` leaves the image, and where `cofferdam` looks for it.

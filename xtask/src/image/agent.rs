@@ -33,15 +33,19 @@ pub(super) fn obtain(workspace: &Workspace, given: Option<&Path>) -> Result<Agen
 fn compile(workspace: &Workspace) -> Result<PathBuf> {
     let target = target()?;
     let directory = workspace.target.join("agent");
-    let mut cargo = workspace.cargo("build");
-    cargo.args([
-        "--quiet",
-        "--package",
-        "agent",
-        "--profile",
-        "agent",
-        "--target",
-    ]);
+    let mut cargo = shell::command(
+        std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
+        [
+            "build",
+            "--quiet",
+            "--locked",
+            "--package",
+            "agent",
+            "--profile",
+            "agent",
+            "--target",
+        ],
+    );
     cargo.arg(&target).arg("--target-dir").arg(&directory);
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))

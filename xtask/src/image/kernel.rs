@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use vmimage::{Lookup, canonical};
 
-use crate::apt;
+use super::apt;
 use crate::shell::{self, say};
 use crate::workspace::{make_dir, read, update};
 

@@ -1,4 +1,4 @@
-//! Downloads Debian packages, binary and source, without root and without installing anything.
+//! Downloads Debian packages without root and without installing anything.
 //!
 //! apt itself checks the signatures: package lists against the archive's keys, packages against
 //! the lists. Where the machine's own lists are absent or too old, a private copy is made from
@@ -10,10 +10,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, say};
-use crate::workspace::{make_dir, read, update};
+use crate::workspace::make_dir;
 
 /// Debian's name for this machine's architecture.
-pub(crate) fn architecture() -> Result<String> {
+pub(super) fn architecture() -> Result<String> {
     let printed = shell::text(&mut shell::command("dpkg", ["--print-architecture"])).context(
         "Debian's tools are needed to fetch a kernel; elsewhere give one with --kernel and --modules",
     )?;
@@ -22,7 +22,7 @@ pub(crate) fn architecture() -> Result<String> {
 
 /// Downloads the package on which `package` depends and whose name starts with `prefix`, in
 /// exactly the version that it asks for. Returns the file.
-pub(crate) fn download_dependency(package: &str, prefix: &str, work: &Path) -> Result<PathBuf> {
+pub(super) fn download_dependency(package: &str, prefix: &str, work: &Path) -> Result<PathBuf> {
     let attempt = |lists: &Lists| {
         let wanted = lists.dependency(package, prefix)?;
         lists.download(&wanted, work)
@@ -34,24 +34,6 @@ pub(crate) fn download_dependency(package: &str, prefix: &str, work: &Path) -> R
         ));
         attempt(&Lists::update(work)?)
     })
-}
-
-/// Downloads the upstream archive of a source package into `work` and returns it.
-pub(crate) fn download_source(package: &str, work: &Path) -> Result<PathBuf> {
-    make_dir(work)?;
-    let lists = Lists::with_sources(work)?;
-    let place = emptied(&work.join("source"))?;
-    let mut get = lists.tool("apt-get");
-    get.args(["source", "--download-only", package])
-        .current_dir(&place);
-    shell::output(&mut get)?;
-    for entry in std::fs::read_dir(&place)? {
-        let path = entry?.path();
-        if path.to_string_lossy().contains(".orig.tar.") {
-            return Ok(path);
-        }
-    }
-    bail!("{package} has no upstream archive");
 }
 
 /// Package lists: the machine's, or private ones in a directory of ours.
@@ -73,17 +55,6 @@ impl Lists {
         Ok(lists)
     }
 
-    /// Private lists that have source packages too, which the machine's often lack.
-    fn with_sources(work: &Path) -> Result<Self> {
-        let parts = emptied(&work.join("sources"))?;
-        for path in machine_sources() {
-            let name = path.file_name().unwrap_or_default();
-            let text = String::from_utf8_lossy(&read(&path)?).into_owned();
-            update(&parts.join(name), add_sources(&text).as_bytes())?;
-        }
-        Self::update(work)
-    }
-
     fn tool(&self, program: &str) -> Command {
         // apt would otherwise drop to a user that may not write into our directories.
         let mut command = shell::command(program, ["--quiet=2", "-o", "APT::Sandbox::User=root"]);
@@ -94,13 +65,6 @@ impl Lists {
                     .arg(format!("{key}={}", work.join(place).display()));
             }
             command.args(["-o", "Dir::State::status=/dev/null"]);
-            let parts = work.join("sources");
-            if parts.is_dir() {
-                command
-                    .arg("-o")
-                    .arg(format!("Dir::Etc::sourceparts={}", parts.display()));
-                command.args(["-o", "Dir::Etc::sourcelist=/dev/null"]);
-            }
         }
         command
     }
@@ -114,7 +78,11 @@ impl Lists {
     }
 
     fn download(&self, wanted: &str, work: &Path) -> Result<PathBuf> {
-        let place = emptied(&work.join("download"))?;
+        let place = work.join("download");
+        if place.is_dir() {
+            std::fs::remove_dir_all(&place)?;
+        }
+        make_dir(&place)?;
         shell::output(
             self.tool("apt-get")
                 .args(["download", wanted])
@@ -126,39 +94,6 @@ impl Lists {
         };
         Ok(file?.path())
     }
-}
-
-/// A directory with nothing in it.
-fn emptied(place: &Path) -> Result<PathBuf> {
-    if place.is_dir() {
-        std::fs::remove_dir_all(place)
-            .with_context(|| format!("cannot empty {}", place.display()))?;
-    }
-    make_dir(place)?;
-    Ok(place.canonicalize()?)
-}
-
-/// The files that say where this machine's packages come from.
-fn machine_sources() -> Vec<PathBuf> {
-    let parts = std::fs::read_dir("/etc/apt/sources.list.d")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut files: Vec<PathBuf> = parts.map(|entry| entry.path()).collect();
-    files.push("/etc/apt/sources.list".into());
-    files.retain(|path| path.is_file());
-    files.sort();
-    files
-}
-
-/// Adds source packages to each place that offers binary ones, in both forms of such a file.
-fn add_sources(text: &str) -> String {
-    let line = |line: &str| match (line, line.strip_prefix("deb ")) {
-        ("Types: deb", _) => "Types: deb deb-src\n".to_owned(),
-        (_, Some(place)) => format!("{line}\ndeb-src {place}\n"),
-        (_, None) => format!("{line}\n"),
-    };
-    text.lines().map(line).collect()
 }
 
 /// Finds `Depends: …, NAME (= VERSION), …` with NAME starting with `prefix`.
@@ -179,19 +114,6 @@ fn parse_dependency(record: &str, prefix: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn source_packages_are_added_in_both_forms() {
-        assert_eq!(
-            add_sources("Types: deb\nURIs: u\n"),
-            "Types: deb deb-src\nURIs: u\n"
-        );
-        assert_eq!(
-            add_sources("deb [a=b] u s main"),
-            "deb [a=b] u s main\ndeb-src [a=b] u s main\n"
-        );
-        assert_eq!(add_sources("# deb u"), "# deb u\n");
-    }
 
     #[test]
     fn a_dependency_is_found_with_its_version() {
