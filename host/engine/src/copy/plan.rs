@@ -46,7 +46,11 @@ pub fn plan(
     source: &SourceTree<'_>,
     target: &Rootfs,
 ) -> Result<CopyPlan, CopyError> {
-    let owner = spec.chown.as_deref().map(|owner| target.owner(owner)).transpose()?;
+    let owner = spec
+        .chown
+        .as_deref()
+        .map(|owner| target.owner(owner))
+        .transpose()?;
     let mode = match spec.chmod.as_deref() {
         Some(text) => {
             Some(ModeChange::parse(text).ok_or_else(|| CopyError::Mode(text.to_owned()))?)
@@ -90,8 +94,13 @@ pub fn plan_workdir(
         None => {}
     }
     let (uid, gid) = target.workdir_owner(user)?;
-    let made =
-        super::draft::Meta { mode: WORKDIR_MODE, uid, gid, mtime: UNDATED, xattrs: Vec::new() };
+    let made = super::draft::Meta {
+        mode: WORKDIR_MODE,
+        uid,
+        gid,
+        mtime: UNDATED,
+        xattrs: Vec::new(),
+    };
     draft.directory(&place.path, &made)?;
     Ok(Some(CopyPlan {
         items: draft.finish(),
@@ -112,8 +121,11 @@ impl CopyPlan {
             None => None,
         };
         let known: &[Known] = known.as_ref().map_or(&[], |known| known.as_slice());
-        let entries: Option<Vec<Entry>> =
-            self.items.iter().map(|item| self.entry(item, known)).collect();
+        let entries: Option<Vec<Entry>> = self
+            .items
+            .iter()
+            .map(|item| self.entry(item, known))
+            .collect();
         Some(store::content_id(&entries?))
     }
 
@@ -126,8 +138,12 @@ impl CopyPlan {
             let ItemBody::New(super::draft::Body::File(Bytes::Context(node))) = item.body else {
                 continue;
             };
-            let Ok(at) = written.binary_search_by_key(&node, |(node, _)| *node) else { continue };
-            let Some((_, stat)) = written.get(at) else { continue };
+            let Ok(at) = written.binary_search_by_key(&node, |(node, _)| *node) else {
+                continue;
+            };
+            let Some((_, stat)) = written.get(at) else {
+                continue;
+            };
             let found = find(index, &item.path);
             if let Some(EntryKind::File { size, digest, .. }) = found.map(|entry| &entry.kind)
                 && *size == stat.size
@@ -185,6 +201,8 @@ impl CopyPlan {
 
 fn find<'i>(index: &'i Index, path: &[u8]) -> Option<&'i Entry> {
     let entries = index.entries();
-    let at = entries.binary_search_by(|entry| path::compare(&entry.path, path)).ok()?;
+    let at = entries
+        .binary_search_by(|entry| path::compare(&entry.path, path))
+        .ok()?;
     entries.get(at)
 }
