@@ -62,8 +62,8 @@ impl Writing<'_, '_> {
                 let size = self.header(item, data.len() as u64)?;
                 self.tar.data(data).and_then(|()| self.tar.pad(size)).map_err(CopyError::Write)
             }
-            ItemBody::New(Body::File(Bytes::Rootfs(inode))) => {
-                let root = self.plan.root.as_ref();
+            ItemBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
+                let root = self.plan.roots.get(*root);
                 let Some(data) = root.map(|root| root.open_inode(*inode)).transpose()? else {
                     return Ok(());
                 };
@@ -71,7 +71,6 @@ impl Writing<'_, '_> {
                 self.copy(data, |error| CopyError::Layer(error.into()))?;
                 self.tar.pad(size).map_err(CopyError::Write)
             }
-            ItemBody::New(Body::File(Bytes::Member { .. })) => Ok(()),
             ItemBody::New(
                 Body::Directory
                 | Body::Link(_)

@@ -1,5 +1,6 @@
 //! Whole instructions, from a context or a root to the listing of the layer.
 
+mod archives;
 mod context;
 mod flags;
 mod places;
@@ -149,7 +150,7 @@ impl Kit {
         context: &Context,
         instruction: &str,
     ) -> Result<CopyPlan, CopyError> {
-        plan(&spec(instruction), &SourceTree::Context(context), &self.target)
+        plan(&spec(instruction), &SourceTree::Context(context), &self.target, &Cancel::new())
     }
 
     /// Writes the layer of a plan into the store.
