@@ -191,6 +191,11 @@ impl Context {
         Ok(Reader::new(self, self.scan()?, self.0.root.as_fd()))
     }
 
+    /// Where what is learnt about files is kept.
+    pub(crate) fn store(&self) -> Option<&Store> {
+        self.0.cache.as_ref().map(|(store, _)| store)
+    }
+
     /// The rule that left out the first of the ignored entries, and how many there are.
     pub(crate) fn first_ignored(&self) -> Option<(usize, IgnoredBy)> {
         let (n_ignored, rule) = self.0.scanned.get()?.scan.ignored?;

@@ -62,12 +62,10 @@ pub(super) enum Body {
 pub(super) enum Bytes {
     /// In this file of the context.
     Context(u32),
-    /// In a layer of the source root.
-    Rootfs(Inode),
+    /// In a layer of one of the source roots.
+    Rootfs { root: usize, inode: Inode },
     /// Here.
     Inline { data: Arc<[u8]>, digest: Digest },
-    /// In this member of this archive.
-    Member { archive: usize, member: usize },
 }
 
 /// Identity of a source file: equal for its hard links.
@@ -75,7 +73,6 @@ pub(super) enum Bytes {
 pub(super) enum SameFile {
     Context(u64, u64),
     Rootfs(Inode),
-    Member(usize, usize),
 }
 
 /// Something new.

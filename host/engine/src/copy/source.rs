@@ -158,7 +158,7 @@ impl<'a> Tree for Source<'a> {
     fn kind(&self, node: Node<'a>) -> Kind<'a> {
         match (*self, node) {
             (Source::Context(_, scan), Node::Context(node)) => scan.kind(node),
-            (Source::Rootfs(rootfs), Node::Rootfs(found)) => found.kind(),
+            (Source::Rootfs(_), Node::Rootfs(found)) => found.kind(),
             (Source::Context(..), Node::Rootfs(_)) | (Source::Rootfs(_), Node::Context(_)) => {
                 Kind::Other
             }
@@ -190,7 +190,7 @@ fn rootfs_thing(found: Found<'_>) -> Thing {
     let body = match (&found.entry.kind, found.inode()) {
         (EntryKind::File { .. }, Some(inode)) => {
             let same = Some(SameFile::Rootfs(inode));
-            return Thing::Copy(Body::File(Bytes::Rootfs(inode)), same);
+            return Thing::Copy(Body::File(Bytes::Rootfs { root: 0, inode }), same);
         }
         (EntryKind::Symlink { target }, _) => Body::Link(target.clone()),
         (EntryKind::CharDevice { major, minor }, _) => Body::CharDevice {

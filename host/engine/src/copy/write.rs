@@ -74,8 +74,8 @@ impl Writing<'_, '_> {
                     .and_then(|()| self.tar.pad(size))
                     .map_err(CopyError::Write)
             }
-            ItemBody::New(Body::File(Bytes::Rootfs(inode))) => {
-                let root = self.plan.root.as_ref();
+            ItemBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
+                let root = self.plan.roots.get(*root);
                 let Some(data) = root.map(|root| root.open_inode(*inode)).transpose()? else {
                     return Ok(());
                 };
@@ -83,7 +83,6 @@ impl Writing<'_, '_> {
                 self.copy(data, |error| CopyError::Layer(error.into()))?;
                 self.tar.pad(size).map_err(CopyError::Write)
             }
-            ItemBody::New(Body::File(Bytes::Member { .. })) => Ok(()),
             ItemBody::New(
                 Body::Directory
                 | Body::Link(_)
