@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use engine::Cancel;
-use engine::export::{ExportError, Exported, OutputSpec, Request, export};
+use engine::export::{ExportError, Exported, OutputSpec, Request, check, export};
 use engine::image::{Assembled, HistoryEntry, ImageConfig, ImageError, ImageSource, assemble};
 use store::{Digest, Layer, Store};
 use support::tree::{Item, assert_same, list};
@@ -609,6 +609,8 @@ fn useless_targets_are_refused() {
     let image = image(&store, &[tar_with("a", b"x")]);
     let refused = |spec: &str, reason: &str| {
         let error = write(&store, &image, &[], spec).unwrap_err();
+        let early = check(&spec.parse().unwrap()).map_err(|error| chain(&error));
+        assert_eq!(early, Err(chain(&error)), "{spec}");
         assert!(
             matches!(error, ExportError::Target { .. }),
             "{spec}: {}",
@@ -624,6 +626,10 @@ fn useless_targets_are_refused() {
     );
     refused(&format!("type=local,dest={}", shown(&file)), "is a file");
     refused(
+        &format!("type=oci,tar=false,dest={}", shown(&file)),
+        "is a file",
+    );
+    refused(
         &format!("type=oci,dest={}/no/such", shown(store.dir.path())),
         "directory cannot be used",
     );
@@ -631,6 +637,14 @@ fn useless_targets_are_refused() {
         &format!("type=oci,tar=false,dest={}", shown(store.dir.path())),
         "neither empty nor",
     );
+    for good in [
+        "type=oci,dest=-",
+        "type=tar,dest=/dev/null",
+        "type=local,dest=new/er",
+        "type=image",
+    ] {
+        check(&good.parse().unwrap()).unwrap();
+    }
     // A directory with something in it is in the way of a file.
     let dest = store.path("dest");
     fs::create_dir_all(dest.join("a/b")).unwrap();
