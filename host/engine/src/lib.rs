@@ -2,7 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod cancel;
+pub mod context;
+pub mod copy;
+pub mod dockerfile;
 pub mod event;
 pub mod executor;
+pub mod export;
+mod halt;
+pub mod image;
+pub mod plan;
+pub mod registry;
+pub mod rootfs;
 
 pub use cancel::Cancel;
