@@ -71,3 +71,52 @@ fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// Shows how it ended and decides the exit status.
+fn finish(
+    args: &Args,
+    progress: &Progress,
+    done: Result<BuildResult, Failure>,
+) -> Result<ExitCode, Failure> {
+    match done {
+        Ok(built) => {
+            progress.finish(End { class: None, closing: Vec::new() });
+            if !args.quiet {
+                return Ok(ExitCode::SUCCESS);
+            }
+            super::print(|out| writeln!(out, "{}", built.image.config))
+        }
+        Err(failure) => {
+            let mut closing = failure.lines();
+            if let Err(second) = results::write_failure(args, &failure) {
+                closing.extend(second.lines());
+            }
+            progress.finish(End { class: Some(failure.class), closing });
+            Ok(ExitCode::from(failure.class.status()))
+        }
+    }
+}
+
+/// The engine's error as the user sees it.
+fn failure(error: BuildError) -> Failure {
+    let class = match error.class() {
+        engine::build::Class::User => Class::User,
+        engine::build::Class::Limit => Class::Limit,
+        engine::build::Class::Host => Class::Host,
+        engine::build::Class::Cancelled => Class::Cancelled,
+    };
+    let excerpt = error.excerpt().map(|(place, text)| {
+        // Errors of the parser begin with their place.
+        if text.starts_with(&place) { text.to_owned() } else { format!("{place}\n{text}") }
+    });
+    let mut failure = Failure::new(class, anyhow::Error::msg(String::new()));
+    failure.excerpt = excerpt;
+    if let BuildError::Step { log, .. } = &error {
+        failure.log = Some(log.clone());
+    }
+    if let BuildError::Dockerfile(wrong) = &error {
+        failure.hint.clone_from(&wrong.hint);
+    }
+    failure.error = error.into();
+    failure
+}
