@@ -75,11 +75,3 @@ pub(crate) fn content(id: ContentId) -> StepKey {
     parts.add("layer", &id.digest().0);
     parts.finish()
 }
-
-/// Key of an ADD that unpacks archives: known without reading them again.
-#[must_use]
-pub(crate) fn definition(definition: Digest) -> StepKey {
-    let mut parts = Parts::new("definition");
-    parts.add("definition", &definition.0);
-    parts.finish()
-}

@@ -293,7 +293,7 @@ impl Steps<'_> {
             .as_deref()
             .map_or(SourceTree::Context(self.context), SourceTree::Rootfs);
         let plan =
-            copy::plan(spec, &source, &target).map_err(|source| self.copy_error(at, source))?;
+            copy::plan(spec, &source, &target, self.cancel).map_err(|source| self.copy_error(at, source))?;
         for warning in &plan.warnings {
             self.tracker.warn(warning.clone(), Some(at.step.line));
         }
@@ -348,12 +348,6 @@ impl Steps<'_> {
 
     /// Some content was never read before: write first, then see whether that layer was known.
     fn make_unknown(&self, at: &At<'_>, plan: &CopyPlan, afresh: bool) -> Tried {
-        let definition = plan.definition().map(keys::definition);
-        if let (Some(key), false) = (definition, afresh)
-            && let Some(layer) = self.store.peek(key)?
-        {
-            return hit(layer);
-        }
         let layer = self.write(at, plan)?;
         let key = keys::content(layer.content_id);
         let known = if afresh { None } else { self.store.peek(key)? };
@@ -366,9 +360,6 @@ impl Steps<'_> {
             Some(layer) => layer,
             None => self.bind(key, layer, afresh)?,
         };
-        if let Some(key) = definition {
-            self.bind(key, layer.clone(), afresh)?;
-        }
         Ok(Attempt::Done((Some(layer), outcome)))
     }
 
