@@ -146,10 +146,16 @@ mod tests {
         let items: Vec<usize> = (0..1000).collect();
         let halt = Halt::new(&Cancel::new());
         let done = AtomicUsize::new(0);
-        let outcome = each(&items, 2, &halt, || Ok(()), |(), n| {
-            done.fetch_add(1, Ordering::Relaxed);
-            if *n == 3 { Err(Failure::Three) } else { Ok(()) }
-        });
+        let outcome = each(
+            &items,
+            2,
+            &halt,
+            || Ok(()),
+            |(), n| {
+                done.fetch_add(1, Ordering::Relaxed);
+                if *n == 3 { Err(Failure::Three) } else { Ok(()) }
+            },
+        );
         assert_eq!(outcome, Err(Failure::Three));
         assert!(halt.is_stopped());
     }
@@ -158,10 +164,16 @@ mod tests {
     fn a_cancelled_group_gives_no_partial_result() {
         let cancel = Cancel::new();
         let halt = Halt::new(&cancel);
-        let outcome = each(&[1, 2, 3], 1, &halt, || Ok(()), |(), n| {
-            cancel.cancel();
-            Ok(*n)
-        });
+        let outcome = each(
+            &[1, 2, 3],
+            1,
+            &halt,
+            || Ok(()),
+            |(), n| {
+                cancel.cancel();
+                Ok(*n)
+            },
+        );
         assert_eq!(outcome, Err(Failure::Stopped));
     }
 

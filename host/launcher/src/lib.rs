@@ -6,3 +6,8 @@ pub mod disk;
 mod host;
 pub mod image;
 pub mod monitor;
+mod session;
+
+pub use accel::Accel;
+pub use image::VmImage;
+pub use session::{Lost, SessionError};

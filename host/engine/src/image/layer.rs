@@ -127,7 +127,8 @@ fn unpack(
     writer: &mut LayerWriter,
     compressed: u64,
 ) -> Result<(), Trouble> {
-    let limit = MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
+    let limit =
+        MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
     let mut plain = decompressor(BufReader::with_capacity(PIECE, blob))
         .map_err(|error| Trouble::Unpack(error.to_string()))?;
     let mut piece = vec![0; PIECE];

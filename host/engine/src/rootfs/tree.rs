@@ -38,7 +38,11 @@ impl Node {
     }
 
     fn new(name: &[u8], origin: Option<Origin>) -> Self {
-        Self { name: name.into(), origin, children: Vec::new() }
+        Self {
+            name: name.into(),
+            origin,
+            children: Vec::new(),
+        }
     }
 
     /// The child called `name`.
@@ -55,7 +59,9 @@ impl Node {
         // Entries come in order, so most new names belong at the end.
         match self.children.last() {
             Some(last) if *last.name < *name => Err(self.children.len()),
-            _ => self.children.binary_search_by(|child| child.name.as_ref().cmp(name)),
+            _ => self
+                .children
+                .binary_search_by(|child| child.name.as_ref().cmp(name)),
         }
     }
 
@@ -103,8 +109,13 @@ pub(crate) fn apply<'a>(
     for (at, entry) in entries.iter().enumerate() {
         let Ok(at) = u32::try_from(at) else { break };
         let is_directory = |origin: Origin| {
-            let list = if origin.layer == layer { entries } else { entries_of(origin.layer) };
-            list.get(origin.entry as usize).is_some_and(|e| e.kind == EntryKind::Directory)
+            let list = if origin.layer == layer {
+                entries
+            } else {
+                entries_of(origin.layer)
+            };
+            list.get(origin.entry as usize)
+                .is_some_and(|e| e.kind == EntryKind::Directory)
         };
         let (dir, name) = path::split(&entry.path);
         let parent = |new| descend(new, dir, &is_directory);
@@ -173,7 +184,9 @@ fn set(parent: &mut Node, name: &[u8], origin: Origin, directory: bool) {
 
 /// The file that a hard link of this layer names: in the layer itself, else in those below.
 fn linked(lower: &Node, layer: u32, entries: &[Entry], target: &[u8]) -> Option<Origin> {
-    let here = entries.binary_search_by(|entry| path::compare(&entry.path, target)).ok();
+    let here = entries
+        .binary_search_by(|entry| path::compare(&entry.path, target))
+        .ok();
     match here.and_then(|at| Some((u32::try_from(at).ok()?, entries.get(at)?))) {
         Some((at, entry)) if matches!(entry.kind, EntryKind::File { .. }) => {
             Some(Origin { layer, entry: at })

@@ -1,0 +1,1 @@
+//! The context on disk, with all that can be wrong with it.
