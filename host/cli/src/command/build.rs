@@ -54,9 +54,7 @@ fn build(
     let executor = executor(args, &store)?;
     let built = engine::build::build(request, &store, &executor, progress, cancel);
     executor.shutdown();
-    if let Err(error) = store.close() {
-        log::warn!("cannot leave the store in order; the next command will: {error}");
-    }
+    common.close(store);
     built.map_err(failure)
 }
 
