@@ -127,6 +127,7 @@ fn unpack(
     writer: &mut LayerWriter,
     compressed: u64,
 ) -> Result<(), Trouble> {
+    let halt = blob.job.halt;
     let limit =
         MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
     let mut plain = decompressor(BufReader::with_capacity(PIECE, blob))
@@ -134,6 +135,10 @@ fn unpack(
     let mut piece = vec![0; PIECE];
     let mut total: u64 = 0;
     loop {
+        // A little input can unpack to very much, so it does not suffice to look when reading.
+        if halt.is_stopped() {
+            return Err(Trouble::Unpack("stopped".to_owned()));
+        }
         let count = match plain.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
