@@ -129,6 +129,11 @@ impl Ring {
     fn used_at(&self) -> u64 {
         self.at + 0x4000
     }
+
+    /// Puts the ring somewhere else. To be called before it starts.
+    pub(crate) fn move_to(&mut self, at: u64) {
+        self.at = at;
+    }
 }
 
 /// The guest.
@@ -285,6 +290,23 @@ impl Guest {
         if flags & 1 == 0 {
             ring.kick.write(1).unwrap();
         }
+    }
+
+    /// Kicks, whatever the device wants.
+    pub(crate) fn ring_bell(&self, ring: usize) {
+        self.rings[ring].kick.write(1).unwrap();
+    }
+
+    /// Waits until the device has hung up on the monitor.
+    pub(crate) fn frontend_is_gone(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.frontend.get_features().is_err() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
     }
 
     /// The next chain that the device has given back, and how much it wrote.
