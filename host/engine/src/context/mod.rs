@@ -15,6 +15,8 @@ mod descent;
 pub(crate) mod glob;
 pub(crate) mod ignore;
 mod missing;
+#[cfg(test)]
+mod model;
 mod open;
 pub(crate) mod scan;
 pub(crate) mod stat;

@@ -69,18 +69,19 @@ pub(super) fn prepare(
         platform,
         ..manifest_blob.descriptor.clone()
     };
-    let mut seen = BTreeSet::new();
-    let blobs = layers
-        .into_iter()
-        .chain([config, manifest_blob])
-        .filter(|blob| seen.insert(blob.descriptor.digest))
-        .collect();
     Ok(Prepared {
-        blobs,
         entries: entries(&entry, names),
-        manifest,
         names: names.iter().map(ToString::to_string).collect(),
+        blobs: each_once(layers, [config, manifest_blob]),
+        manifest,
     })
+}
+
+fn each_once(layers: Vec<Blob>, others: [Blob; 2]) -> Vec<Blob> {
+    let mut seen = BTreeSet::new();
+    let all = layers.into_iter().chain(others);
+    all.filter(|blob| seen.insert(blob.descriptor.digest))
+        .collect()
 }
 
 fn here(media_type: &str, bytes: Vec<u8>) -> Blob {

@@ -259,7 +259,7 @@ impl State {
             .exposed_ports
             .iter()
             .chain(&config.volumes)
-            .map(|name| name.len() + 32);
+            .map(|name| name.len() + 64);
         let labels = config
             .labels
             .iter()

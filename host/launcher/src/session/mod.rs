@@ -42,7 +42,7 @@ pub use error::{Lost, SessionError};
 pub(crate) use limits::Limits;
 use link::Frames;
 pub(crate) use link::{Door, Link};
-use pulse::Pulse;
+pub(crate) use pulse::Pulse;
 pub(crate) use reply::Pending;
 
 /// Requests that wait to be written. Each may hold a message of its longest size, and a guest that

@@ -3,6 +3,7 @@
 mod archives;
 mod context;
 mod flags;
+mod model;
 mod places;
 mod roots;
 mod sources;

@@ -13,6 +13,9 @@ use super::scope::Scope;
 use super::text::{clean_path, plain_list, quoted_list};
 use crate::dockerfile::{Command, Fault, Instruction, Kind, Pairs, Variables as _};
 
+/// What a port counts in the size of a plan, beyond its text: a place in two sets.
+const PORT_WEIGHT: usize = 64;
+
 impl Work<'_, '_> {
     /// Evaluates one instruction.
     pub(super) fn step(&mut self, at: &Instruction) -> Result<(), Fault> {
@@ -155,6 +158,7 @@ impl Work<'_, '_> {
                 all.extend(new);
             }
         }
+        self.all.charge(known.len() * PORT_WEIGHT)?;
         self.state.config.exposed_ports.extend(known);
         self.push_meta(at, format!("EXPOSE {}", plain_list(&all)))
     }
