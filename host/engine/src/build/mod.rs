@@ -332,9 +332,7 @@ impl Build<'_> {
                 .iter()
                 .map(|id| {
                     self.store.layer(*id)?.ok_or_else(|| {
-                        BuildError::Store(store::StoreError::Missing {
-                            what: format!("layer {id}"),
-                        })
+                        BuildError::Store(store::StoreError::Unknown(format!("layer {id}")))
                     })
                 })
                 .collect();

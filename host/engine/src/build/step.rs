@@ -144,7 +144,7 @@ impl Steps<'_> {
 
     /// Says whom the step waits for.
     fn wait_for(&self, at: &At<'_>, owner: &store::Owner) {
-        let what = format!("waiting for the same step in another build ({owner})");
+        let what = format!("waiting for the same step in `{}`", owner.command);
         self.tracker.status(at.number, what, 0, 0);
     }
 }
