@@ -35,7 +35,7 @@ const SOCKET: &str = "vsock";
 
 /// A guest that runs on the processor reaches its agent in about a second. One that has not
 /// written a byte to its console by then never will: some nested hosts hang a guest silently.
-const SILENCE: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How often a boot looks at its monitor and at the cancel.
 const TICK: Duration = Duration::from_millis(20);
@@ -279,7 +279,7 @@ fn first_connection(
 /// one where several VMs share few processors.
 fn boot_limit(engine: Engine) -> Duration {
     match engine {
-        Engine::Kvm => Duration::from_secs(60),
+        Engine::Kvm => Duration::from_secs(40),
         Engine::Tcg => Duration::from_secs(240),
     }
 }
