@@ -3,6 +3,7 @@
 
 pub mod accel;
 pub mod disk;
+mod executor;
 mod host;
 pub mod image;
 pub mod monitor;
@@ -11,6 +12,7 @@ mod session;
 mod vm;
 
 pub use accel::Accel;
+pub use executor::VmExecutor;
 pub use image::VmImage;
 pub use options::{Notice, Options, Watcher};
 pub use session::{Lost, SessionError};

@@ -213,13 +213,9 @@ fn start_monitor(
         network: context.options.network,
     };
     let path = dir.join("lock");
-    let row = context.home.record(&Thing::Monitor { lock: path.clone() });
-    parts.monitor_row = Some(row.map_err(BootError::Record)?);
-    let lock = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
+    let unborn = Thing::Monitor { lock: path.clone(), pid: 0 };
+    parts.monitor_row = Some(context.home.record(&unborn).map_err(BootError::Record)?);
+    let lock = File::options().read(true).write(true).create_new(true).open(&path)?;
     lock.lock()?;
     let spec = Spec {
         program: context.qemu.program.clone(),
@@ -229,6 +225,13 @@ fn start_monitor(
     };
     let monitor = Arc::new(Monitor::start(spec, &context.options.trampoline)?);
     parts.monitor = Some(Arc::clone(&monitor));
+    // Now that it has a process id, its record says which: the lock alone proves that it lives,
+    // but does not say whom to end.
+    let born = Thing::Monitor { lock: path, pid: monitor.id() };
+    let row = context.home.record(&born).map_err(BootError::Record)?;
+    if let Some(unborn) = parts.monitor_row.replace(row) {
+        unborn.remove().map_err(BootError::Record)?;
+    }
     Ok(monitor)
 }
 

@@ -52,8 +52,10 @@ struct PlainRow(Arc<Mutex<Vec<Thing>>>, Thing);
 
 impl Row for PlainRow {
     fn remove(self: Box<Self>) -> Result<(), HomeError> {
-        let (Thing::Monitor { lock: path } | Thing::Disk(path) | Thing::Directory(path)) = &self.1;
-        if let Thing::Monitor { lock } = &self.1 {
+        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) = &self.1;
+        if let Thing::Monitor { pid: 0, .. } = &self.1 {
+            // It was replaced by one that knows the process.
+        } else if let Thing::Monitor { lock, .. } = &self.1 {
             // Free, if it still exists: nobody holds it any more.
             if let Ok(file) = fs::File::open(lock) {
                 file.try_lock()?;
@@ -77,7 +79,7 @@ impl Home for Plain {
     }
 
     fn record(&self, thing: &Thing) -> Result<Box<dyn Row>, HomeError> {
-        let (Thing::Monitor { lock: path } | Thing::Disk(path) | Thing::Directory(path)) = thing;
+        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) = thing;
         assert!(
             matches!(thing, Thing::Disk(_)) || !path.exists(),
             "recorded before it is made"
