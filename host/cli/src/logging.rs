@@ -14,7 +14,11 @@ pub(crate) fn start() {
     let filter = env_logger::Env::new().filter_or("COFFERDAM_LOG", "warn");
     let target = env_logger::Target::Pipe(Box::new(Sink));
     // Fails only if it was done before.
-    env_logger::Builder::from_env(filter).target(target).format_timestamp(None).try_init().ok();
+    env_logger::Builder::from_env(filter)
+        .target(target)
+        .format_timestamp(None)
+        .try_init()
+        .ok();
 }
 
 /// Sends records to `show` from now on.
@@ -27,7 +31,10 @@ struct Sink;
 
 impl Write for Sink {
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        let show = DISPLAY.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let show = DISPLAY
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         match show {
             Some(show) => show(String::from_utf8_lossy(record).trim_end().to_owned()),
             None => io::stderr().write_all(record)?,

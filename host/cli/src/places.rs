@@ -10,16 +10,24 @@ const INSTALLED: &str = "/usr/lib/cofferdam/vm";
 
 /// The directory of the store: as given, else by the XDG rules.
 pub(crate) fn store(given: Option<&Path>) -> Result<PathBuf, Failure> {
-    given.map(Path::to_owned).or_else(|| data(&Environment::real())).ok_or_else(|| {
-        Failure::usage("neither HOME nor XDG_DATA_HOME is set; say where the store is with --store")
-    })
+    given
+        .map(Path::to_owned)
+        .or_else(|| data(&Environment::real()))
+        .ok_or_else(|| {
+            Failure::usage(
+                "neither HOME nor XDG_DATA_HOME is set; say where the store is with --store",
+            )
+        })
 }
 
 /// The directory of the VM image: as given, else the first of the usual ones that has an image;
 /// without any, the one where it is expected first, for the message.
 pub(crate) fn vm_image(given: Option<&Path>) -> PathBuf {
     let has_image = |dir: &Path| dir.join("image.json").is_file();
-    given.map_or_else(|| choose(&candidates(&Environment::real()), has_image), Path::to_owned)
+    given.map_or_else(
+        || choose(&candidates(&Environment::real()), has_image),
+        Path::to_owned,
+    )
 }
 
 /// What these rules read, so that they can be tested.
@@ -34,7 +42,9 @@ impl Environment {
     fn real() -> Self {
         // A relative path in these variables means nothing, by the XDG specification.
         let absolute = |name: &str| {
-            env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+            env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
         };
         Self {
             data_home: absolute("XDG_DATA_HOME"),
@@ -45,12 +55,24 @@ impl Environment {
 }
 
 fn data(environment: &Environment) -> Option<PathBuf> {
-    let share = || environment.home.as_ref().map(|home| home.join(".local/share"));
-    environment.data_home.clone().or_else(share).map(|data| data.join("cofferdam"))
+    let share = || {
+        environment
+            .home
+            .as_ref()
+            .map(|home| home.join(".local/share"))
+    };
+    environment
+        .data_home
+        .clone()
+        .or_else(share)
+        .map(|data| data.join("cofferdam"))
 }
 
 fn candidates(environment: &Environment) -> Vec<PathBuf> {
-    let beside = environment.program.as_ref().and_then(|program| program.parent()?.parent());
+    let beside = environment
+        .program
+        .as_ref()
+        .and_then(|program| program.parent()?.parent());
     let mut dirs: Vec<PathBuf> = beside.map(|dir| dir.join("vmimage")).into_iter().collect();
     dirs.extend(data(environment).map(|data| data.join("vm")));
     dirs.push(INSTALLED.into());
@@ -58,7 +80,10 @@ fn candidates(environment: &Environment) -> Vec<PathBuf> {
 }
 
 fn choose(candidates: &[PathBuf], has_image: impl Fn(&Path) -> bool) -> PathBuf {
-    let found = candidates.iter().find(|dir| has_image(dir)).or_else(|| candidates.first());
+    let found = candidates
+        .iter()
+        .find(|dir| has_image(dir))
+        .or_else(|| candidates.first());
     found.cloned().unwrap_or_else(|| INSTALLED.into())
 }
 
@@ -77,7 +102,10 @@ mod tests {
     #[test]
     fn the_store_follows_the_xdg_rules() {
         let mut environment = environment();
-        assert_eq!(data(&environment), Some("/home/ann/.local/share/cofferdam".into()));
+        assert_eq!(
+            data(&environment),
+            Some("/home/ann/.local/share/cofferdam".into())
+        );
         environment.data_home = Some("/data".into());
         assert_eq!(data(&environment), Some("/data/cofferdam".into()));
         assert_eq!(data(&Environment::default()), None);
@@ -86,11 +114,17 @@ mod tests {
     #[test]
     fn the_image_is_looked_for_beside_the_program_then_at_home_then_in_the_system() {
         let dirs = candidates(&environment());
-        let want =
-            ["/work/target/vmimage", "/home/ann/.local/share/cofferdam/vm", "/usr/lib/cofferdam/vm"];
+        let want = [
+            "/work/target/vmimage",
+            "/home/ann/.local/share/cofferdam/vm",
+            "/usr/lib/cofferdam/vm",
+        ];
         assert_eq!(dirs, want.map(PathBuf::from));
         let choice = |has: &str| choose(&dirs, |dir| dir == Path::new(has));
-        assert_eq!(choice("/usr/lib/cofferdam/vm"), Path::new("/usr/lib/cofferdam/vm"));
+        assert_eq!(
+            choice("/usr/lib/cofferdam/vm"),
+            Path::new("/usr/lib/cofferdam/vm")
+        );
         assert_eq!(choice("/nowhere"), Path::new("/work/target/vmimage"));
     }
 }

@@ -30,11 +30,13 @@ pub(crate) fn watch(cancel: &Cancel, told: impl Fn() + Send + 'static) -> io::Re
     }
     let mut signals = Signals::new(ending)?;
     let cancel = cancel.clone();
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            cancel.cancel();
-            told();
-        }
-    })?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                cancel.cancel();
+                told();
+            }
+        })?;
     Ok(())
 }

@@ -26,12 +26,14 @@ pub(crate) fn write<const N: usize>(
         }
     }
     for line in lines() {
-        let cells = line.iter().zip(widths).zip(columns).map(|((cell, width), (_, side))| {
-            match side {
-                Side::Left => format!("{cell:<width$}"),
-                Side::Right => format!("{cell:>width$}"),
-            }
-        });
+        let cells =
+            line.iter()
+                .zip(widths)
+                .zip(columns)
+                .map(|((cell, width), (_, side))| match side {
+                    Side::Left => format!("{cell:<width$}"),
+                    Side::Right => format!("{cell:>width$}"),
+                });
         let text = cells.collect::<Vec<_>>().join("   ");
         writeln!(out, "{}", text.trim_end())?;
     }
@@ -67,7 +69,11 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let mut out = Vec::new();
         let rows = [["app:1", "1.0MiB", "x"], ["a", "900B", ""]].map(|row| row.map(str::to_owned));
-        let columns = [("NAME", Side::Left), ("SIZE", Side::Right), ("NOTE", Side::Left)];
+        let columns = [
+            ("NAME", Side::Left),
+            ("SIZE", Side::Right),
+            ("NOTE", Side::Left),
+        ];
         write(&mut out, columns, &rows).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),

@@ -16,13 +16,19 @@ pub(crate) fn pair(text: &str) -> Result<Pair, String> {
     if key.is_empty() {
         return Err("the name before `=` is missing".into());
     }
-    Ok(Pair { key: key.into(), value })
+    Ok(Pair {
+        key: key.into(),
+        value,
+    })
 }
 
 /// Reads `NAME=VALUE`.
 pub(crate) fn assignment(text: &str) -> Result<(String, String), String> {
     match pair(text)? {
-        Pair { key, value: Some(value) } => Ok((key, value)),
+        Pair {
+            key,
+            value: Some(value),
+        } => Ok((key, value)),
         Pair { value: None, .. } => Err("write it as NAME=VALUE".into()),
     }
 }
@@ -34,15 +40,21 @@ pub(crate) fn host(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .or_else(|| text.split_once(':'))
         .ok_or("write it as HOST:IP")?;
-    let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    let address = address
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(address);
     if address == "host-gateway" {
-        return Err("steps run in a VM that does not reach the host, so there is no host-gateway".into());
+        return Err(
+            "steps run in a VM that does not reach the host, so there is no host-gateway".into(),
+        );
     }
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(format!("`{name}` is no host name"));
     }
-    let parsed: std::net::IpAddr =
-        address.parse().map_err(|_| format!("`{address}` is no IP address"))?;
+    let parsed: std::net::IpAddr = address
+        .parse()
+        .map_err(|_| format!("`{address}` is no IP address"))?;
     Ok((parsed.to_string(), name.to_owned()))
 }
 

@@ -9,10 +9,11 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 use engine::Cancel;
-use engine::export::{ExportError, Exported, OutputSpec, Request, export};
+use engine::export::{ExportError, Exported, OutputSpec, Request, check, export};
 use engine::image::{Assembled, HistoryEntry, ImageConfig, ImageError, ImageSource, assemble};
 use store::{Digest, Layer, Store};
 use support::tree::{Item, assert_same, list};
@@ -609,6 +610,8 @@ fn useless_targets_are_refused() {
     let image = image(&store, &[tar_with("a", b"x")]);
     let refused = |spec: &str, reason: &str| {
         let error = write(&store, &image, &[], spec).unwrap_err();
+        let early = check(&spec.parse().unwrap()).map_err(|error| chain(&error));
+        assert_eq!(early, Err(chain(&error)), "{spec}");
         assert!(
             matches!(error, ExportError::Target { .. }),
             "{spec}: {}",
@@ -624,6 +627,10 @@ fn useless_targets_are_refused() {
     );
     refused(&format!("type=local,dest={}", shown(&file)), "is a file");
     refused(
+        &format!("type=oci,tar=false,dest={}", shown(&file)),
+        "is a file",
+    );
+    refused(
         &format!("type=oci,dest={}/no/such", shown(store.dir.path())),
         "directory cannot be used",
     );
@@ -631,6 +638,14 @@ fn useless_targets_are_refused() {
         &format!("type=oci,tar=false,dest={}", shown(store.dir.path())),
         "neither empty nor",
     );
+    for good in [
+        "type=oci,dest=-",
+        "type=tar,dest=/dev/null",
+        "type=local,dest=new/er",
+        "type=image",
+    ] {
+        check(&good.parse().unwrap()).unwrap();
+    }
     // A directory with something in it is in the way of a file.
     let dest = store.path("dest");
     fs::create_dir_all(dest.join("a/b")).unwrap();
@@ -770,4 +785,134 @@ fn a_base_layer_that_went_away_is_an_error() {
         None,
     );
     assert!(matches!(outcome, Err(ImageError::Unusable { .. })));
+}
+
+/// Runs one of these tests again as another process, with `value` in the variable `name`.
+fn again(test: &str, name: &str, value: &Path, wrapper: &[&str]) -> std::process::Output {
+    let me = std::env::current_exe().unwrap();
+    // Somebody else may not be allowed to run it where it is.
+    let copy = value.join("test-program");
+    fs::copy(me, &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let args = [wrapper, &[shown(&copy), "--exact", test, "--nocapture"]].concat();
+    std::process::Command::new("timeout")
+        .arg("60")
+        .args(args)
+        .env(name, value)
+        .env("TMPDIR", value)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn without_privileges_files_are_the_callers_and_devices_are_left_out() {
+    const NAME: &str = "COFFERDAM_TEST_UNPRIVILEGED";
+    if is_root() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let wrapper = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ];
+        let test = "without_privileges_files_are_the_callers_and_devices_are_left_out";
+        let output = again(test, NAME, dir.path(), &wrapper);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+        return;
+    }
+    let store = TestStore::new();
+    let image = image(&store, &rich());
+    let dest = store.path("dest");
+    let done = write(&store, &image, &[], shown(&dest)).unwrap();
+    let devices = done
+        .warnings
+        .iter()
+        .filter(|text| text.contains("is a device"))
+        .count();
+    assert_eq!(devices, 2, "{:?}", done.warnings);
+    let files = list(&dest);
+    assert_eq!(
+        files["setuid"].mode, 0o755,
+        "a set-user-id file would now be the caller's"
+    );
+    assert_eq!(files["setuid"].mtime, (1_200_000_000, 123_456_789));
+    assert_eq!(files["closed"].mode, 0o555);
+    assert_eq!(files["pipe"].kind, "pipe");
+    assert!(!files.contains_key("null"));
+    let me = nix::unistd::geteuid().as_raw();
+    assert!(files.values().all(|item| item.owner.0 == me));
+    // What cannot be entered or removed otherwise.
+    for dir in ["closed", "hidden"] {
+        fs::set_permissions(dest.join(dir), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// Whoever is killed while it writes leaves nothing that looks like a result, and the next who
+/// opens the store removes the rest.
+#[test]
+fn a_killed_export_leaves_the_old_target_and_its_rest_is_removed() {
+    const NAME: &str = "COFFERDAM_TEST_KILLED";
+    let specs = |dir: &Path| {
+        let dir = shown(dir).to_owned();
+        [
+            "type=oci,dest=",
+            "type=docker,compression=uncompressed,dest=",
+            "type=tar,dest=",
+        ]
+        .map(|kind| format!("{kind}{dir}/file"))
+        .into_iter()
+        .chain(["type=oci,tar=false,dest=", "type=local,dest="].map(|k| format!("{k}{dir}/new")))
+        .collect::<Vec<String>>()
+    };
+    if let Some(dir) = std::env::var_os(NAME) {
+        let dir = Path::new(&dir);
+        let store = support::open_store(&dir.join("store"));
+        let image = image(&store, &[tar_with("a", &noise(5_000_000, 1))]);
+        let which: usize = fs::read_to_string(dir.join("which"))
+            .unwrap()
+            .parse()
+            .unwrap();
+        let spec: OutputSpec = specs(dir)[which].parse().unwrap();
+        let request = Request {
+            store: &store,
+            image: &image,
+            names: &[],
+            spec: &spec,
+            epoch: None,
+        };
+        let report = |progress: engine::image::Progress| {
+            if progress.current > 1_000_000 && !progress.what.ends_with("compressing") {
+                let me = nix::unistd::getpid();
+                nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+        };
+        export(&request, &mut std::io::sink(), &report, &Cancel::new()).unwrap();
+        panic!("still alive");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "old").unwrap();
+    for which in 0..specs(dir.path()).len() {
+        fs::write(dir.path().join("which"), which.to_string()).unwrap();
+        let test = "a_killed_export_leaves_the_old_target_and_its_rest_is_removed";
+        let output = again(test, NAME, dir.path(), &[]);
+        assert_eq!(output.status.signal(), Some(9), "{output:?}");
+        assert_eq!(fs::read_to_string(dir.path().join("file")).unwrap(), "old");
+        assert!(!dir.path().join("new").exists());
+        let partial = || {
+            fs::read_dir(dir.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.ends_with(".partial"))
+                .count()
+        };
+        assert_eq!(partial(), 1, "spec {which}");
+        let store = support::open_store(&dir.path().join("store"));
+        assert_eq!(partial(), 0, "spec {which}");
+        support::close_clean(store);
+    }
 }

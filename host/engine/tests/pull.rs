@@ -1,5 +1,9 @@
 //! Images out of registries: a real one, and one that misbehaves.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, and one tells its parent how it went"
+)]
 
 mod support;
 
@@ -437,4 +441,47 @@ fn html_instead_of_a_manifest_is_explained() {
         "{}",
         chain(&error)
     );
+}
+
+/// Everywhere but on this machine itself, registries are spoken to with TLS.
+#[test]
+fn other_hosts_are_spoken_to_with_tls_and_must_be_who_they_say() {
+    const NAME: &str = "COFFERDAM_TEST_TLS_IMAGE";
+    // The trusted certificates come from the environment, which a program cannot safely change for
+    // itself: this test runs itself again as another process.
+    if let Ok(name) = std::env::var(NAME) {
+        let store = TestStore::new();
+        let outcome = find(&store, &named(&name)).map_err(|error| chain(&error));
+        print!("outcome: {:?}", outcome.map(|base| base.layers.len()));
+        return;
+    }
+    if !support::has("openssl") {
+        return;
+    }
+    let Some(registry) = Registry::start_with_tls() else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut layout = LayoutDir::new(dir.path());
+    let image = layout.image(
+        "amd64",
+        &[TestLayer::new(tar_with("a", b"one"), Form::Gzip)],
+    );
+    layout.tag(image, "v1");
+    registry.push(&layout, "v1", "app:1");
+    let again = |trusted: &std::path::Path| {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("other_hosts_are_spoken_to_with_tls_and_must_be_who_they_say")
+            .env(NAME, registry.name("app:1"))
+            .env("SSL_CERT_FILE", trusted)
+            .env_remove("SSL_CERT_DIR")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let trusted = again(&registry.path("ca.pem"));
+    assert!(trusted.contains("outcome: Ok(1)"), "{trusted}");
+    let stranger = again(&registry.path("other-ca.pem"));
+    assert!(stranger.contains("certificate"), "{stranger}");
 }

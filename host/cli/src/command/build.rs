@@ -54,9 +54,7 @@ fn build(
     let executor = executor(args, &store)?;
     let built = engine::build::build(request, &store, &executor, progress, cancel);
     executor.shutdown();
-    if let Err(error) = store.close() {
-        log::warn!("cannot leave the store in order; the next command will: {error}");
-    }
+    common.close(store);
     built.map_err(failure)
 }
 
@@ -70,4 +68,53 @@ fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
         return Err(Failure::usage("will not write an archive to a terminal; add dest=FILE to --output"));
     }
     Ok(())
+}
+
+/// Shows how it ended and decides the exit status.
+fn finish(
+    args: &Args,
+    progress: &Progress,
+    done: Result<BuildResult, Failure>,
+) -> Result<ExitCode, Failure> {
+    match done {
+        Ok(built) => {
+            progress.finish(End { class: None, closing: Vec::new() });
+            if !args.quiet {
+                return Ok(ExitCode::SUCCESS);
+            }
+            super::print(|out| writeln!(out, "{}", built.image.config))
+        }
+        Err(failure) => {
+            let mut closing = failure.lines();
+            if let Err(second) = results::write_failure(args, &failure) {
+                closing.extend(second.lines());
+            }
+            progress.finish(End { class: Some(failure.class), closing });
+            Ok(ExitCode::from(failure.class.status()))
+        }
+    }
+}
+
+/// The engine's error as the user sees it.
+fn failure(error: BuildError) -> Failure {
+    let class = match error.class() {
+        engine::build::Class::User => Class::User,
+        engine::build::Class::Limit => Class::Limit,
+        engine::build::Class::Host => Class::Host,
+        engine::build::Class::Cancelled => Class::Cancelled,
+    };
+    let excerpt = error.excerpt().map(|(place, text)| {
+        // Errors of the parser begin with their place.
+        if text.starts_with(&place) { text.to_owned() } else { format!("{place}\n{text}") }
+    });
+    let mut failure = Failure::new(class, anyhow::Error::msg(String::new()));
+    failure.excerpt = excerpt;
+    if let BuildError::Step { log, .. } = &error {
+        failure.log = Some(log.clone());
+    }
+    if let BuildError::Dockerfile(wrong) = &error {
+        failure.hint.clone_from(&wrong.hint);
+    }
+    failure.error = error.into();
+    failure
 }

@@ -80,6 +80,13 @@ impl Common {
         let options = OpenOptions { command: self.line.clone(), read_only };
         Store::open(&self.store_dir()?, &options).map_err(Failure::host)
     }
+
+    /// Leaves the store. If that fails, the next command settles it.
+    fn close(&self, store: Store) {
+        if let Err(error) = store.close() {
+            log::warn!("{}: cannot leave the store in order: {error}", self.line);
+        }
+    }
 }
 
 /// Runs the program.

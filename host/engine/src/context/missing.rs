@@ -28,7 +28,11 @@ pub enum Missing {
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ignored(IgnoredBy { file, line, pattern }) => {
+            Self::Ignored(IgnoredBy {
+                file,
+                line,
+                pattern,
+            }) => {
                 write!(f, "it is ignored by {file} line {line}: `{pattern}`")
             }
             Self::Outside => f.write_str(

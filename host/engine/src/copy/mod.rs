@@ -9,6 +9,7 @@
 //! Paths are resolved inside the root they belong to, on the source side and on the target
 //! side, so no link of an image leads anywhere on the host.
 
+mod archive;
 mod chmod;
 mod draft;
 mod error;
@@ -21,6 +22,7 @@ mod spec;
 mod tar;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod walk;
 mod write;
 

@@ -8,6 +8,7 @@ use super::draft::{Bytes, Draft, Item, ItemBody, entry_kind};
 use super::planner::{Changes, Planner};
 use super::source::{Source, UNDATED};
 use super::{CopyError, CopySpec, SourceTree};
+use crate::Cancel;
 use crate::context::Context;
 use crate::context::scan::Known;
 use crate::context::stat::Stat;
@@ -28,8 +29,8 @@ pub struct CopyPlan {
     pub(super) items: Vec<Item>,
     /// Where files of the context are read.
     pub(super) context: Option<Context>,
-    /// Where files of another stage are read.
-    pub(super) root: Option<Rootfs>,
+    /// Where files of another stage, or of archives, are read.
+    pub(super) roots: Vec<Rootfs>,
     /// What each file of the context looked like when it was written.
     pub(super) written: Mutex<Vec<(u32, Stat)>>,
     /// What the user should know.
@@ -37,7 +38,8 @@ pub struct CopyPlan {
 }
 
 /// Decides what the layer of a COPY or ADD holds. `source` is where its sources are taken from,
-/// `target` the root that it is copied into.
+/// `target` the root that it is copied into. No content is read, save that of archives that ADD
+/// unpacks for the first time.
 ///
 /// # Errors
 /// If a source is not there, two things do not go together, or a flag makes no sense.
@@ -45,27 +47,26 @@ pub fn plan(
     spec: &CopySpec,
     source: &SourceTree<'_>,
     target: &Rootfs,
+    cancel: &Cancel,
 ) -> Result<CopyPlan, CopyError> {
     let owner = spec.chown.as_deref().map(|owner| target.owner(owner)).transpose()?;
-    let mode = match spec.chmod.as_deref() {
-        Some(text) => {
-            Some(ModeChange::parse(text).ok_or_else(|| CopyError::Mode(text.to_owned()))?)
-        }
-        None => None,
-    };
+    let mode = spec.chmod.as_deref().map(|text| {
+        ModeChange::parse(text).ok_or_else(|| CopyError::Mode(text.to_owned()))
+    });
+    let changes = Changes { owner, mode: mode.transpose()? };
     // An independent layer is made as if there were nothing below it.
     let nothing = Rootfs::empty();
     let draft = Draft::new(if spec.link { &nothing } else { target });
-    let mut planner = Planner::new(spec, Source::new(*source)?, draft, Changes { owner, mode });
-    planner.run(&mut |_, _| Ok(false))?;
-    let (context, root) = match source {
-        SourceTree::Context(context) => (Some((*context).clone()), None),
-        SourceTree::Rootfs(rootfs) => (None, Some((*rootfs).clone())),
+    let mut planner = Planner::new(spec, Source::new(*source)?, draft, changes, cancel);
+    planner.run()?;
+    let context = match source {
+        SourceTree::Context(context) => Some((*context).clone()),
+        SourceTree::Rootfs(_) => None,
     };
     Ok(CopyPlan {
         items: planner.draft.finish(),
         context,
-        root,
+        roots: planner.roots,
         written: Mutex::default(),
         warnings: planner.warnings,
     })
@@ -96,7 +97,7 @@ pub fn plan_workdir(
     Ok(Some(CopyPlan {
         items: draft.finish(),
         context: None,
-        root: None,
+        roots: Vec::new(),
         written: Mutex::default(),
         warnings: Vec::new(),
     }))
@@ -167,7 +168,7 @@ impl CopyPlan {
     pub(super) fn size_and_digest(&self, bytes: &Bytes) -> Option<(u64, Digest)> {
         match bytes {
             Bytes::Inline { data, digest } => Some((data.len() as u64, *digest)),
-            Bytes::Rootfs(inode) => match self.root.as_ref()?.inode(*inode)?.kind {
+            Bytes::Rootfs { root, inode } => match self.roots.get(*root)?.inode(*inode)?.kind {
                 EntryKind::File { size, digest, .. } => Some((size, digest)),
                 EntryKind::Directory
                 | EntryKind::Symlink { .. }
@@ -178,7 +179,7 @@ impl CopyPlan {
                 | EntryKind::Whiteout
                 | EntryKind::Opaque => None,
             },
-            Bytes::Context(_) | Bytes::Member { .. } => None,
+            Bytes::Context(_) => None,
         }
     }
 }

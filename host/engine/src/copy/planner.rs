@@ -12,7 +12,8 @@ use super::source::{Node, Source, Thing, UNDATED, inline};
 use super::walk::{Filter, Walk};
 use super::{CopyError, CopySource, CopySpec};
 use crate::context::ignore::Ignore;
-use crate::rootfs::path;
+use crate::Cancel;
+use crate::rootfs::{Rootfs, path};
 use crate::rootfs::resolve::{Kind, Tree, resolve};
 
 /// Mode of a directory that is made on the way.
@@ -78,8 +79,11 @@ pub(super) struct Planner<'a> {
     pub(super) changes: Changes,
     pub(super) dest: Destination,
     pub(super) warnings: Vec<String>,
+    /// Roots that files are taken from: that of the source, or those of unpacked archives.
+    pub(super) roots: Vec<Rootfs>,
     /// Sources taken so far, each match of a pattern by itself.
-    n_sources: usize,
+    pub(super) n_sources: usize,
+    pub(super) cancel: &'a Cancel,
 }
 
 impl<'a> Planner<'a> {
@@ -89,34 +93,32 @@ impl<'a> Planner<'a> {
         source: Source<'a>,
         draft: Draft<'a>,
         changes: Changes,
+        cancel: &'a Cancel,
     ) -> Self {
         let dest = Destination::new(&spec.dest, &spec.cwd);
-        Self { spec, source, draft, changes, dest, warnings: Vec::new(), n_sources: 0 }
+        let roots = match source {
+            Source::Rootfs(rootfs) => vec![rootfs.clone()],
+            Source::Context(..) => Vec::new(),
+        };
+        let (warnings, n_sources) = (Vec::new(), 0);
+        Self { spec, source, draft, changes, dest, warnings, roots, n_sources, cancel }
     }
 
-    /// Takes all sources in order. `special` may take a named file for itself, as ADD does with
-    /// archives.
-    pub(super) fn run(
-        &mut self,
-        special: &mut dyn FnMut(&mut Self, Node<'a>) -> Result<bool, CopyError>,
-    ) -> Result<(), CopyError> {
+    /// Takes all sources in order.
+    pub(super) fn run(&mut self) -> Result<(), CopyError> {
         let spec = self.spec;
         for source in &spec.sources {
             match source {
                 CopySource::Heredoc { name, data } => self.heredoc(name.as_bytes(), data)?,
                 CopySource::Path(written) if spec.parents => self.with_parents(written)?,
-                CopySource::Path(written) => self.path(written, special)?,
+                CopySource::Path(written) => self.path(written)?,
             }
         }
         Ok(())
     }
 
     /// A named path or a pattern.
-    fn path(
-        &mut self,
-        written: &str,
-        special: &mut dyn FnMut(&mut Self, Node<'a>) -> Result<bool, CopyError>,
-    ) -> Result<(), CopyError> {
+    fn path(&mut self, written: &str) -> Result<(), CopyError> {
         let paths = select::paths(&self.source, written)?;
         if paths.is_empty() {
             self.warnings.push(format!("`{written}` matches nothing; nothing is copied"));
@@ -136,10 +138,8 @@ impl<'a> Planner<'a> {
                     let exclude = Ignore::from_patterns("--exclude", &self.spec.exclude)?;
                     self.directory(node, Filter::excluding(exclude))?;
                 }
+                Thing::Copy(Body::File(_), _) if self.spec.unpack && self.unpack(node)? => {}
                 Thing::Copy(body, same) => {
-                    if special(self, node)? {
-                        continue;
-                    }
                     let meta = self.changes.apply(self.source.meta(node), &body);
                     let same = same.map(|same| (self.n_sources, same));
                     let name = path::split(&path).1;
@@ -198,19 +198,19 @@ impl<'a> Planner<'a> {
 
     /// Puts what is in a directory into the destination. Returns whether anything was taken.
     fn directory(&mut self, node: Node<'a>, filter: Filter) -> Result<bool, CopyError> {
-        let dir = self.destination()?;
+        let dir = self.destination(&self.changes.clone())?;
         let mtime = self.source.meta(node).mtime;
         self.touch(dir, mtime);
         Walk::new(self, filter, self.n_sources).run(node, dir)
     }
 
     /// The destination as a directory, made if it is missing.
-    pub(super) fn destination(&mut self) -> Result<usize, CopyError> {
+    pub(super) fn destination(&mut self, changes: &Changes) -> Result<usize, CopyError> {
         let place = resolve(&self.draft, &self.dest.path, true)?;
         if place.node.is_some_and(|spot| self.draft.kind(spot) != Kind::Directory) {
             return Err(CopyError::NonDirectory(path::show(&place.path)));
         }
-        Ok(self.draft.directory(&place.path, &self.changes.made())?)
+        Ok(self.draft.directory(&place.path, &changes.made())?)
     }
 
     /// Gives a directory the time of the one that is copied into it.

@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 100;
 /// to a program.
 const MAX_GROWTH: usize = 1 << 20;
 /// Unset names that are remembered; the rest of a hopeless text is not reported.
-const MAX_UNSET: usize = 20;
+const MAX_UNSET: usize = 5;
 
 /// Where values come from.
 pub(crate) trait Variables {

@@ -126,6 +126,13 @@ impl Line<'_> {
         }
     }
 
+    fn too_few_words(&self) -> Fault {
+        let name = self.name;
+        Fault::new(format!(
+            "{name} requires at least two arguments: sources and a destination"
+        ))
+    }
+
     fn pairs(&self) -> Result<Pairs, Fault> {
         self.flags(&[])?;
         let (pairs, legacy) = words::pairs(self.name, self.rest, self.escape)?;
@@ -235,36 +242,23 @@ fn volume(line: &Line<'_>) -> Result<Kind, Fault> {
 fn copy(line: &Line<'_>, heredocs: &[Heredoc]) -> Result<Kind, Fault> {
     let add = line.name == "ADD";
     let mut flags = line.flags(if add { ADD_FLAGS } else { COPY_FLAGS })?;
-    let mut words = list(line.rest)?;
-    let dest = words.pop().filter(|_| !words.is_empty()).ok_or_else(|| {
-        Fault::new(format!(
-            "{} requires at least two arguments: sources and a destination",
-            line.name
-        ))
-    })?;
-    if Heredoc::of_word(&dest).is_some() {
-        return Err(Fault::new(format!(
-            "{} cannot accept a heredoc as a destination",
-            line.name
-        )));
-    }
-    // Of heredocs with one name, the last body counts for all.
-    let body = |word: &String| {
-        let name = Heredoc::of_word(word)?.name;
-        heredocs
-            .iter()
-            .rev()
-            .find(|heredoc| heredoc.name == name)
-            .cloned()
+    let words = list(line.rest)?;
+    let [sources @ .., dest] = words.as_slice() else {
+        return Err(line.too_few_words());
     };
+    if sources.is_empty() {
+        return Err(line.too_few_words());
+    }
+    if Heredoc::of_word(dest).is_some() {
+        let text = format!("{} cannot accept a heredoc as a destination", line.name);
+        return Err(Fault::new(text));
+    }
+    let (bodies, sources) = split_sources(sources, heredocs);
+    let dest = dest.clone();
     Ok(Kind::Copy(Box::new(Copy {
         add,
-        heredocs: words.iter().filter_map(body).collect(),
-        sources: words
-            .iter()
-            .filter(|word| body(word).is_none())
-            .cloned()
-            .collect(),
+        heredocs: bodies,
+        sources,
         dest,
         from: flags.text("from"),
         chown: flags.text("chown"),
@@ -276,6 +270,22 @@ fn copy(line: &Line<'_>, heredocs: &[Heredoc]) -> Result<Kind, Fault> {
         keep_git_dir: flags.boolean("keep-git-dir").unwrap_or_default(),
         unpack: flags.boolean("unpack"),
     })))
+}
+
+/// The sources that are heredocs, and the others. Of heredocs with one name the last body counts,
+/// so that one is enough.
+fn split_sources(words: &[String], heredocs: &[Heredoc]) -> (Vec<Heredoc>, Vec<String>) {
+    let (mut bodies, mut others): (Vec<Heredoc>, Vec<String>) = (Vec::new(), Vec::new());
+    for word in words {
+        let head = Heredoc::of_word(word);
+        let body = head.and_then(|head| heredocs.iter().rfind(|body| body.name == head.name));
+        match body {
+            None => others.push(word.clone()),
+            Some(body) if bodies.iter().any(|other| other.name == body.name) => {}
+            Some(body) => bodies.push(body.clone()),
+        }
+    }
+    (bodies, others)
 }
 
 const COPY_FLAGS: &[(&str, FlagKind)] = &[

@@ -1,8 +1,8 @@
 //! The Dockerfile language: from the bytes of a file to instructions with their lines.
 //!
-//! Reading goes in layers, each a module: directives at the top of the file ([`mod@self`] knows
-//! them only as a result), physical lines joined to logical ones, flags and words, instructions.
-//! Nothing is expanded here; [`mod@crate::plan`] does that, since the values depend on the stage.
+//! Reading goes in layers, each a module of its own: the directives at the top of the file,
+//! physical lines joined to logical ones, heredoc bodies, flags and words, instructions. Nothing is
+//! expanded here; [`crate::plan`] does that, since values depend on the stage.
 //!
 //! The laws: reading is pure; any bytes give a [`Dockerfile`] or a [`DockerfileError`] with a line,
 //! never a panic; what is valid but cannot be built yet is refused when a build needs it, never

@@ -17,7 +17,11 @@ pub(crate) fn closest<'c>(
         .into_iter()
         .take(MAX_CANDIDATES)
         .filter_map(|candidate| {
-            let distance = distance(&word, &lowered(candidate)?);
+            let candidate_chars = lowered(candidate)?;
+            if candidate_chars.len().abs_diff(word.len()) > allowed {
+                return None;
+            }
+            let distance = distance(&word, &candidate_chars);
             (distance <= allowed).then_some((distance, candidate))
         })
         .min_by_key(|(distance, _)| *distance)

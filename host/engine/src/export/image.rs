@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use store::{Digest, Store};
+use store::Digest;
 
 use super::compress::{self, Blob, Bytes, Job, Source};
 use super::spec::{ImageOptions, MediaTypes};
-use super::{Destination, ExportError, Request, target, tree};
+use super::{Destination, ExportError, local, target, tree};
 use crate::image::{
     Assembled, DescribedPlatform, Descriptor, Document, IMAGE_NAME, ImageConfigFile, ImageIndex,
     ImageRef, MAX_JSON, Manifest, REF_NAME, media_type,
@@ -69,18 +69,19 @@ pub(super) fn prepare(
         platform,
         ..manifest_blob.descriptor.clone()
     };
-    let mut seen = BTreeSet::new();
-    let blobs = layers
-        .into_iter()
-        .chain([config, manifest_blob])
-        .filter(|blob| seen.insert(blob.descriptor.digest))
-        .collect();
     Ok(Prepared {
-        blobs,
         entries: entries(&entry, names),
-        manifest,
         names: names.iter().map(ToString::to_string).collect(),
+        blobs: each_once(layers, [config, manifest_blob]),
+        manifest,
     })
+}
+
+fn each_once(layers: Vec<Blob>, others: [Blob; 2]) -> Vec<Blob> {
+    let mut seen = BTreeSet::new();
+    let all = layers.into_iter().chain(others);
+    all.filter(|blob| seen.insert(blob.descriptor.digest))
+        .collect()
 }
 
 fn here(media_type: &str, bytes: Vec<u8>) -> Blob {
@@ -221,19 +222,39 @@ impl Archive<'_> {
 }
 
 /// Writes the image into a directory. One that is a layout already keeps its other images.
-pub(super) fn write_dir(
-    request: &Request<'_>,
-    job: &Job<'_>,
-    image: &Prepared,
-    dir: &Path,
-) -> Result<(), ExportError> {
-    if !dir.exists() {
-        return target::new_dir(request.store, dir, |dir| {
-            fill_dir(job, image, dir, Vec::new())
+pub(super) fn write_dir(job: &Job<'_>, image: &Prepared, dir: &Path) -> Result<(), ExportError> {
+    if !local::check_dir(dir)? {
+        return target::new_dir(job.store, dir, |dir| {
+            fill_dir(job, image, dir, Vec::new(), &put_new)
         });
     }
     let others = other_entries(dir, &image.entries)?;
-    fill_dir(job, image, dir, others)
+    fill_dir(job, image, dir, others, &|path, work| {
+        let dest = Destination::Path(path.to_owned());
+        target::write(job.store, &dest, &mut io::sink(), work)
+    })
+}
+
+/// Whether an image can be put into a directory.
+pub(super) fn check_dir(dir: &Path) -> Result<(), ExportError> {
+    if !local::check_dir(dir)? {
+        return Ok(());
+    }
+    other_entries(dir, &[]).map(|_| ())
+}
+
+/// Writes the content of a file.
+type Fill<'a> = &'a dyn Fn(&mut dyn Write) -> Result<(), ExportError>;
+/// Makes a file appear with the content that a [`Fill`] writes.
+type Put<'a> = &'a dyn Fn(&Path, Fill<'_>) -> Result<(), ExportError>;
+
+/// For directories that nobody sees yet.
+fn put_new(path: &Path, fill: Fill<'_>) -> Result<(), ExportError> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path);
+    let mut out = BufWriter::new(file.map_err(|error| target::write_error(path, error))?);
+    fill(&mut out)
+        .and_then(|()| out.flush().map_err(ExportError::Output))
+        .map_err(|error| error.at(|source| target::write_error(path, source)))
 }
 
 /// Puts blobs first and `index.json`, which makes them an image, last.
@@ -242,6 +263,7 @@ fn fill_dir(
     image: &Prepared,
     dir: &Path,
     mut entries: Vec<Descriptor>,
+    put: Put<'_>,
 ) -> Result<(), ExportError> {
     let blobs = dir.join("blobs").join("sha256");
     fs::create_dir_all(&blobs).map_err(|error| target::write_error(&blobs, error))?;
@@ -251,31 +273,23 @@ fn fill_dir(
         if fs::metadata(&path).is_ok_and(|found| found.len() == blob.descriptor.size) {
             continue;
         }
-        put(job.store, &path, |out| {
-            match (&blob.bytes, Source::open(job.store, blob)?) {
+        put(
+            &path,
+            &|out| match (&blob.bytes, Source::open(job.store, blob)?) {
                 (Bytes::Here(bytes), _) => out.write_all(bytes).map_err(ExportError::Output),
                 (_, Some(source)) => compress::copy(job, source, out),
                 (_, None) => Err(ExportError::BlobGone(blob.descriptor.digest)),
-            }
-        })?;
+            },
+        )?;
     }
     let write = |name: &str, bytes: &[u8]| {
-        put(job.store, &dir.join(name), |out| {
+        put(&dir.join(name), &|out| {
             out.write_all(bytes).map_err(ExportError::Output)
         })
     };
     write("oci-layout", LAYOUT)?;
     entries.extend(image.entries.iter().cloned());
     write("index.json", &to_json(&ImageIndex::new(entries))?)
-}
-
-fn put(
-    store: &Store,
-    path: &Path,
-    work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
-) -> Result<(), ExportError> {
-    let dest = Destination::Path(path.to_owned());
-    target::write(store, &dest, &mut io::sink(), work)
 }
 
 /// The entries of a layout that stay: those with other names.

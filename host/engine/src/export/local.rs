@@ -6,17 +6,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstatat, futimens, makedev, mkdirat, mknodat,
-    utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
+    makedev, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{
@@ -50,20 +51,26 @@ pub(super) fn write(
     epoch: Option<i64>,
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
+    if check_dir(dest)? {
+        return merge(job, root, epoch, dest);
+    }
+    target::new_dir(job.store, dest, |dir| {
+        let warnings = fill(job, root, epoch, dir)?;
+        let top = root.top().entry;
+        set_mode_of_new(dir, top).map_err(|error| target::write_error(dir, error))?;
+        Ok(warnings)
+    })
+}
+
+/// Whether the directory exists. Anything else in its place is an error.
+pub(super) fn check_dir(dest: &Path) -> Result<bool, ExportError> {
     match fs::metadata(dest) {
-        Ok(metadata) if metadata.is_dir() => merge(job, root, epoch, dest),
+        Ok(metadata) if metadata.is_dir() => Ok(true),
         Ok(_) => Err(ExportError::Target {
             path: dest.to_owned(),
             reason: "it is a file; name a directory".to_owned(),
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            target::new_dir(job.store, dest, |dir| {
-                let warnings = fill(job, root, epoch, dir)?;
-                let top = root.top().entry;
-                set_mode_of_new(dir, top).map_err(|error| target::write_error(dir, error))?;
-                Ok(warnings)
-            })
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(target::write_error(dest, error)),
     }
 }
@@ -82,16 +89,24 @@ fn merge(
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
     let mark = dest.join(MARK);
-    fs::write(
-        &mark,
-        "A build is being written here, or was interrupted while it was.\n",
-    )
-    .and_then(|()| File::open(&mark)?.sync_all())
-    .map_err(|error| target::write_error(&mark, error))?;
+    set_mark(&mark).map_err(|error| target::write_error(&mark, error))?;
     let warnings = fill(job, root, epoch, dest)?;
+    target::sync_all(dest)?;
     fs::remove_file(&mark).map_err(|error| target::write_error(&mark, error))?;
     target::sync_dir(dest)?;
     Ok(warnings)
+}
+
+/// Writes the mark durably. A link of that name is not followed.
+fn set_mark(mark: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(mark)?;
+    file.write_all(b"A build is being written here, or was interrupted while it was.\n")?;
+    file.sync_all()
 }
 
 fn fill(
@@ -124,8 +139,6 @@ fn fill(
     while let Some(dir) = writer.open.pop() {
         writer.close(dir)?;
     }
-    // One flush for everything is far quicker than one per file.
-    nix::unistd::syncfs(&writer.top).map_err(|error| target::write_error(dest, error.into()))?;
     Ok(writer.warnings.into_iter().collect())
 }
 
@@ -285,15 +298,26 @@ impl<'a> Writer<'a> {
             ));
             return Ok(());
         }
-        made.map_err(fail)?;
+        made.and_then(|()| self.finish_node(name, mode, entry))
+            .map_err(fail)
+    }
+
+    /// Owner, mode (of which the umask took its part), and time.
+    fn finish_node(&self, name: &OsStr, mode: Mode, entry: &Entry) -> io::Result<()> {
+        let parent = self.parent();
         if self.is_root {
             let (uid, gid) = owner(entry);
-            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(|error| fail(error.into()))?;
+            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         }
+        fchmodat(parent, name, mode, FchmodatFlags::NoFollowSymlink)?;
         let time = self.time(entry);
-        utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)
-            .map_err(|error| fail(error.into()))
+        Ok(utimensat(
+            parent,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )?)
     }
 
     /// Another name of a file that was written before.

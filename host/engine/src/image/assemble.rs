@@ -51,28 +51,8 @@ pub fn assemble(
     history: &[HistoryEntry],
     epoch: Option<i64>,
 ) -> Result<Assembled, ImageError> {
-    let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
-    layers.extend(
-        history
-            .iter()
-            .filter_map(|entry| entry.layer.as_ref())
-            .map(|layer| layer.diff_id),
-    );
-    let items = items(base, history, epoch);
-    let file = ImageConfigFile {
-        architecture: platform.architecture.clone(),
-        author: author.map(str::to_owned),
-        config: config.clone(),
-        created: created(base, &items),
-        history: items,
-        os: platform.os.clone(),
-        os_version: base.and_then(|base| base.config.os_version.clone()),
-        rootfs: RootFs {
-            diff_ids: layers.clone(),
-            ..RootFs::default()
-        },
-        variant: platform.variant.clone(),
-    };
+    let file = config_file(base, config, author, platform, history, epoch);
+    let layers = file.rootfs.diff_ids.clone();
     let bytes = to_json(&file)?;
     let config = store.put_blob(&bytes, "config")?;
     let manifest = Manifest {
@@ -91,6 +71,34 @@ pub fn assemble(
         config,
         layers,
     })
+}
+
+fn config_file(
+    base: Option<&BaseImage>,
+    config: &ImageConfig,
+    author: Option<&str>,
+    platform: &Platform,
+    history: &[HistoryEntry],
+    epoch: Option<i64>,
+) -> ImageConfigFile {
+    let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
+    let new = history.iter().filter_map(|entry| entry.layer.as_ref());
+    layers.extend(new.map(|layer| layer.diff_id));
+    let items = items(base, history, epoch);
+    ImageConfigFile {
+        architecture: platform.architecture.clone(),
+        author: author.map(str::to_owned),
+        config: config.clone(),
+        created: created(base, &items),
+        history: items,
+        os: platform.os.clone(),
+        os_version: base.and_then(|base| base.config.os_version.clone()),
+        rootfs: RootFs {
+            diff_ids: layers,
+            ..RootFs::default()
+        },
+        variant: platform.variant.clone(),
+    }
 }
 
 fn describe(store: &Store, layer: DiffId) -> Result<Descriptor, ImageError> {

@@ -66,10 +66,12 @@ impl Found<'_> {
         self.instruction(d, at);
         if let Some(word) = &stage.from.as_word {
             let from = at.text.get(..4).unwrap_or_default();
-            let mixed = !is_upper(from) && !is_lower(from);
-            if !mixed && is_upper(from) != is_upper(word)
-                || !mixed && !is_upper(word) && !is_lower(word)
-            {
+            let fits = match (is_upper(from), is_lower(from)) {
+                (true, _) => is_upper(word),
+                (_, true) => is_lower(word),
+                (false, false) => true,
+            };
+            if !fits {
                 let text = format!("'{word}' and '{from}' keywords' casing do not match");
                 self.warn("FromAsCasing", at, &text);
             }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::env::Env;
-use super::graph::{BaseRef, Graph, Node};
+use super::graph::{Graph, Node};
+use super::refs::BaseRef;
 use super::scope::Scope;
 use super::{Images, Op, PlanOptions, Stage, Step, Warning, places};
 use crate::dockerfile::{
@@ -103,40 +104,39 @@ impl<'p> Stages<'p> {
         let Some(text) = d.stages.get(index) else {
             return Ok(());
         };
+        let fail = |at: &Instruction, fault| d.error(at.first, at.last, fault);
         let state = self
             .start(node, &text.head)
-            .map_err(|fault| d.error(text.head.first, text.head.last, fault))?;
+            .map_err(|fault| fail(&text.head, fault))?;
         self.check_from(node, text);
+        for trigger in &node.triggers {
+            if let Kind::Arg(args) = &trigger.kind {
+                self.triggers
+                    .extend(args.iter().map(|(name, _)| name.clone()));
+            }
+        }
         let seen = Seen::default();
+        let (steps, counted) = (Vec::new(), Vec::new());
         let mut work = Work {
             all: self,
             index,
             state,
             seen,
-            steps: Vec::new(),
-            counted: Vec::new(),
+            steps,
+            counted,
         };
-        let own: &[Instruction] = if node.replaced {
-            &[]
-        } else {
-            &text.instructions
-        };
-        for (instruction, trigger) in node
-            .triggers
-            .iter()
-            .map(|i| (i, true))
-            .chain(own.iter().map(|i| (i, false)))
-        {
-            if let (Kind::Arg(args), true) = (&instruction.kind, trigger) {
-                work.all
-                    .triggers
-                    .extend(args.iter().map(|(name, _)| name.clone()));
-            }
-            work.step(instruction)
-                .map_err(|fault| d.error(instruction.first, instruction.last, fault))?;
+        for at in node.instructions(text) {
+            work.step(at).map_err(|fault| fail(at, fault))?;
         }
-        let (state, steps, counted) = (work.state, work.steps, work.counted);
-        self.push(index, node, text, state, steps, &counted);
+        let Work {
+            state,
+            steps,
+            counted,
+            ..
+        } = work;
+        let stage = self.stage(index, node, text, &state, steps, &counted);
+        self.stages.push(stage);
+        self.states.insert(index, state);
         Ok(())
     }
 
@@ -174,29 +174,30 @@ impl<'p> Stages<'p> {
         Ok(state)
     }
 
-    fn push(
-        &mut self,
+    /// The stage with its steps numbered.
+    fn stage(
+        &self,
         index: usize,
         node: &Node,
         text: &StageText,
-        state: State,
+        state: &State,
         mut steps: Vec<Step>,
         counted: &[usize],
-    ) {
+    ) -> Stage {
         let name = text.name().unwrap_or_else(|| format!("stage-{index}"));
-        let label = if self.d.stages.len() > 1 {
+        let several = self.d.stages.len() > 1;
+        let label = if several {
             format!("{name} ")
         } else {
             String::new()
         };
-        let from_image = matches!(node.base, BaseRef::Image(_));
-        let total = counted.len() + usize::from(from_image);
+        let from_image = usize::from(matches!(node.base, BaseRef::Image(_)));
+        let total = counted.len() + from_image;
         let width = total.to_string().len();
         let prefix = |number: usize| format!("[{label}{number:width$}/{total}] ");
         for (number, place) in counted.iter().enumerate() {
             if let Some(step) = steps.get_mut(*place) {
-                step.display
-                    .insert_str(0, &prefix(number + 1 + usize::from(from_image)));
+                step.display.insert_str(0, &prefix(number + 1 + from_image));
             }
         }
         let base_display = match &node.base {
@@ -204,16 +205,17 @@ impl<'p> Stages<'p> {
             BaseRef::Stage(_) => format!("FROM {}", text.from.base),
             BaseRef::Image(key) => format!("{}FROM {}", prefix(1), key.name),
         };
-        self.stages.push(Stage {
+        let (base, line) = (node.base.placed(&self.places), text.head.first);
+        let (config, author) = (state.config.clone(), state.author.clone());
+        Stage {
             name,
-            base: node.base.placed(&self.places),
+            base,
             base_display,
-            line: text.head.first,
+            line,
             steps,
-            config: state.config.clone(),
-            author: state.author.clone(),
-        });
-        self.states.insert(index, state);
+            config,
+            author,
+        }
     }
 
     /// Reports that a build check fired, unless it is switched off for that instruction.
@@ -257,7 +259,7 @@ impl State {
             .exposed_ports
             .iter()
             .chain(&config.volumes)
-            .map(|name| name.len() + 32);
+            .map(|name| name.len() + 64);
         let labels = config
             .labels
             .iter()

@@ -12,6 +12,7 @@ mod env;
 mod eval;
 mod graph;
 mod ports;
+mod refs;
 mod scope;
 mod steps;
 #[cfg(test)]
@@ -20,7 +21,7 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use graph::named_context;
+pub use refs::named_context;
 
 use crate::copy::CopySpec;
 use crate::dockerfile::{
@@ -30,7 +31,8 @@ use crate::executor::StepNetwork;
 use crate::image::{ImageConfig, ImageConfigFile, Platform};
 
 use eval::Stages;
-use graph::{BaseRef, Graph};
+use graph::Graph;
+use refs::BaseRef;
 use scope::Scope;
 
 /// What the user asks for, apart from the Dockerfile.
@@ -306,11 +308,9 @@ fn check_images(d: &Dockerfile, graph: &Graph, images: &Images) -> Result<(), Do
 
 /// Refuses a file for another front end, unless the user overrides that.
 fn check_syntax(d: &Dockerfile, o: &PlanOptions) -> Result<(), DockerfileError> {
-    let given = o
-        .build_args
-        .iter()
-        .rev()
-        .find(|(name, _)| name == "BUILDKIT_SYNTAX");
+    let mut given = o.build_args.iter().rev();
+    let given = given.find(|(name, _)| name == "BUILDKIT_SYNTAX");
+    let given = given.filter(|(_, value)| !value.is_empty());
     let (image, line) = match (given, &d.syntax) {
         (Some((_, value)), _) if value == "dockerfile.v0" => return Ok(()),
         (Some((_, value)), _) => (value, 0),

@@ -187,16 +187,9 @@ impl Connection {
         if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
             return Ok(response);
         }
-        let said = match self.body(response, MAX_ERROR_BODY) {
-            Ok(body) => Said::parse(&body),
-            Err(Failure::Final(RegistryError::Cancelled)) => {
-                return Err(Failure::Final(RegistryError::Cancelled));
-            }
-            // The status says enough.
-            Err(Failure::Final(_) | Failure::Transient(_)) => Said::default(),
-        };
         let registry = self.registry();
         let what = format!("{}/{path}", self.image.repository());
+        let said = self.said(response)?;
         Err(match status {
             StatusCode::NOT_FOUND => Failure::Final(RegistryError::NotFound {
                 registry,
@@ -211,10 +204,11 @@ impl Connection {
                 })
             }
             other => {
+                let status = other.as_u16();
                 let error = RegistryError::Failing {
                     registry,
                     what,
-                    status: other.as_u16(),
+                    status,
                     said,
                 };
                 let passing = other.is_server_error()
@@ -229,6 +223,17 @@ impl Connection {
                 }
             }
         })
+    }
+
+    /// The message of an error answer. If it cannot be read, the status says enough.
+    fn said(&self, response: Response) -> Result<Said, Failure> {
+        match self.body(response, MAX_ERROR_BODY) {
+            Ok(body) => Ok(Said::parse(&body)),
+            Err(Failure::Final(error)) if matches!(error, RegistryError::Cancelled) => {
+                Err(Failure::Final(error))
+            }
+            Err(Failure::Final(_) | Failure::Transient(_)) => Ok(Said::default()),
+        }
     }
 
     /// Reads a short answer whole.

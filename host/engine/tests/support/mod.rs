@@ -32,11 +32,7 @@ pub struct TestStore {
 impl TestStore {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            command: "test".to_owned(),
-            read_only: false,
-        };
-        let store = Store::open(&dir.path().join("store"), &options).unwrap();
+        let store = open_store(&dir.path().join("store"));
         Self {
             store: Some(store),
             dir,
@@ -59,17 +55,29 @@ impl std::ops::Deref for TestStore {
 impl Drop for TestStore {
     fn drop(&mut self) {
         let store = self.store.take().unwrap();
-        if std::thread::panicking() {
-            return;
+        if !std::thread::panicking() {
+            close_clean(store);
         }
-        let report = store.check(false).unwrap();
-        assert!(
-            report.findings.is_empty(),
-            "the store is not clean: {:?}",
-            report.findings
-        );
-        store.close().unwrap();
     }
+}
+
+pub fn open_store(root: &Path) -> Store {
+    let options = OpenOptions {
+        command: "test".to_owned(),
+        read_only: false,
+    };
+    Store::open(root, &options).unwrap()
+}
+
+/// Closes a store, in which nothing may be amiss.
+pub fn close_clean(store: Store) {
+    let report = store.check(false).unwrap();
+    assert!(
+        report.findings.is_empty(),
+        "the store is not clean: {:?}",
+        report.findings
+    );
+    store.close().unwrap();
 }
 
 /// Runs a program; panics with its output if it fails.

@@ -2,6 +2,7 @@
 
 use super::{Kit, check, fails, spec};
 use crate::copy::{SourceTree, plan};
+use crate::Cancel;
 use crate::rootfs::Rootfs;
 
 const PASSWD: &str = "etc/passwd = root:x:0:0::/root:/bin/sh\napp:x:7:8::/home/app:/bin/sh\n";
@@ -109,7 +110,7 @@ fn the_plan_of_an_independent_layer_is_the_same_over_any_root() {
     let kit = Kit::new(&["f"], &["d/ [700 3:3]"]);
     let context = kit.context();
     let id = |target: &Rootfs, instruction: &str| {
-        let plan = plan(&spec(instruction), &SourceTree::Context(&context), target).expect("a plan");
+        let plan = plan(&spec(instruction), &SourceTree::Context(&context), target, &Cancel::new()).expect("a plan");
         kit.ingest(&plan).content_id
     };
     let (linked, plain) = ("COPY --link f /d/", "COPY f /d/");

@@ -1,7 +1,9 @@
 //! Whole instructions, from a context or a root to the listing of the layer.
 
+mod archives;
 mod context;
 mod flags;
+mod model;
 mod places;
 mod roots;
 mod sources;
@@ -149,7 +151,7 @@ impl Kit {
         context: &Context,
         instruction: &str,
     ) -> Result<CopyPlan, CopyError> {
-        plan(&spec(instruction), &SourceTree::Context(context), &self.target)
+        plan(&spec(instruction), &SourceTree::Context(context), &self.target, &Cancel::new())
     }
 
     /// Writes the layer of a plan into the store.

@@ -4,13 +4,14 @@ use store::{Entry, EntryKind, Mtime};
 
 use super::{Kit, layer, root, spec};
 use crate::copy::{CopyError, SourceTree, plan, plan_workdir};
+use crate::Cancel;
 use crate::rootfs::Rootfs;
 
 #[track_caller]
 fn check(source: &[&[&str]], target: &[&str], instruction: &str, want: &[&str]) {
     let kit = Kit::new(&[], target);
     let source = root(&kit.store, source);
-    let plan = plan(&spec(instruction), &SourceTree::Rootfs(&source), &kit.target).expect("a plan");
+    let plan = plan(&spec(instruction), &SourceTree::Rootfs(&source), &kit.target, &Cancel::new()).expect("a plan");
     assert!(plan.content_id().is_some(), "nothing needs to be read to know the result");
     let layer = kit.ingest(&plan);
     assert_eq!(kit.list(&layer), want, "{instruction}");
@@ -64,7 +65,7 @@ fn devices_are_made_again() {
         .map(|(entry, data)| (Entry { path: entry.path.strip_suffix(b"/").unwrap_or(&entry.path).to_vec(), ..entry }, data)),
     );
     let source = Rootfs::new(&kit.store, &[source.diff_id]).expect("a root");
-    let plan = plan(&spec("COPY d /o"), &SourceTree::Rootfs(&source), &kit.target).expect("a plan");
+    let plan = plan(&spec("COPY d /o"), &SourceTree::Rootfs(&source), &kit.target, &Cancel::new()).expect("a plan");
     let layer = kit.ingest(&plan);
     let index = kit.store.index(layer.diff_id).expect("an index");
     let kinds: Vec<_> = index.entries().iter().map(|entry| entry.kind.clone()).collect();
@@ -77,7 +78,7 @@ fn devices_are_made_again() {
 fn a_missing_source_is_explained() {
     let kit = Kit::new(&[], &[]);
     let source = root(&kit.store, &[&["app/", "app/server"]]);
-    let error = plan(&spec("COPY /app/sever /s"), &SourceTree::Rootfs(&source), &kit.target);
+    let error = plan(&spec("COPY /app/sever /s"), &SourceTree::Rootfs(&source), &kit.target, &Cancel::new());
     assert_eq!(
         error.expect_err("an error").to_string(),
         "`/app/sever` is not in the stage or image it is copied from: did you mean `/app/server`?"

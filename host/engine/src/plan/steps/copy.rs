@@ -2,45 +2,32 @@
 
 use super::super::Op;
 use super::super::eval::Work;
-use super::super::graph::{FromRef, copy_from};
+use super::super::refs::{FromRef, copy_from};
 use super::super::text::clean_path;
 use crate::copy::{CopyFrom, CopySource, CopySpec};
-use crate::dockerfile::{Copy, Fault, Instruction, body};
+use crate::dockerfile::{Copy, Fault, Heredoc, Instruction, body};
 
 impl Work<'_, '_> {
     pub(super) fn copy(&mut self, at: &Instruction, copy: &Copy) -> Result<(), Fault> {
-        let name = if copy.add { "ADD" } else { "COPY" };
+        if copy.checksum.is_some() {
+            return Err(Fault::new("--checksum is for sources that are URLs"));
+        }
         let mut sources = Vec::new();
         for source in &copy.sources {
             let source = self.expand(source, at)?;
             check_local(copy.add, &source)?;
             sources.push(CopySource::Path(source));
         }
-        if copy.checksum.is_some() {
-            return Err(Fault::new("--checksum is for sources that are URLs"));
-        }
         for heredoc in &copy.heredocs {
-            let mut data = heredoc.content();
-            if heredoc.expand {
-                let text = String::from_utf8(data).map_err(|_| {
-                    Fault::new("the heredoc is not valid UTF-8; quote its delimiter")
-                })?;
-                let expanded = body(&text, &self.state.env)?;
-                self.all.charge(expanded.text.len())?;
-                self.report_unset(&expanded.unset, at);
-                data = expanded.text.into_bytes();
-            }
-            sources.push(CopySource::Heredoc {
-                name: heredoc.name.clone(),
-                data,
-            });
+            let (name, data) = (heredoc.name.clone(), self.heredoc(at, heredoc)?);
+            sources.push(CopySource::Heredoc { name, data });
         }
         let dest = self.expand(&copy.dest, at)?;
-        let mut optional =
-            |text: &Option<String>| text.as_ref().map(|text| self.expand(text, at)).transpose();
+        let chown = copy.chown.as_ref();
+        let chmod = copy.chmod.as_ref();
         let spec = CopySpec {
-            chown: optional(&copy.chown)?,
-            chmod: optional(&copy.chmod)?,
+            chown: chown.map(|text| self.expand(text, at)).transpose()?,
+            chmod: chmod.map(|text| self.expand(text, at)).transpose()?,
             from: self.copied_from(at)?,
             sources,
             dest,
@@ -50,14 +37,26 @@ impl Work<'_, '_> {
             link: copy.link,
             unpack: copy.add && copy.unpack.unwrap_or(true),
         };
+        let name = if copy.add { "ADD" } else { "COPY" };
         self.push_counted(at, shown_copy(name, &spec), Op::Copy(spec))
     }
 
+    /// The content of a heredoc, expanded unless its delimiter is quoted.
+    fn heredoc(&mut self, at: &Instruction, heredoc: &Heredoc) -> Result<Vec<u8>, Fault> {
+        let data = heredoc.content();
+        if !heredoc.expand {
+            return Ok(data);
+        }
+        let text = String::from_utf8(data)
+            .map_err(|_| Fault::new("the heredoc is not valid UTF-8; quote its delimiter"))?;
+        let expanded = body(&text, &self.state.env)?;
+        self.all.charge(expanded.text.len())?;
+        self.report_unset(&expanded.unset, at);
+        Ok(expanded.text.into_bytes())
+    }
+
     fn copied_from(&self, at: &Instruction) -> Result<CopyFrom, Fault> {
-        let found = copy_from(self.all.d, self.all.o, self.index, at).map_err(|err| Fault {
-            message: err.message,
-            hint: err.hint,
-        })?;
+        let found = copy_from(self.all.d, self.all.o, self.index, at)?;
         Ok(match found {
             None => CopyFrom::Context,
             Some(FromRef::Image(name)) => CopyFrom::Image(name),

@@ -13,6 +13,9 @@ use super::scope::Scope;
 use super::text::{clean_path, plain_list, quoted_list};
 use crate::dockerfile::{Command, Fault, Instruction, Kind, Pairs, Variables as _};
 
+/// What a port counts in the size of a plan, beyond its text: a place in two sets.
+const PORT_WEIGHT: usize = 64;
+
 impl Work<'_, '_> {
     /// Evaluates one instruction.
     pub(super) fn step(&mut self, at: &Instruction) -> Result<(), Fault> {
@@ -31,20 +34,9 @@ impl Work<'_, '_> {
             Kind::Copy(copy) => self.copy(at, copy),
             Kind::Expose(words) => self.expose(at, words),
             Kind::Volume(volumes) => self.volume(at, volumes),
-            Kind::User(user) => {
-                let user = self.expand(user, at)?;
-                self.push_meta(at, format!("USER {user}"))?;
-                self.state.config.user = user;
-                Ok(())
-            }
+            Kind::User(user) => self.user(at, user),
             Kind::Workdir(path) => self.workdir(at, path),
-            Kind::StopSignal(signal) => {
-                let signal = self.expand(signal, at)?;
-                check_signal(&signal)?;
-                self.push_meta(at, format!("STOPSIGNAL {signal}"))?;
-                self.state.config.stop_signal = signal;
-                Ok(())
-            }
+            Kind::StopSignal(signal) => self.stop_signal(at, signal),
             Kind::Healthcheck(health) => self.healthcheck(at, health),
             Kind::OnBuild(text) => {
                 self.state.config.on_build.push(text.clone());
@@ -55,6 +47,21 @@ impl Work<'_, '_> {
                 self.push_meta(at, format!("MAINTAINER {author}"))
             }
         }
+    }
+
+    fn user(&mut self, at: &Instruction, user: &str) -> Result<(), Fault> {
+        let user = self.expand(user, at)?;
+        self.push_meta(at, format!("USER {user}"))?;
+        self.state.config.user = user;
+        Ok(())
+    }
+
+    fn stop_signal(&mut self, at: &Instruction, signal: &str) -> Result<(), Fault> {
+        let signal = self.expand(signal, at)?;
+        check_signal(&signal)?;
+        self.push_meta(at, format!("STOPSIGNAL {signal}"))?;
+        self.state.config.stop_signal = signal;
+        Ok(())
     }
 
     /// One name after the other: a default sees the names before it.
@@ -151,6 +158,7 @@ impl Work<'_, '_> {
                 all.extend(new);
             }
         }
+        self.all.charge(known.len() * PORT_WEIGHT)?;
         self.state.config.exposed_ports.extend(known);
         self.push_meta(at, format!("EXPOSE {}", plain_list(&all)))
     }

@@ -3,6 +3,7 @@
 mod checks;
 mod config;
 mod copy;
+mod limits;
 mod properties;
 mod stages;
 mod variables;
