@@ -17,7 +17,10 @@ pub(super) struct StoreHome {
 impl StoreHome {
     /// A lock file is recognised by the path that the kernel shows for it, so links are resolved.
     pub(super) fn new(store: &Store) -> Result<Self, BootError> {
-        Ok(Self { store: store.clone(), scratch: fs::canonicalize(store.scratch())? })
+        Ok(Self {
+            store: store.clone(),
+            scratch: fs::canonicalize(store.scratch())?,
+        })
     }
 }
 
@@ -32,12 +35,18 @@ impl Home for StoreHome {
 
     fn record(&self, thing: &Thing) -> Result<Box<dyn Row>, HomeError> {
         let kind = match thing {
-            Thing::Monitor { lock, pid } => ResourceKind::Vm { pid: *pid, lock: lock.clone() },
+            Thing::Monitor { lock, pid } => ResourceKind::Vm {
+                pid: *pid,
+                lock: lock.clone(),
+            },
             Thing::Disk(path) => ResourceKind::Disk(path.clone()),
             Thing::Directory(path) => ResourceKind::Directory(path.clone()),
         };
         let id = self.store.add_resource(kind)?;
-        Ok(Box::new(StoreRow { store: self.store.clone(), id }))
+        Ok(Box::new(StoreRow {
+            store: self.store.clone(),
+            id,
+        }))
     }
 
     fn load(&self, name: &str) -> Option<Vec<u8>> {

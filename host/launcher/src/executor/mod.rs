@@ -25,7 +25,7 @@ use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
 use store::Store;
 use thiserror::Error;
 
-use crate::options::{Notice, Options};
+use crate::options::{Notice, Options, VmReport};
 use crate::session::SessionError;
 use crate::vm::{BootError, Context, End, Vm, boot};
 use sealed::Sealed;
@@ -58,6 +58,7 @@ struct State {
     phase: Phase,
     boots: u32,
     booting: Option<JoinHandle<()>>,
+    report: Option<VmReport>,
 }
 
 #[derive(Debug, Clone)]
@@ -105,7 +106,12 @@ impl VmExecutor {
     /// An executor whose VMs are as `options` say, for the build that has `store` open.
     #[must_use]
     pub fn new(store: Store, options: Options) -> Self {
-        let state = State { phase: Phase::Idle, boots: 0, booting: None };
+        let state = State {
+            phase: Phase::Idle,
+            boots: 0,
+            booting: None,
+            report: None,
+        };
         Self {
             shared: Arc::new(Shared {
                 store,
@@ -136,13 +142,36 @@ impl VmExecutor {
         {
             log::error!("the thread that boots the builder VM panicked");
         }
-        let Phase::Ready(guest) = phase else { return Vec::new() };
-        let how = match guest.vm.session().lost() {
-            Some(_) => End::Kill,
-            None => End::Orderly(guest.vm.limits()),
+        let Phase::Ready(guest) = phase else {
+            return Vec::new();
         };
-        guest.vm.end(how).iter().map(ToString::to_string).collect()
+        let report = guest.vm.report();
+        self.shared.lock().report = Some(report);
+        guest
+            .vm
+            .end(End::Orderly(guest.vm.limits()))
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
+
+    /// What is known about the VM, after [`Self::finish`]. `None` if no step needed one.
+    #[must_use]
+    pub fn report(&self) -> Option<VmReport> {
+        self.shared.lock().report.clone()
+    }
+}
+
+/// Boots a VM once, without a build, and ends it.
+///
+/// # Errors
+/// If it does not come up.
+pub fn boot_once(store: &Store, options: &Options, stop: &Cancel) -> Result<VmReport, BootError> {
+    let home = home::StoreHome::new(store)?;
+    let vm = boot(&Context::new(options, &home)?, stop)?;
+    let report = vm.report();
+    vm.end(End::Orderly(vm.limits()));
+    Ok(report)
 }
 
 impl Executor for VmExecutor {

@@ -47,7 +47,10 @@ impl Sealed {
     /// What the guest found on its disk at boot.
     pub(super) fn new(names: Vec<LayerName>) -> Self {
         let sealed = Self::default();
-        sealed.lock().states = names.into_iter().map(|name| (name, State::Sealed)).collect();
+        sealed.lock().states = names
+            .into_iter()
+            .map(|name| (name, State::Sealed))
+            .collect();
         sealed
     }
 
@@ -61,7 +64,10 @@ impl Sealed {
         for name in names {
             *inner.users.entry(*name).or_default() += 1;
         }
-        InUse { sealed: self, names: names.to_vec() }
+        InUse {
+            sealed: self,
+            names: names.to_vec(),
+        }
     }
 
     /// Makes sure that a layer is there: by `put`, unless it is there or somebody else brings it.
@@ -90,7 +96,11 @@ impl Sealed {
         }
         inner.states.insert(name, State::Coming);
         drop(inner);
-        let coming = Coming { sealed: self, name, arrived: false };
+        let coming = Coming {
+            sealed: self,
+            name,
+            arrived: false,
+        };
         put()?;
         coming.arrive();
         Ok(())
@@ -177,7 +187,9 @@ mod tests {
                 });
             }
         });
-        sealed.ensure(B, &Cancel::new(), || panic!("it is there")).unwrap();
+        sealed
+            .ensure(B, &Cancel::new(), || panic!("it is there"))
+            .unwrap();
         assert_eq!(puts.into_inner(), 1);
     }
 
@@ -187,13 +199,18 @@ mod tests {
         let tries = AtomicUsize::new(0);
         let failed: usize = thread::scope(|scope| {
             let ensure = || {
-                sealed.ensure(A, &Cancel::new(), || match tries.fetch_add(1, Ordering::Relaxed) {
-                    0 => Err(SessionError::host("cannot read", "gone")),
-                    _ => Ok(()),
+                sealed.ensure(A, &Cancel::new(), || {
+                    match tries.fetch_add(1, Ordering::Relaxed) {
+                        0 => Err(SessionError::host("cannot read", "gone")),
+                        _ => Ok(()),
+                    }
                 })
             };
             let threads: Vec<_> = (0..3).map(|_| scope.spawn(ensure)).collect();
-            threads.into_iter().filter_map(|thread| thread.join().unwrap().err()).count()
+            threads
+                .into_iter()
+                .filter_map(|thread| thread.join().unwrap().err())
+                .count()
         });
         assert_eq!((failed, tries.into_inner()), (1, 2));
     }

@@ -91,11 +91,16 @@ impl Worker<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, Trouble> {
-        let exit = self.session.run(wire_step(number, spec, chain), output, cancel)?;
+        let exit = self
+            .session
+            .run(wire_step(number, spec, chain), output, cancel)?;
         check_exit(exit)?;
         let layer = self.take(number, spec, cancel)?;
         self.seal(number, &layer);
-        Ok(StepDone { layer, peak_memory: exit.peak_memory })
+        Ok(StepDone {
+            layer,
+            peak_memory: exit.peak_memory,
+        })
     }
 
     /// Puts a layer unless the guest has it.
@@ -123,7 +128,10 @@ impl Worker<'_> {
         let failed = |err: Box<dyn std::error::Error + Send + Sync>| {
             SessionError::host("cannot read a layer from the store", err)
         };
-        let mut tar = self.store.open_layer(layer).map_err(|err| failed(err.into()))?;
+        let mut tar = self
+            .store
+            .open_layer(layer)
+            .map_err(|err| failed(err.into()))?;
         let size = tar.metadata().map_err(|err| failed(err.into()))?.len();
         log::debug!("putting layer {layer}, {size} bytes");
         self.session.put(layer.digest().0, size, &mut tar, cancel)
@@ -132,8 +140,10 @@ impl Worker<'_> {
     /// Receives the changes of a step into the store.
     fn take(&self, number: u64, spec: &StepSpec, cancel: &Cancel) -> Result<Layer, Trouble> {
         let host = |err: Box<dyn std::error::Error + Send + Sync>| StepError::Host(err);
-        let mut writer =
-            self.store.layer_writer(&spec.name).map_err(|err| host(err.into()))?;
+        let mut writer = self
+            .store
+            .layer_writer(&spec.name)
+            .map_err(|err| host(err.into()))?;
         if let Err(err) = self.session.take(number, &mut writer, cancel) {
             writer.abandon();
             return Err(self.blame(err));
@@ -148,7 +158,9 @@ impl Worker<'_> {
     fn blame(&self, error: SessionError) -> Trouble {
         if let SessionError::Host { source, .. } = &error
             && let Some(io) = source.downcast_ref::<io::Error>()
-            && let Some(refused) = io.get_ref().and_then(|err| err.downcast_ref::<IngestError>())
+            && let Some(refused) = io
+                .get_ref()
+                .and_then(|err| err.downcast_ref::<IngestError>())
             && let IngestError::Rejected { .. } = refused
         {
             return self.rejected(refused);
@@ -180,7 +192,10 @@ fn check_exit(exit: Exit) -> Result<(), StepError> {
         return Ok(());
     }
     let out_of_memory = exit.out_of_memory.then_some(exit.peak_memory);
-    Err(StepError::Failed { status: exit.status, out_of_memory })
+    Err(StepError::Failed {
+        status: exit.status,
+        out_of_memory,
+    })
 }
 
 fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
@@ -217,7 +232,11 @@ impl Puts {
                 return Err(SessionError::Cancelled);
             }
             let tick = std::time::Duration::from_millis(50);
-            used = self.1.wait_timeout(used, tick).unwrap_or_else(PoisonError::into_inner).0;
+            used = self
+                .1
+                .wait_timeout(used, tick)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         *used += 1;
         Ok(Place(self))

@@ -52,7 +52,8 @@ struct PlainRow(Arc<Mutex<Vec<Thing>>>, Thing);
 
 impl Row for PlainRow {
     fn remove(self: Box<Self>) -> Result<(), HomeError> {
-        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) = &self.1;
+        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) =
+            &self.1;
         if let Thing::Monitor { pid: 0, .. } = &self.1 {
             // It was replaced by one that knows the process.
         } else if let Thing::Monitor { lock, .. } = &self.1 {
@@ -79,7 +80,8 @@ impl Home for Plain {
     }
 
     fn record(&self, thing: &Thing) -> Result<Box<dyn Row>, HomeError> {
-        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) = thing;
+        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) =
+            thing;
         assert!(
             matches!(thing, Thing::Disk(_)) || !path.exists(),
             "recorded before it is made"
