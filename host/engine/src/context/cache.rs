@@ -37,7 +37,9 @@ impl StatCache {
             Ok((VERSION, records)) => records,
             Ok(_) | Err(_) => Vec::new(),
         };
-        let keyed = records.into_iter().map(|record| ((record.stat.dev, record.stat.ino), record));
+        let keyed = records
+            .into_iter()
+            .map(|record| ((record.stat.dev, record.stat.ino), record));
         Self(keyed.collect())
     }
 
@@ -45,7 +47,11 @@ impl StatCache {
     pub(crate) fn take(&mut self, stat: &Stat) -> Option<Record> {
         // Another name of the file may ask too, so the record stays for linked files.
         let key = (stat.dev, stat.ino);
-        let record = if stat.linked { self.0.get(&key).cloned() } else { self.0.remove(&key) };
+        let record = if stat.linked {
+            self.0.get(&key).cloned()
+        } else {
+            self.0.remove(&key)
+        };
         record.filter(|record| record.stat == *stat)
     }
 

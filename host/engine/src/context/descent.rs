@@ -29,7 +29,10 @@ pub(crate) struct Descent<'a> {
 impl<'a> Descent<'a> {
     /// Starts at the root.
     pub(crate) fn new(root: BorrowedFd<'a>) -> Self {
-        Self { root, open: Vec::new() }
+        Self {
+            root,
+            open: Vec::new(),
+        }
     }
 
     /// Opens the directory `node`. Asking in the order of a walk costs one call per directory.

@@ -108,7 +108,10 @@ impl Context {
         dockerfile: Option<&Path>,
         cache: Option<&Store>,
     ) -> Result<Self, ContextError> {
-        let failed = |source| ContextError::Open { path: root.to_owned(), source };
+        let failed = |source| ContextError::Open {
+            path: root.to_owned(),
+            source,
+        };
         let real = root.canonicalize().map_err(failed)?;
         let opened = File::open(&real).map_err(failed)?;
         if !opened.metadata().map_err(failed)?.is_dir() {
@@ -119,7 +122,10 @@ impl Context {
             let mut name = real.as_os_str().as_bytes().to_vec();
             name.push(0);
             name.extend_from_slice(ignore_path.as_os_str().as_bytes());
-            (store.clone(), format!("context-{}", Digest::of(&name).hex()))
+            (
+                store.clone(),
+                format!("context-{}", Digest::of(&name).hex()),
+            )
         });
         Ok(Self(Arc::new(Inner {
             root: opened.into(),
@@ -143,10 +149,16 @@ impl Context {
             .filter(|known| known.settled)
             .filter_map(|known| {
                 let digest = known.digest?.0;
-                Some(Record { stat: known.stat, digest, xattrs: known.xattrs.clone() })
+                Some(Record {
+                    stat: known.stat,
+                    digest,
+                    xattrs: known.xattrs.clone(),
+                })
             })
             .collect();
-        let Some(bytes) = StatCache::encode(&records) else { return };
+        let Some(bytes) = StatCache::encode(&records) else {
+            return;
+        };
         if let Err(error) = store.save_cache(name, &bytes) {
             log::warn!("digests of context files are not remembered: {error}");
         }
@@ -166,7 +178,10 @@ impl Context {
     /// Takes down what was found out about a file by reading it.
     pub(crate) fn learn(&self, node: u32, learn: impl FnOnce(&mut Known)) {
         if let Some(scanned) = self.0.scanned.get() {
-            let mut known = scanned.known.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = scanned
+                .known
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             if let Some(known) = known.get_mut(node as usize) {
                 learn(known);
             }
@@ -193,15 +208,27 @@ impl Context {
         if let Some(scanned) = self.0.scanned.get() {
             return Ok(scanned);
         }
-        let walking = self.0.walking.lock().unwrap_or_else(PoisonError::into_inner);
+        let walking = self
+            .0
+            .walking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.0.scanned.get().is_none() {
             let cache = self.0.cache.as_ref();
-            let cache = cache.map(|(store, name)| StatCache::load(store, name)).unwrap_or_default();
-            let failed = |source| ContextError::Scan { path: self.0.path.clone(), source };
+            let cache = cache
+                .map(|(store, name)| StatCache::load(store, name))
+                .unwrap_or_default();
+            let failed = |source| ContextError::Scan {
+                path: self.0.path.clone(),
+                source,
+            };
             let (scan, known) =
                 scan::scan(self.0.root.as_fd(), &self.0.ignore, cache).map_err(failed)?;
             // Nobody else sets it while we hold the lock.
-            drop(self.0.scanned.set(Scanned { scan, known: RwLock::new(known) }));
+            drop(self.0.scanned.set(Scanned {
+                scan,
+                known: RwLock::new(known),
+            }));
         }
         drop(walking);
         let lost = || ContextError::Scan {
@@ -213,16 +240,16 @@ impl Context {
 }
 
 /// Reads the ignore file of a Dockerfile, else that of the context, and says which it is.
-fn load_ignore(
-    root: &Path,
-    dockerfile: Option<&Path>,
-) -> Result<(Ignore, PathBuf), ContextError> {
+fn load_ignore(root: &Path, dockerfile: Option<&Path>) -> Result<(Ignore, PathBuf), ContextError> {
     let of_dockerfile = dockerfile.map(|dockerfile| {
         let mut name: OsString = dockerfile.into();
         name.push(".dockerignore");
         PathBuf::from(name)
     });
-    for path in of_dockerfile.into_iter().chain([root.join(".dockerignore")]) {
+    for path in of_dockerfile
+        .into_iter()
+        .chain([root.join(".dockerignore")])
+    {
         match std::fs::read(&path) {
             Ok(text) => {
                 let shown = path.strip_prefix(root).unwrap_or(&path);

@@ -51,7 +51,11 @@ impl From<io::Error> for OpenError {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(context: &'a Context, scan: &'a Scan, root: BorrowedFd<'a>) -> Self {
-        Self { context, scan, descent: Descent::new(root) }
+        Self {
+            context,
+            scan,
+            descent: Descent::new(root),
+        }
     }
 
     /// Opens a regular file. A file that was edited since the walk is taken as it is now, but
@@ -60,7 +64,11 @@ impl<'a> Reader<'a> {
         let since = now();
         let file = self.descent.file(self.scan, node)?;
         let stat = stat(&file)?;
-        let known = self.context.known().ok().and_then(|known| Some(known.get(node as usize)?.clone()));
+        let known = self
+            .context
+            .known()
+            .ok()
+            .and_then(|known| Some(known.get(node as usize)?.clone()));
         let known = known.ok_or(OpenError::Changed)?;
         if stat.kind() != Type::File || stat.mode != known.stat.mode {
             return Err(OpenError::Changed);
@@ -70,10 +78,21 @@ impl<'a> Reader<'a> {
             if xattrs != known.xattrs {
                 return Err(OpenError::Changed);
             }
-            let fresh = Known { stat, digest: None, xattrs, settled: false };
+            let fresh = Known {
+                stat,
+                digest: None,
+                xattrs,
+                settled: false,
+            };
             self.context.learn(node, |known| *known = fresh);
         }
-        Ok(Opened { file, node, stat, since, n_read: 0 })
+        Ok(Opened {
+            file,
+            node,
+            stat,
+            since,
+            n_read: 0,
+        })
     }
 }
 
@@ -97,7 +116,9 @@ impl Opened {
             return Err(OpenError::Changed);
         }
         let settled = self.stat.is_settled(self.since);
-        context.learn(self.node, |known| known.settled = settled && known.stat == self.stat);
+        context.learn(self.node, |known| {
+            known.settled = settled && known.stat == self.stat;
+        });
         Ok(())
     }
 }
@@ -118,6 +139,11 @@ fn stat(file: &File) -> io::Result<Stat> {
 
 /// The time of day, for comparison with times of files.
 fn now() -> Moment {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    (
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        since.subsec_nanos(),
+    )
 }

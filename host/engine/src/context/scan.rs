@@ -106,7 +106,8 @@ impl Scan {
 
 impl Names for Scan {
     fn name(&self, node: u32) -> (u32, &[u8]) {
-        self.node(node).map_or((node, &[]), |node| (node.parent, &node.name))
+        self.node(node)
+            .map_or((node, &[]), |node| (node.parent, &node.name))
     }
 }
 
@@ -120,7 +121,9 @@ impl Tree for Scan {
     fn child(&self, node: u32, name: &[u8]) -> Option<u32> {
         let all = self.node(node)?.children.clone();
         let children = self.nodes.get(all.start as usize..all.end as usize)?;
-        let at = children.binary_search_by(|child| child.name.as_ref().cmp(name)).ok()?;
+        let at = children
+            .binary_search_by(|child| child.name.as_ref().cmp(name))
+            .ok()?;
         let child = children.get(at)?;
         child.present.then_some(all.start + u32::try_from(at).ok()?)
     }
@@ -141,7 +144,12 @@ pub(crate) fn scan(
     cache: StatCache,
 ) -> io::Result<(Scan, Vec<Known>)> {
     let stat = Stat::from(&nix::sys::stat::fstat(root)?);
-    let mut walk = Walk { ignore, cache, scan: Scan::default(), known: Vec::new() };
+    let mut walk = Walk {
+        ignore,
+        cache,
+        scan: Scan::default(),
+        known: Vec::new(),
+    };
     walk.push(Node {
         name: Box::default(),
         parent: 0,
@@ -152,9 +160,15 @@ pub(crate) fn scan(
         xattrs: Xattrs::new(),
     })?;
     let mut descent = Descent::new(root);
-    let mut pending = vec![Pending { node: 0, path: Vec::new(), above: ignore.root() }];
+    let mut pending = vec![Pending {
+        node: 0,
+        path: Vec::new(),
+        above: ignore.root(),
+    }];
     while let Some(dir) = pending.pop() {
-        let found = descent.enter(&walk.scan, dir.node).and_then(|fd| walk.read(fd, &dir));
+        let found = descent
+            .enter(&walk.scan, dir.node)
+            .and_then(|fd| walk.read(fd, &dir));
         match found {
             Ok(found) => pending.extend(found.into_iter().rev()),
             Err(error) if dir.node == 0 => return Err(error),
@@ -201,7 +215,9 @@ impl Walk<'_> {
                     continue;
                 }
             }
-            let Some((what, stat)) = look(fd, &name.name)? else { continue };
+            let Some((what, stat)) = look(fd, &name.name)? else {
+                continue;
+            };
             let is_directory = matches!(what, What::Directory);
             if rule.is_some() && !is_directory {
                 continue;
@@ -251,8 +267,12 @@ impl Walk<'_> {
 
     /// Takes over what earlier builds know of a file; asks for the rest.
     fn remember(&mut self, node: u32, dir: BorrowedFd<'_>) {
-        let Some(node_seen) = self.scan.nodes.get(node as usize) else { return };
-        let Some(known) = self.known.get_mut(node as usize) else { return };
+        let Some(node_seen) = self.scan.nodes.get(node as usize) else {
+            return;
+        };
+        let Some(known) = self.known.get_mut(node as usize) else {
+            return;
+        };
         if !matches!(node_seen.what, What::File) {
             return;
         }
@@ -294,7 +314,10 @@ fn names(fd: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             let directory = entry.file_type().map(|of| of == nix::dir::Type::Directory);
-            names.push(Name { name: name.into(), directory });
+            names.push(Name {
+                name: name.into(),
+                directory,
+            });
         }
     }
     names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -328,14 +351,18 @@ fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Xattrs {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
     let path = OsString::from_vec(path);
-    let Ok(names) = xattr::list(&path) else { return Xattrs::new() };
+    let Ok(names) = xattr::list(&path) else {
+        return Xattrs::new();
+    };
     collect(names, |name| xattr::get(&path, name))
 }
 
 /// The same for an open file.
 pub(crate) fn xattrs_of(file: &File) -> Xattrs {
     use xattr::FileExt;
-    let Ok(names) = file.list_xattr() else { return Xattrs::new() };
+    let Ok(names) = file.list_xattr() else {
+        return Xattrs::new();
+    };
     collect(names, |name| file.get_xattr(name))
 }
 
@@ -346,7 +373,12 @@ fn collect(
     let kept = |name: &[u8]| name.starts_with(b"user.") || name == b"security.capability";
     let mut found: Xattrs = names
         .filter(|name| kept(name.as_bytes()))
-        .filter_map(|name| get(&name).ok().flatten().map(|value| (name.into_vec(), value)))
+        .filter_map(|name| {
+            get(&name)
+                .ok()
+                .flatten()
+                .map(|value| (name.into_vec(), value))
+        })
         .collect();
     found.sort_unstable();
     found

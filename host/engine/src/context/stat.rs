@@ -38,7 +38,10 @@ pub(crate) enum Type {
 
 impl Stat {
     pub(crate) fn mtime(&self) -> Mtime {
-        Mtime { secs: self.mtime.0, nanos: self.mtime.1 }
+        Mtime {
+            secs: self.mtime.0,
+            nanos: self.mtime.1,
+        }
     }
 
     /// The twelve permission bits.
@@ -110,6 +113,9 @@ mod tests {
         assert!(!stat.is_settled((100, 6)));
         assert!(!stat.is_settled((102, 0)));
         assert!(stat.is_settled((103, 0)));
-        assert!(!stat.is_settled((50, 0)), "a clock that went back proves nothing");
+        assert!(
+            !stat.is_settled((50, 0)),
+            "a clock that went back proves nothing"
+        );
     }
 }

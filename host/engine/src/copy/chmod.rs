@@ -44,7 +44,9 @@ impl ModeChange {
     /// Reads the value of the flag.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= MODE)?;
+            let mode = u32::from_str_radix(text, 8)
+                .ok()
+                .filter(|mode| *mode <= MODE)?;
             return Some(Self::Octal(mode));
         }
         let mut actions = Vec::new();
@@ -58,9 +60,9 @@ impl ModeChange {
     pub(crate) fn apply(&self, mode: u32, directory: bool) -> u32 {
         match self {
             Self::Octal(mode) => *mode,
-            Self::Symbolic(actions) => {
-                actions.iter().fold(mode, |mode, action| action.apply(mode, directory))
-            }
+            Self::Symbolic(actions) => actions
+                .iter()
+                .fold(mode, |mode, action| action.apply(mode, directory)),
         }
     }
 
@@ -98,7 +100,12 @@ fn parse_clause(clause: &str, actions: &mut Vec<Action>) -> Option<()> {
         let end = text.find(['+', '-', '=']).unwrap_or(text.len());
         let bits = parse_bits(text.get(..end)?)?;
         let anybody = who_text.is_empty();
-        actions.push(Action { who: if anybody { MODE } else { who }, anybody, operator, bits });
+        actions.push(Action {
+            who: if anybody { MODE } else { who },
+            anybody,
+            operator,
+            bits,
+        });
         rest = text.get(end..)?;
     }
     Some(())
@@ -123,15 +130,19 @@ fn parse_bits(text: &str) -> Option<Bits> {
             _ => return None,
         }
     }
-    Some(Bits::Given { bits, execute_if_any })
+    Some(Bits::Given {
+        bits,
+        execute_if_any,
+    })
 }
 
 impl Action {
     fn apply(self, mode: u32, directory: bool) -> u32 {
         let bits = match self.bits {
-            Bits::Given { bits, execute_if_any: true } if directory || mode & 0o111 != 0 => {
-                bits | 0o111
-            }
+            Bits::Given {
+                bits,
+                execute_if_any: true,
+            } if directory || mode & 0o111 != 0 => bits | 0o111,
             Bits::Given { bits, .. } => bits,
             Bits::Copied(shift) => (mode >> shift & 0o7) * 0o111,
         };
@@ -151,7 +162,9 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, mode: u32, directory: bool, want: u32) {
-        let got = ModeChange::parse(text).expect("a mode").apply(mode, directory);
+        let got = ModeChange::parse(text)
+            .expect("a mode")
+            .apply(mode, directory);
         assert_eq!(got, want, "{text} on {mode:o}: {got:o}");
     }
 
@@ -181,7 +194,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "8", "10000", "rw", "u", "+q", "x+r", "u=g+", "u+r,", "-1"] {
+        for text in [
+            "", "8", "10000", "rw", "u", "+q", "x+r", "u=g+", "u+r,", "-1",
+        ] {
             let parsed = ModeChange::parse(text);
             let empty_change = text == "u=g+";
             assert_eq!(parsed.is_some(), empty_change, "{text}: {parsed:?}");

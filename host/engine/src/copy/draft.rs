@@ -28,8 +28,21 @@ pub(super) struct Meta {
 impl Meta {
     /// That of an entry of a layer.
     pub(super) fn of(entry: &Entry) -> Self {
-        let Entry { mode, uid, gid, mtime, ref xattrs, .. } = *entry;
-        Self { mode, uid, gid, mtime, xattrs: xattrs.clone() }
+        let Entry {
+            mode,
+            uid,
+            gid,
+            mtime,
+            ref xattrs,
+            ..
+        } = *entry;
+        Self {
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs: xattrs.clone(),
+        }
     }
 }
 
@@ -128,7 +141,10 @@ impl<'a> Draft<'a> {
             below: Some(target.top()),
             planned: None,
         };
-        Self { target, nodes: vec![root] }
+        Self {
+            target,
+            nodes: vec![root],
+        }
     }
 
     /// The directory at `path`, in which no element is a link. Missing ones are made as `new`.
@@ -139,7 +155,15 @@ impl<'a> Draft<'a> {
                 Some(Kind::Directory) => self.enter(at, name),
                 None => {
                     let meta = new.clone();
-                    self.put(at, name, Planned { meta, body: Body::Directory, same: None })
+                    self.put(
+                        at,
+                        name,
+                        Planned {
+                            meta,
+                            body: Body::Directory,
+                            same: None,
+                        },
+                    )
                 }
                 Some(Kind::Link(_) | Kind::Other) => {
                     let path = path::join(&self.path(at), name);
@@ -157,7 +181,11 @@ impl<'a> Draft<'a> {
         name: &[u8],
         meta: Meta,
     ) -> Result<usize, CopyError> {
-        let planned = Planned { meta, body: Body::Directory, same: None };
+        let planned = Planned {
+            meta,
+            body: Body::Directory,
+            same: None,
+        };
         match self.kind_in(dir, name) {
             None => Ok(self.put(dir, name, planned)),
             Some(Kind::Directory) => {
@@ -203,18 +231,28 @@ impl<'a> Draft<'a> {
 
     /// Gives a directory other metadata.
     pub(super) fn set_meta(&mut self, dir: usize, meta: Meta) {
-        self.plan(dir, Planned { meta, body: Body::Directory, same: None });
+        self.plan(
+            dir,
+            Planned {
+                meta,
+                body: Body::Directory,
+                same: None,
+            },
+        );
     }
 
     /// Kind of what is called `name` in a directory of the draft.
     pub(super) fn kind_in(&self, dir: usize, name: &[u8]) -> Option<Kind<'_>> {
-        self.child(Spot::Draft(dir), name).map(|spot| self.kind(spot))
+        self.child(Spot::Draft(dir), name)
+            .map(|spot| self.kind(spot))
     }
 
     /// The node of `name`, made if the draft has none yet.
     pub(super) fn enter(&mut self, dir: usize, name: &[u8]) -> usize {
         let next = self.nodes.len();
-        let Some(parent) = self.nodes.get_mut(dir) else { return ROOT };
+        let Some(parent) = self.nodes.get_mut(dir) else {
+            return ROOT;
+        };
         if let Some(at) = parent.children.get(name) {
             return *at;
         }
@@ -263,13 +301,17 @@ impl<'a> Draft<'a> {
         let mut first_names: HashMap<(usize, SameFile), usize> = HashMap::new();
         let mut pending: Vec<(usize, Vec<u8>)> = vec![(ROOT, Vec::new())];
         while let Some((at, path)) = pending.pop() {
-            let Some(node) = self.nodes.get(at) else { continue };
+            let Some(node) = self.nodes.get(at) else {
+                continue;
+            };
             for (name, child) in node.children.iter().rev() {
                 if wanted.get(*child) == Some(&true) {
                     pending.push((*child, path::join(&path, name)));
                 }
             }
-            if at != ROOT && let Some(item) = node.item(path) {
+            if at != ROOT
+                && let Some(item) = node.item(path)
+            {
                 let same = node.planned.as_ref().and_then(|planned| planned.same);
                 let item = link(item, same, &mut first_names, &items);
                 items.push(item);
@@ -280,7 +322,11 @@ impl<'a> Draft<'a> {
 
     /// Which nodes are new or lead to something new.
     fn wanted(&self) -> Vec<bool> {
-        let mut wanted: Vec<bool> = self.nodes.iter().map(|node| node.planned.is_some()).collect();
+        let mut wanted: Vec<bool> = self
+            .nodes
+            .iter()
+            .map(|node| node.planned.is_some())
+            .collect();
         // A node comes after its parent. One that was replaced is in no list of children.
         for (at, node) in self.nodes.iter().enumerate().rev() {
             if wanted.get(at) == Some(&true)
@@ -304,8 +350,15 @@ fn link(
     let first = *first_names.entry(same).or_insert(items.len());
     match items.get(first) {
         Some(first) if first.meta == item.meta => {
-            let meta = Meta { xattrs: Vec::new(), ..item.meta };
-            Item { path: item.path, meta, body: ItemBody::HardLink(first.path.clone()) }
+            let meta = Meta {
+                xattrs: Vec::new(),
+                ..item.meta
+            };
+            Item {
+                path: item.path,
+                meta,
+                body: ItemBody::HardLink(first.path.clone()),
+            }
         }
         Some(_) | None => item,
     }
@@ -318,7 +371,11 @@ impl Node<'_> {
             (None, Some(below)) => (Meta::of(below.entry), Body::Directory),
             (None, None) => return None,
         };
-        Some(Item { path, meta, body: ItemBody::New(body) })
+        Some(Item {
+            path,
+            meta,
+            body: ItemBody::New(body),
+        })
     }
 }
 
@@ -348,7 +405,9 @@ impl<'a> Tree for Draft<'a> {
             Spot::Below(found) => return (&self.target).kind(found),
             Spot::Draft(at) => at,
         };
-        let Some(node) = self.nodes.get(at) else { return Kind::Other };
+        let Some(node) = self.nodes.get(at) else {
+            return Kind::Other;
+        };
         match (&node.planned, node.below) {
             (Some(planned), _) => match &planned.body {
                 Body::Directory => Kind::Directory,
@@ -370,19 +429,29 @@ pub(super) fn entry_kind(
     file: impl FnOnce(&Bytes) -> Option<(u64, Digest)>,
 ) -> Option<EntryKind> {
     Some(match body {
-        ItemBody::HardLink(target) => EntryKind::Hardlink { target: target.clone() },
+        ItemBody::HardLink(target) => EntryKind::Hardlink {
+            target: target.clone(),
+        },
         ItemBody::New(Body::Directory) => EntryKind::Directory,
-        ItemBody::New(Body::Link(target)) => EntryKind::Symlink { target: target.clone() },
-        ItemBody::New(Body::CharDevice { major, minor }) => {
-            EntryKind::CharDevice { major: *major, minor: *minor }
-        }
-        ItemBody::New(Body::BlockDevice { major, minor }) => {
-            EntryKind::BlockDevice { major: *major, minor: *minor }
-        }
+        ItemBody::New(Body::Link(target)) => EntryKind::Symlink {
+            target: target.clone(),
+        },
+        ItemBody::New(Body::CharDevice { major, minor }) => EntryKind::CharDevice {
+            major: *major,
+            minor: *minor,
+        },
+        ItemBody::New(Body::BlockDevice { major, minor }) => EntryKind::BlockDevice {
+            major: *major,
+            minor: *minor,
+        },
         ItemBody::New(Body::Fifo) => EntryKind::Fifo,
         ItemBody::New(Body::File(bytes)) => {
             let (size, digest) = file(bytes)?;
-            EntryKind::File { size, digest, offset: 0 }
+            EntryKind::File {
+                size,
+                digest,
+                offset: 0,
+            }
         }
     })
 }

@@ -8,7 +8,9 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
         let mut corner = i;
         let mut left = i + 1;
         for (place, y) in row.iter_mut().skip(1).zip(&b) {
-            let best = (corner + usize::from(x != *y)).min(left + 1).min(*place + 1);
+            let best = (corner + usize::from(x != *y))
+                .min(left + 1)
+                .min(*place + 1);
             corner = std::mem::replace(place, best);
             left = best;
         }
@@ -33,9 +35,13 @@ mod tests {
 
     #[test]
     fn distance_counts_edits() {
-        for (a, b, want) in
-            [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("app", "pap", 2), ("ab", "ab", 0)]
-        {
+        for (a, b, want) in [
+            ("", "", 0),
+            ("a", "", 1),
+            ("kitten", "sitting", 3),
+            ("app", "pap", 2),
+            ("ab", "ab", 0),
+        ] {
             assert_eq!(distance(a, b), want, "{a} {b}");
             assert_eq!(distance(b, a), want, "{b} {a}");
         }

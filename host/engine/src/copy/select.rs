@@ -11,15 +11,6 @@ use crate::context::glob::{Dialect, Glob, has_wildcard};
 use crate::rootfs::path;
 use crate::rootfs::resolve::{Kind, Tree, resolve};
 
-/// A source that is there.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chosen<'n, 'a> {
-    /// Its last element as written or matched: the name it gets in a directory.
-    pub(super) name: &'n [u8],
-    /// Where it leads.
-    pub(super) node: Node<'a>,
-}
-
 /// All that `written` names: one path, or what a pattern matches, which may be nothing.
 pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, CopyError> {
     let cleaned = path::clean(written.as_bytes());
@@ -36,7 +27,9 @@ pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, 
         globs.push(glob);
     }
     let place = resolve(source, &base, true)?;
-    Ok(place.node.map_or_else(Vec::new, |node| expand(source, place.path, node, &globs)))
+    Ok(place
+        .node
+        .map_or_else(Vec::new, |node| expand(source, place.path, node, &globs)))
 }
 
 /// Where `path` leads. If it leads nowhere, the error says why.
@@ -61,24 +54,27 @@ pub(super) fn missing(
 ) -> Result<CopyError, CopyError> {
     let (why, place) = source.explain(written.as_bytes(), resolved)?;
     let leads = (resolved != path).then(|| String::from_utf8_lossy(resolved).into_owned());
-    Ok(CopyError::Missing(MissingSource { written: written.to_owned(), leads, why, place }))
+    Ok(CopyError::Missing(MissingSource {
+        written: written.to_owned(),
+        leads,
+        why,
+        place,
+    }))
 }
 
 /// Splits in front of the first element with a wildcard.
 pub(super) fn split_pattern(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let elements: Vec<&[u8]> = path::elements(path).collect();
-    let at = elements.iter().position(|element| has_wildcard(element)).unwrap_or(elements.len());
+    let at = elements
+        .iter()
+        .position(|element| has_wildcard(element))
+        .unwrap_or(elements.len());
     let (base, pattern) = elements.split_at(at);
     (base.join(&b'/'), pattern.join(&b'/'))
 }
 
 /// Matches below `base`, in order of names.
-fn expand<'a>(
-    source: &Source<'a>,
-    base: Vec<u8>,
-    node: Node<'a>,
-    globs: &[Glob],
-) -> Vec<Vec<u8>> {
+fn expand<'a>(source: &Source<'a>, base: Vec<u8>, node: Node<'a>, globs: &[Glob]) -> Vec<Vec<u8>> {
     let mut matches = Vec::new();
     let mut pending = vec![(base, node, 0)];
     while let Some((path, node, depth)) = pending.pop() {

@@ -79,9 +79,17 @@ impl<'a> Source<'a> {
     pub(super) fn meta(&self, node: Node<'a>) -> Meta {
         match (*self, node) {
             (Source::Context(_, scan), Node::Context(number)) => {
-                let Some(node) = scan.node(number) else { return Meta::default() };
+                let Some(node) = scan.node(number) else {
+                    return Meta::default();
+                };
                 let mtime = node.stat.mtime();
-                Meta { mode: node.stat.permissions(), uid: 0, gid: 0, mtime, xattrs: node.xattrs.clone() }
+                Meta {
+                    mode: node.stat.permissions(),
+                    uid: 0,
+                    gid: 0,
+                    mtime,
+                    xattrs: node.xattrs.clone(),
+                }
             }
             (_, Node::Rootfs(found)) => Meta::of(found.entry),
             (Source::Rootfs(_), Node::Context(_)) => Meta::default(),
@@ -117,9 +125,10 @@ impl<'a> Source<'a> {
             Source::Context(context, _) => {
                 Ok((context.explain(written, resolved)?, "the build context"))
             }
-            Source::Rootfs(rootfs) => {
-                Ok((like_in_root(rootfs, resolved), "the stage or image it is copied from"))
-            }
+            Source::Rootfs(rootfs) => Ok((
+                like_in_root(rootfs, resolved),
+                "the stage or image it is copied from",
+            )),
         }
     }
 }
@@ -158,11 +167,16 @@ impl<'a> Tree for Source<'a> {
 }
 
 fn context_thing(scan: &Scan, number: u32) -> Thing {
-    let Some(node) = scan.node(number) else { return Thing::Special("nothing") };
+    let Some(node) = scan.node(number) else {
+        return Thing::Special("nothing");
+    };
     match &node.what {
         What::File => {
             let same = (node.stat.dev, node.stat.ino);
-            let same = node.stat.linked.then_some(SameFile::Context(same.0, same.1));
+            let same = node
+                .stat
+                .linked
+                .then_some(SameFile::Context(same.0, same.1));
             Thing::Copy(Body::File(Bytes::Context(number)), same)
         }
         What::Directory => Thing::Copy(Body::Directory, None),
@@ -179,12 +193,14 @@ fn rootfs_thing(found: Found<'_>) -> Thing {
             return Thing::Copy(Body::File(Bytes::Rootfs { root: 0, inode }), same);
         }
         (EntryKind::Symlink { target }, _) => Body::Link(target.clone()),
-        (EntryKind::CharDevice { major, minor }, _) => {
-            Body::CharDevice { major: *major, minor: *minor }
-        }
-        (EntryKind::BlockDevice { major, minor }, _) => {
-            Body::BlockDevice { major: *major, minor: *minor }
-        }
+        (EntryKind::CharDevice { major, minor }, _) => Body::CharDevice {
+            major: *major,
+            minor: *minor,
+        },
+        (EntryKind::BlockDevice { major, minor }, _) => Body::BlockDevice {
+            major: *major,
+            minor: *minor,
+        },
         (EntryKind::Fifo, _) => Body::Fifo,
         (EntryKind::Directory, _) => Body::Directory,
         (
@@ -202,9 +218,15 @@ fn rootfs_thing(found: Found<'_>) -> Thing {
 fn like_in_root(rootfs: &Rootfs, missing: &[u8]) -> Missing {
     let (dir, name) = path::split(missing);
     let wanted = String::from_utf8_lossy(name);
-    let Some(dir_found) = rootfs.find(dir) else { return Missing::Absent };
-    let names = rootfs.children(dir_found).map(|found| String::from_utf8_lossy(found.name()));
-    let like = names.into_iter().find(|found| super::near::close(found, &wanted));
+    let Some(dir_found) = rootfs.find(dir) else {
+        return Missing::Absent;
+    };
+    let names = rootfs
+        .children(dir_found)
+        .map(|found| String::from_utf8_lossy(found.name()));
+    let like = names
+        .into_iter()
+        .find(|found| super::near::close(found, &wanted));
     like.map_or(Missing::Absent, |like| {
         let path = path::join(dir, like.as_bytes());
         Missing::Misspelt(path::show(&path))
@@ -213,11 +235,17 @@ fn like_in_root(rootfs: &Rootfs, missing: &[u8]) -> Missing {
 
 /// The digest and size of bytes that stand in the Dockerfile.
 pub(super) fn inline(data: &[u8]) -> Bytes {
-    Bytes::Inline { data: data.into(), digest: Digest::of(data) }
+    Bytes::Inline {
+        data: data.into(),
+        digest: Digest::of(data),
+    }
 }
 
 /// The time of what has none of its own: directories made on the way, files whose content
 /// stands in the Dockerfile. A fixed time, so that equal inputs give equal layers; it lies a day
 /// after the first moment that zip archives can express in any time zone, because tools that
 /// pack files refuse older ones.
-pub(super) const UNDATED: Mtime = Mtime { secs: 315_619_200, nanos: 0 };
+pub(super) const UNDATED: Mtime = Mtime {
+    secs: 315_619_200,
+    nanos: 0,
+};

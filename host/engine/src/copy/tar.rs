@@ -37,11 +37,20 @@ impl<'w> Tar<'w> {
         let extended = extended(&name, meta, &header);
         if !extended.is_empty() {
             let size = extended.len() as u64;
-            let x = Header { flag: b'x', size, target: b"", device: None };
+            let x = Header {
+                flag: b'x',
+                size,
+                target: b"",
+                device: None,
+            };
             let (_, last) = crate::rootfs::path::split(path);
             let last = last.get(..last.len().min(80)).unwrap_or_default();
-            let meta = Meta { mode: 0o644, ..Meta::default() };
-            self.out.write_all(&x.block(&[b"PaxHeaders/".as_slice(), last].concat(), &meta))?;
+            let meta = Meta {
+                mode: 0o644,
+                ..Meta::default()
+            };
+            self.out
+                .write_all(&x.block(&[b"PaxHeaders/".as_slice(), last].concat(), &meta))?;
             self.out.write_all(&extended)?;
             self.pad(size)?;
         }
@@ -59,7 +68,8 @@ impl<'w> Tar<'w> {
         if over == 0 {
             return Ok(());
         }
-        self.out.write_all([0; BLOCK].get(over..).unwrap_or_default())
+        self.out
+            .write_all([0; BLOCK].get(over..).unwrap_or_default())
     }
 
     /// Ends the archive.
@@ -78,17 +88,33 @@ struct Header<'a> {
 
 impl<'a> Header<'a> {
     fn new(kind: &'a EntryKind) -> Self {
-        let plain = |flag| Self { flag, size: 0, target: b"", device: None };
+        let plain = |flag| Self {
+            flag,
+            size: 0,
+            target: b"",
+            device: None,
+        };
         match kind {
-            EntryKind::File { size, .. } => Self { size: *size, ..plain(b'0') },
-            EntryKind::Hardlink { target } => Self { target, ..plain(b'1') },
-            EntryKind::Symlink { target } => Self { target, ..plain(b'2') },
-            EntryKind::CharDevice { major, minor } => {
-                Self { device: Some((*major, *minor)), ..plain(b'3') }
-            }
-            EntryKind::BlockDevice { major, minor } => {
-                Self { device: Some((*major, *minor)), ..plain(b'4') }
-            }
+            EntryKind::File { size, .. } => Self {
+                size: *size,
+                ..plain(b'0')
+            },
+            EntryKind::Hardlink { target } => Self {
+                target,
+                ..plain(b'1')
+            },
+            EntryKind::Symlink { target } => Self {
+                target,
+                ..plain(b'2')
+            },
+            EntryKind::CharDevice { major, minor } => Self {
+                device: Some((*major, *minor)),
+                ..plain(b'3')
+            },
+            EntryKind::BlockDevice { major, minor } => Self {
+                device: Some((*major, *minor)),
+                ..plain(b'4')
+            },
             EntryKind::Directory => plain(b'5'),
             EntryKind::Fifo => plain(b'6'),
             // Marks of removal are empty files by the names that they go by.
@@ -134,7 +160,11 @@ impl Fields {
     fn number(&mut self, width: usize, value: u64) {
         let digits = width - 1;
         let text = format!("{value:0digits$o}");
-        let text = if text.len() > digits { format!("{:0digits$o}", 0) } else { text };
+        let text = if text.len() > digits {
+            format!("{:0digits$o}", 0)
+        } else {
+            text
+        };
         self.bytes(width, text.as_bytes());
     }
 
@@ -173,7 +203,11 @@ fn extended(name: &[u8], meta: &Meta, header: &Header<'_>) -> Vec<u8> {
         record(&mut records, b"mtime", seconds(meta.mtime).as_bytes());
     }
     for (name, value) in &meta.xattrs {
-        record(&mut records, &[b"SCHILY.xattr.", name.as_slice()].concat(), value);
+        record(
+            &mut records,
+            &[b"SCHILY.xattr.", name.as_slice()].concat(),
+            value,
+        );
     }
     records
 }
@@ -198,7 +232,11 @@ fn seconds(time: Mtime) -> String {
     }
     // Before 1970 the fraction counts towards zero.
     let (sign, secs, nanos) = if time.secs < 0 {
-        ("-", time.secs.unsigned_abs() - 1, 1_000_000_000 - time.nanos.min(999_999_999))
+        (
+            "-",
+            time.secs.unsigned_abs() - 1,
+            1_000_000_000 - time.nanos.min(999_999_999),
+        )
     } else {
         ("", time.secs.unsigned_abs(), time.nanos)
     };
@@ -224,7 +262,11 @@ mod tests {
     }
 
     fn file(data: &[u8]) -> EntryKind {
-        EntryKind::File { size: data.len() as u64, digest: store::Digest::of(data), offset: 0 }
+        EntryKind::File {
+            size: data.len() as u64,
+            digest: store::Digest::of(data),
+            offset: 0,
+        }
     }
 
     #[test]
@@ -234,20 +276,46 @@ mod tests {
             mode: 0o4755,
             uid: 3_000_000,
             gid: 7,
-            mtime: Mtime { secs: 1_700_000_000, nanos: 120_000_000 },
+            mtime: Mtime {
+                secs: 1_700_000_000,
+                nanos: 120_000_000,
+            },
             xattrs: vec![(b"user.x".to_vec(), b"a\0b".to_vec())],
         };
         let target = vec![b't'; 150];
         let bytes = archive(&[
-            (b"d", Meta { mode: 0o755, ..Meta::default() }, EntryKind::Directory, b""),
+            (
+                b"d",
+                Meta {
+                    mode: 0o755,
+                    ..Meta::default()
+                },
+                EntryKind::Directory,
+                b"",
+            ),
             (&long, meta, file(b"hello"), b"hello"),
-            (b"l", Meta::default(), EntryKind::Symlink { target: target.clone() }, b""),
-            (b"c", Meta::default(), EntryKind::CharDevice { major: 5, minor: 1 }, b""),
+            (
+                b"l",
+                Meta::default(),
+                EntryKind::Symlink {
+                    target: target.clone(),
+                },
+                b"",
+            ),
+            (
+                b"c",
+                Meta::default(),
+                EntryKind::CharDevice { major: 5, minor: 1 },
+                b"",
+            ),
         ]);
         let mut reader = ::tar::Archive::new(bytes.as_slice());
         let mut entries = reader.entries().expect("entries");
         let dir = entries.next().expect("an entry").expect("whole");
-        assert_eq!((&*dir.path_bytes(), dir.header().mode().ok()), (b"d/".as_slice(), Some(0o755)));
+        assert_eq!(
+            (&*dir.path_bytes(), dir.header().mode().ok()),
+            (b"d/".as_slice(), Some(0o755))
+        );
         let mut found = entries.next().expect("an entry").expect("whole");
         assert_eq!(&*found.path_bytes(), long);
         assert_eq!(found.header().mode().ok(), Some(0o4755));

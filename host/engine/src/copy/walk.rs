@@ -27,7 +27,10 @@ enum Only {
 impl Filter {
     /// All but what is excluded.
     pub(super) fn excluding(exclude: Ignore) -> Self {
-        Self { exclude, only: None }
+        Self {
+            exclude,
+            only: None,
+        }
     }
 
     /// Only `path`, which may be a pattern, without what is excluded.
@@ -52,9 +55,9 @@ impl Filter {
     fn may_take_below(&self, path: &[u8]) -> bool {
         match &self.only {
             None => true,
-            Some(Only::Path(only)) => {
-                only.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"))
-            }
+            Some(Only::Path(only)) => only
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.starts_with(b"/")),
             Some(Only::Pattern(glob)) => glob.can_match_below(path),
         }
     }
@@ -87,7 +90,13 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Prepares to copy.
     pub(super) fn new(planner: &'p mut Planner<'a>, filter: Filter, n_source: usize) -> Self {
         let found = filter.only.is_none();
-        Self { planner, filter, n_source, frames: Vec::new(), found }
+        Self {
+            planner,
+            filter,
+            n_source,
+            frames: Vec::new(),
+            found,
+        }
     }
 
     /// Copies what is in `node` to `dir`. Returns whether anything was asked for and found.
@@ -114,11 +123,20 @@ impl<'p, 'a> Walk<'p, 'a> {
     ) {
         let mut rest = self.planner.source.children(node);
         rest.reverse();
-        self.frames.push(Frame { node, rest, path, above, taken, copy });
+        self.frames.push(Frame {
+            node,
+            rest,
+            path,
+            above,
+            taken,
+            copy,
+        });
     }
 
     fn child(&mut self, child: Node<'a>) -> Result<(), CopyError> {
-        let Some(frame) = self.frames.last() else { return Ok(()) };
+        let Some(frame) = self.frames.last() else {
+            return Ok(());
+        };
         let name = self.planner.source.name(child);
         let path = path::join(&frame.path, name);
         let taken = frame.taken || self.filter.takes(&path);
@@ -127,7 +145,9 @@ impl<'p, 'a> Walk<'p, 'a> {
             Thing::Copy(body, same) => (body, same),
             Thing::Special(what) if taken && !excluded => {
                 let path = self.planner.source.path(child);
-                self.planner.warnings.push(format!("{path} is {what} and was skipped"));
+                self.planner
+                    .warnings
+                    .push(format!("{path} is {what} and was skipped"));
                 return Ok(());
             }
             Thing::Unreadable(source) if taken && !excluded => {
@@ -143,9 +163,14 @@ impl<'p, 'a> Walk<'p, 'a> {
         }
         if wanted {
             let dir = self.copy_of_last()?;
-            let meta = self.planner.changes.apply(self.planner.source.meta(child), &body);
+            let meta = self
+                .planner
+                .changes
+                .apply(self.planner.source.meta(child), &body);
             let same = same.map(|same| (self.n_source, same));
-            self.planner.draft.put_file(dir, name, Planned { meta, body, same })?;
+            self.planner
+                .draft
+                .put_file(dir, name, Planned { meta, body, same })?;
         }
         Ok(())
     }
@@ -157,7 +182,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         taken: bool,
         excluded: bool,
     ) -> Result<(), CopyError> {
-        let Some(frame) = self.frames.last() else { return Ok(()) };
+        let Some(frame) = self.frames.last() else {
+            return Ok(());
+        };
         let above = self.filter.exclude.enter(&frame.above, &path);
         let dead = excluded && !self.filter.exclude.may_keep_below(&above, &path)
             || !taken && !self.filter.may_take_below(&path);
@@ -179,8 +206,16 @@ impl<'p, 'a> Walk<'p, 'a> {
 
     /// The copy of the innermost open directory, made with those above it if they have none yet.
     fn copy_of_last(&mut self) -> Result<usize, CopyError> {
-        let made = self.frames.iter().rposition(|frame| frame.copy.is_some()).unwrap_or_default();
-        let mut dir = self.frames.get(made).and_then(|frame| frame.copy).unwrap_or_default();
+        let made = self
+            .frames
+            .iter()
+            .rposition(|frame| frame.copy.is_some())
+            .unwrap_or_default();
+        let mut dir = self
+            .frames
+            .get(made)
+            .and_then(|frame| frame.copy)
+            .unwrap_or_default();
         for frame in self.frames.iter_mut().skip(made + 1) {
             let name = self.planner.source.name(frame.node);
             let meta = self.planner.source.meta(frame.node);
@@ -189,7 +224,10 @@ impl<'p, 'a> Walk<'p, 'a> {
                 // It is there and only gets the mode.
                 let at = self.planner.draft.enter(dir, name);
                 if let Some(kept) = self.planner.draft.meta(at) {
-                    meta = Meta { mode: meta.mode, ..kept };
+                    meta = Meta {
+                        mode: meta.mode,
+                        ..kept
+                    };
                 }
             }
             dir = self.planner.draft.put_directory(dir, name, meta)?;

@@ -44,11 +44,20 @@ impl CopyPlan {
             None => None,
         };
         let tar = Tar::new(out);
-        let mut writing = Writing { plan: self, tar, context, buffer: vec![0; SMALL], cancel };
+        let mut writing = Writing {
+            plan: self,
+            tar,
+            context,
+            buffer: vec![0; SMALL],
+            cancel,
+        };
         for item in &self.items {
             writing.item(item)?;
         }
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).sort_unstable_by_key(|w| w.0);
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .sort_unstable_by_key(|w| w.0);
         writing.tar.finish().map_err(CopyError::Write)
     }
 }
@@ -60,7 +69,10 @@ impl Writing<'_, '_> {
             ItemBody::New(Body::File(Bytes::Context(node))) => self.context_file(item, *node),
             ItemBody::New(Body::File(Bytes::Inline { data, .. })) => {
                 let size = self.header(item, data.len() as u64)?;
-                self.tar.data(data).and_then(|()| self.tar.pad(size)).map_err(CopyError::Write)
+                self.tar
+                    .data(data)
+                    .and_then(|()| self.tar.pad(size))
+                    .map_err(CopyError::Write)
             }
             ItemBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
                 let root = self.plan.roots.get(*root);
@@ -90,12 +102,16 @@ impl Writing<'_, '_> {
     fn header_with(&mut self, item: &Item, meta: &Meta, size: u64) -> Result<u64, CopyError> {
         let kind = entry_kind(&item.body, |_| Some((size, NOT_WRITTEN)));
         let kind = kind.unwrap_or(EntryKind::Fifo);
-        self.tar.header(&item.path, meta, &kind).map_err(CopyError::Write)?;
+        self.tar
+            .header(&item.path, meta, &kind)
+            .map_err(CopyError::Write)?;
         Ok(size)
     }
 
     fn context_file(&mut self, item: &Item, node: u32) -> Result<(), CopyError> {
-        let Some((context, _)) = self.context else { return Ok(()) };
+        let Some((context, _)) = self.context else {
+            return Ok(());
+        };
         for _ in 0..ATTEMPTS {
             self.check()?;
             let opened = self.open(node)?;
@@ -103,7 +119,11 @@ impl Writing<'_, '_> {
             let meta = {
                 let known = context.known()?;
                 let xattrs = known.get(node as usize).map(|known| known.xattrs.clone());
-                Meta { mtime: stat.mtime(), xattrs: xattrs.unwrap_or_default(), ..item.meta.clone() }
+                Meta {
+                    mtime: stat.mtime(),
+                    xattrs: xattrs.unwrap_or_default(),
+                    ..item.meta.clone()
+                }
             };
             let small = usize::try_from(size).ok().filter(|size| *size <= SMALL);
             let whole = match small {
@@ -122,7 +142,11 @@ impl Writing<'_, '_> {
                 let data = self.buffer.get(..size).unwrap_or_default();
                 self.tar.data(data).map_err(CopyError::Write)?;
             }
-            self.plan.written.lock().unwrap_or_else(PoisonError::into_inner).push((node, stat));
+            self.plan
+                .written
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((node, stat));
             return self.tar.pad(size).map_err(CopyError::Write);
         }
         Err(self.changed(node))
@@ -187,7 +211,9 @@ impl Writing<'_, '_> {
     }
 
     fn open(&mut self, node: u32) -> Result<Opened, CopyError> {
-        let Some((_, reader)) = &mut self.context else { return Err(self.changed(node)) };
+        let Some((_, reader)) = &mut self.context else {
+            return Err(self.changed(node));
+        };
         match reader.open(node) {
             Ok(opened) => Ok(opened),
             Err(OpenError::Changed) => Err(self.changed(node)),
@@ -196,11 +222,16 @@ impl Writing<'_, '_> {
     }
 
     fn check(&self) -> Result<(), CopyError> {
-        if self.cancel.is_cancelled() { Err(CopyError::Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(CopyError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     fn changed(&self, node: u32) -> CopyError {
-        self.path(node).map_or_else(CopyError::Context, CopyError::Changed)
+        self.path(node)
+            .map_or_else(CopyError::Context, CopyError::Changed)
     }
 
     fn unreadable(&self, node: u32, source: std::io::Error) -> CopyError {
@@ -213,7 +244,9 @@ impl Writing<'_, '_> {
 
     /// Path of a file of the context, for messages.
     fn path(&self, node: u32) -> Result<String, ContextError> {
-        let Some(context) = &self.plan.context else { return Ok(String::new()) };
+        let Some(context) = &self.plan.context else {
+            return Ok(String::new());
+        };
         Ok(String::from_utf8_lossy(&context.scan()?.path(node)).into_owned())
     }
 }

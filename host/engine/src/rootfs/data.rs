@@ -50,7 +50,10 @@ pub struct Data {
 impl Data {
     /// Bytes that are left to be read.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a length of bytes, not of a collection")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a length of bytes, not of a collection"
+    )]
     pub fn len(&self) -> u64 {
         self.left
     }
@@ -58,7 +61,9 @@ impl Data {
 
 impl Read for Data {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let wanted = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let buf = buf.get_mut(..wanted).unwrap_or_default();
         if buf.is_empty() {
             return Ok(0);
@@ -87,7 +92,11 @@ impl Rootfs {
     /// The bytes of the file with this identity.
     pub(crate) fn open_inode(&self, inode: Inode) -> Result<Data, ReadError> {
         let entry = self.inode(inode);
-        let shown = || entry.map(|entry| super::path::show(&entry.path)).unwrap_or_default();
+        let shown = || {
+            entry
+                .map(|entry| super::path::show(&entry.path))
+                .unwrap_or_default()
+        };
         let Some(EntryKind::File { size, offset, .. }) = entry.map(|entry| &entry.kind) else {
             return Err(ReadError::NotAFile(shown()));
         };
@@ -103,7 +112,11 @@ impl Rootfs {
                 blob
             }
         };
-        Ok(Data { blob, at: *offset, left: *size })
+        Ok(Data {
+            blob,
+            at: *offset,
+            left: *size,
+        })
     }
 
     /// The whole of a regular file of at most `limit` bytes; links are followed.
@@ -113,12 +126,18 @@ impl Rootfs {
     pub fn read(&self, path: &[u8], limit: u64) -> Result<Vec<u8>, ReadError> {
         let place = self.resolve(path)?;
         let shown = super::path::show(&place.path);
-        let found = place.found.ok_or_else(|| ReadError::Missing(shown.clone()))?;
+        let found = place
+            .found
+            .ok_or_else(|| ReadError::Missing(shown.clone()))?;
         let EntryKind::File { size, .. } = found.entry.kind else {
             return Err(ReadError::NotAFile(shown));
         };
         if size > limit {
-            return Err(ReadError::TooLong { path: shown, size, limit });
+            return Err(ReadError::TooLong {
+                path: shown,
+                size,
+                limit,
+            });
         }
         let mut bytes = Vec::new();
         self.open_data(found)?.read_to_end(&mut bytes)?;

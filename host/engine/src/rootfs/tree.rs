@@ -31,7 +31,7 @@ pub(crate) struct Node {
     /// `None` for a directory that is only implied by what is below it.
     pub(crate) origin: Option<Origin>,
     /// Sorted by name.
-    pub(crate) children: Vec<Arc<Node>>,
+    pub(crate) children: Vec<Arc<Self>>,
 }
 
 impl Node {
@@ -41,7 +41,11 @@ impl Node {
     }
 
     fn new(name: &[u8], origin: Option<Origin>) -> Self {
-        Self { name: name.into(), origin, children: Vec::new() }
+        Self {
+            name: name.into(),
+            origin,
+            children: Vec::new(),
+        }
     }
 
     /// The child called `name`.
@@ -58,7 +62,9 @@ impl Node {
         // Entries come in order, so most new names belong at the end.
         match self.children.last() {
             Some(last) if *last.name < *name => Err(self.children.len()),
-            _ => self.children.binary_search_by(|child| child.name.as_ref().cmp(name)),
+            _ => self
+                .children
+                .binary_search_by(|child| child.name.as_ref().cmp(name)),
         }
     }
 
@@ -106,8 +112,13 @@ pub(crate) fn apply<'a>(
     for (at, entry) in entries.iter().enumerate() {
         let Ok(at) = u32::try_from(at) else { break };
         let is_directory = |origin: Origin| {
-            let list = if origin.layer == layer { entries } else { entries_of(origin.layer) };
-            list.get(origin.entry as usize).is_some_and(|e| e.kind == EntryKind::Directory)
+            let list = if origin.layer == layer {
+                entries
+            } else {
+                entries_of(origin.layer)
+            };
+            list.get(origin.entry as usize)
+                .is_some_and(|e| e.kind == EntryKind::Directory)
         };
         let (dir, name) = path::split(&entry.path);
         let parent = |new| descend(new, dir, &is_directory);
@@ -181,7 +192,9 @@ fn set(parent: &mut Node, name: &[u8], origin: Origin, directory: bool) {
 fn linked(lower: &Node, layer: u32, entries: &[Entry], target: &[u8]) -> Option<Origin> {
     let mut target = target;
     for _ in 0..MAX_LINKS {
-        let here = entries.binary_search_by(|entry| path::compare(&entry.path, target)).ok();
+        let here = entries
+            .binary_search_by(|entry| path::compare(&entry.path, target))
+            .ok();
         match here.and_then(|at| Some((u32::try_from(at).ok()?, &entries.get(at)?.kind))) {
             Some((_, EntryKind::Hardlink { target: next })) => target = next,
             Some((_, EntryKind::Whiteout)) | None => return lower.get(target)?.origin,
