@@ -21,7 +21,8 @@
 //!
 //! Every frame is a [`frame::Header`] of 32 bytes and a body of at most [`limits::MAX_BODY`] bytes.
 //! `Data` carries the absolute offset of its first byte; `End` carries the total length and a digest
-//! over all bytes. End of stream without `End` or `Abort` means that bytes were lost.
+//! that chains the checksums of all data frames. End of stream without `End` or `Abort` means that
+//! bytes were lost.
 //!
 //! Checksums are XXH3-64: they catch accidents on the way, not attacks. Nothing trusts them
 //! against a hostile peer; the host computes the sha256 of all that it keeps.
@@ -32,11 +33,12 @@ pub mod limits;
 pub mod message;
 pub mod transfer;
 
-pub use frame::{Frame, FrameError, HEADER_LEN, Kind};
+pub use frame::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use message::{
-    Attach, Exit, Failure, FailureKind, Hello, LayerName, Network, Reply, Request, RunStep, Stat,
-    StepLimits,
+    Attach, Exit, Failure, FailureKind, Hello, LayerName, Message, MessageError, Network, Reply,
+    Request, RunStep, Stat, StepLimits,
 };
+pub use transfer::{Event, Receiver, Sender, Violation};
 
 /// The vsock port on which the host (cid 2) accepts all connections of the guest.
 pub const PORT: u32 = 0x0cfd;

@@ -7,6 +7,26 @@ pub const MAX_BODY: u32 = 4 << 20;
 /// the arguments and the environment of a step, which the kernel limits to about 2 MiB.
 pub const MAX_MESSAGE: u32 = 4 << 20;
 
+/// Longest body of an `Abort` frame, in bytes: a failure with the longest text and room for its
+/// encoding.
+pub const MAX_FAILURE: u32 = 8 << 10;
+
+/// Most bytes of all arguments and environment entries of a step together, each counted with the
+/// NUL and the pointer that the kernel adds: a quarter of the default stack limit of 8 MiB.
+pub const MAX_ARGS: usize = 2 << 20;
+
+/// Most layer names in one message: names of 32 bytes that fill it.
+pub const MAX_NAMES: usize = 100_000;
+
+/// Longest host name of a step, in bytes: the kernel's limit.
+pub const MAX_HOSTNAME: usize = 64;
+
+/// Most supplementary groups of a step: the kernel's limit.
+pub const MAX_GROUPS: usize = 65_536;
+
+/// Longest path in a message, in bytes: the kernel's `PATH_MAX`, its NUL included.
+pub const MAX_PATH: usize = 4096;
+
 /// Most layers in the chain of a step. overlayfs itself stops at 500 lower directories.
 pub const MAX_LAYERS: usize = 500;
 

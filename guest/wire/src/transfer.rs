@@ -1,1 +1,452 @@
 //! Sending and receiving the frames of one transfer, as state machines without I/O.
+//!
+//! A transfer is `Data*` and then exactly one `End` or `Abort`:
+//!
+//! ```text
+//!             Data (next offset)
+//!              ┌──┐
+//!              ▼  │
+//!  ──────────► Open ───── End (total, digest) ──► Ended      anything after it: violation
+//!               └──────── Abort ─────────────────► Aborted   anything after it: violation
+//! ```
+//!
+//! The digest of `End` is a chain over the checksums of the data frames, each of which covers its
+//! bytes, their offset and their length. So every byte is hashed once on either side, which is what
+//! an emulated guest can afford, and still no frame can be lost, doubled, swapped or altered
+//! between two honest ends without a notice. The law: bytes count for nothing before
+//! [`Event::End`] was returned.
+
+use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
+use crate::message::{self, Failure, MessageError};
+
+/// The chain over the checksums of the data frames of one transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Chain(u64);
+
+impl Chain {
+    fn push(&mut self, check: u64) {
+        self.0 = xxh3_64_with_seed(&check.to_le_bytes(), self.0);
+    }
+}
+
+/// The sending end of a transfer. It hands out headers; the caller writes each header and then
+/// its body.
+#[derive(Debug)]
+pub struct Sender {
+    id: u64,
+    offset: u64,
+    chain: Chain,
+}
+
+impl Sender {
+    /// Begins the transfer with this number.
+    #[must_use]
+    pub const fn new(id: u64) -> Self {
+        Self {
+            id,
+            offset: 0,
+            chain: Chain(0),
+        }
+    }
+
+    /// How many bytes were sent.
+    #[must_use]
+    pub const fn sent(&self) -> u64 {
+        self.offset
+    }
+
+    /// The header for the next piece, which must not be empty.
+    ///
+    /// # Errors
+    /// If the piece is longer than a frame may be.
+    pub fn data(&mut self, flags: u8, body: &[u8]) -> Result<[u8; HEADER_LEN], FrameError> {
+        debug_assert!(
+            !body.is_empty(),
+            "an empty piece would be a violation for the peer"
+        );
+        let header = frame::encode_header(Kind::Data, flags, self.id, self.offset, body)?;
+        self.chain.push(frame::Header::parse(&header)?.check);
+        self.offset = self.offset.saturating_add(body.len() as u64);
+        Ok(header)
+    }
+
+    /// The whole end frame. Nothing may follow it.
+    ///
+    /// # Errors
+    /// Never in practice: the body has its fixed length.
+    pub fn end(self) -> Result<Vec<u8>, FrameError> {
+        frame::encode(
+            Kind::End,
+            0,
+            self.id,
+            self.offset,
+            &self.chain.0.to_le_bytes(),
+        )
+    }
+
+    /// The whole frame that gives up. Nothing may follow it.
+    ///
+    /// # Errors
+    /// If the failure cannot be encoded.
+    pub fn abort(self, failure: &Failure) -> Result<Vec<u8>, MessageError> {
+        message::encode(self.id, failure)
+    }
+}
+
+/// What came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The next bytes, without a gap to those before.
+    Data {
+        /// Flags of the frame.
+        flags: u8,
+        /// The bytes; never empty.
+        bytes: &'a [u8],
+    },
+    /// The transfer is whole: length and digest agree.
+    End {
+        /// Its length in bytes.
+        total: u64,
+    },
+    /// The sender gave up. What came before must be forgotten.
+    Abort(Failure),
+}
+
+/// How a peer broke the rules of a transfer. Each of these ends the connection and fails what
+/// depended on it; the peer is to blame.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum Violation {
+    /// A frame of another transfer.
+    #[error("frame of transfer {got} on the connection of transfer {want}")]
+    WrongTransfer {
+        /// The transfer of this connection.
+        want: u64,
+        /// The one in the frame.
+        got: u64,
+    },
+    /// Bytes are missing or came twice.
+    #[error("data at offset {got} where {want} was next")]
+    Gap {
+        /// Where the next byte belongs.
+        want: u64,
+        /// Where the frame says it is.
+        got: u64,
+    },
+    /// A data frame without data: an endless stream of them would make no progress.
+    #[error("data frame without data")]
+    Empty,
+    /// More bytes than were agreed.
+    #[error("transfer exceeds its limit of {0} bytes")]
+    TooMuch(u64),
+    /// The end states another length than what came.
+    #[error("the end states {stated} bytes, {received} came")]
+    WrongTotal {
+        /// What the end says.
+        stated: u64,
+        /// What came.
+        received: u64,
+    },
+    /// The end states another digest than what came.
+    #[error("digest of the transfer is wrong")]
+    WrongDigest,
+    /// Something came after the end.
+    #[error("{0:?} frame after the end of the transfer")]
+    AfterEnd(Kind),
+    /// A frame that has no place on a transfer connection.
+    #[error("{0:?} frame on a transfer connection")]
+    Misplaced(Kind),
+    /// The reason of an `Abort` cannot be read.
+    #[error("unreadable abort")]
+    BadAbort(#[source] MessageError),
+    /// The stream ended without `End` or `Abort`: bytes were lost.
+    #[error("the transfer ended after {0} bytes without its end mark")]
+    NoEnd(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+    Aborted,
+}
+
+/// The receiving end of a transfer.
+#[derive(Debug)]
+pub struct Receiver {
+    id: u64,
+    limit: u64,
+    offset: u64,
+    chain: Chain,
+    state: State,
+}
+
+impl Receiver {
+    /// Expects the transfer with this number, of at most `limit` bytes.
+    #[must_use]
+    pub const fn new(id: u64, limit: u64) -> Self {
+        Self {
+            id,
+            limit,
+            offset: 0,
+            chain: Chain(0),
+            state: State::Open,
+        }
+    }
+
+    /// How many bytes came.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.offset
+    }
+
+    /// The transfer came to its end; only the end of the stream may follow.
+    #[must_use]
+    pub const fn ended(&self) -> bool {
+        matches!(self.state, State::Ended | State::Aborted)
+    }
+
+    /// Takes the next frame of the connection.
+    ///
+    /// # Errors
+    /// If the peer broke the rules. The receiver must not be used any more then.
+    pub fn handle<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
+        match self.state {
+            State::Open => {}
+            State::Ended | State::Aborted => return Err(Violation::AfterEnd(frame.kind)),
+        }
+        if frame.id != self.id {
+            return Err(Violation::WrongTransfer {
+                want: self.id,
+                got: frame.id,
+            });
+        }
+        match frame.kind {
+            Kind::Data => self.on_data(frame),
+            Kind::End => self.on_end(frame),
+            Kind::Abort => {
+                self.state = State::Aborted;
+                message::decode(frame)
+                    .map(Event::Abort)
+                    .map_err(Violation::BadAbort)
+            }
+            Kind::Hello | Kind::Request | Kind::Reply | Kind::Ping | Kind::Pong | Kind::Attach => {
+                Err(Violation::Misplaced(frame.kind))
+            }
+        }
+    }
+
+    /// The stream ended.
+    ///
+    /// # Errors
+    /// If it ended before the transfer did.
+    pub fn handle_eof(&self) -> Result<(), Violation> {
+        if self.ended() {
+            Ok(())
+        } else {
+            Err(Violation::NoEnd(self.offset))
+        }
+    }
+
+    fn on_data<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
+        if frame.offset != self.offset {
+            return Err(Violation::Gap {
+                want: self.offset,
+                got: frame.offset,
+            });
+        }
+        if frame.body.is_empty() {
+            return Err(Violation::Empty);
+        }
+        let next = self.offset.checked_add(frame.body.len() as u64);
+        let Some(next) = next.filter(|next| *next <= self.limit) else {
+            return Err(Violation::TooMuch(self.limit));
+        };
+        self.chain.push(frame.check);
+        self.offset = next;
+        Ok(Event::Data {
+            flags: frame.flags,
+            bytes: frame.body,
+        })
+    }
+
+    fn on_end<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
+        if frame.offset != self.offset {
+            return Err(Violation::WrongTotal {
+                stated: frame.offset,
+                received: self.offset,
+            });
+        }
+        if frame.body != self.chain.0.to_le_bytes() {
+            return Err(Violation::WrongDigest);
+        }
+        self.state = State::Ended;
+        Ok(Event::End { total: self.offset })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::FailureKind;
+
+    /// The frames of a transfer, one element each.
+    fn send(id: u64, pieces: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let mut sender = Sender::new(id);
+        let mut frames = Vec::new();
+        for piece in pieces {
+            let mut frame = sender.data(0, piece).unwrap().to_vec();
+            frame.extend_from_slice(piece);
+            frames.push(frame);
+        }
+        frames.push(sender.end().unwrap());
+        frames
+    }
+
+    /// Feeds a stream; returns the bytes if the transfer was whole.
+    fn receive(id: u64, limit: u64, stream: &[u8]) -> Result<Vec<u8>, String> {
+        let mut receiver = Receiver::new(id, limit);
+        let mut rest = stream;
+        let mut bytes = Vec::new();
+        while let Some((frame, after)) = frame::decode(rest).map_err(|err| err.to_string())? {
+            rest = after;
+            match receiver.handle(&frame).map_err(|err| err.to_string())? {
+                Event::Data { bytes: piece, .. } => bytes.extend_from_slice(piece),
+                Event::End { total } => assert_eq!(total, bytes.len() as u64),
+                Event::Abort(failure) => return Err(failure.text),
+            }
+        }
+        if !rest.is_empty() {
+            return Err("cut".into());
+        }
+        receiver.handle_eof().map_err(|err| err.to_string())?;
+        Ok(bytes)
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        vec(vec(any::<u8>(), 1..50), 0..6)
+    }
+
+    #[test]
+    fn an_empty_transfer_is_an_end_alone() {
+        assert_eq!(receive(3, 0, &send(3, &[]).concat()), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_stream_without_end_is_lost() {
+        let frames = send(3, &[b"abc".to_vec()]);
+        let lost = receive(3, 10, &frames[0]).unwrap_err();
+        assert_eq!(
+            lost,
+            "the transfer ended after 3 bytes without its end mark"
+        );
+    }
+
+    #[test]
+    fn whatever_follows_the_end_is_a_violation() {
+        let frames = send(3, &[b"abc".to_vec()]);
+        for late in &frames {
+            let stream = [frames.concat(), late.clone()].concat();
+            assert!(
+                receive(3, 10, &stream)
+                    .unwrap_err()
+                    .contains("after the end")
+            );
+        }
+    }
+
+    #[test]
+    fn swapped_missing_and_doubled_frames_are_violations() {
+        let [a, b, c, end] = send(3, &[b"aa".to_vec(), b"bb".to_vec(), b"cc".to_vec()])
+            .try_into()
+            .unwrap();
+        for stream in [
+            [&b, &a, &c, &end].map(Vec::as_slice).concat(),
+            [&a, &c, &end].map(Vec::as_slice).concat(),
+            [&a, &b, &end].map(Vec::as_slice).concat(),
+            [&a, &a, &b, &c, &end].map(Vec::as_slice).concat(),
+        ] {
+            assert!(receive(3, 100, &stream).is_err());
+        }
+        assert_eq!(
+            receive(3, 6, &[a, b, c, end].concat()),
+            Ok(b"aabbcc".to_vec())
+        );
+    }
+
+    #[test]
+    fn frames_of_another_transfer_and_of_the_control_connection_are_violations() {
+        assert!(receive(4, 100, &send(3, &[b"x".to_vec()]).concat()).is_err());
+        let ping = frame::encode(Kind::Ping, 0, 3, 0, b"").unwrap();
+        assert!(receive(3, 100, &ping).unwrap_err().contains("Ping"));
+    }
+
+    #[test]
+    fn empty_data_and_data_beyond_the_limit_are_violations() {
+        let empty = frame::encode(Kind::Data, 0, 3, 0, b"").unwrap();
+        assert_eq!(
+            receive(3, 100, &empty),
+            Err("data frame without data".into())
+        );
+        let much = receive(3, 2, &send(3, &[b"abc".to_vec()]).concat());
+        assert_eq!(much, Err("transfer exceeds its limit of 2 bytes".into()));
+    }
+
+    #[test]
+    fn an_abort_carries_its_reason() {
+        let failure = Failure::new(FailureKind::DiskFull, "no room");
+        let abort = Sender::new(3).abort(&failure).unwrap();
+        assert_eq!(receive(3, 0, &abort), Err("no room".into()));
+    }
+
+    #[test]
+    fn an_end_with_another_digest_is_a_violation() {
+        let mut frames = send(3, &[b"abc".to_vec()]);
+        frames[1] = frame::encode(Kind::End, 0, 3, 3, &[0; 8]).unwrap();
+        assert_eq!(
+            receive(3, 10, &frames.concat()),
+            Err("digest of the transfer is wrong".into())
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sent_is_received(pieces in pieces()) {
+            let stream = send(9, &pieces).concat();
+            prop_assert_eq!(receive(9, u64::MAX, &stream), Ok(pieces.concat()));
+        }
+
+        #[test]
+        fn a_stream_cut_anywhere_is_not_whole(pieces in pieces()) {
+            let stream = send(9, &pieces).concat();
+            for cut in 0..stream.len() {
+                prop_assert!(receive(9, u64::MAX, &stream[..cut]).is_err(), "cut at {}", cut);
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_an_error(pieces in pieces(), at in any::<prop::sample::Index>(), bit in 0..8_u32) {
+            let mut stream = send(9, &pieces).concat();
+            let at = at.index(stream.len());
+            stream[at] ^= 1_u8 << bit;
+            prop_assert!(receive(9, u64::MAX, &stream).is_err());
+        }
+
+        #[test]
+        fn any_other_order_of_frames_is_an_error(
+            pieces in vec(vec(any::<u8>(), 1..9), 1..6),
+            order in vec(any::<prop::sample::Index>(), 0..9),
+        ) {
+            let frames = send(9, &pieces);
+            let chosen: Vec<usize> = order.iter().map(|index| index.index(frames.len())).collect();
+            let whole = chosen.iter().copied().eq(0..frames.len());
+            let stream: Vec<u8> = chosen.iter().flat_map(|at| frames[*at].clone()).collect();
+            prop_assert_eq!(receive(9, u64::MAX, &stream).is_ok(), whole);
+        }
+    }
+}

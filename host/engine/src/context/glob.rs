@@ -40,7 +40,10 @@ enum Token {
     /// Any character but `/`.
     One,
     /// One of these, or none of these; never `/`.
-    Class { negated: bool, ranges: Vec<(u32, u32)> },
+    Class {
+        negated: bool,
+        ranges: Vec<(u32, u32)>,
+    },
     /// Any number of characters but `/`.
     Star,
     /// Any number of whole elements with their `/`; stands before [`Token::Elements`].
@@ -64,17 +67,30 @@ pub(crate) struct Glob {
 impl Glob {
     /// Compiles `pattern`.
     pub(crate) fn new(pattern: &[u8], dialect: Dialect) -> Result<Self, BadPattern> {
-        let tokens = Parser { units: units(pattern).collect(), at: 0, dialect }.parse()?;
+        let tokens = Parser {
+            units: units(pattern).collect(),
+            at: 0,
+            dialect,
+        }
+        .parse()?;
         let head = literal(tokens.iter());
         let mut tail = literal(tokens.iter().skip(head.1).rev());
         tail.0.reverse();
-        Ok(Self { head: (head.0.concat(), head.1), tail: (tail.0.concat(), tail.1), tokens })
+        Ok(Self {
+            head: (head.0.concat(), head.1),
+            tail: (tail.0.concat(), tail.1),
+            tokens,
+        })
     }
 
     /// Whether the pattern matches the whole of `path`.
     pub(crate) fn matches(&self, path: &[u8]) -> bool {
-        let Some(rest) = path.strip_prefix(self.head.0.as_slice()) else { return false };
-        let Some(rest) = rest.strip_suffix(self.tail.0.as_slice()) else { return false };
+        let Some(rest) = path.strip_prefix(self.head.0.as_slice()) else {
+            return false;
+        };
+        let Some(rest) = rest.strip_suffix(self.tail.0.as_slice()) else {
+            return false;
+        };
         let middle = self.middle();
         match middle {
             [] => rest.is_empty(),
@@ -120,14 +136,19 @@ fn literal<'a>(tokens: impl Iterator<Item = &'a Token>) -> (Vec<Vec<u8>>, usize)
 fn encode(unit: u32) -> Vec<u8> {
     match char::from_u32(unit) {
         Some(character) => character.to_string().into_bytes(),
-        None => u8::try_from(unit.saturating_sub(RAW_BYTE)).into_iter().collect(),
+        None => u8::try_from(unit.saturating_sub(RAW_BYTE))
+            .into_iter()
+            .collect(),
     }
 }
 
 /// Splits bytes into characters and raw bytes.
 fn units(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.utf8_chunks().flat_map(|chunk| {
-        let raw = chunk.invalid().iter().map(|byte| RAW_BYTE + u32::from(*byte));
+        let raw = chunk
+            .invalid()
+            .iter()
+            .map(|byte| RAW_BYTE + u32::from(*byte));
         chunk.valid().chars().map(u32::from).chain(raw)
     })
 }
@@ -210,7 +231,11 @@ impl Parser {
         let mut ranges = Vec::new();
         while ranges.is_empty() || !self.eat(']') {
             let low = self.class_unit()?;
-            let high = if self.eat('-') { self.class_unit()? } else { low };
+            let high = if self.eat('-') {
+                self.class_unit()?
+            } else {
+                low
+            };
             ranges.push((low, high));
         }
         Ok(Token::Class { negated, ranges })
@@ -236,7 +261,10 @@ struct States {
 impl States {
     /// Reads `text` from the start of the pattern.
     fn run(tokens: &[Token], text: &[u8]) -> Self {
-        let mut states = Self { active: Vec::new(), next: Vec::new() };
+        let mut states = Self {
+            active: Vec::new(),
+            next: Vec::new(),
+        };
         add(&mut states.active, tokens, 0);
         for unit in units(text) {
             if states.active.is_empty() {
@@ -250,13 +278,17 @@ impl States {
     /// Reads one unit.
     fn step(&mut self, tokens: &[Token], unit: u32) {
         for &at in &self.active {
-            let Some(token) = tokens.get(at) else { continue };
+            let Some(token) = tokens.get(at) else {
+                continue;
+            };
             match token {
                 Token::Unit(wanted) if *wanted == unit => add(&mut self.next, tokens, at + 1),
                 Token::One if unit != SLASH => add(&mut self.next, tokens, at + 1),
                 Token::Class { negated, ranges }
                     if unit != SLASH
-                        && ranges.iter().any(|(low, high)| (low..=high).contains(&&unit))
+                        && ranges
+                            .iter()
+                            .any(|(low, high)| (low..=high).contains(&&unit))
                             != *negated =>
                 {
                     add(&mut self.next, tokens, at + 1);
@@ -321,13 +353,21 @@ mod tests {
     #[track_caller]
     fn check(pattern: &str, path: &str, want: bool) {
         let glob = Glob::new(pattern.as_bytes(), Dialect::Ignore).expect("a pattern");
-        assert_eq!(glob.matches(path.as_bytes()), want, "{pattern:?} on {path:?}");
+        assert_eq!(
+            glob.matches(path.as_bytes()),
+            want,
+            "{pattern:?} on {path:?}"
+        );
     }
 
     #[track_caller]
     fn source(pattern: &str, path: &str, want: bool) {
         let glob = Glob::new(pattern.as_bytes(), Dialect::Source).expect("a pattern");
-        assert_eq!(glob.matches(path.as_bytes()), want, "{pattern:?} on {path:?}");
+        assert_eq!(
+            glob.matches(path.as_bytes()),
+            want,
+            "{pattern:?} on {path:?}"
+        );
     }
 
     #[test]
@@ -346,7 +386,14 @@ mod tests {
     #[test]
     fn two_stars_are_any_number_of_elements() {
         for path in ["file", "dir/file", "dir/dir/file"] {
-            for pattern in ["**", "**/file", "**file", "**/file*", "**/**/file", "**/f*le"] {
+            for pattern in [
+                "**",
+                "**/file",
+                "**file",
+                "**/file*",
+                "**/**/file",
+                "**/f*le",
+            ] {
                 check(pattern, path, true);
             }
         }

@@ -70,7 +70,10 @@ impl Ignore {
 
     /// Takes patterns from a flag, which may be given several times.
     pub(crate) fn from_patterns(flag: &str, patterns: &[String]) -> Result<Self, IgnoreError> {
-        let numbered = patterns.iter().enumerate().map(|(at, text)| (at + 1, text.as_bytes()));
+        let numbered = patterns
+            .iter()
+            .enumerate()
+            .map(|(at, text)| (at + 1, text.as_bytes()));
         Self::collect(flag, numbered)
     }
 
@@ -88,7 +91,10 @@ impl Ignore {
             })?;
             rules.extend(rule);
         }
-        Ok(Self { file: file.into(), rules: rules.into() })
+        Ok(Self {
+            file: file.into(),
+            rules: rules.into(),
+        })
     }
 
     /// Whether there is nothing to ignore.
@@ -98,13 +104,17 @@ impl Ignore {
 
     /// What is known of the root.
     pub(crate) fn root(&self) -> Above {
-        Above { matched: vec![false; self.rules.len()] }
+        Above {
+            matched: vec![false; self.rules.len()],
+        }
     }
 
     /// What is known of the directory `path`, whose parent is `above`.
     pub(crate) fn enter(&self, above: &Above, path: &[u8]) -> Above {
         let matches = |(rule, above): (&Rule, &bool)| *above || rule.glob.matches(path);
-        Above { matched: self.rules.iter().zip(&above.matched).map(matches).collect() }
+        Above {
+            matched: self.rules.iter().zip(&above.matched).map(matches).collect(),
+        }
     }
 
     /// The rule that ignores `path`, whose parent is `above`, if it is ignored.
@@ -162,7 +172,11 @@ impl Rule {
             return Ok(None);
         }
         let negated = text.starts_with(b"!");
-        let pattern = if negated { trim(text.get(1..).unwrap_or_default()) } else { text };
+        let pattern = if negated {
+            trim(text.get(1..).unwrap_or_default())
+        } else {
+            text
+        };
         if pattern.is_empty() {
             return Err(BadPattern::Negation);
         }
@@ -171,7 +185,12 @@ impl Rule {
         // The root itself and what lies outside never stand in a list of paths, so these
         // patterns match nothing, as they should.
         let text = String::from_utf8_lossy(text).into_owned();
-        Ok(Some(Self { glob, negated, line, text }))
+        Ok(Some(Self {
+            glob,
+            negated,
+            line,
+            text,
+        }))
     }
 }
 
@@ -196,8 +215,14 @@ mod tests {
 
     #[test]
     fn a_pattern_without_stars_is_anchored_at_the_root() {
-        check("node_modules", &[("node_modules", true), ("a/node_modules", false)]);
-        check("**/node_modules", &[("node_modules", true), ("a/b/node_modules/x", true)]);
+        check(
+            "node_modules",
+            &[("node_modules", true), ("a/node_modules", false)],
+        );
+        check(
+            "**/node_modules",
+            &[("node_modules", true), ("a/b/node_modules/x", true)],
+        );
         check("*.log", &[("a.log", true), ("d/a.log", false)]);
         check("**/*.log", &[("a.log", true), ("d/e/a.log", true)]);
     }
@@ -207,23 +232,41 @@ mod tests {
         check("!keep.md\n*.md", &[("keep.md", true)]);
         check("*.md\n!keep.md", &[("keep.md", false), ("other.md", true)]);
         check("a\n!a/b\na", &[("a/b", true), ("a/b/c", true)]);
-        check("**\n!util/docker/web", &[("util/docker/web/foo", false), ("util/x", true)]);
+        check(
+            "**\n!util/docker/web",
+            &[("util/docker/web/foo", false), ("util/x", true)],
+        );
         check(
             "**\n!util/docker/web\nutil/docker/web/foo",
-            &[("util/docker/web/foo", true), ("util/docker/web/bar", false)],
+            &[
+                ("util/docker/web/foo", true),
+                ("util/docker/web/bar", false),
+            ],
         );
     }
 
     #[test]
     fn a_tree_can_be_taken_back() {
-        check("dir/*\n!dir/sub", &[("dir/a", true), ("dir/sub", false), ("dir/sub/x/y", false)]);
-        check("/foo/*\n!/foo/.gitkeep", &[("foo/a", true), ("foo/.gitkeep", false)]);
-        check("parent\n!parent/child", &[("parent/x", true), ("parent/child/z", false)]);
+        check(
+            "dir/*\n!dir/sub",
+            &[("dir/a", true), ("dir/sub", false), ("dir/sub/x/y", false)],
+        );
+        check(
+            "/foo/*\n!/foo/.gitkeep",
+            &[("foo/a", true), ("foo/.gitkeep", false)],
+        );
+        check(
+            "parent\n!parent/child",
+            &[("parent/x", true), ("parent/child/z", false)],
+        );
     }
 
     #[test]
     fn a_deep_star_at_the_end_spares_the_directory() {
-        check("logs/**", &[("logs", false), ("logs/a", true), ("logs/a/b", true)]);
+        check(
+            "logs/**",
+            &[("logs", false), ("logs/a", true), ("logs/a/b", true)],
+        );
         check("tmp", &[("tmp", true), ("tmp/a", true)]);
         check("*", &[("a", true), ("a/b", true)]);
         check("**", &[("a", true), ("a/b", true)]);
@@ -233,14 +276,20 @@ mod tests {
     fn lines_are_trimmed_and_paths_cleaned() {
         check("\u{feff}a/", &[("a", true), ("a/x", true)]);
         check("  a/b/../c \r\n", &[("a/c", true), ("a/b", false)]);
-        check("./x\n/y\n! y/z", &[("x", true), ("y/w", true), ("y/z", false)]);
+        check(
+            "./x\n/y\n! y/z",
+            &[("x", true), ("y/w", true), ("y/z", false)],
+        );
         check("#x\n #x", &[("#x", true), ("x", false)]);
         check("\n\n", &[("a", false)]);
     }
 
     #[test]
     fn patterns_for_the_root_and_beyond_match_nothing() {
-        check(".\n/\n../x\n..", &[("x", false), ("a", false), ("..a", false)]);
+        check(
+            ".\n/\n../x\n..",
+            &[("x", false), ("a", false), ("..a", false)],
+        );
     }
 
     #[test]
@@ -258,7 +307,10 @@ mod tests {
     fn broken_lines_are_named() {
         let error = Ignore::parse("f", b"a\n[x\n").expect_err("an error");
         assert_eq!((error.line, error.reason), (2, BadPattern::Class));
-        assert_eq!(Ignore::parse("f", b"!\n").expect_err("an error").reason, BadPattern::Negation);
+        assert_eq!(
+            Ignore::parse("f", b"!\n").expect_err("an error").reason,
+            BadPattern::Negation
+        );
         assert_eq!(
             error.to_string(),
             "f:2: `[x` is not a pattern: `[` begins a class that is empty or never closed"

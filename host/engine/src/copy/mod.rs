@@ -1,24 +1,32 @@
-//! COPY and ADD.
+//! COPY, ADD of local files, and WORKDIR: layers that the host makes by itself.
+//!
+//! The law: [`plan`] decides everything that a layer will hold from names and metadata alone,
+//! [`CopyPlan::write`] only carries it out. What is decided depends on nothing but the
+//! instruction, the files it names, and the root it is copied into; no clock, no umask, no
+//! order of directories is part of it. Where Docker takes the time of day (directories made on
+//! the way, files whose content stands in the Dockerfile, WORKDIR), a fixed time stands.
+//!
+//! Paths are resolved inside the root they belong to, on the source side and on the target
+//! side, so no link of an image leads anywhere on the host.
 
+mod archive;
+mod chmod;
+mod draft;
+mod error;
+pub(crate) mod near;
+mod plan;
+mod planner;
+mod select;
+mod source;
 mod spec;
+mod tar;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod walk;
+mod write;
 
+pub use error::{CopyError, MissingSource};
+pub use plan::{CopyPlan, plan, plan_workdir};
+pub use source::SourceTree;
 pub use spec::{CopyFrom, CopySource, CopySpec};
-
-/// Edit distance.
-pub(crate) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = i;
-        let mut left = i + 1;
-        for (place, y) in row.iter_mut().skip(1).zip(&b) {
-            let best = (corner + usize::from(x != *y)).min(left + 1).min(*place + 1);
-            corner = std::mem::replace(place, best);
-            left = best;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use store::{EntryKind, StoreError};
 
-use super::{Found, ResolveError, Rootfs};
+use super::{Found, Inode, ResolveError, Rootfs};
 
 /// Why a file of a root cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +47,23 @@ pub struct Data {
     left: u64,
 }
 
+impl Data {
+    /// Bytes that are left to be read.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a length of bytes, not of a collection"
+    )]
+    pub fn len(&self) -> u64 {
+        self.left
+    }
+}
+
 impl Read for Data {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let wanted = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let buf = buf.get_mut(..wanted).unwrap_or_default();
         if buf.is_empty() {
             return Ok(0);
@@ -72,11 +86,23 @@ impl Rootfs {
     /// If it is no regular file, or its layer cannot be opened.
     pub fn open_data(&self, found: Found<'_>) -> Result<Data, ReadError> {
         let not_a_file = || ReadError::NotAFile(super::path::show(&found.entry.path));
-        let EntryKind::File { size, offset, .. } = found.entry.kind else {
-            return Err(not_a_file());
+        self.open_inode(found.inode().ok_or_else(not_a_file)?)
+    }
+
+    /// The bytes of the file with this identity.
+    pub(crate) fn open_inode(&self, inode: Inode) -> Result<Data, ReadError> {
+        let entry = self.inode(inode);
+        let shown = || {
+            entry
+                .map(|entry| super::path::show(&entry.path))
+                .unwrap_or_default()
         };
-        let diff_id = self.layer_of(found).ok_or_else(not_a_file)?;
-        let store = self.store.as_ref().ok_or_else(not_a_file)?;
+        let Some(EntryKind::File { size, offset, .. }) = entry.map(|entry| &entry.kind) else {
+            return Err(ReadError::NotAFile(shown()));
+        };
+        let (Some(diff_id), Some(store)) = (self.layer_of(inode), &self.store) else {
+            return Err(ReadError::Missing(shown()));
+        };
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         let blob = match blobs.get(&diff_id) {
             Some(blob) => Arc::clone(blob),
@@ -86,7 +112,11 @@ impl Rootfs {
                 blob
             }
         };
-        Ok(Data { blob, at: offset, left: size })
+        Ok(Data {
+            blob,
+            at: *offset,
+            left: *size,
+        })
     }
 
     /// The whole of a regular file of at most `limit` bytes; links are followed.
@@ -96,12 +126,18 @@ impl Rootfs {
     pub fn read(&self, path: &[u8], limit: u64) -> Result<Vec<u8>, ReadError> {
         let place = self.resolve(path)?;
         let shown = super::path::show(&place.path);
-        let found = place.found.ok_or_else(|| ReadError::Missing(shown.clone()))?;
+        let found = place
+            .found
+            .ok_or_else(|| ReadError::Missing(shown.clone()))?;
         let EntryKind::File { size, .. } = found.entry.kind else {
             return Err(ReadError::NotAFile(shown));
         };
         if size > limit {
-            return Err(ReadError::TooLong { path: shown, size, limit });
+            return Err(ReadError::TooLong {
+                path: shown,
+                size,
+                limit,
+            });
         }
         let mut bytes = Vec::new();
         self.open_data(found)?.read_to_end(&mut bytes)?;

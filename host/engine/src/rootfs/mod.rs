@@ -100,7 +100,10 @@ impl Rootfs {
     /// # Errors
     /// If the store cannot give the index of a layer.
     pub fn new(store: &Store, layers: &[DiffId]) -> Result<Self, StoreError> {
-        let mut root = Self { store: Some(store.clone()), ..Self::empty() };
+        let mut root = Self {
+            store: Some(store.clone()),
+            ..Self::empty()
+        };
         for layer in layers {
             root = root.with_layer(*layer)?;
         }
@@ -121,7 +124,10 @@ impl Rootfs {
     /// The root of `FROM scratch`, to which layers of `store` can be added.
     #[must_use]
     pub fn scratch(store: &Store) -> Self {
-        Self { store: Some(store.clone()), ..Self::empty() }
+        Self {
+            store: Some(store.clone()),
+            ..Self::empty()
+        }
     }
 
     /// This root with one layer more on top.
@@ -139,13 +145,17 @@ impl Rootfs {
     fn with_index(&self, diff_id: DiffId, index: Arc<Index>) -> Self {
         let mut new = self.clone();
         let number = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
-        new.root = tree::apply(&self.root, number, index.entries(), &|layer| self.entries(layer));
+        new.root = tree::apply(&self.root, number, index.entries(), &|layer| {
+            self.entries(layer)
+        });
         new.layers.push(Stacked { diff_id, index });
         new
     }
 
     fn entries(&self, layer: u32) -> &[Entry] {
-        self.layers.get(layer as usize).map_or(&[], |layer| layer.index.entries())
+        self.layers
+            .get(layer as usize)
+            .map_or(&[], |layer| layer.index.entries())
     }
 
     /// The layers, lowest first.
@@ -177,7 +187,10 @@ impl Rootfs {
     /// If links lead in a circle, or something on the way is no directory.
     pub fn resolve(&self, path: &[u8]) -> Result<Resolved<'_>, ResolveError> {
         let place = resolve::resolve(&self, path, true)?;
-        Ok(Resolved { path: place.path, found: place.node })
+        Ok(Resolved {
+            path: place.path,
+            found: place.node,
+        })
     }
 
     /// What is in a directory, in order of names.
@@ -200,15 +213,23 @@ impl Rootfs {
 
     fn show<'a>(&'a self, node: &'a Node) -> Found<'a> {
         let origin = node.origin;
-        let entry =
-            origin.and_then(|origin| self.entries(origin.layer).get(origin.entry as usize));
-        Found { entry: entry.unwrap_or_else(|| &IMPLIED), node }
+        let entry = origin.and_then(|origin| self.entries(origin.layer).get(origin.entry as usize));
+        Found {
+            entry: entry.unwrap_or_else(|| &IMPLIED),
+            node,
+        }
     }
 
-    /// The layer that holds a file, and the file's entry there.
-    fn layer_of(&self, found: Found<'_>) -> Option<DiffId> {
-        let origin = found.node.origin?;
-        self.layers.get(origin.layer as usize).map(|layer| layer.diff_id)
+    /// The entry of the file with this identity.
+    pub(crate) fn inode(&self, inode: Inode) -> Option<&Entry> {
+        self.entries(inode.0.layer).get(inode.0.entry as usize)
+    }
+
+    /// The layer that holds a file.
+    fn layer_of(&self, inode: Inode) -> Option<DiffId> {
+        self.layers
+            .get(inode.0.layer as usize)
+            .map(|layer| layer.diff_id)
     }
 }
 
@@ -225,7 +246,14 @@ impl<'r> Tree for &'r Rootfs {
     }
 
     fn kind(&self, node: Found<'r>) -> Kind<'r> {
-        match &node.entry.kind {
+        node.kind()
+    }
+}
+
+impl<'a> Found<'a> {
+    /// What matters to the resolution of paths.
+    pub(crate) fn kind(&self) -> Kind<'a> {
+        match &self.entry.kind {
             EntryKind::Directory => Kind::Directory,
             EntryKind::Symlink { target } => Kind::Link(target),
             EntryKind::File { .. }

@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 
 /// The elements of `path`; empty ones and `.` are no elements.
 pub(crate) fn elements(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|element| !element.is_empty() && *element != b".")
+    path.split(|byte| *byte == b'/')
+        .filter(|element| !element.is_empty() && *element != b".")
 }
 
 /// `path` as seen from the root: `..` goes up and never above the root.
@@ -67,7 +68,10 @@ pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
 /// Directory and last element of `path`.
 pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
         None => (&[], path),
     }
 }
@@ -115,7 +119,12 @@ mod tests {
 
     #[test]
     fn relative_cleaning_keeps_what_leads_outside() {
-        for (path, want) in [("a/b/../c", "a/c"), ("../x", "../x"), ("/../x", "x"), ("a/..", "")] {
+        for (path, want) in [
+            ("a/b/../c", "a/c"),
+            ("../x", "../x"),
+            ("/../x", "x"),
+            ("a/..", ""),
+        ] {
             assert_eq!(clean_relative(path.as_bytes()), want.as_bytes(), "{path}");
         }
     }

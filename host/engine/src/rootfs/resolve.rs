@@ -69,7 +69,9 @@ pub(crate) fn resolve<T: Tree>(
             done.pop();
             continue;
         }
-        let here = done.last().map_or_else(|| Some(tree.root()), |(_, node)| *node);
+        let here = done
+            .last()
+            .map_or_else(|| Some(tree.root()), |(_, node)| *node);
         if here.is_some_and(|node| tree.kind(node) != Kind::Directory) {
             return Err(ResolveError::NotADirectory(path::show(&names(&done))));
         }
@@ -93,12 +95,20 @@ pub(crate) fn resolve<T: Tree>(
             pending.push_front(element.to_vec());
         }
     }
-    let node = done.last().map_or_else(|| Some(tree.root()), |(_, node)| *node);
-    Ok(Place { path: names(&done), node })
+    let node = done
+        .last()
+        .map_or_else(|| Some(tree.root()), |(_, node)| *node);
+    Ok(Place {
+        path: names(&done),
+        node,
+    })
 }
 
 fn names<N>(done: &[(Vec<u8>, N)]) -> Vec<u8> {
-    done.iter().map(|(name, _)| name.as_slice()).collect::<Vec<_>>().join(&b'/')
+    done.iter()
+        .map(|(name, _)| name.as_slice())
+        .collect::<Vec<_>>()
+        .join(&b'/')
 }
 
 #[cfg(test)]
@@ -176,6 +186,9 @@ mod tests {
     fn loops_and_files_in_the_way_are_errors() {
         let error = |path: &str| resolve(&toy(), path.as_bytes(), true).err();
         assert_eq!(error("loop/x"), Some(ResolveError::Loop("/loop/x".into())));
-        assert_eq!(error("up/x"), Some(ResolveError::NotADirectory("/a/f".into())));
+        assert_eq!(
+            error("up/x"),
+            Some(ResolveError::NotADirectory("/a/f".into()))
+        );
     }
 }

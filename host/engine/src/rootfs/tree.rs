@@ -12,6 +12,9 @@ use store::{Entry, EntryKind};
 
 use super::path;
 
+/// How many hard links may name one another before a file must come.
+const MAX_LINKS: usize = 8;
+
 /// Which entry of which layer decides a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Origin {
@@ -38,7 +41,11 @@ impl Node {
     }
 
     fn new(name: &[u8], origin: Option<Origin>) -> Self {
-        Self { name: name.into(), origin, children: Vec::new() }
+        Self {
+            name: name.into(),
+            origin,
+            children: Vec::new(),
+        }
     }
 
     /// The child called `name`.
@@ -55,7 +62,9 @@ impl Node {
         // Entries come in order, so most new names belong at the end.
         match self.children.last() {
             Some(last) if *last.name < *name => Err(self.children.len()),
-            _ => self.children.binary_search_by(|child| child.name.as_ref().cmp(name)),
+            _ => self
+                .children
+                .binary_search_by(|child| child.name.as_ref().cmp(name)),
         }
     }
 
@@ -103,8 +112,13 @@ pub(crate) fn apply<'a>(
     for (at, entry) in entries.iter().enumerate() {
         let Ok(at) = u32::try_from(at) else { break };
         let is_directory = |origin: Origin| {
-            let list = if origin.layer == layer { entries } else { entries_of(origin.layer) };
-            list.get(origin.entry as usize).is_some_and(|e| e.kind == EntryKind::Directory)
+            let list = if origin.layer == layer {
+                entries
+            } else {
+                entries_of(origin.layer)
+            };
+            list.get(origin.entry as usize)
+                .is_some_and(|e| e.kind == EntryKind::Directory)
         };
         let (dir, name) = path::split(&entry.path);
         let parent = |new| descend(new, dir, &is_directory);
@@ -123,7 +137,10 @@ pub(crate) fn apply<'a>(
             }
             EntryKind::Hardlink { target } => {
                 let origin = linked(root, layer, entries, target);
-                if let (Some(origin), Some(parent)) = (origin, parent(Arc::make_mut(&mut new))) {
+                // One that names nothing, or a directory, is nothing.
+                if let Some(origin) = origin.filter(|origin| !is_directory(*origin))
+                    && let Some(parent) = parent(Arc::make_mut(&mut new))
+                {
                     set(parent, name, origin, false);
                 }
             }
@@ -173,11 +190,23 @@ fn set(parent: &mut Node, name: &[u8], origin: Origin, directory: bool) {
 
 /// The file that a hard link of this layer names: in the layer itself, else in those below.
 fn linked(lower: &Node, layer: u32, entries: &[Entry], target: &[u8]) -> Option<Origin> {
-    let here = entries.binary_search_by(|entry| path::compare(&entry.path, target)).ok();
-    match here.and_then(|at| Some((u32::try_from(at).ok()?, entries.get(at)?))) {
-        Some((at, entry)) if matches!(entry.kind, EntryKind::File { .. }) => {
-            Some(Origin { layer, entry: at })
+    let mut target = target;
+    for _ in 0..MAX_LINKS {
+        let here = entries.binary_search_by(|entry| path::compare(&entry.path, target)).ok();
+        match here.and_then(|at| Some((u32::try_from(at).ok()?, &entries.get(at)?.kind))) {
+            Some((_, EntryKind::Hardlink { target: next })) => target = next,
+            Some((_, EntryKind::Whiteout)) | None => return lower.get(target)?.origin,
+            Some((_, EntryKind::Opaque)) => return None,
+            Some((
+                at,
+                EntryKind::File { .. }
+                | EntryKind::Directory
+                | EntryKind::Symlink { .. }
+                | EntryKind::CharDevice { .. }
+                | EntryKind::BlockDevice { .. }
+                | EntryKind::Fifo,
+            )) => return Some(Origin { layer, entry: at }),
         }
-        _ => lower.get(target)?.origin,
     }
+    None
 }

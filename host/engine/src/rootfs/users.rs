@@ -8,8 +8,6 @@ use super::{ReadError, Rootfs};
 
 /// Longest user or group file that is looked into.
 const MAX_FILE: u64 = 16 << 20;
-/// How many letters a name may differ in to be suggested.
-const CLOSE: usize = 2;
 
 /// Whom a step runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,15 +92,29 @@ impl Rootfs {
             Err(UserError::Unknown { .. }) if number.is_some() => None,
             other => Some(other?),
         };
-        let uid = line.as_ref().map(|line| line.uid).or(number).unwrap_or_default();
+        let uid = line
+            .as_ref()
+            .map(|line| line.uid)
+            .or(number)
+            .unwrap_or_default();
         let home = line.as_ref().map(|line| line.home.clone());
         if let Some(group) = group {
             let gid = self.group(group)?;
-            return Ok(User { uid, gid, groups: Vec::new(), home });
+            return Ok(User {
+                uid,
+                gid,
+                groups: Vec::new(),
+                home,
+            });
         }
         let gid = line.as_ref().map_or(0, |line| line.gid);
         let groups = line.map_or_else(|| Ok(Vec::new()), |line| self.memberships(&line.name))?;
-        Ok(User { uid, gid, groups, home })
+        Ok(User {
+            uid,
+            gid,
+            groups,
+            home,
+        })
     }
 
     /// Who owns what is copied with `--chown=SPEC`.
@@ -137,7 +149,11 @@ impl Rootfs {
 
     fn passwd(&self, name: &str, number: Option<u32>) -> Result<Passwd, UserError> {
         let text = self.text(PASSWD)?;
-        let lines = || text.iter().flat_map(|text| text.lines()).filter_map(passwd_line);
+        let lines = || {
+            text.iter()
+                .flat_map(|text| text.lines())
+                .filter_map(passwd_line)
+        };
         let by_name = lines().find(|line| line.name == name);
         by_name
             .or_else(|| lines().find(|line| Some(line.uid) == number))
@@ -149,7 +165,11 @@ impl Rootfs {
             return Ok(number);
         }
         let text = self.text(GROUP)?;
-        let lines = || text.iter().flat_map(|text| text.lines()).filter_map(group_line);
+        let lines = || {
+            text.iter()
+                .flat_map(|text| text.lines())
+                .filter_map(group_line)
+        };
         let line = lines().find(|line| line.name == name);
         line.map(|line| line.gid)
             .ok_or_else(|| unknown("group", name, GROUP, &text, lines().map(|line| line.name)))
@@ -158,7 +178,10 @@ impl Rootfs {
     /// The groups that list the user as a member.
     fn memberships(&self, user: &str) -> Result<Vec<u32>, UserError> {
         let text = self.text(GROUP)?;
-        let lines = text.iter().flat_map(|text| text.lines()).filter_map(group_line);
+        let lines = text
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(group_line);
         let member = |line: &Group| line.members.iter().any(|member| member == user);
         Ok(lines.filter(member).map(|line| line.gid).collect())
     }
@@ -174,12 +197,17 @@ impl Rootfs {
 }
 
 fn split(spec: &str) -> (&str, Option<&str>) {
-    spec.split_once(':').map_or((spec, None), |(user, group)| (user, Some(group)))
+    spec.split_once(':')
+        .map_or((spec, None), |(user, group)| (user, Some(group)))
 }
 
 /// What stands for a number without any file: digits, `root`, and nothing at all.
 fn number(name: &str) -> Option<u32> {
-    if name.is_empty() || name == "root" { Some(0) } else { name.parse().ok() }
+    if name.is_empty() || name == "root" {
+        Some(0)
+    } else {
+        name.parse().ok()
+    }
 }
 
 fn unknown(
@@ -189,8 +217,17 @@ fn unknown(
     text: &Option<String>,
     names: impl Iterator<Item = String>,
 ) -> UserError {
-    let close = names.filter(|known| crate::copy::distance(known, name) <= CLOSE).take(3).collect();
-    UserError::Unknown { what, name: name.to_owned(), file, missing: text.is_none(), close }
+    let close = names
+        .filter(|known| crate::copy::near::close(known, name))
+        .take(3)
+        .collect();
+    UserError::Unknown {
+        what,
+        name: name.to_owned(),
+        file,
+        missing: text.is_none(),
+        close,
+    }
 }
 
 /// `name:password:uid:gid:comment:home:shell`
@@ -200,7 +237,12 @@ fn passwd_line(line: &str) -> Option<Passwd> {
     let uid = fields.nth(1)?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;
     let home = fields.nth(1).unwrap_or_default().to_owned();
-    Some(Passwd { name, uid, gid, home })
+    Some(Passwd {
+        name,
+        uid,
+        gid,
+        home,
+    })
 }
 
 /// `name:password:gid:member,member`
@@ -208,6 +250,11 @@ fn group_line(line: &str) -> Option<Group> {
     let mut fields = line.trim().split(':');
     let name = fields.next()?.to_owned();
     let gid = fields.nth(1)?.parse().ok()?;
-    let members = fields.next().unwrap_or_default().split(',').map(str::to_owned).collect();
+    let members = fields
+        .next()
+        .unwrap_or_default()
+        .split(',')
+        .map(str::to_owned)
+        .collect();
     Some(Group { name, gid, members })
 }
