@@ -1,2 +1,61 @@
-//! Automation: image, demo, test, bench, ci
-fn main() {}
+//! Automation of cofferdam's development: `cargo xtask COMMAND`.
+//!
+//! One file per command. Commands install what they need where they may (as root on Debian) and
+//! otherwise say which packages are missing and how to get them.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod demo;
+mod image;
+mod lint;
+mod setup;
+mod shell;
+mod test;
+#[cfg(test)]
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Automation of cofferdam's development.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Image(image::Args),
+    Demo(demo::Args),
+    Test(test::Args),
+    /// Run only the tests that build in VMs.
+    VmTest(test::Args),
+    Bench(bench::Args),
+    Lint(lint::Args),
+    /// What CI runs: lint, then test.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Image(args) => image::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::VmTest(args) => test::run_vm(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Lint(args) => lint::run(&args),
+        Command::Ci => lint::run(&lint::Args {}).and_then(|()| test::run(&test::Args::default())),
+    };
+    done.map_or_else(
+        |error| {
+            shell::complain(format!("error: {error:#}"));
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}

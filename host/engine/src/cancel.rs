@@ -23,20 +23,32 @@ impl Cancel {
 
     /// Cancels. Doing it again changes nothing.
     pub fn cancel(&self) {
-        *self.0.cancelled.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self
+            .0
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
         self.0.changed.notify_all();
     }
 
     /// Whether [`Self::cancel`] was called.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        *self.0.cancelled.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .0
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps for `time`, or until cancelled. Returns whether it is cancelled.
     #[must_use]
     pub fn sleep(&self, time: Duration) -> bool {
-        let cancelled = self.0.cancelled.lock().unwrap_or_else(PoisonError::into_inner);
+        let cancelled = self
+            .0
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (cancelled, _) = self
             .0
             .changed

@@ -91,12 +91,18 @@ pub enum StepError {
 impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed { status, out_of_memory: Some(peak) } => write!(
+            Self::Failed {
+                status,
+                out_of_memory: Some(peak),
+            } => write!(
                 f,
                 "exit code: {status} (out of memory: the step reached {} MiB; give the VM more with --memory)",
                 peak >> 20
             ),
-            Self::Failed { status, out_of_memory: None } => write!(f, "exit code: {status}"),
+            Self::Failed {
+                status,
+                out_of_memory: None,
+            } => write!(f, "exit code: {status}"),
             Self::Setup(text) | Self::Limit(text) => f.write_str(text),
             Self::Cancelled => f.write_str("cancelled"),
             Self::Host(_) => f.write_str("the builder VM failed"),

@@ -1,0 +1,255 @@
+//! The VM image: what `cargo xtask image` wrote, found and checked.
+//!
+//! Image and host are built at different times, so nothing is taken for granted here: a missing
+//! file, a torn copy and an image of another protocol are each told apart before a VM starts.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// Name of the description inside an image directory.
+pub const MANIFEST: &str = "image.json";
+/// Name of the kernel inside an image directory.
+pub const KERNEL: &str = "vmlinuz";
+/// Name of the initramfs inside an image directory.
+pub const INITRAMFS: &str = "initramfs.cpio";
+
+/// A description is a few kilobytes; a longer file is something else.
+const MAX_MANIFEST: u64 = 1 << 20;
+
+/// Kernel and initramfs of the builder VM.
+#[derive(Debug, Clone)]
+pub struct VmImage {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs, which holds the agent and its modules.
+    pub initramfs: PathBuf,
+    /// What the two are.
+    pub manifest: Manifest,
+}
+
+/// The members of `image.json` that the launcher reads; others are for people.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Manifest {
+    /// As in `uname -r`.
+    pub kernel_version: String,
+    /// Version of the agent in the initramfs.
+    pub agent_version: String,
+    /// Version of the protocol that the agent speaks.
+    pub protocol: u16,
+    /// Modules in the order in which the agent loads them.
+    pub modules: Vec<String>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// sha256 of the kernel, in hexadecimal digits.
+    pub kernel_sha256: String,
+    /// sha256 of the initramfs, in hexadecimal digits.
+    pub initramfs_sha256: String,
+    /// Length of the initramfs in bytes.
+    pub initramfs_size: u64,
+}
+
+/// Why there is no usable VM image.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// Nothing is there.
+    #[error("no VM image in `{0}`: `{missing}` is missing (`cargo xtask image` makes one)", missing = .1)]
+    Missing(PathBuf, &'static str),
+    /// It cannot be read.
+    #[error("cannot read `{0}`")]
+    Unreadable(PathBuf, #[source] io::Error),
+    /// The description makes no sense.
+    #[error("`{0}` is not the description of a VM image")]
+    Manifest(PathBuf, #[source] serde_json::Error),
+    /// A file is not the one that the description tells of.
+    #[error(
+        "the VM image in `{dir}` is damaged: `{file}` {what} (make it again with `cargo xtask image`)"
+    )]
+    Damaged {
+        /// Directory of the image.
+        dir: PathBuf,
+        /// Which file.
+        file: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// It belongs to another version of this program.
+    #[error(
+        "the VM image in `{dir}` speaks protocol {image} (agent {agent}), this program speaks {host}: \
+         make it again with `cargo xtask image`",
+        host = wire::PROTOCOL
+    )]
+    Protocol {
+        /// Directory of the image.
+        dir: PathBuf,
+        /// Protocol of the image.
+        image: u16,
+        /// Version of its agent.
+        agent: String,
+    },
+}
+
+impl VmImage {
+    /// Finds the image in `dir`. Contents are not hashed here: see [`Self::verify`].
+    ///
+    /// # Errors
+    /// If there is none, or none that this program can use.
+    pub fn open(dir: &Path) -> Result<Self, ImageError> {
+        let manifest = read_manifest(dir)?;
+        if manifest.protocol != wire::PROTOCOL {
+            return Err(ImageError::Protocol {
+                dir: dir.into(),
+                image: manifest.protocol,
+                agent: manifest.agent_version,
+            });
+        }
+        file_size(dir, KERNEL)?;
+        let size = file_size(dir, INITRAMFS)?;
+        if size != manifest.initramfs_size {
+            return Err(ImageError::Damaged {
+                dir: dir.into(),
+                file: INITRAMFS,
+                what: format!("has {size} bytes, not {}", manifest.initramfs_size),
+            });
+        }
+        Ok(Self {
+            kernel: dir.join(KERNEL),
+            initramfs: dir.join(INITRAMFS),
+            manifest,
+        })
+    }
+
+    /// Hashes both files and compares them with the description.
+    ///
+    /// # Errors
+    /// If one cannot be read or is not the described one.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        let files = [
+            (&self.kernel, KERNEL, &self.manifest.kernel_sha256),
+            (&self.initramfs, INITRAMFS, &self.manifest.initramfs_sha256),
+        ];
+        for (path, file, want) in files {
+            let bytes = fs::read(path).map_err(|err| ImageError::Unreadable(path.clone(), err))?;
+            let got = store::Digest::of(&bytes).hex();
+            if got != *want {
+                let dir = path.parent().unwrap_or(path).into();
+                return Err(ImageError::Damaged {
+                    dir,
+                    file,
+                    what: format!("has sha256 {got}"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
+    let path = dir.join(MANIFEST);
+    let size = file_size(dir, MANIFEST)?;
+    if size > MAX_MANIFEST {
+        let what = format!("has {size} bytes");
+        return Err(ImageError::Damaged {
+            dir: dir.into(),
+            file: MANIFEST,
+            what,
+        });
+    }
+    let bytes = fs::read(&path).map_err(|err| ImageError::Unreadable(path.clone(), err))?;
+    serde_json::from_slice(&bytes).map_err(|err| ImageError::Manifest(path, err))
+}
+
+fn file_size(dir: &Path, file: &'static str) -> Result<u64, ImageError> {
+    let path = dir.join(file);
+    match fs::metadata(&path) {
+        Ok(found) if found.is_file() => Ok(found.len()),
+        Ok(_) => Err(ImageError::Damaged {
+            dir: dir.into(),
+            file,
+            what: "is no file".into(),
+        }),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            Err(ImageError::Missing(dir.into(), file))
+        }
+        Err(err) => Err(ImageError::Unreadable(path, err)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An image directory with this protocol, whose files hold a few bytes.
+    pub(crate) fn write(dir: &Path, protocol: u16) {
+        let (kernel, initramfs) = (b"kernel".as_slice(), b"initramfs".as_slice());
+        fs::write(dir.join(KERNEL), kernel).unwrap();
+        fs::write(dir.join(INITRAMFS), initramfs).unwrap();
+        let manifest = serde_json::json!({
+            "format": 1,
+            "kernel_version": "6.1.0-test",
+            "agent_version": "9.9.9",
+            "protocol": protocol,
+            "modules": ["virtio"],
+            "cmdline": "console=ttyS0 quiet",
+            "kernel_sha256": store::Digest::of(kernel).hex(),
+            "initramfs_sha256": store::Digest::of(initramfs).hex(),
+            "initramfs_size": initramfs.len(),
+        });
+        fs::write(dir.join(MANIFEST), manifest.to_string()).unwrap();
+    }
+
+    #[test]
+    fn a_whole_image_is_found_and_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), wire::PROTOCOL);
+        let image = VmImage::open(dir.path()).unwrap();
+        assert_eq!(image.manifest.modules, ["virtio"]);
+        image.verify().unwrap();
+    }
+
+    #[test]
+    fn each_missing_file_is_named_with_what_to_do() {
+        for file in [KERNEL, INITRAMFS, MANIFEST] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), wire::PROTOCOL);
+            fs::remove_file(dir.path().join(file)).unwrap();
+            let text = VmImage::open(dir.path()).unwrap_err().to_string();
+            assert!(
+                text.contains(file) && text.contains("cargo xtask image"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_torn_copy_is_noticed_by_length_and_a_changed_one_by_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), wire::PROTOCOL);
+        fs::write(dir.path().join(INITRAMFS), b"init").unwrap();
+        let text = VmImage::open(dir.path()).unwrap_err().to_string();
+        assert!(text.contains("has 4 bytes, not 9"), "{text}");
+        fs::write(dir.path().join(INITRAMFS), b"INITRAMFS").unwrap();
+        let damaged = VmImage::open(dir.path()).unwrap().verify().unwrap_err();
+        assert!(matches!(
+            damaged,
+            ImageError::Damaged {
+                file: INITRAMFS,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn an_image_of_another_protocol_is_refused_with_both_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 77);
+        let text = VmImage::open(dir.path()).unwrap_err().to_string();
+        assert!(
+            text.contains("77") && text.contains(&wire::PROTOCOL.to_string()),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,86 @@
+//! The list of what goes into the image, as data.
+
+use serde::Deserialize;
+use thiserror::Error;
+
+/// What is in the builder VM besides the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Words of the kernel command line.
+    pub cmdline: Vec<String>,
+    /// Modules to load at boot.
+    #[serde(rename = "module")]
+    pub modules: Vec<Wanted>,
+}
+
+/// A module that the VM needs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// What the VM does with it.
+    pub why: String,
+}
+
+/// The list is not written as it should be.
+#[derive(Debug, Error)]
+#[error("the list of what is in the VM is malformed")]
+pub struct RecipeError(#[source] toml::de::Error);
+
+const BUILT_IN: &str = include_str!("../image.toml");
+
+impl Recipe {
+    /// The list that this version of cofferdam uses.
+    ///
+    /// # Errors
+    /// If `image.toml` was malformed when this was compiled; a test rules that out.
+    pub fn built_in() -> Result<Self, RecipeError> {
+        Self::parse(BUILT_IN)
+    }
+
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// If it is no TOML, or has a key that does not exist.
+    pub fn parse(text: &str) -> Result<Self, RecipeError> {
+        toml::from_str(text).map_err(RecipeError)
+    }
+
+    /// The kernel command line.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        self.cmdline.join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_in_the_source_is_well_formed() {
+        let recipe = Recipe::built_in().unwrap();
+        assert!(recipe.command_line().starts_with("console=ttyS0 quiet"));
+        assert!(recipe.modules.iter().any(|module| module.name == "overlay"));
+    }
+
+    #[test]
+    fn every_module_says_why_and_none_is_named_twice() {
+        let modules = Recipe::built_in().unwrap().modules;
+        for (at, module) in modules.iter().enumerate() {
+            assert!(!module.why.is_empty(), "{}", module.name);
+            assert!(
+                modules[..at]
+                    .iter()
+                    .all(|before| before.name != module.name)
+            );
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused() {
+        assert!(Recipe::parse("cmdline = []\nmodul = []\nmodule = []").is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! `cargo xtask image`: builds what the builder VM boots.
+//!
+//! The result is three files: `vmlinuz`, `initramfs.cpio`, and `image.json`, which describes
+//! them. They are assembled anew each time, which takes some tens of milliseconds, and written
+//! only where they differ, so no stamp can be out of date.
+
+mod agent;
+mod apt;
+mod kernel;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use vmimage::{ImageInfo, Module, Recipe, sha256_hex};
+
+use crate::shell::say;
+use crate::workspace::{Workspace, make_dir, read, update};
+use kernel::Kernel;
+
+/// Build the image of the builder VM: kernel, modules, agent.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Use this kernel instead of Debian's cloud kernel.
+    #[arg(long, value_name = "FILE", requires = "modules")]
+    kernel: Option<PathBuf>,
+    /// Modules of that kernel: the directory that holds `kernel/`, such as /lib/modules/VERSION.
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    modules: Option<PathBuf>,
+    /// Use this static program as the agent instead of compiling it.
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// Ask Debian for a newer kernel even though one was downloaded before.
+    #[arg(long, conflicts_with = "kernel")]
+    refresh: bool,
+    /// Where to put the image [default: vmimage in cargo's target directory].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let workspace = Workspace::find()?;
+    build(&workspace, args).map(drop)
+}
+
+/// Builds the image and returns the directory it is in.
+pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
+    let out = args.out.clone().unwrap_or_else(|| workspace.image());
+    let agent = agent::obtain(workspace, args.agent.as_deref())?;
+    let kernel = match (&args.kernel, &args.modules) {
+        (Some(image), Some(modules)) => Kernel::given(image, modules)?,
+        _ => Kernel::debian(&workspace.target.join("kernel"), args.refresh)?,
+    };
+    let recipe = Recipe::built_in()?;
+    let tree = kernel.modules()?;
+    let names = recipe.modules.iter().map(|module| module.name.as_str());
+    let modules = vmimage::in_load_order(names, |name| tree.find(name))
+        .with_context(|| format!("modules of kernel {}", kernel.version))?;
+    let program = read(&agent.program)?;
+    let parts = Parts {
+        initramfs: vmimage::initramfs(&program, &modules),
+        kernel: read(&kernel.image)?,
+        program,
+        modules,
+    };
+    let info = describe(&parts, &kernel, &agent, &recipe);
+    let changed = write(&out, &parts, &info)?;
+    summary(&out, &parts, &info, changed);
+    Ok(out)
+}
+
+/// The bytes of an image.
+struct Parts {
+    kernel: Vec<u8>,
+    initramfs: Vec<u8>,
+    program: Vec<u8>,
+    modules: Vec<Module>,
+}
+
+fn describe(parts: &Parts, kernel: &Kernel, agent: &agent::Agent, recipe: &Recipe) -> ImageInfo {
+    ImageInfo {
+        format: ImageInfo::FORMAT,
+        kernel_version: kernel.version.clone(),
+        agent_version: agent.version.clone(),
+        protocol: agent.protocol,
+        cmdline: recipe.command_line(),
+        modules: parts
+            .modules
+            .iter()
+            .map(|module| module.name.clone())
+            .collect(),
+        kernel_sha256: sha256_hex(&parts.kernel),
+        kernel_size: parts.kernel.len() as u64,
+        agent_sha256: sha256_hex(&parts.program),
+        initramfs_sha256: sha256_hex(&parts.initramfs),
+        initramfs_size: parts.initramfs.len() as u64,
+    }
+}
+
+/// Writes the three files, the description last: whoever sees it finds the others. Returns whether
+/// anything was different.
+fn write(out: &Path, parts: &Parts, info: &ImageInfo) -> Result<bool> {
+    make_dir(out)?;
+    let kernel = update(&out.join("vmlinuz"), &parts.kernel)?;
+    let initramfs = update(&out.join("initramfs.cpio"), &parts.initramfs)?;
+    let described = update(&out.join("image.json"), info.to_json()?.as_bytes())?;
+    Ok(kernel || initramfs || described)
+}
+
+fn summary(out: &Path, parts: &Parts, info: &ImageInfo, changed: bool) {
+    let state = if changed { "written" } else { "up to date" };
+    say(format!("builder VM image in {}: {state}", out.display()));
+    say(format!(
+        "  vmlinuz         {:>9}  Linux {}",
+        size(parts.kernel.len()),
+        info.kernel_version
+    ));
+    say(format!(
+        "  initramfs.cpio  {:>9}  sha256:{}",
+        size(parts.initramfs.len()),
+        info.initramfs_sha256
+    ));
+    say(format!(
+        "    /init         {:>9}  agent {}, protocol {}",
+        size(parts.program.len()),
+        info.agent_version,
+        info.protocol
+    ));
+    for module in &parts.modules {
+        say(format!("    {:<13} {:>9}", "module", size(module.bytes.len())) + "  " + &module.name);
+    }
+    say(format!("  command line: {}", info.cmdline));
+}
+
+fn size(bytes: usize) -> String {
+    format!("{} KiB", bytes.div_ceil(1024))
+}
