@@ -14,6 +14,9 @@
 mod home;
 mod sealed;
 mod step;
+#[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
