@@ -5,6 +5,7 @@ mod boot;
 pub(crate) mod home;
 mod parts;
 #[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
