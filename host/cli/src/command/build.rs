@@ -107,10 +107,7 @@ fn failure(error: BuildError) -> Failure {
         engine::build::Class::Host => Class::Host,
         engine::build::Class::Cancelled => Class::Cancelled,
     };
-    let excerpt = error.excerpt().map(|(place, text)| {
-        // Errors of the parser begin with their place.
-        if text.starts_with(&place) { text.to_owned() } else { format!("{place}\n{text}") }
-    });
+    let excerpt = error.excerpt().map(str::to_owned);
     let log = if let BuildError::Step { log, .. } = &error { Some(log.clone()) } else { None };
     let hint = if let BuildError::Dockerfile(wrong) = &error { wrong.hint.clone() } else { None };
     Failure { class, excerpt, log, hint, error: error.into() }
