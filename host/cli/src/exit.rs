@@ -50,6 +50,10 @@ pub(crate) struct Failure {
     pub(crate) error: Error,
     /// The place in the Dockerfile, with lines around it.
     pub(crate) excerpt: Option<String>,
+    /// What to do about it.
+    pub(crate) hint: Option<String>,
+    /// Where all output of the failed step is.
+    pub(crate) log: Option<std::path::PathBuf>,
 }
 
 impl Failure {
@@ -58,6 +62,8 @@ impl Failure {
             class,
             error: error.into(),
             excerpt: None,
+            hint: None,
+            log: None,
         }
     }
 
@@ -78,6 +84,10 @@ impl Failure {
             lines.extend(excerpt.trim_end().lines().map(str::to_owned));
         }
         lines.push(format!("ERROR: {}", chain(&self.error)));
+        lines.extend(self.hint.iter().map(|hint| format!("hint: {hint}")));
+        if let Some(log) = &self.log {
+            lines.push(format!("all output of the step is in {}", log.display()));
+        }
         lines
     }
 }
@@ -133,10 +143,18 @@ mod tests {
             class: Class::Host,
             error,
             excerpt: Some("a:1\n > x\n".into()),
+            hint: Some("did you mean y?".into()),
+            log: Some("/logs/1".into()),
         };
         assert_eq!(
             failure.lines(),
-            ["a:1", " > x", "ERROR: export: cannot write x: disk full"]
+            [
+                "a:1",
+                " > x",
+                "ERROR: export: cannot write x: disk full",
+                "hint: did you mean y?",
+                "all output of the step is in /logs/1",
+            ]
         );
     }
 }

@@ -6,8 +6,16 @@
 //! cancelled.
 #![forbid(unsafe_code)]
 
+mod command;
 mod exit;
+mod logging;
+mod places;
 mod progress;
+mod signals;
 mod size;
+mod table;
+mod values;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    command::main(std::env::args_os())
+}

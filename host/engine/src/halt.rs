@@ -73,38 +73,14 @@ where
     let first_error = Mutex::new(None);
     let worker = || {
         let mut done = Vec::new();
-        let outcome = start().and_then(|mut state| {
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = items.get(at) else {
-                    return Ok(());
-                };
-                if halt.is_stopped() {
-                    return Err(Stopped.into());
-                }
-                done.push((at, work(&mut state, item)?));
-            }
-        });
-        if let Err(error) = outcome {
+        if let Err(error) = drain(items, &next, halt, &start, &work, &mut done) {
             let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(error);
             halt.stop();
         }
         done
     };
-    let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.min(items.len()))
-            .map(|_| scope.spawn(worker))
-            .collect();
-        let mut results = Vec::with_capacity(items.len());
-        for worker in workers {
-            match worker.join() {
-                Ok(done) => results.extend(done),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        results
-    });
+    let mut results = join_all(threads.min(items.len()), &worker);
     if let Some(error) = first_error
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner)
@@ -113,6 +89,39 @@ where
     }
     results.sort_by_key(|(at, _)| *at);
     Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// What one worker does: takes items until there are no more.
+fn drain<T, S, R, E: From<Stopped>>(
+    items: &[T],
+    next: &AtomicUsize,
+    halt: &Halt,
+    start: &impl Fn() -> Result<S, E>,
+    work: &impl Fn(&mut S, &T) -> Result<R, E>,
+    done: &mut Vec<(usize, R)>,
+) -> Result<(), E> {
+    let mut state = start()?;
+    loop {
+        let at = next.fetch_add(1, Ordering::Relaxed);
+        let Some(item) = items.get(at) else {
+            return Ok(());
+        };
+        if halt.is_stopped() {
+            return Err(Stopped.into());
+        }
+        done.push((at, work(&mut state, item)?));
+    }
+}
+
+/// Runs `worker` in `count` threads and puts together what they return. A panic goes on here.
+fn join_all<R: Send>(count: usize, worker: &(impl Fn() -> Vec<R> + Sync)) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(worker)).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined
+            .flat_map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 #[cfg(test)]
@@ -146,10 +155,16 @@ mod tests {
         let items: Vec<usize> = (0..1000).collect();
         let halt = Halt::new(&Cancel::new());
         let done = AtomicUsize::new(0);
-        let outcome = each(&items, 2, &halt, || Ok(()), |(), n| {
-            done.fetch_add(1, Ordering::Relaxed);
-            if *n == 3 { Err(Failure::Three) } else { Ok(()) }
-        });
+        let outcome = each(
+            &items,
+            2,
+            &halt,
+            || Ok(()),
+            |(), n| {
+                done.fetch_add(1, Ordering::Relaxed);
+                if *n == 3 { Err(Failure::Three) } else { Ok(()) }
+            },
+        );
         assert_eq!(outcome, Err(Failure::Three));
         assert!(halt.is_stopped());
     }
@@ -158,10 +173,16 @@ mod tests {
     fn a_cancelled_group_gives_no_partial_result() {
         let cancel = Cancel::new();
         let halt = Halt::new(&cancel);
-        let outcome = each(&[1, 2, 3], 1, &halt, || Ok(()), |(), n| {
-            cancel.cancel();
-            Ok(*n)
-        });
+        let outcome = each(
+            &[1, 2, 3],
+            1,
+            &halt,
+            || Ok(()),
+            |(), n| {
+                cancel.cancel();
+                Ok(*n)
+            },
+        );
         assert_eq!(outcome, Err(Failure::Stopped));
     }
 

@@ -6,3 +6,12 @@ pub mod disk;
 mod host;
 pub mod image;
 pub mod monitor;
+pub mod options;
+mod session;
+mod vm;
+
+pub use accel::Accel;
+pub use image::VmImage;
+pub use options::{Notice, Options, Watcher};
+pub use session::{Lost, SessionError};
+pub use vm::BootError;

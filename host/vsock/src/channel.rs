@@ -28,6 +28,8 @@ pub(crate) struct Core {
     /// Whether the schedule holds this channel in its lane for control packets, and for data.
     pub(crate) in_urgent: bool,
     pub(crate) in_ready: bool,
+    /// Bytes that it has sent since its turn began.
+    pub(crate) turn: usize,
 }
 
 impl Channel {
@@ -38,6 +40,7 @@ impl Channel {
                 in_copy: 0,
                 in_urgent: false,
                 in_ready: false,
+                turn: 0,
             }),
             readable: Condvar::new(),
             writable: Condvar::new(),

@@ -16,9 +16,10 @@
 //!        ▼          response                         ▼
 //!   Requesting ──────────────────────────────────► Open ◄─┐ each direction ends by itself
 //!        │                                           │  ──┘ (`Shutdown`)
-//!        │ reset                                     │ both ended, reset, violation,
-//!        ▼                                           ▼ or the device ends
-//!     Closed(Refused)                             Closed(Cause)
+//!        │ reset                   host hung up and   │ both ended, reset, violation,
+//!        │                         has sent all  ┌────┤ or the device ends
+//!        ▼                                       ▼    ▼
+//!     Closed(Refused)                      Leaving ► Closed(Cause)
 //! ```
 
 use bytes::Bytes;
@@ -70,6 +71,10 @@ enum State {
     Requesting { asked: bool },
     /// Bytes may flow in each direction that nobody has ended.
     Open,
+    /// We have said goodbye, and the guest answers with a reset when it has read everything. What
+    /// it says before is of no interest, but a reset for it could make a guest throw away what it
+    /// has not read.
+    Leaving,
     /// Nothing will happen any more, save that a reset may still be owed.
     Closed(Cause),
 }
@@ -213,12 +218,15 @@ impl Connection {
             (State::Open, Op::Reset) => self.close(Cause::ResetByGuest),
             (State::Open, Op::CreditUpdate) => {}
             (State::Open, Op::CreditRequest) => self.owes_credit = true,
+            (State::Leaving, Op::Reset) => self.close(Cause::Finished),
+            (State::Leaving, Op::Shutdown) => self.on_shutdown(Shutdown::from_wire(header.flags)),
+            (State::Leaving, Op::Data | Op::CreditUpdate | Op::CreditRequest) => {}
             (State::Requesting { asked: false }, Op::Response)
             | (
                 State::Requesting { .. },
                 Op::Request | Op::Data | Op::Shutdown | Op::CreditUpdate | Op::CreditRequest,
             )
-            | (State::Open, Op::Request | Op::Response) => {
+            | (State::Open | State::Leaving, Op::Request | Op::Response) => {
                 return Err(Violation::UnexpectedOperation.into());
             }
             // The guest hears our reset only after these.
@@ -278,6 +286,7 @@ impl Connection {
     pub(crate) fn may_send(&self) -> Result<(), Cause> {
         match self.state {
             State::Closed(cause) => Err(cause),
+            State::Leaving => Err(Cause::Finished),
             State::Requesting { .. } | State::Open => {
                 let deaf = self.ended_by_guest.contains(Shutdown::RECEIVE);
                 let done = self.ended.contains(Shutdown::SEND);
@@ -292,10 +301,10 @@ impl Connection {
 
     /// Bytes that are not in a packet yet, or the news that some will never be.
     pub(crate) fn unsent(&self) -> Result<usize, Cause> {
-        match self.state {
-            State::Closed(cause) if self.lost => Err(cause),
-            State::Requesting { .. } | State::Open if self.lost => Err(Cause::Finished),
-            State::Requesting { .. } | State::Open | State::Closed(_) => Ok(self.queue.len()),
+        match (self.state, self.lost) {
+            (_, false) => Ok(self.queue.len()),
+            (State::Closed(cause), true) => Err(cause),
+            (State::Requesting { .. } | State::Open | State::Leaving, true) => Err(Cause::Finished),
         }
     }
 
@@ -315,7 +324,7 @@ impl Connection {
         }
         match self.state {
             State::Closed(cause) => Err(cause),
-            State::Requesting { .. } | State::Open => Ok(None),
+            State::Requesting { .. } | State::Open | State::Leaving => Ok(None),
         }
     }
 
@@ -339,7 +348,9 @@ impl Connection {
     pub(crate) fn reset(&mut self) {
         match self.state {
             State::Requesting { asked: false } => self.close(Cause::ResetByHost),
-            State::Requesting { asked: true } | State::Open => self.abort(Cause::ResetByHost),
+            State::Requesting { asked: true } | State::Open | State::Leaving => {
+                self.abort(Cause::ResetByHost);
+            }
             State::Closed(_) => {}
         }
     }
@@ -406,11 +417,17 @@ impl Connection {
         matches!(self.state, State::Closed(_)) && !self.owes_reset
     }
 
+    /// Whether the connection only waits for the guest's goodbye: it can be forgotten if its place
+    /// is needed.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.state == State::Leaving
+    }
+
     /// Whether the guest has not answered our request yet, or why there will be no answer.
     pub(crate) fn is_requesting(&self) -> Result<bool, Cause> {
         match self.state {
             State::Requesting { .. } => Ok(true),
-            State::Open => Ok(false),
+            State::Open | State::Leaving => Ok(false),
             State::Closed(cause) => Err(cause),
         }
     }
@@ -425,7 +442,7 @@ impl Connection {
             return Some(Intent::Reset);
         }
         match self.state {
-            State::Closed(_) | State::Requesting { asked: true } => return None,
+            State::Leaving | State::Closed(_) | State::Requesting { asked: true } => return None,
             State::Requesting { asked: false } => return Some(Intent::Request),
             State::Open => {}
         }
@@ -460,9 +477,7 @@ impl Connection {
         self.announced = self.ended;
         let header = self.header(Op::Shutdown, 0, self.ended.to_wire());
         if self.announced.contains(Shutdown::BOTH) {
-            // The guest answers with a reset. Nobody here waits for it: to whatever comes, the
-            // answer is that there is no such connection.
-            self.close(Cause::Finished);
+            self.state = State::Leaving;
         }
         header
     }

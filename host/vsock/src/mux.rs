@@ -125,6 +125,11 @@ impl Mux {
         };
         let found = self.lock().find(&address);
         match found {
+            // The guest has forgotten the connection to which we said goodbye.
+            Some(channel) if op == Op::Request && channel.lock().connection.is_leaving() => {
+                self.forget(&address, &channel);
+                self.admit(address, header);
+            }
             Some(channel) => self.deliver(&channel, op, header, payload),
             None if op == Op::Request => self.admit(address, header),
             None => self.refuse(header),
@@ -161,7 +166,13 @@ impl Mux {
                 request,
             ))
         };
-        let admitted = self.lock().admit(address, make);
+        let mut table = self.lock();
+        let admitted = if self.has_room(&mut table) {
+            table.admit(address, make)
+        } else {
+            None
+        };
+        drop(table);
         match admitted {
             Some(channel) => {
                 self.tallies.connections.add(1);
@@ -216,7 +227,8 @@ impl Mux {
                 continue;
             };
             core.in_copy = header.len as usize;
-            self.schedule.offer(&channel, &mut core);
+            let sent = core.in_copy;
+            self.schedule.offer_again(&channel, &mut core, sent);
             self.forget_if_over(&channel, core);
             return Some(Outgoing {
                 header,
@@ -286,7 +298,7 @@ impl Mux {
         if let Some(cause) = table.ended() {
             return Err(channel::error(cause));
         }
-        if table.is_full() {
+        if !self.has_room(&mut table) {
             return Err(io::Error::other("too many connections on the vsock device"));
         }
         let host_port = table.free_port(guest_cid, guest_port);
@@ -378,13 +390,28 @@ impl Mux {
         self.schedule.forget_refusals();
     }
 
+    /// Whether there is a place for one more connection. Who is leaving has to make room.
+    fn has_room(&self, table: &mut Table) -> bool {
+        if !table.is_full() {
+            return true;
+        }
+        let leaving = table.take_leaving();
+        leaving
+            .inspect(|channel| self.schedule.remove(std::slice::from_ref(channel)))
+            .is_some()
+    }
+
     fn forget_if_over(&self, channel: &Arc<Channel>, core: MutexGuard<'_, Core>) {
         if !core.connection.is_over() {
             return;
         }
         let address = core.connection.address();
         drop(core);
-        self.lock().remove(&address, channel);
+        self.forget(&address, channel);
+    }
+
+    fn forget(&self, address: &Address, channel: &Arc<Channel>) {
+        self.lock().remove(address, channel);
         self.schedule.remove(std::slice::from_ref(channel));
     }
 
@@ -392,3 +419,6 @@ impl Mux {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,18 +49,26 @@ impl Table {
         self.connections.len() >= self.max_connections
     }
 
+    /// Takes out a connection that only waits for the guest's goodbye.
+    pub(crate) fn take_leaving(&mut self) -> Option<Arc<Channel>> {
+        let mut all = self.connections.iter();
+        let (address, _) = all.find(|(_, channel)| channel.lock().connection.is_leaving())?;
+        let address = *address;
+        self.connections.remove(&address)
+    }
+
     /// Adds a connection that the host makes.
     pub(crate) fn insert(&mut self, address: Address, channel: Arc<Channel>) {
         self.connections.insert(address, channel);
     }
 
-    /// Adds a connection that the guest makes, if somebody listens and has room for it.
+    /// Adds a connection that the guest makes, if somebody listens and his backlog has room.
     pub(crate) fn admit(
         &mut self,
         address: Address,
         make: impl FnOnce() -> Channel,
     ) -> Option<Arc<Channel>> {
-        if self.ended.is_some() || self.is_full() {
+        if self.ended.is_some() {
             return None;
         }
         let listener = self.listeners.get(&address.host_port)?;

@@ -13,7 +13,7 @@ mod rawjson;
 mod text;
 mod tty;
 
-use std::io::{self, BufWriter, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -23,14 +23,12 @@ use clap::ValueEnum;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::event::{Event, Reporter};
 
-pub(crate) use lines::clean;
-pub(crate) use text::Ending;
-
 use crate::exit::Class;
 use plain::Plain;
 use queue::{Item, Queue};
 use quiet::Quiet;
 use rawjson::RawJson;
+use text::Ending;
 use tty::Tty;
 
 /// How often the live display is drawn.
@@ -80,7 +78,10 @@ struct Shared {
 impl Progress {
     /// Starts the display.
     pub(crate) fn start(mode: Mode) -> io::Result<Self> {
-        let display = Display::new(mode)?;
+        Self::with(Display::new(mode)?)
+    }
+
+    fn with(display: Display) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Queue::new(Instant::now()),
             shown: AtomicU64::new(0),
@@ -106,7 +107,11 @@ impl Progress {
     }
 
     /// Shows the end, and waits for the display as long as that makes progress.
-    pub(crate) fn finish(self, end: End) {
+    pub(crate) fn finish(&self, end: End) {
+        self.finish_within(end, PATIENCE);
+    }
+
+    fn finish_within(&self, end: End, patience: Duration) {
         *self
             .shared
             .end
@@ -120,7 +125,7 @@ impl Progress {
                 return;
             }
             before = Some(shown);
-            match self.done.recv_timeout(PATIENCE) {
+            match self.done.recv_timeout(patience) {
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -155,20 +160,21 @@ fn render(mut display: Display, shared: &Shared) -> io::Result<()> {
     end.map_or(Ok(()), |end| display.finish(shared.queue.now(), &end))
 }
 
-type Stderr = BufWriter<io::Stderr>;
+/// Where a display writes, if it does so line by line.
+type Out = Box<dyn Write + Send>;
 
 /// One of the displays.
-#[derive(Debug)]
 enum Display {
-    Plain(Plain<Stderr>, Stderr),
+    Plain(Plain<Out>),
     Tty(Box<Tty>),
-    Quiet(Quiet, Stderr),
-    RawJson(RawJson<Stderr>),
+    Quiet(Quiet, Out),
+    RawJson(RawJson<Out>),
 }
 
 impl Display {
+    /// On standard error.
     fn new(mode: Mode) -> io::Result<Self> {
-        let stderr = || BufWriter::new(io::stderr());
+        let out = || -> Out { Box::new(BufWriter::new(io::stderr())) };
         let terminal = io::stderr().is_terminal();
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Ok(match mode {
@@ -179,34 +185,30 @@ impl Display {
             }
             Mode::Auto if terminal && !dumb => Self::Tty(Box::new(Tty::on_stderr(colours()))),
             Mode::Tty => Self::Tty(Box::new(Tty::on_stderr(colours()))),
-            Mode::Auto | Mode::Plain => Self::Plain(Plain::new(stderr()), stderr()),
-            Mode::Quiet => Self::Quiet(Quiet::default(), stderr()),
-            Mode::Rawjson => Self::RawJson(RawJson::new(stderr())),
+            Mode::Auto | Mode::Plain => Self::Plain(Plain::new(out())),
+            Mode::Quiet => Self::Quiet(Quiet::default(), out()),
+            Mode::Rawjson => Self::RawJson(RawJson::new(out())),
         })
     }
 
     fn item(&mut self, item: Item) -> io::Result<()> {
         match self {
-            Self::Plain(plain, _) => plain.item(item),
-            Self::Tty(tty) => tty.item(item),
-            Self::Quiet(quiet, _) => {
-                quiet.item(item);
-                Ok(())
-            }
-            Self::RawJson(raw) => raw.item(item),
+            Self::Plain(plain) => plain.item(item)?,
+            Self::Tty(tty) => tty.item(item)?,
+            Self::Quiet(quiet, _) => quiet.item(item),
+            Self::RawJson(raw) => raw.item(item)?,
         }
+        Ok(())
     }
 
     fn tick(&mut self, now: Duration) -> io::Result<()> {
         match self {
-            Self::Plain(plain, _) => plain.tick(now),
-            Self::Tty(tty) => {
-                tty.tick(now);
-                Ok(())
-            }
-            Self::Quiet(..) => Ok(()),
-            Self::RawJson(raw) => raw.flush(),
+            Self::Plain(plain) => plain.tick(now)?,
+            Self::Tty(tty) => tty.tick(now),
+            Self::Quiet(..) => {}
+            Self::RawJson(raw) => raw.flush()?,
         }
+        Ok(())
     }
 
     fn finish(&mut self, now: Duration, end: &End) -> io::Result<()> {
@@ -216,17 +218,13 @@ impl Display {
             Some(Class::User | Class::Usage | Class::Limit | Class::Host) => Ending::Failed,
         };
         match self {
-            Self::Plain(plain, stderr) => {
-                plain.finish(now, ending)?;
-                write_lines(stderr, &end.closing)
-            }
-            Self::Tty(tty) => {
-                tty.finish(now, ending)?;
-                end.closing.iter().try_for_each(|line| tty.line(line))
-            }
-            Self::Quiet(quiet, stderr) => {
-                write_lines(stderr, &quiet.finish())?;
-                write_lines(stderr, &end.closing)
+            Self::Plain(plain) => plain.finish(now, ending, &end.closing),
+            Self::Tty(tty) => tty.finish(now, ending, &end.closing),
+            Self::Quiet(quiet, out) => {
+                for line in quiet.finish().iter().chain(&end.closing) {
+                    writeln!(out, "{line}")?;
+                }
+                out.flush()
             }
             Self::RawJson(raw) => {
                 let name = end.class.map_or("success", Class::name);
@@ -238,14 +236,114 @@ impl Display {
     }
 }
 
-fn write_lines(out: &mut Stderr, lines: &[String]) -> io::Result<()> {
-    for line in lines {
-        writeln!(out, "{line}")?;
-    }
-    out.flush()
-}
-
 /// Whether standard error shows colours: a terminal, and `NO_COLOR` and its kin do not object.
 fn colours() -> bool {
     anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::event::Outcome;
+    use engine::executor::Stream;
+
+    use super::*;
+
+    /// A reader that never reads: the first write blocks until the test is over.
+    struct Stuck(Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            self.0.recv().ok();
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A reader that has gone.
+    struct Gone;
+
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Keeps what was written.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn plain(out: impl Write + Send + 'static) -> Progress {
+        Progress::with(Display::Plain(Plain::new(Box::new(out)))).unwrap()
+    }
+
+    fn report_a_lot(progress: &Progress) {
+        progress.report(Event::Started {
+            step: 1,
+            name: "RUN yes".into(),
+        });
+        for _ in 0..10_000 {
+            let data = vec![b'y'; 10_000];
+            progress.report(Event::Log {
+                step: 1,
+                stream: Stream::Stdout,
+                data,
+            });
+        }
+        progress.report(Event::Ended {
+            step: 1,
+            outcome: Outcome::Done,
+            took: Duration::ZERO,
+        });
+    }
+
+    fn end(closing: &[&str]) -> End {
+        End {
+            class: None,
+            closing: closing.iter().map(|line| (*line).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_reader_that_never_reads_holds_up_neither_the_build_nor_its_end() {
+        let (let_go, held) = bounded(1);
+        let progress = plain(Stuck(held));
+        report_a_lot(&progress);
+        progress.finish_within(end(&[]), Duration::from_millis(50));
+        drop(let_go);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_changes_nothing() {
+        let progress = plain(Gone);
+        report_a_lot(&progress);
+        progress.finish(end(&["ERROR: never seen"]));
+    }
+
+    #[test]
+    fn the_closing_lines_come_last() {
+        let kept = Kept::default();
+        let progress = plain(kept.clone());
+        progress.note("booting");
+        progress.finish(end(&["ERROR: no"]));
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "booting\nERROR: no\n");
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use engine::event::{Event, Outcome, StepId};
 
 use super::lines::{Lines, clean};
-use super::queue::{Item, What};
+use super::queue::{Item, Pieces, What};
 use super::text::{self, Ending, Step};
 use crate::size;
 
@@ -30,7 +30,7 @@ pub(crate) struct Plain<W> {
     out: W,
     steps: BTreeMap<StepId, View>,
     floor: Option<StepId>,
-    tails: Vec<(StepId, Vec<(Duration, Vec<u8>)>)>,
+    tails: Vec<(StepId, Pieces)>,
     warnings: Vec<(String, Option<usize>)>,
     begun: bool,
 }
@@ -94,7 +94,12 @@ impl<W: Write> Plain<W> {
     }
 
     /// Everything was said: shows what is left, and how it ended.
-    pub(crate) fn finish(&mut self, now: Duration, ending: Ending) -> io::Result<()> {
+    pub(crate) fn finish(
+        &mut self,
+        now: Duration,
+        ending: Ending,
+        last_words: &[String],
+    ) -> io::Result<()> {
         self.pump(now.saturating_add(PATIENCE))?;
         let last: Vec<_> = self
             .steps
@@ -121,7 +126,7 @@ impl<W: Write> Plain<W> {
             );
         }
         closing.extend(text::warnings(&self.warnings));
-        for line in closing {
+        for line in closing.iter().chain(last_words) {
             writeln!(self.out, "{line}")?;
         }
         self.out.flush()
@@ -318,7 +323,7 @@ mod tests {
             now = Duration::from_secs_f64(seconds);
             plain.item(Item { at: now, what }).unwrap();
         }
-        plain.finish(now, ending).unwrap();
+        plain.finish(now, ending, &[]).unwrap();
         String::from_utf8(plain.out).unwrap()
     }
 

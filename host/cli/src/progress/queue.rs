@@ -24,6 +24,9 @@ const STATUS_REACH: usize = 64;
 /// How much of the end of a step's output is kept for the message about its failure.
 const MAX_TAIL: usize = 32 << 10;
 
+/// Output of a step in pieces, cut anywhere, with the time of each.
+pub(crate) type Pieces = Vec<(Duration, Vec<u8>)>;
+
 /// One thing to show.
 #[derive(Debug, Clone)]
 pub(crate) enum What {
@@ -36,12 +39,12 @@ pub(crate) enum What {
         /// How many bytes.
         bytes: u64,
     },
-    /// The step failed, and this was the end of its output, with the time of each piece.
+    /// The step failed, and this was the end of its output.
     Tail {
         /// The step.
         step: StepId,
-        /// Pieces of output, cut anywhere.
-        output: Vec<(Duration, Vec<u8>)>,
+        /// The end of its output.
+        output: Pieces,
     },
     /// A line of the program itself.
     Note(String),

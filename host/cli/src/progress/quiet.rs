@@ -1,19 +1,18 @@
 //! The display that shows nothing, except the end of a failed step's output.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use engine::event::{Event, StepId};
 
 use super::lines::clean;
-use super::queue::{Item, What};
+use super::queue::{Item, Pieces, What};
 use super::text::{self, Step};
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Quiet {
     steps: BTreeMap<StepId, Step>,
-    tails: Vec<(StepId, Vec<(Duration, Vec<u8>)>)>,
+    tails: Vec<(StepId, Pieces)>,
 }
 
 impl Quiet {
@@ -47,6 +46,8 @@ impl Quiet {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@ use engine::event::{Event, Outcome, StepId};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::lines::{Lines, clean};
-use super::queue::{Item, What};
+use super::queue::{Item, Pieces, What};
 use super::text::{self, Ending, Step};
 use crate::size;
 
@@ -28,7 +28,7 @@ pub(crate) struct Tty {
     height: usize,
     colours: bool,
     steps: BTreeMap<StepId, View>,
-    tails: Vec<(StepId, Vec<(Duration, Vec<u8>)>)>,
+    tails: Vec<(StepId, Pieces)>,
     warnings: Vec<(String, Option<usize>)>,
 }
 
@@ -205,7 +205,12 @@ impl Tty {
     }
 
     /// Everything was said: the live part goes, and how it ended is shown.
-    pub(crate) fn finish(&mut self, now: Duration, ending: Ending) -> io::Result<()> {
+    pub(crate) fn finish(
+        &mut self,
+        now: Duration,
+        ending: Ending,
+        last_words: &[String],
+    ) -> io::Result<()> {
         for row in self.rows.drain(..) {
             row.finish_and_clear();
         }
@@ -221,14 +226,8 @@ impl Tty {
             );
         }
         closing.extend(text::warnings(&self.warnings));
-        closing
-            .iter()
-            .try_for_each(|line| self.screen.println(line))
-    }
-
-    /// Shows a line of the program itself, above the live part.
-    pub(crate) fn line(&self, line: &str) -> io::Result<()> {
-        self.screen.println(line)
+        let mut lines = closing.iter().chain(last_words);
+        lines.try_for_each(|line| self.screen.println(line))
     }
 
     fn ended_line(&self, step: StepId) -> String {
@@ -329,7 +328,8 @@ mod tests {
             took,
         });
         let (terminal, mut tty) = play(events);
-        tty.finish(Duration::from_secs(5), Ending::Built).unwrap();
+        tty.finish(Duration::from_secs(5), Ending::Built, &[])
+            .unwrap();
         assert_eq!(
             terminal.contents(),
             "      CACHED  [1/2] FROM base\n\

@@ -39,7 +39,7 @@ impl DockerfileError {
             file: file.to_owned(),
             line: first,
             last_line: last,
-            message: fault.message,
+            message: one_line(&fault.message),
             hint: fault.hint,
             excerpt,
         }
@@ -118,6 +118,11 @@ pub fn excerpt(text: &[u8], first: usize, last: usize) -> String {
         out.push_str("     | …\n");
     }
     out + &rule + "\n"
+}
+
+/// A message without line breaks and other control characters, whatever it quotes.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// One line of a file, made harmless and not too long.

@@ -12,8 +12,11 @@ use super::pattern::Pattern;
 
 /// How deep `${a:-${b:-…}}` may nest.
 const MAX_DEPTH: usize = 100;
-/// The longest value in bytes. Linux passes at most 128 KiB per variable to a program.
-const MAX_VALUE: usize = 1 << 20;
+/// How many bytes longer than its source a value may be. Linux passes at most 128 KiB per variable
+/// to a program.
+const MAX_GROWTH: usize = 1 << 20;
+/// Unset names that are remembered; the rest of a hopeless text is not reported.
+const MAX_UNSET: usize = 5;
 
 /// Where values come from.
 pub(crate) trait Variables {
@@ -58,14 +61,23 @@ pub(crate) fn display(text: &str, escape: char, env: &dyn Variables) -> String {
 }
 
 /// Text in the making, with its words.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Out {
     text: String,
     words: Vec<String>,
     word: String,
+    limit: usize,
 }
 
 impl Out {
+    fn new(limit: usize) -> Self {
+        Self {
+            text: String::new(),
+            words: Vec::new(),
+            word: String::new(),
+            limit,
+        }
+    }
     /// Appends; unquoted blanks end words.
     fn push_str(&mut self, text: &str) -> Result<(), Fault> {
         for c in text.chars() {
@@ -85,10 +97,8 @@ impl Out {
     }
 
     fn grow(&mut self, text: &str) -> Result<(), Fault> {
-        if self.text.len() + text.len() > MAX_VALUE {
-            return Err(Fault::new(format!(
-                "expands to more than {MAX_VALUE} bytes"
-            )));
+        if self.text.len() + text.len() > self.limit {
+            return Err(too_long(self.limit));
         }
         self.text.push_str(text);
         Ok(())
@@ -109,6 +119,8 @@ struct Lexer<'a> {
     /// Escapes stay in the text: it is a pattern or a replacement.
     raw: bool,
     depth: usize,
+    /// The longest text that may come out, at any level.
+    limit: usize,
     env: &'a dyn Variables,
     unset: BTreeSet<String>,
 }
@@ -122,6 +134,7 @@ impl<'a> Lexer<'a> {
             mode,
             raw,
             depth: 0,
+            limit: text.len() + MAX_GROWTH,
             env,
             unset: BTreeSet::new(),
         }
@@ -144,7 +157,7 @@ impl<'a> Lexer<'a> {
 
     /// Everything up to `stop`, which is taken too; without one, up to the end.
     fn until(&mut self, stop: Option<char>) -> Result<(String, Vec<String>), Fault> {
-        let mut out = Out::default();
+        let mut out = Out::new(self.limit);
         while let Some(c) = self.chars.next() {
             if Some(c) == stop {
                 return Ok(out.finish());
@@ -212,10 +225,8 @@ impl<'a> Lexer<'a> {
                 }
                 c => text.push(c),
             }
-            if text.len() > MAX_VALUE {
-                return Err(Fault::new(format!(
-                    "expands to more than {MAX_VALUE} bytes"
-                )));
+            if text.len() > self.limit {
+                return Err(too_long(self.limit));
             }
         }
         Err(Fault::new("a \" is not closed"))
@@ -361,11 +372,15 @@ impl<'a> Lexer<'a> {
     fn lookup(&mut self, name: &str) -> Option<&'a str> {
         let env = self.env;
         let value = env.get(name);
-        if value.is_none() {
+        if value.is_none() && self.unset.len() < MAX_UNSET {
             self.unset.insert(name.to_owned());
         }
         value
     }
+}
+
+fn too_long(limit: usize) -> Fault {
+    Fault::new(format!("expands to more than {limit} bytes"))
 }
 
 fn unsupported(modifier: &str) -> Fault {

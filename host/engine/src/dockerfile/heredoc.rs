@@ -33,6 +33,11 @@ impl Heredoc {
             .collect()
     }
 
+    /// Whether `text` is this heredoc and nothing else.
+    pub(crate) fn is_word(&self, text: &str) -> bool {
+        Self::of_word(text).is_some_and(|other| other.name == self.name)
+    }
+
     /// The heredoc that `word` begins, without a body.
     pub(super) fn of_word(word: &str) -> Option<Self> {
         let rest = word

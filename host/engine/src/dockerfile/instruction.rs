@@ -1,164 +1,10 @@
-//! Instructions: what each says, before any variable is expanded.
+//! From the text of an instruction to its parts.
 
+use super::ast::{Command, Copy, From, Health, Kind, Pairs, Run};
 use super::error::Fault;
 use super::heredoc::{self, Heredoc};
 use super::suggest::closest;
 use super::words::{self, FlagKind, Flags, json_list, split_blanks, split_first, take_flags};
-
-/// One instruction with its place in the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Instruction {
-    /// First line, one-based.
-    pub first: usize,
-    /// Last line, heredoc bodies included.
-    pub last: usize,
-    /// The joined line, without heredoc bodies.
-    pub text: String,
-    /// Comments above it.
-    pub comments: Vec<String>,
-    /// What it says.
-    pub kind: Kind,
-}
-
-/// The kinds of instructions with their arguments as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
-    /// `FROM`
-    From(From),
-    /// `ARG`: names with their defaults
-    Arg(Vec<(String, Option<String>)>),
-    /// `ENV`
-    Env(Pairs),
-    /// `LABEL`
-    Label(Pairs),
-    /// `RUN`
-    Run(Run),
-    /// `CMD`
-    Cmd(Command),
-    /// `ENTRYPOINT`
-    Entrypoint(Command),
-    /// `SHELL`
-    Shell(Vec<String>),
-    /// `COPY` and `ADD`
-    Copy(Box<Copy>),
-    /// `EXPOSE`
-    Expose(Vec<String>),
-    /// `VOLUME`
-    Volume(Vec<String>),
-    /// `USER`
-    User(String),
-    /// `WORKDIR`
-    Workdir(String),
-    /// `STOPSIGNAL`
-    StopSignal(String),
-    /// `HEALTHCHECK`
-    Healthcheck(Health),
-    /// `ONBUILD`: the instruction's text with its heredoc bodies
-    OnBuild(String),
-    /// `MAINTAINER`
-    Maintainer(String),
-}
-
-/// Arguments of `FROM`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct From {
-    /// Image or stage.
-    pub base: String,
-    /// `--platform`
-    pub platform: Option<String>,
-    /// The name behind `AS`, as written.
-    pub name: Option<String>,
-    /// The word `AS`, as written.
-    pub as_word: Option<String>,
-}
-
-/// Names and values of `ENV` and `LABEL`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pairs {
-    /// In order.
-    pub pairs: Vec<(String, String)>,
-    /// Written as `NAME value`, without `=`.
-    pub legacy: bool,
-}
-
-/// A command in one of the two forms.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Text for the shell.
-    Shell(String),
-    /// Program and arguments.
-    Exec(Vec<String>),
-}
-
-/// Arguments of `RUN`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
-    /// What is run.
-    pub command: Command,
-    /// Heredocs that the line begins.
-    pub heredocs: Vec<Heredoc>,
-    /// `--mount`, as written.
-    pub mounts: Vec<String>,
-    /// `--network`
-    pub network: Option<String>,
-    /// `--security`
-    pub security: Option<String>,
-    /// `--device`, as written.
-    pub devices: Vec<String>,
-}
-
-/// Arguments of `COPY` and `ADD`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
-    /// It is `ADD`.
-    pub add: bool,
-    /// Paths and URLs.
-    pub sources: Vec<String>,
-    /// Sources that stand in the Dockerfile.
-    pub heredocs: Vec<Heredoc>,
-    /// Destination.
-    pub dest: String,
-    /// `--from`
-    pub from: Option<String>,
-    /// `--chown`
-    pub chown: Option<String>,
-    /// `--chmod`
-    pub chmod: Option<String>,
-    /// `--exclude`
-    pub exclude: Vec<String>,
-    /// `--parents`
-    pub parents: bool,
-    /// `--link`
-    pub link: bool,
-    /// `--checksum`
-    pub checksum: Option<String>,
-    /// `--keep-git-dir`
-    pub keep_git_dir: bool,
-    /// `--unpack`, if given
-    pub unpack: Option<bool>,
-}
-
-/// Arguments of `HEALTHCHECK`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// `NONE`
-    None,
-    /// `CMD` with its flags, as written.
-    Check {
-        /// The command.
-        command: Command,
-        /// `--interval`
-        interval: Option<String>,
-        /// `--timeout`
-        timeout: Option<String>,
-        /// `--start-period`
-        start_period: Option<String>,
-        /// `--start-interval`
-        start_interval: Option<String>,
-        /// `--retries`
-        retries: Option<String>,
-    },
-}
 
 /// Names of all instructions.
 const NAMES: [&str; 18] = [
@@ -280,6 +126,13 @@ impl Line<'_> {
         }
     }
 
+    fn too_few_words(&self) -> Fault {
+        let name = self.name;
+        Fault::new(format!(
+            "{name} requires at least two arguments: sources and a destination"
+        ))
+    }
+
     fn pairs(&self) -> Result<Pairs, Fault> {
         self.flags(&[])?;
         let (pairs, legacy) = words::pairs(self.name, self.rest, self.escape)?;
@@ -389,36 +242,23 @@ fn volume(line: &Line<'_>) -> Result<Kind, Fault> {
 fn copy(line: &Line<'_>, heredocs: &[Heredoc]) -> Result<Kind, Fault> {
     let add = line.name == "ADD";
     let mut flags = line.flags(if add { ADD_FLAGS } else { COPY_FLAGS })?;
-    let mut words = list(line.rest)?;
-    let dest = words.pop().filter(|_| !words.is_empty()).ok_or_else(|| {
-        Fault::new(format!(
-            "{} requires at least two arguments: sources and a destination",
-            line.name
-        ))
-    })?;
-    if Heredoc::of_word(&dest).is_some() {
-        return Err(Fault::new(format!(
-            "{} cannot accept a heredoc as a destination",
-            line.name
-        )));
-    }
-    // Of heredocs with one name, the last body counts for all.
-    let body = |word: &String| {
-        let name = Heredoc::of_word(word)?.name;
-        heredocs
-            .iter()
-            .rev()
-            .find(|heredoc| heredoc.name == name)
-            .cloned()
+    let words = list(line.rest)?;
+    let [sources @ .., dest] = words.as_slice() else {
+        return Err(line.too_few_words());
     };
+    if sources.is_empty() {
+        return Err(line.too_few_words());
+    }
+    if Heredoc::of_word(dest).is_some() {
+        let text = format!("{} cannot accept a heredoc as a destination", line.name);
+        return Err(Fault::new(text));
+    }
+    let (bodies, sources) = split_sources(sources, heredocs);
+    let dest = dest.clone();
     Ok(Kind::Copy(Box::new(Copy {
         add,
-        heredocs: words.iter().filter_map(body).collect(),
-        sources: words
-            .iter()
-            .filter(|word| body(word).is_none())
-            .cloned()
-            .collect(),
+        heredocs: bodies,
+        sources,
         dest,
         from: flags.text("from"),
         chown: flags.text("chown"),
@@ -430,6 +270,22 @@ fn copy(line: &Line<'_>, heredocs: &[Heredoc]) -> Result<Kind, Fault> {
         keep_git_dir: flags.boolean("keep-git-dir").unwrap_or_default(),
         unpack: flags.boolean("unpack"),
     })))
+}
+
+/// The sources that are heredocs, and the others. Of heredocs with one name the last body counts,
+/// so that one is enough.
+fn split_sources(words: &[String], heredocs: &[Heredoc]) -> (Vec<Heredoc>, Vec<String>) {
+    let (mut bodies, mut others): (Vec<Heredoc>, Vec<String>) = (Vec::new(), Vec::new());
+    for word in words {
+        let head = Heredoc::of_word(word);
+        let body = head.and_then(|head| heredocs.iter().rfind(|body| body.name == head.name));
+        match body {
+            None => others.push(word.clone()),
+            Some(body) if bodies.iter().any(|other| other.name == body.name) => {}
+            Some(body) => bodies.push(body.clone()),
+        }
+    }
+    (bodies, others)
 }
 
 const COPY_FLAGS: &[(&str, FlagKind)] = &[

@@ -56,13 +56,11 @@ impl<'t> Lines<'t> {
     }
 
     fn text_of(&self, line: &'t [u8]) -> Result<&'t str, LineFault> {
-        std::str::from_utf8(line).map_err(|_| {
-            (
-                self.number,
-                self.number,
-                Fault::new("line is not valid UTF-8"),
-            )
-        })
+        let fail = |why| (self.number, self.number, Fault::new(why));
+        if line.contains(&0) {
+            return Err(fail("line holds a NUL byte"));
+        }
+        std::str::from_utf8(line).map_err(|_| fail("line is not valid UTF-8"))
     }
 }
 

@@ -1,13 +1,14 @@
 //! The Dockerfile language: from the bytes of a file to instructions with their lines.
 //!
-//! Reading goes in layers, each a module: directives at the top of the file ([`mod@self`] knows
-//! them only as a result), physical lines joined to logical ones, flags and words, instructions.
-//! Nothing is expanded here; [`mod@crate::plan`] does that, since the values depend on the stage.
+//! Reading goes in layers, each a module of its own: the directives at the top of the file,
+//! physical lines joined to logical ones, heredoc bodies, flags and words, instructions. Nothing is
+//! expanded here; [`crate::plan`] does that, since values depend on the stage.
 //!
 //! The laws: reading is pure; any bytes give a [`Dockerfile`] or a [`DockerfileError`] with a line,
 //! never a panic; what is valid but cannot be built yet is refused when a build needs it, never
 //! passed over.
 
+mod ast;
 mod checks;
 mod directive;
 mod error;
@@ -17,16 +18,14 @@ mod instruction;
 mod lines;
 mod pattern;
 mod suggest;
-#[cfg(test)]
-mod tests;
 mod words;
 
 use std::collections::BTreeSet;
 
+pub use ast::{Command, Copy, From, Health, Instruction, Kind, Pairs, Run};
 pub use checks::Checks;
 pub use error::{DockerfileError, excerpt};
 pub use heredoc::Heredoc;
-pub use instruction::{Command, Copy, From, Health, Instruction, Kind, Pairs, Run};
 
 pub(crate) use error::Fault;
 pub(crate) use expand::{Expanded, Variables, body, display, word};
@@ -38,6 +37,9 @@ use lines::{LineFault, Lines};
 const MAX_FILE: usize = 16 << 20;
 /// The most instructions in a file. Each can become a layer, and no file system stacks so many.
 const MAX_INSTRUCTIONS: usize = 10_000;
+
+/// The most stages in a file.
+const MAX_STAGES: usize = 1_000;
 
 /// A Dockerfile that was read: instructions by stage, nothing expanded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +170,9 @@ impl Dockerfile {
 
     fn add(&mut self, instruction: Instruction) -> Result<(), Fault> {
         if let Kind::From(from) = &instruction.kind {
+            if self.stages.len() == MAX_STAGES {
+                return Err(Fault::new(format!("more than {MAX_STAGES} stages")));
+            }
             let from = from.clone();
             self.stages.push(StageText {
                 from,

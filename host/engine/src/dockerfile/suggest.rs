@@ -2,6 +2,8 @@
 
 /// Longer words are not compared: the table grows with the square.
 const MAX_WORD: usize = 64;
+/// More candidates are not looked at.
+const MAX_CANDIDATES: usize = 1000;
 
 /// The candidate closest to `word`, if one is close enough to be what was meant. Case does not
 /// count.
@@ -13,8 +15,13 @@ pub(crate) fn closest<'c>(
     let allowed = (word.len() / 3).max(1);
     candidates
         .into_iter()
+        .take(MAX_CANDIDATES)
         .filter_map(|candidate| {
-            let distance = distance(&word, &lowered(candidate)?);
+            let candidate_chars = lowered(candidate)?;
+            if candidate_chars.len().abs_diff(word.len()) > allowed {
+                return None;
+            }
+            let distance = distance(&word, &candidate_chars);
             (distance <= allowed).then_some((distance, candidate))
         })
         .min_by_key(|(distance, _)| *distance)

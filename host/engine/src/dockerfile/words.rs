@@ -207,10 +207,7 @@ pub(super) fn json_list(text: &str) -> Result<Option<Vec<String>>, Fault> {
     let Ok(values) = serde_json::from_str::<Vec<serde_json::Value>>(text) else {
         return Ok(None);
     };
-    let strings = values.into_iter().map(|value| match value {
-        serde_json::Value::String(text) => Some(text),
-        _ => None,
-    });
+    let strings = values.iter().map(|value| value.as_str().map(str::to_owned));
     strings
         .collect::<Option<Vec<String>>>()
         .map(Some)

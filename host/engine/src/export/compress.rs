@@ -12,8 +12,8 @@ use flate2::GzBuilder;
 use sha2::{Digest as _, Sha256};
 use store::{BlobWriter, DiffId, Digest, Store};
 
-use super::spec::{Compression, MediaTypes};
 use super::ExportError;
+use super::spec::{Compression, MediaTypes};
 use crate::halt::{self, Halt};
 use crate::image::{Descriptor, Progress, ProgressFn, media_type, short_digest};
 
@@ -59,13 +59,22 @@ pub(super) fn layers(
     distinct.sort_unstable();
     distinct.dedup();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let done = halt::each(&distinct, threads, job.halt, || Ok(()), |(), layer| {
-        Ok::<_, ExportError>((*layer, one(job, *layer, compression, types)?))
-    })?;
+    let done = halt::each(
+        &distinct,
+        threads,
+        job.halt,
+        || Ok(()),
+        |(), layer| Ok::<_, ExportError>((*layer, one(job, *layer, compression, types)?)),
+    )?;
     let by_id: BTreeMap<DiffId, Blob> = done.into_iter().collect();
     layers
         .iter()
-        .map(|layer| by_id.get(layer).cloned().ok_or(ExportError::LayerGone(*layer)))
+        .map(|layer| {
+            by_id
+                .get(layer)
+                .cloned()
+                .ok_or(ExportError::LayerGone(*layer))
+        })
         .collect()
 }
 
@@ -79,7 +88,11 @@ fn one(
         MediaTypes::Oci => media_type::LAYER,
         MediaTypes::Docker => media_type::DOCKER_LAYER,
     };
-    let size = job.store.layer(layer)?.ok_or(ExportError::LayerGone(layer))?.size;
+    let size = job
+        .store
+        .layer(layer)?
+        .ok_or(ExportError::LayerGone(layer))?
+        .size;
     let (suffix, fact) = match (compression, types) {
         (Compression::None, _) => {
             return Ok(Blob {
@@ -95,7 +108,8 @@ fn one(
         Some(known) => known,
         None => {
             let made = compress(job, layer, size, compression)?;
-            job.store.set_fact(&fact, &layer.to_string(), &made.0.to_string())?;
+            job.store
+                .set_fact(&fact, &layer.to_string(), &made.0.to_string())?;
             made
         }
     };
@@ -124,7 +138,12 @@ fn compress(
 ) -> Result<(Digest, u64), ExportError> {
     let out = job.store.blob_writer("compressed")?;
     let what = format!("{} compressing", short_digest(layer.digest()));
-    let source = Source { file: job.store.open_layer(layer)?, size, digest: layer.digest(), what };
+    let source = Source {
+        file: job.store.open_layer(layer)?,
+        size,
+        digest: layer.digest(),
+        what,
+    };
     let out = match compression {
         Compression::Gzip(level) => {
             let mut encoder = GzBuilder::new()
@@ -156,10 +175,7 @@ fn compress(
 
 /// The output of compression is the store.
 fn into_store(error: ExportError) -> ExportError {
-    match error {
-        ExportError::Output(source) => ExportError::Compress(source),
-        other => other,
-    }
+    error.at(ExportError::Compress)
 }
 
 /// Bytes with the digest that they must have.
@@ -183,7 +199,12 @@ impl Source {
         };
         let Descriptor { digest, size, .. } = blob.descriptor;
         let what = format!("{} writing", short_digest(digest));
-        Ok(Some(Self { file, size, digest, what }))
+        Ok(Some(Self {
+            file,
+            size,
+            digest,
+            what,
+        }))
     }
 }
 
@@ -212,7 +233,11 @@ pub(super) fn copy(
         hasher.update(read);
         out.write_all(read).map_err(ExportError::Output)?;
         done = done.saturating_add(count as u64);
-        (job.progress)(Progress { what: source.what.clone(), current: done, total: source.size });
+        (job.progress)(Progress {
+            what: source.what.clone(),
+            current: done,
+            total: source.size,
+        });
     }
     if Digest(hasher.finalize().into()) != source.digest {
         return Err(ExportError::Damaged(source.digest));

@@ -99,7 +99,10 @@ mod tests {
         check("a,,", Ok(&["a", "", ""]));
         check(",", Ok(&["", ""]));
         check(" a , b", Ok(&[" a ", " b"]));
-        check(r#"type=image,"name=r/a,r/b",push=true"#, Ok(&["type=image", "name=r/a,r/b", "push=true"]));
+        check(
+            r#"type=image,"name=r/a,r/b",push=true"#,
+            Ok(&["type=image", "name=r/a,r/b", "push=true"]),
+        );
         check(r#""a""b""#, Ok(&["a\"b"]));
         check(r#""""#, Ok(&[""]));
         check(r#""","#, Ok(&["", ""]));

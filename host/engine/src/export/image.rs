@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use store::{Digest, Store};
+use store::Digest;
 
 use super::compress::{self, Blob, Bytes, Job, Source};
 use super::spec::{ImageOptions, MediaTypes};
-use super::{Destination, ExportError, Request, target};
+use super::{Destination, ExportError, local, target, tree};
 use crate::image::{
-    Assembled, Descriptor, DescribedPlatform, Document, IMAGE_NAME, ImageConfigFile, ImageIndex,
+    Assembled, DescribedPlatform, Descriptor, Document, IMAGE_NAME, ImageConfigFile, ImageIndex,
     ImageRef, MAX_JSON, Manifest, REF_NAME, media_type,
 };
 
@@ -44,8 +44,10 @@ pub(super) fn prepare(
     options: &ImageOptions,
 ) -> Result<Prepared, ExportError> {
     let layers = compress::layers(job, &image.layers, options.compression, options.media_types)?;
-    let config_bytes =
-        job.store.blob(image.config)?.ok_or(ExportError::BlobGone(image.config))?;
+    let config_bytes = job
+        .store
+        .blob(image.config)?
+        .ok_or(ExportError::BlobGone(image.config))?;
     let (config_type, manifest_type) = match options.media_types {
         MediaTypes::Oci => (media_type::CONFIG, media_type::MANIFEST),
         MediaTypes::Docker => (media_type::DOCKER_CONFIG, media_type::DOCKER_MANIFEST),
@@ -56,23 +58,30 @@ pub(super) fn prepare(
         schema_version: 2,
         media_type: manifest_type.to_owned(),
         config: config.descriptor.clone(),
-        layers: layers.iter().map(|layer| layer.descriptor.clone()).collect(),
+        layers: layers
+            .iter()
+            .map(|layer| layer.descriptor.clone())
+            .collect(),
         annotations: options.annotations.clone(),
     };
     let manifest_blob = here(manifest_type, to_json(&manifest)?);
-    let entry = Descriptor { platform, ..manifest_blob.descriptor.clone() };
-    let mut seen = BTreeSet::new();
-    let blobs = layers
-        .into_iter()
-        .chain([config, manifest_blob])
-        .filter(|blob| seen.insert(blob.descriptor.digest))
-        .collect();
+    let entry = Descriptor {
+        platform,
+        ..manifest_blob.descriptor.clone()
+    };
     Ok(Prepared {
-        blobs,
         entries: entries(&entry, names),
-        manifest,
         names: names.iter().map(ToString::to_string).collect(),
+        blobs: each_once(layers, [config, manifest_blob]),
+        manifest,
     })
+}
+
+fn each_once(layers: Vec<Blob>, others: [Blob; 2]) -> Vec<Blob> {
+    let mut seen = BTreeSet::new();
+    let all = layers.into_iter().chain(others);
+    all.filter(|blob| seen.insert(blob.descriptor.digest))
+        .collect()
 }
 
 fn here(media_type: &str, bytes: Vec<u8>) -> Blob {
@@ -104,7 +113,10 @@ fn entries(entry: &Descriptor, names: &[ImageRef]) -> Vec<Descriptor> {
             if let Some(tag) = name.tag() {
                 annotations.insert(REF_NAME.to_owned(), tag.to_owned());
             }
-            Descriptor { annotations, ..entry.clone() }
+            Descriptor {
+                annotations,
+                ..entry.clone()
+            }
         })
         .collect()
 }
@@ -118,7 +130,10 @@ pub(super) fn write_archive(
 ) -> Result<(), ExportError> {
     let mut archive = Archive(out);
     archive.file("oci-layout", LAYOUT)?;
-    archive.file("index.json", &to_json(&ImageIndex::new(image.entries.clone()))?)?;
+    archive.file(
+        "index.json",
+        &to_json(&ImageIndex::new(image.entries.clone()))?,
+    )?;
     if docker {
         archive.file("manifest.json", &docker_manifest(image)?)?;
     }
@@ -148,7 +163,12 @@ fn docker_manifest(image: &Prepared) -> Result<Vec<u8>, ExportError> {
         repo_tags: &'a [String],
         layers: Vec<String>,
     }
-    let layers = image.manifest.layers.iter().map(|layer| blob_path(layer.digest)).collect();
+    let layers = image
+        .manifest
+        .layers
+        .iter()
+        .map(|layer| blob_path(layer.digest))
+        .collect();
     to_json(&[Entry {
         config: blob_path(image.manifest.config.digest),
         repo_tags: &image.names,
@@ -184,34 +204,57 @@ impl Archive<'_> {
         header.set_mtime(0);
         header.set_size(size);
         header.set_cksum();
-        self.0.write_all(header.as_bytes()).map_err(ExportError::Output)
+        self.0
+            .write_all(header.as_bytes())
+            .map_err(ExportError::Output)
     }
 
     /// Fills the last block of a member.
     fn pad(&mut self, size: u64) -> Result<(), ExportError> {
-        let rest = usize::try_from(size % 512).unwrap_or(0);
-        let zeros = [0; 512];
-        let padding = zeros.get(rest..).filter(|_| rest > 0).unwrap_or_default();
-        self.0.write_all(padding).map_err(ExportError::Output)
+        self.0
+            .write_all(tree::padding(size))
+            .map_err(ExportError::Output)
     }
 
     fn end(self) -> Result<(), ExportError> {
-        self.0.write_all(&[0; 1024]).map_err(ExportError::Output)
+        self.0.write_all(tree::end()).map_err(ExportError::Output)
     }
 }
 
 /// Writes the image into a directory. One that is a layout already keeps its other images.
-pub(super) fn write_dir(
-    request: &Request<'_>,
-    job: &Job<'_>,
-    image: &Prepared,
-    dir: &Path,
-) -> Result<(), ExportError> {
-    if !dir.exists() {
-        return target::new_dir(request.store, dir, |dir| fill_dir(job, image, dir, Vec::new()));
+pub(super) fn write_dir(job: &Job<'_>, image: &Prepared, dir: &Path) -> Result<(), ExportError> {
+    if !local::check_dir(dir)? {
+        return target::new_dir(job.store, dir, |dir| {
+            fill_dir(job, image, dir, Vec::new(), &put_new)
+        });
     }
     let others = other_entries(dir, &image.entries)?;
-    fill_dir(job, image, dir, others)
+    fill_dir(job, image, dir, others, &|path, work| {
+        let dest = Destination::Path(path.to_owned());
+        target::write(job.store, &dest, &mut io::sink(), work)
+    })
+}
+
+/// Whether an image can be put into a directory.
+pub(super) fn check_dir(dir: &Path) -> Result<(), ExportError> {
+    if !local::check_dir(dir)? {
+        return Ok(());
+    }
+    other_entries(dir, &[]).map(|_| ())
+}
+
+/// Writes the content of a file.
+type Fill<'a> = &'a dyn Fn(&mut dyn Write) -> Result<(), ExportError>;
+/// Makes a file appear with the content that a [`Fill`] writes.
+type Put<'a> = &'a dyn Fn(&Path, Fill<'_>) -> Result<(), ExportError>;
+
+/// For directories that nobody sees yet.
+fn put_new(path: &Path, fill: Fill<'_>) -> Result<(), ExportError> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path);
+    let mut out = BufWriter::new(file.map_err(|error| target::write_error(path, error))?);
+    fill(&mut out)
+        .and_then(|()| out.flush().map_err(ExportError::Output))
+        .map_err(|error| error.at(|source| target::write_error(path, source)))
 }
 
 /// Puts blobs first and `index.json`, which makes them an image, last.
@@ -220,6 +263,7 @@ fn fill_dir(
     image: &Prepared,
     dir: &Path,
     mut entries: Vec<Descriptor>,
+    put: Put<'_>,
 ) -> Result<(), ExportError> {
     let blobs = dir.join("blobs").join("sha256");
     fs::create_dir_all(&blobs).map_err(|error| target::write_error(&blobs, error))?;
@@ -229,27 +273,23 @@ fn fill_dir(
         if fs::metadata(&path).is_ok_and(|found| found.len() == blob.descriptor.size) {
             continue;
         }
-        put(job.store, &path, |out| match (&blob.bytes, Source::open(job.store, blob)?) {
-            (Bytes::Here(bytes), _) => out.write_all(bytes).map_err(ExportError::Output),
-            (_, Some(source)) => compress::copy(job, source, out),
-            (_, None) => Err(ExportError::BlobGone(blob.descriptor.digest)),
-        })?;
+        put(
+            &path,
+            &|out| match (&blob.bytes, Source::open(job.store, blob)?) {
+                (Bytes::Here(bytes), _) => out.write_all(bytes).map_err(ExportError::Output),
+                (_, Some(source)) => compress::copy(job, source, out),
+                (_, None) => Err(ExportError::BlobGone(blob.descriptor.digest)),
+            },
+        )?;
     }
     let write = |name: &str, bytes: &[u8]| {
-        put(job.store, &dir.join(name), |out| out.write_all(bytes).map_err(ExportError::Output))
+        put(&dir.join(name), &|out| {
+            out.write_all(bytes).map_err(ExportError::Output)
+        })
     };
     write("oci-layout", LAYOUT)?;
     entries.extend(image.entries.iter().cloned());
     write("index.json", &to_json(&ImageIndex::new(entries))?)
-}
-
-fn put(
-    store: &Store,
-    path: &Path,
-    work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
-) -> Result<(), ExportError> {
-    let dest = Destination::Path(path.to_owned());
-    target::write(store, &dest, &mut io::sink(), work)
 }
 
 /// The entries of a layout that stay: those with other names.
@@ -257,7 +297,10 @@ fn other_entries(dir: &Path, new: &[Descriptor]) -> Result<Vec<Descriptor>, Expo
     let path: PathBuf = dir.join("index.json");
     let mut bytes = Vec::new();
     match OpenOptions::new().read(true).open(&path) {
-        Ok(file) => file.take(MAX_JSON).read_to_end(&mut bytes).map_err(ExportError::ReadStore)?,
+        Ok(file) => file
+            .take(MAX_JSON)
+            .read_to_end(&mut bytes)
+            .map_err(ExportError::ReadStore)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return empty_or_refuse(dir),
         Err(error) => return Err(target::write_error(&path, error)),
     };
@@ -274,7 +317,11 @@ fn other_entries(dir: &Path, new: &[Descriptor]) -> Result<Vec<Descriptor>, Expo
             same_name || (old.digest == entry.digest && old.annotations.is_empty())
         })
     };
-    Ok(index.manifests.into_iter().filter(|old| !replaced(old)).collect())
+    Ok(index
+        .manifests
+        .into_iter()
+        .filter(|old| !replaced(old))
+        .collect())
 }
 
 fn empty_or_refuse(dir: &Path) -> Result<Vec<Descriptor>, ExportError> {

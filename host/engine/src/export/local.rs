@@ -6,20 +6,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstatat, futimens, makedev, mkdirat, mknodat,
-    utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
+    makedev, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat};
+use nix::unistd::{
+    Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
+};
 use store::{Entry, EntryKind, Mtime};
 use xattr::FileExt;
 
@@ -48,20 +51,26 @@ pub(super) fn write(
     epoch: Option<i64>,
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
+    if check_dir(dest)? {
+        return merge(job, root, epoch, dest);
+    }
+    target::new_dir(job.store, dest, |dir| {
+        let warnings = fill(job, root, epoch, dir)?;
+        let top = root.top().entry;
+        set_mode_of_new(dir, top).map_err(|error| target::write_error(dir, error))?;
+        Ok(warnings)
+    })
+}
+
+/// Whether the directory exists. Anything else in its place is an error.
+pub(super) fn check_dir(dest: &Path) -> Result<bool, ExportError> {
     match fs::metadata(dest) {
-        Ok(metadata) if metadata.is_dir() => merge(job, root, epoch, dest),
+        Ok(metadata) if metadata.is_dir() => Ok(true),
         Ok(_) => Err(ExportError::Target {
             path: dest.to_owned(),
             reason: "it is a file; name a directory".to_owned(),
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            target::new_dir(job.store, dest, |dir| {
-                let warnings = fill(job, root, epoch, dir)?;
-                let top = root.top().entry;
-                set_mode_of_new(dir, top).map_err(|error| target::write_error(dir, error))?;
-                Ok(warnings)
-            })
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(target::write_error(dest, error)),
     }
 }
@@ -80,13 +89,24 @@ fn merge(
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
     let mark = dest.join(MARK);
-    fs::write(&mark, "A build is being written here, or was interrupted while it was.\n")
-        .and_then(|()| File::open(&mark)?.sync_all())
-        .map_err(|error| target::write_error(&mark, error))?;
+    set_mark(&mark).map_err(|error| target::write_error(&mark, error))?;
     let warnings = fill(job, root, epoch, dest)?;
+    target::sync_all(dest)?;
     fs::remove_file(&mark).map_err(|error| target::write_error(&mark, error))?;
     target::sync_dir(dest)?;
     Ok(warnings)
+}
+
+/// Writes the mark durably. A link of that name is not followed.
+fn set_mark(mark: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(mark)?;
+    file.write_all(b"A build is being written here, or was interrupted while it was.\n")?;
+    file.sync_all()
 }
 
 fn fill(
@@ -119,8 +139,6 @@ fn fill(
     while let Some(dir) = writer.open.pop() {
         writer.close(dir)?;
     }
-    // One flush for everything is far quicker than one per file.
-    nix::unistd::syncfs(&writer.top).map_err(|error| target::write_error(dest, error.into()))?;
     Ok(writer.warnings.into_iter().collect())
 }
 
@@ -150,14 +168,19 @@ impl<'a> Writer<'a> {
         let (parent, name) = split(path);
         self.go_to(parent)?;
         let name = OsStr::from_bytes(name);
-        let fail = |error: io::Error| target::write_error(&self.shown(path), error);
+        let shown = self.shown(path);
+        let fail = |error: io::Error| target::write_error(&shown, error);
         if let Some(first) = tree::first_name(&mut self.names, path, found) {
             return self.link(&first, name).map_err(fail);
         }
         match &found.entry.kind {
             EntryKind::Directory => {
                 let handle = self.directory(name).map_err(fail)?;
-                self.open.push(OpenDir { path: path.to_vec(), entry: found.entry, handle });
+                self.open.push(OpenDir {
+                    path: path.to_vec(),
+                    entry: found.entry,
+                    handle,
+                });
                 Ok(())
             }
             EntryKind::File { .. } => self.file(path, name, found),
@@ -221,12 +244,13 @@ impl<'a> Writer<'a> {
         let mut written = self.written;
         tree::copy(self.root, found, job.halt, &mut out, &mut |count| {
             written = written.saturating_add(count);
-            (job.progress)(Progress { what: "writing files".to_owned(), current: written, total: 0 });
+            (job.progress)(Progress {
+                what: "writing files".to_owned(),
+                current: written,
+                total: 0,
+            });
         })
-        .map_err(|error| match error {
-            ExportError::Output(source) => fail(source),
-            other => other,
-        })?;
+        .map_err(|error| error.at(fail))?;
         self.written = written;
         let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
         self.finish(path, &file, found.entry).map_err(fail)
@@ -241,7 +265,13 @@ impl<'a> Writer<'a> {
             fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         }
         let time = self.time(entry);
-        Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
+        Ok(utimensat(
+            parent,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )?)
     }
 
     /// A pipe or a device. Only root may make devices.
@@ -258,34 +288,57 @@ impl<'a> Writer<'a> {
         let parent = self.parent();
         let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
         let made = replacing(parent, name, || mknodat(parent, name, kind, mode, device));
-        if made.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32)) {
+        if made
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
+        {
             self.warnings.insert(format!(
                 "{} is a device, which only root can make; it was left out",
                 shown.display()
             ));
             return Ok(());
         }
-        made.map_err(fail)?;
+        made.and_then(|()| self.finish_node(name, mode, entry))
+            .map_err(fail)
+    }
+
+    /// Owner, mode (of which the umask took its part), and time.
+    fn finish_node(&self, name: &OsStr, mode: Mode, entry: &Entry) -> io::Result<()> {
+        let parent = self.parent();
         if self.is_root {
             let (uid, gid) = owner(entry);
-            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-                .map_err(|error| fail(error.into()))?;
+            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         }
+        fchmodat(parent, name, mode, FchmodatFlags::NoFollowSymlink)?;
         let time = self.time(entry);
-        utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)
-            .map_err(|error| fail(error.into()))
+        Ok(utimensat(
+            parent,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )?)
     }
 
     /// Another name of a file that was written before.
     fn link(&self, first: &[u8], name: &OsStr) -> io::Result<()> {
         let (dir, first_name) = split(first);
         let mut at = self.top.try_clone()?;
-        for element in dir.split(|b| *b == b'/').filter(|element| !element.is_empty()) {
+        for element in dir
+            .split(|b| *b == b'/')
+            .filter(|element| !element.is_empty())
+        {
             at = openat(&at, OsStr::from_bytes(element), DIRECTORY, Mode::empty())?;
         }
         let parent = self.parent();
         replacing(parent, name, || {
-            linkat(&at, OsStr::from_bytes(first_name), parent, name, AtFlags::empty())
+            linkat(
+                &at,
+                OsStr::from_bytes(first_name),
+                parent,
+                name,
+                AtFlags::empty(),
+            )
         })
     }
 
@@ -315,7 +368,9 @@ impl<'a> Writer<'a> {
     }
 
     fn time(&self, entry: &Entry) -> TimeSpec {
-        let mtime = self.epoch.map_or(entry.mtime, |secs| Mtime { secs, nanos: 0 });
+        let mtime = self
+            .epoch
+            .map_or(entry.mtime, |secs| Mtime { secs, nanos: 0 });
         TimeSpec::new(mtime.secs, i64::from(mtime.nanos))
     }
 
@@ -364,13 +419,19 @@ fn is_directory(stat: &FileStat) -> bool {
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+    (
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )
 }
 
 /// Directory and last element of a path.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
         None => (b"", path),
     }
 }

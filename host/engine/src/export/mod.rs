@@ -21,9 +21,7 @@ use crate::halt::{Halt, Stopped};
 use crate::image::{Assembled, ImageRef, NotAnImageRef, Progress, ProgressFn};
 use crate::rootfs::{ReadError, Rootfs};
 use compress::Job;
-pub use spec::{
-    Compression, Destination, ImageOptions, MediaTypes, OutputSpec, OutputSpecError,
-};
+pub use spec::{Compression, Destination, ImageOptions, MediaTypes, OutputSpec, OutputSpecError};
 
 /// One result to be written.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +103,16 @@ pub enum ExportError {
     Cancelled,
 }
 
+impl ExportError {
+    /// Says where [`Self::Output`] was.
+    fn at(self, explain: impl FnOnce(io::Error) -> Self) -> Self {
+        if let Self::Output(source) = self {
+            return explain(source);
+        }
+        self
+    }
+}
+
 impl From<Stopped> for ExportError {
     fn from(_: Stopped) -> Self {
         Self::Cancelled
@@ -123,44 +131,123 @@ pub fn export(
     cancel: &Cancel,
 ) -> Result<Exported, ExportError> {
     let halt = Halt::new(cancel);
-    let job = Job { store: request.store, progress, halt: &halt };
+    let job = Job {
+        store: request.store,
+        progress,
+        halt: &halt,
+    };
     match request.spec {
-        OutputSpec::Oci { dest: Destination::Path(dir), tar: false, options } => {
-            let image = image::prepare(&job, request.image, &names(request, &options.names)?, options)?;
-            image::write_dir(request, &job, &image, dir)?;
+        OutputSpec::Oci {
+            dest: Destination::Path(dir),
+            tar: false,
+            options,
+        } => {
+            let image = prepare(request, &job, options)?;
+            image::write_dir(&job, &image, dir)?;
             Ok(exported(request, image.digest()))
         }
         OutputSpec::Oci { dest, options, .. } => {
             archive(request, &job, dest, options, false, stdout)
         }
-        OutputSpec::Docker { dest: Some(dest), options } => {
-            archive(request, &job, dest, options, true, stdout)
-        }
-        OutputSpec::Docker { dest: None, options: ImageOptions { names: more, .. } }
-        | OutputSpec::Image { names: more } => {
-            for name in names(request, more)? {
-                let Assembled { manifest, config, ref layers } = *request.image;
-                request.store.set_image(&name.to_string(), manifest, config, layers)?;
-            }
-            Ok(exported(request, None))
-        }
-        OutputSpec::Tar { dest } => {
-            let root = Rootfs::new(request.store, &request.image.layers)?;
-            let report = |current| {
-                progress(Progress { what: "writing files".to_owned(), current, total: 0 });
-            };
-            target::write(request.store, dest, stdout, |out| {
-                tree::write(&root, request.epoch, &halt, &report, out)
-            })?;
-            Ok(exported(request, None))
-        }
+        OutputSpec::Docker {
+            dest: Some(dest),
+            options,
+        } => archive(request, &job, dest, options, true, stdout),
+        OutputSpec::Docker {
+            dest: None,
+            options,
+        } => keep(request, &options.names),
+        OutputSpec::Image { names } => keep(request, names),
+        OutputSpec::Tar { dest } => files(request, &job, dest, stdout),
         OutputSpec::Local { dest } => {
             let root = Rootfs::new(request.store, &request.image.layers)?;
             let warnings = local::write(&job, &root, request.epoch, dest)?;
-            Ok(Exported { manifest: request.image.manifest, warnings })
+            Ok(Exported {
+                manifest: request.image.manifest,
+                warnings,
+            })
         }
         OutputSpec::CacheOnly => Ok(exported(request, None)),
     }
+}
+
+/// Looks at a target before the build, so that a mistake shows at once and not at the end.
+///
+/// # Errors
+/// [`ExportError::Target`], or the target cannot be looked at.
+pub fn check(spec: &OutputSpec) -> Result<(), ExportError> {
+    match spec {
+        OutputSpec::Oci {
+            dest: Destination::Path(dir),
+            tar: false,
+            ..
+        } => image::check_dir(dir),
+        OutputSpec::Oci {
+            dest: Destination::Path(path),
+            ..
+        }
+        | OutputSpec::Docker {
+            dest: Some(Destination::Path(path)),
+            ..
+        }
+        | OutputSpec::Tar {
+            dest: Destination::Path(path),
+        } => target::check_file(path),
+        OutputSpec::Local { dest } => local::check_dir(dest).map(|_| ()),
+        OutputSpec::Oci { .. }
+        | OutputSpec::Docker { .. }
+        | OutputSpec::Tar { .. }
+        | OutputSpec::Image { .. }
+        | OutputSpec::CacheOnly => Ok(()),
+    }
+}
+
+fn prepare(
+    request: &Request<'_>,
+    job: &Job<'_>,
+    options: &ImageOptions,
+) -> Result<image::Prepared, ExportError> {
+    image::prepare(
+        job,
+        request.image,
+        &names(request, &options.names)?,
+        options,
+    )
+}
+
+/// Keeps the image in the store under its names.
+fn keep(request: &Request<'_>, more: &[String]) -> Result<Exported, ExportError> {
+    for name in names(request, more)? {
+        let Assembled {
+            manifest,
+            config,
+            ref layers,
+        } = *request.image;
+        request
+            .store
+            .set_image(&name.to_string(), manifest, config, layers)?;
+    }
+    Ok(exported(request, None))
+}
+
+fn files(
+    request: &Request<'_>,
+    job: &Job<'_>,
+    dest: &Destination,
+    stdout: &mut dyn Write,
+) -> Result<Exported, ExportError> {
+    let root = Rootfs::new(request.store, &request.image.layers)?;
+    let report = |current| {
+        (job.progress)(Progress {
+            what: "writing files".to_owned(),
+            current,
+            total: 0,
+        });
+    };
+    target::write(request.store, dest, stdout, |out| {
+        tree::write(&root, request.epoch, job.halt, &report, out)
+    })?;
+    Ok(exported(request, None))
 }
 
 fn archive(
@@ -171,7 +258,7 @@ fn archive(
     docker: bool,
     stdout: &mut dyn Write,
 ) -> Result<Exported, ExportError> {
-    let image = image::prepare(job, request.image, &names(request, &options.names)?, options)?;
+    let image = prepare(request, job, options)?;
     target::write(request.store, dest, stdout, |out| {
         image::write_archive(job, &image, docker, out)
     })?;

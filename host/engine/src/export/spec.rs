@@ -119,9 +119,11 @@ impl OutputSpec {
     #[must_use]
     pub fn uses_stdout(&self) -> bool {
         match self {
-            Self::Oci { dest, .. } | Self::Docker { dest: Some(dest), .. } | Self::Tar { dest } => {
-                *dest == Destination::Stdout
+            Self::Oci { dest, .. }
+            | Self::Docker {
+                dest: Some(dest), ..
             }
+            | Self::Tar { dest } => *dest == Destination::Stdout,
             Self::Docker { dest: None, .. }
             | Self::Local { .. }
             | Self::Image { .. }
@@ -132,7 +134,10 @@ impl OutputSpec {
     /// Whether the result is an image, as opposed to files or nothing.
     #[must_use]
     pub fn is_image(&self) -> bool {
-        matches!(self, Self::Oci { .. } | Self::Docker { .. } | Self::Image { .. })
+        matches!(
+            self,
+            Self::Oci { .. } | Self::Docker { .. } | Self::Image { .. }
+        )
     }
 }
 
@@ -166,7 +171,10 @@ impl FromStr for OutputSpec {
     type Err = OutputSpecError;
 
     fn from_str(text: &str) -> Result<Self, OutputSpecError> {
-        parse(text).map_err(|reason| OutputSpecError { text: text.to_owned(), reason })
+        parse(text).map_err(|reason| OutputSpecError {
+            text: text.to_owned(),
+            reason,
+        })
     }
 }
 
@@ -177,16 +185,22 @@ fn parse(text: &str) -> Result<OutputSpec, String> {
         && !only.starts_with("type=")
     {
         return Ok(match only.as_str() {
-            "-" => OutputSpec::Tar { dest: Destination::Stdout },
+            "-" => OutputSpec::Tar {
+                dest: Destination::Stdout,
+            },
             path => OutputSpec::Local { dest: path.into() },
         });
     }
     let mut keys = Keys::read(&fields)?;
-    let kind = keys.take("type").ok_or("it needs a type=, for example type=oci,dest=image.tar")?;
+    let kind = keys
+        .take("type")
+        .ok_or("it needs a type=, for example type=oci,dest=image.tar")?;
     let spec = match kind.as_str() {
         "oci" => oci(&mut keys)?,
         "docker" => docker(&mut keys)?,
-        "tar" => OutputSpec::Tar { dest: files(&mut keys)?.unwrap_or(Destination::Stdout) },
+        "tar" => OutputSpec::Tar {
+            dest: files(&mut keys)?.unwrap_or(Destination::Stdout),
+        },
         "local" => local(&mut keys)?,
         "image" => image(&mut keys)?,
         "cacheonly" => OutputSpec::CacheOnly,
@@ -195,7 +209,10 @@ fn parse(text: &str) -> Result<OutputSpec, String> {
         }
         other => {
             let known = ["oci", "docker", "tar", "local", "image", "cacheonly"];
-            return Err(format!("there is no type `{other}`{}", suggestion(other, &known)));
+            return Err(format!(
+                "there is no type `{other}`{}",
+                suggestion(other, &known)
+            ));
         }
     };
     keys.finish(&kind)?;
@@ -214,12 +231,16 @@ fn oci(keys: &mut Keys) -> Result<OutputSpec, String> {
 
 fn docker(keys: &mut Keys) -> Result<OutputSpec, String> {
     if keys.flag("tar")? == Some(false) {
-        return Err("type=docker is always an archive; for a directory use type=oci,tar=false".to_owned());
+        return Err(
+            "type=docker is always an archive; for a directory use type=oci,tar=false".to_owned(),
+        );
     }
     let dest = keys.destination();
     let options = image_options(keys)?;
     if matches!(options.compression, Compression::Zstd(_)) {
-        return Err("docker load reads gzip and uncompressed layers only; for zstd use type=oci".to_owned());
+        return Err(
+            "docker load reads gzip and uncompressed layers only; for zstd use type=oci".to_owned(),
+        );
     }
     Ok(OutputSpec::Docker { dest, options })
 }
@@ -229,7 +250,9 @@ fn image(keys: &mut Keys) -> Result<OutputSpec, String> {
         return Err("push=true is not supported yet; write type=oci,dest=FILE and push that file with another tool".to_owned());
     }
     // These say how an image leaves the store, which this one does not.
-    image_options(keys).map(|options| OutputSpec::Image { names: options.names })
+    image_options(keys).map(|options| OutputSpec::Image {
+        names: options.names,
+    })
 }
 
 fn local(keys: &mut Keys) -> Result<OutputSpec, String> {
@@ -257,10 +280,14 @@ fn files(keys: &mut Keys) -> Result<Option<Destination>, String> {
 
 fn image_options(keys: &mut Keys) -> Result<ImageOptions, String> {
     let names = keys.take("name").map_or_else(Vec::new, |names| {
-        names.split(',').map(|name| name.trim().to_owned()).collect()
+        names
+            .split(',')
+            .map(|name| name.trim().to_owned())
+            .collect()
     });
     for name in &names {
-        name.parse::<ImageRef>().map_err(|error| error.to_string())?;
+        name.parse::<ImageRef>()
+            .map_err(|error| error.to_string())?;
     }
     let compression = compression(keys)?;
     // Every layer is compressed as asked, whatever it was when it came.
@@ -277,7 +304,12 @@ fn image_options(keys: &mut Keys) -> Result<ImageOptions, String> {
     }
     let mut annotations = keys.take_prefixed("annotation.");
     annotations.append(&mut keys.take_prefixed("annotation-manifest."));
-    Ok(ImageOptions { names, compression, media_types, annotations })
+    Ok(ImageOptions {
+        names,
+        compression,
+        media_types,
+        annotations,
+    })
 }
 
 fn compression(keys: &mut Keys) -> Result<Compression, String> {
@@ -301,7 +333,10 @@ fn compression(keys: &mut Keys) -> Result<Compression, String> {
         Some("estargz") => Err("compression=estargz is not supported; use gzip or zstd".to_owned()),
         Some(other) => {
             let known = ["gzip", "zstd", "uncompressed"];
-            Err(format!("there is no compression `{other}`{}", suggestion(other, &known)))
+            Err(format!(
+                "there is no compression `{other}`{}",
+                suggestion(other, &known)
+            ))
         }
     }
 }
@@ -322,7 +357,10 @@ impl Keys {
             // The last one wins.
             values.insert(normal(key), value.to_owned());
         }
-        Ok(Self { values, asked: Vec::new() })
+        Ok(Self {
+            values,
+            asked: Vec::new(),
+        })
     }
 
     fn take(&mut self, key: &'static str) -> Option<String> {
@@ -348,8 +386,12 @@ impl Keys {
     }
 
     fn take_prefixed(&mut self, prefix: &str) -> BTreeMap<String, String> {
-        let keys: Vec<String> =
-            self.values.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
+        let keys: Vec<String> = self
+            .values
+            .keys()
+            .filter(|key| key.starts_with(prefix))
+            .cloned()
+            .collect();
         keys.into_iter()
             .filter_map(|key| {
                 let value = self.values.remove(&key)?;
@@ -438,8 +480,18 @@ mod tests {
     fn a_bare_value_is_a_directory_or_standard_output() {
         assert_eq!(spec("out"), OutputSpec::Local { dest: "out".into() });
         assert_eq!(spec("a=b"), OutputSpec::Local { dest: "a=b".into() });
-        assert_eq!(spec("-"), OutputSpec::Tar { dest: Destination::Stdout });
-        assert_eq!(spec("type=tar"), OutputSpec::Tar { dest: Destination::Stdout });
+        assert_eq!(
+            spec("-"),
+            OutputSpec::Tar {
+                dest: Destination::Stdout
+            }
+        );
+        assert_eq!(
+            spec("type=tar"),
+            OutputSpec::Tar {
+                dest: Destination::Stdout
+            }
+        );
     }
 
     #[test]
@@ -467,11 +519,18 @@ mod tests {
         };
         assert_eq!(
             spec(text),
-            OutputSpec::Oci { dest: Destination::Path("x.tar".into()), tar: true, options }
+            OutputSpec::Oci {
+                dest: Destination::Path("x.tar".into()),
+                tar: true,
+                options
+            }
         );
         assert_eq!(
             spec("type=docker"),
-            OutputSpec::Docker { dest: None, options: ImageOptions::default() }
+            OutputSpec::Docker {
+                dest: None,
+                options: ImageOptions::default()
+            }
         );
         assert!(spec("type=docker,dest=-").uses_stdout());
         assert!(!spec("type=docker").uses_stdout());
@@ -493,10 +552,16 @@ mod tests {
         refused("type=local,dest=-", "standard output");
         refused("type=oci,tar=false", "needs a dest=");
         refused("type=oci,tar=maybe", "neither true nor false");
-        refused("type=oci,compression=zstd,oci-mediatypes=false", "needs oci-mediatypes");
+        refused(
+            "type=oci,compression=zstd,oci-mediatypes=false",
+            "needs oci-mediatypes",
+        );
         refused("type=docker,compression=zstd", "gzip and uncompressed");
         refused("type=oci,compression-level=12", "from 0 to 9");
-        refused("type=oci,compression=zstd,compression-level=-1", "from 0 to 22");
+        refused(
+            "type=oci,compression=zstd,compression-level=-1",
+            "from 0 to 22",
+        );
         refused("type=oci,name=UPPER", "lower case");
         refused("type=registry", "not supported yet");
         refused("type=image,push=true", "not supported yet");

@@ -27,10 +27,7 @@ pub(super) fn write(
     match dest {
         Destination::Stdout => {
             let mut out = BufWriter::with_capacity(BUFFER, stdout);
-            work(&mut out).map_err(|error| match error {
-                ExportError::Output(source) => ExportError::Stdout(source),
-                other => other,
-            })?;
+            work(&mut out).map_err(|error| error.at(ExportError::Stdout))?;
             out.flush().map_err(ExportError::Stdout)
         }
         Destination::Path(path) => write_path(store, path, work),
@@ -42,13 +39,10 @@ fn write_path(
     path: &Path,
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
+    check_file(path)?;
     let path = real(path)?;
     match fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => Err(ExportError::Target {
-            path,
-            reason: "it is a directory; name a file".to_owned(),
-        }),
-        Ok(metadata) if !metadata.is_file() => in_place(&path, metadata.file_type().is_socket(), work),
+        Ok(metadata) if !metadata.is_file() => in_place(&path, work),
         Ok(_) | Err(_) => beside(store, &path, work),
     }
 }
@@ -75,18 +69,14 @@ fn real(path: &Path) -> Result<PathBuf, ExportError> {
 
 fn in_place(
     path: &Path,
-    is_socket: bool,
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
-    if is_socket {
-        return Err(ExportError::Target {
-            path: path.to_owned(),
-            reason: "it is a socket; name a file".to_owned(),
-        });
-    }
-    let file = OpenOptions::new().write(true).open(path).map_err(|e| write_error(path, e))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(|e| write_error(path, e))?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
-    work(&mut out).map_err(|error| at(path, error))?;
+    work(&mut out).map_err(|error| error.at(|source| write_error(path, source)))?;
     out.flush().map_err(|error| write_error(path, error))
 }
 
@@ -120,8 +110,10 @@ fn fill(
         .open(hidden)
         .map_err(|error| write_error(hidden, error))?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
-    work(&mut out).map_err(|error| at(hidden, error))?;
-    let file = out.into_inner().map_err(|error| write_error(hidden, error.into_error()))?;
+    work(&mut out).map_err(|error| error.at(|source| write_error(hidden, source)))?;
+    let file = out
+        .into_inner()
+        .map_err(|error| write_error(hidden, error.into_error()))?;
     file.sync_all().map_err(|error| write_error(hidden, error))
 }
 
@@ -138,6 +130,30 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), ExportError> {
         .map_err(|error| write_error(dir, error))
 }
 
+/// Makes everything below a directory durable. One flush of the file system is far quicker than one
+/// per file.
+pub(super) fn sync_all(dir: &Path) -> Result<(), ExportError> {
+    File::open(dir)
+        .and_then(|dir| Ok(nix::unistd::syncfs(&dir)?))
+        .map_err(|error| write_error(dir, error))
+}
+
+/// Whether a file can be written there, as far as that can be told without writing.
+pub(super) fn check_file(path: &Path) -> Result<(), ExportError> {
+    let path = real(path)?;
+    match fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => Err(ExportError::Target {
+            path,
+            reason: "it is a directory; name a file".to_owned(),
+        }),
+        Ok(metadata) if metadata.file_type().is_socket() => Err(ExportError::Target {
+            path,
+            reason: "it is a socket; name a file".to_owned(),
+        }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Runs `work` with a new directory, which then appears as `path`. `path` must not exist; its
 /// parents are made.
 pub(super) fn new_dir<T>(
@@ -145,7 +161,10 @@ pub(super) fn new_dir<T>(
     path: &Path,
     work: impl FnOnce(&Path) -> Result<T, ExportError>,
 ) -> Result<T, ExportError> {
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         fs::create_dir_all(parent).map_err(|error| write_error(parent, error))?;
     }
     let path = real(path)?;
@@ -156,6 +175,7 @@ pub(super) fn new_dir<T>(
         .create(&hidden)
         .map_err(|error| write_error(&hidden, error))
         .and_then(|()| work(&hidden))
+        .and_then(|done| sync_all(&hidden).map(|()| done))
         .and_then(|done| appear(&hidden, &path).map(|()| done));
     if outcome.is_err() {
         match fs::remove_dir_all(&hidden) {
@@ -176,20 +196,19 @@ fn hidden_name(path: &Path) -> Result<PathBuf, ExportError> {
     let mut name = std::ffi::OsString::from(".");
     // A long name must not become too long.
     let own = path.file_name().unwrap_or_default();
-    name.push(if own.len() > 200 { "image".as_ref() } else { own });
+    name.push(if own.len() > 200 {
+        "image".as_ref()
+    } else {
+        own
+    });
     name.push(format!(".{}.partial", hex::encode(random)));
     Ok(path.with_file_name(name))
 }
 
 /// An error while writing `path`.
 pub(super) fn write_error(path: &Path, source: io::Error) -> ExportError {
-    ExportError::Write { path: path.to_owned(), source }
-}
-
-/// Says which file could not be written.
-fn at(path: &Path, error: ExportError) -> ExportError {
-    match error {
-        ExportError::Output(source) => write_error(path, source),
-        other => other,
+    ExportError::Write {
+        path: path.to_owned(),
+        source,
     }
 }

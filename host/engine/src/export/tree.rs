@@ -15,7 +15,9 @@ use crate::rootfs::{Found, Inode, Rootfs};
 /// Unit of copying.
 const PIECE: usize = 256 << 10;
 /// Length of a tar block.
-const BLOCK: u64 = 512;
+const BLOCK: usize = 512;
+/// A block of nothing; two of them end an archive.
+static ZEROS: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 /// First number that seven octal digits cannot hold.
 const MAX_ID: u32 = 1 << 21;
 /// First number that eleven octal digits cannot hold.
@@ -46,20 +48,38 @@ pub(super) fn write(
             (EntryKind::File { size, .. }, None) => *size,
             _ => 0,
         };
-        let member = Member { path: &path, entry: found.entry, link: first.as_deref(), mtime, size };
-        out.write_all(&member.headers()).map_err(ExportError::Output)?;
+        let member = Member {
+            path: &path,
+            entry: found.entry,
+            link: first.as_deref(),
+            mtime,
+            size,
+        };
+        out.write_all(&member.headers())
+            .map_err(ExportError::Output)?;
         if size > 0 {
             copy(root, found, halt, out, &mut |count| {
                 done += count;
                 report(done);
             })?;
-            let padding = size.next_multiple_of(BLOCK).saturating_sub(size);
-            let zeros = [0; BLOCK as usize];
-            let padding = usize::try_from(padding).unwrap_or(0);
-            out.write_all(zeros.get(..padding).unwrap_or_default()).map_err(ExportError::Output)?;
+            out.write_all(padding(size)).map_err(ExportError::Output)?;
         }
     }
-    out.write_all(&[0; 2 * BLOCK as usize]).map_err(ExportError::Output)
+    out.write_all(end()).map_err(ExportError::Output)
+}
+
+/// What fills the last block of a member of `size` bytes.
+pub(super) fn padding(size: u64) -> &'static [u8] {
+    let used = usize::try_from(size % BLOCK as u64).unwrap_or(0);
+    ZEROS
+        .get(used..BLOCK)
+        .filter(|_| used > 0)
+        .unwrap_or_default()
+}
+
+/// What ends an archive.
+pub(super) fn end() -> &'static [u8] {
+    &ZEROS
 }
 
 /// The earlier name of a file that has several.
@@ -99,7 +119,8 @@ pub(super) fn copy(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(ExportError::ReadStore(error)),
         };
-        out.write_all(piece.get(..read).unwrap_or_default()).map_err(ExportError::Output)?;
+        out.write_all(piece.get(..read).unwrap_or_default())
+            .map_err(ExportError::Output)?;
         count(read as u64);
     }
 }
@@ -127,16 +148,30 @@ impl Member<'_> {
         if !records.is_empty() {
             let mut header = tar::Header::new_ustar();
             set_bytes(&mut header.as_old_mut().name, b"././@PaxHeader");
-            fill(&mut header, tar::EntryType::XHeader, 0o644, (0, 0), records.len() as u64, 0);
+            fill(
+                &mut header,
+                tar::EntryType::XHeader,
+                0o644,
+                (0, 0),
+                records.len() as u64,
+                0,
+            );
             header.set_cksum();
             bytes.extend_from_slice(header.as_bytes());
             bytes.extend_from_slice(&records);
-            bytes.resize(bytes.len().next_multiple_of(BLOCK as usize), 0);
+            bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
         }
         let mut header = tar::Header::new_ustar();
         let ids = (small(self.entry.uid), small(self.entry.gid));
         let size = if self.size < MAX_LONG { self.size } else { 0 };
-        fill(&mut header, kind, self.entry.mode, ids, size, self.plain_mtime());
+        fill(
+            &mut header,
+            kind,
+            self.entry.mode,
+            ids,
+            size,
+            self.plain_mtime(),
+        );
         let old = header.as_old_mut();
         set_bytes(&mut old.name, &name);
         set_bytes(&mut old.linkname, link);
@@ -192,14 +227,21 @@ impl Member<'_> {
         }
         if self.link.is_none() {
             for (key, value) in &self.entry.xattrs {
-                record(&mut records, &[b"SCHILY.xattr.", key.as_slice()].concat(), value);
+                record(
+                    &mut records,
+                    &[b"SCHILY.xattr.", key.as_slice()].concat(),
+                    value,
+                );
             }
         }
         records
     }
 
     fn plain_mtime(&self) -> u64 {
-        u64::try_from(self.mtime.secs).ok().filter(|secs| *secs < MAX_LONG).unwrap_or(0)
+        u64::try_from(self.mtime.secs)
+            .ok()
+            .filter(|secs| *secs < MAX_LONG)
+            .unwrap_or(0)
     }
 }
 
@@ -233,7 +275,10 @@ fn set_bytes(field: &mut [u8], value: &[u8]) {
 
 /// Seven octal digits.
 fn set_octal(field: &mut [u8; 8], value: u64) {
-    set_bytes(field, format!("{:07o}\0", value.min(0o7_777_777)).as_bytes());
+    set_bytes(
+        field,
+        format!("{:07o}\0", value.min(0o7_777_777)).as_bytes(),
+    );
 }
 
 /// `length key=value\n`, where the length counts itself.
@@ -255,7 +300,10 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 fn time(mtime: Mtime) -> String {
     let nanos = i128::from(mtime.secs) * 1_000_000_000 + i128::from(mtime.nanos);
     let sign = if nanos < 0 { "-" } else { "" };
-    let (secs, fraction) = (nanos.unsigned_abs() / 1_000_000_000, nanos.unsigned_abs() % 1_000_000_000);
+    let (secs, fraction) = (
+        nanos.unsigned_abs() / 1_000_000_000,
+        nanos.unsigned_abs() % 1_000_000_000,
+    );
     let text = format!("{sign}{secs}.{fraction:09}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -268,7 +316,7 @@ mod tests {
     fn the_length_of_a_record_counts_itself() {
         let mut records = Vec::new();
         record(&mut records, b"path", b"x");
-        assert_eq!(records, b"10 path=x\n");
+        assert_eq!(records, b"9 path=x\n");
         for length in 0..1200 {
             let mut records = Vec::new();
             record(&mut records, b"k", &vec![b'v'; length]);

@@ -51,31 +51,54 @@ pub fn assemble(
     history: &[HistoryEntry],
     epoch: Option<i64>,
 ) -> Result<Assembled, ImageError> {
-    let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
-    layers.extend(history.iter().filter_map(|entry| entry.layer.as_ref()).map(|layer| layer.diff_id));
-    let items = items(base, history, epoch);
-    let file = ImageConfigFile {
-        architecture: platform.architecture.clone(),
-        author: author.map(str::to_owned),
-        config: config.clone(),
-        created: items.last().and_then(|item| item.created.clone()),
-        history: items,
-        os: platform.os.clone(),
-        os_version: base.and_then(|base| base.config.os_version.clone()),
-        rootfs: RootFs { diff_ids: layers.clone(), ..RootFs::default() },
-        variant: platform.variant.clone(),
-    };
+    let file = config_file(base, config, author, platform, history, epoch);
+    let layers = file.rootfs.diff_ids.clone();
     let bytes = to_json(&file)?;
     let config = store.put_blob(&bytes, "config")?;
     let manifest = Manifest {
         schema_version: 2,
         media_type: MANIFEST.to_owned(),
         config: Descriptor::new(CONFIG, config, bytes.len() as u64),
-        layers: layers.iter().map(|layer| describe(store, *layer)).collect::<Result<_, _>>()?,
+        layers: layers
+            .iter()
+            .map(|layer| describe(store, *layer))
+            .collect::<Result<_, _>>()?,
         annotations: BTreeMap::new(),
     };
     let manifest = store.put_blob(&to_json(&manifest)?, "manifest")?;
-    Ok(Assembled { manifest, config, layers })
+    Ok(Assembled {
+        manifest,
+        config,
+        layers,
+    })
+}
+
+fn config_file(
+    base: Option<&BaseImage>,
+    config: &ImageConfig,
+    author: Option<&str>,
+    platform: &Platform,
+    history: &[HistoryEntry],
+    epoch: Option<i64>,
+) -> ImageConfigFile {
+    let mut layers = base.map_or_else(Vec::new, |base| base.layers.clone());
+    let new = history.iter().filter_map(|entry| entry.layer.as_ref());
+    layers.extend(new.map(|layer| layer.diff_id));
+    let items = items(base, history, epoch);
+    ImageConfigFile {
+        architecture: platform.architecture.clone(),
+        author: author.map(str::to_owned),
+        config: config.clone(),
+        created: created(base, &items),
+        history: items,
+        os: platform.os.clone(),
+        os_version: base.and_then(|base| base.config.os_version.clone()),
+        rootfs: RootFs {
+            diff_ids: layers,
+            ..RootFs::default()
+        },
+        variant: platform.variant.clone(),
+    }
 }
 
 fn describe(store: &Store, layer: DiffId) -> Result<Descriptor, ImageError> {
@@ -122,6 +145,12 @@ fn items(
     items
 }
 
+/// The time of the newest entry.
+fn created(base: Option<&BaseImage>, items: &[HistoryItem]) -> Option<String> {
+    let newest = items.last().and_then(|item| item.created.clone());
+    newest.or_else(|| base.and_then(|base| base.config.created.clone()))
+}
+
 /// The base's history, made to agree with its layers: some tools write none, or too little.
 fn inherited(base: &BaseImage) -> Vec<HistoryItem> {
     let stated = &base.config.history;
@@ -145,7 +174,9 @@ fn filler(base: &BaseImage, count: usize) -> Vec<HistoryItem> {
 
 /// Seconds since 1970 as text. Times that cannot be written are the epoch itself.
 fn rfc3339(seconds: i64) -> String {
-    Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
+    Timestamp::from_second(seconds)
+        .unwrap_or(Timestamp::UNIX_EPOCH)
+        .to_string()
 }
 
 #[cfg(test)]
@@ -166,7 +197,10 @@ mod tests {
     }
 
     fn entry(layer: Option<Layer>) -> HistoryEntry {
-        HistoryEntry { created_by: "X".into(), layer }
+        HistoryEntry {
+            created_by: "X".into(),
+            layer,
+        }
     }
 
     fn base(history: Vec<HistoryItem>, layers: usize) -> BaseImage {
@@ -183,9 +217,17 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(base: Option<&BaseImage>, history: &[HistoryEntry], epoch: Option<i64>, times: &[&str]) {
+    fn check(
+        base: Option<&BaseImage>,
+        history: &[HistoryEntry],
+        epoch: Option<i64>,
+        times: &[&str],
+    ) {
         let items = items(base, history, epoch);
-        let found: Vec<&str> = items.iter().filter_map(|item| item.created.as_deref()).collect();
+        let found: Vec<&str> = items
+            .iter()
+            .filter_map(|item| item.created.as_deref())
+            .collect();
         assert_eq!(found, times);
     }
 
@@ -200,12 +242,22 @@ mod tests {
         ];
         let (a, b) = ("1970-01-01T00:01:40Z", "1970-01-01T00:03:20Z");
         check(None, &history, None, &[a, a, a, b, b]);
-        check(None, &history, Some(150), &[a, a, a, "1970-01-01T00:02:30Z", "1970-01-01T00:02:30Z"]);
+        check(
+            None,
+            &history,
+            Some(150),
+            &[a, a, a, "1970-01-01T00:02:30Z", "1970-01-01T00:02:30Z"],
+        );
     }
 
     #[test]
     fn without_new_layers_the_base_says_the_time() {
-        check(Some(&base(vec![], 0)), &[entry(None)], None, &["2001-01-01T00:00:00Z"]);
+        check(
+            Some(&base(vec![], 0)),
+            &[entry(None)],
+            None,
+            &["2001-01-01T00:00:00Z"],
+        );
         check(None, &[entry(None)], None, &["1970-01-01T00:00:00Z"]);
     }
 

@@ -18,7 +18,10 @@ pub(crate) fn choose<'a>(
     entries: &'a [Descriptor],
     wanted: &Platform,
 ) -> Result<&'a Descriptor, NoChoice> {
-    let images: Vec<&Descriptor> = entries.iter().filter(|entry| !entry.is_attachment()).collect();
+    let images: Vec<&Descriptor> = entries
+        .iter()
+        .filter(|entry| !entry.is_attachment())
+        .collect();
     let best = images
         .iter()
         .filter_map(|entry| Some((fit(entry.platform.as_ref()?, wanted)?, *entry)))
@@ -54,7 +57,10 @@ fn fit(described: &DescribedPlatform, wanted: &Platform) -> Option<usize> {
         _ => &[None],
     };
     let place = |variant: Option<&str>| ladder.iter().position(|step| *step == variant);
-    match (place(platform.variant.as_deref()), place(wanted.variant.as_deref())) {
+    match (
+        place(platform.variant.as_deref()),
+        place(wanted.variant.as_deref()),
+    ) {
         (Some(has), Some(wants)) => wants.checked_sub(has),
         // A variant we do not know runs on itself, and the plain one on any.
         (Some(0), None) => Some(1),
@@ -107,7 +113,13 @@ mod tests {
 
     #[test]
     fn the_best_fitting_variant_wins() {
-        let all = ["linux/arm/v6", "linux/arm/v7", "linux/arm64/v8", "linux/amd64", "windows/amd64"];
+        let all = [
+            "linux/arm/v6",
+            "linux/arm/v7",
+            "linux/arm64/v8",
+            "linux/amd64",
+            "windows/amd64",
+        ];
         check(&all, "linux/amd64", Some("linux/amd64"));
         check(&all, "linux/arm64", Some("linux/arm64/v8"));
         check(&all, "linux/arm/v7", Some("linux/arm/v7"));
@@ -116,17 +128,28 @@ mod tests {
         check(&all, "linux/arm/v5", None);
         check(&all, "linux/amd64/v3", Some("linux/amd64"));
         check(&["linux/amd64/v3", "linux/amd64/v2"], "linux/amd64", None);
-        check(&["linux/amd64/v3", "linux/amd64/v2"], "linux/amd64/v4", Some("linux/amd64/v3"));
+        check(
+            &["linux/amd64/v3", "linux/amd64/v2"],
+            "linux/amd64/v4",
+            Some("linux/amd64/v3"),
+        );
         check(&all, "linux/arm64/v9", Some("linux/arm64/v8"));
         check(&all, "linux/riscv64", None);
     }
 
     #[test]
     fn what_is_there_is_named() {
-        let entries = [entry("linux/arm64"), entry("unknown/unknown"), entry("linux/amd64")];
+        let entries = [
+            entry("linux/arm64"),
+            entry("unknown/unknown"),
+            entry("linux/amd64"),
+        ];
         assert_eq!(
             choose(&entries, &"linux/s390x".parse().unwrap()),
-            Err(NoChoice::Platform(vec!["linux/amd64".into(), "linux/arm64".into()]))
+            Err(NoChoice::Platform(vec![
+                "linux/amd64".into(),
+                "linux/arm64".into()
+            ]))
         );
     }
 
@@ -146,6 +169,9 @@ mod tests {
     fn a_configuration_without_platform_suits() {
         let wanted = "linux/amd64".parse().unwrap();
         assert!(suits(&DescribedPlatform::default(), &wanted));
-        assert!(!suits(entry("linux/arm64").platform.as_ref().unwrap(), &wanted));
+        assert!(!suits(
+            entry("linux/arm64").platform.as_ref().unwrap(),
+            &wanted
+        ));
     }
 }

@@ -7,7 +7,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use sha2::{Digest as _, Sha256};
-use store::{DiffId, Digest, Layer, LayerWriter, Store};
+use store::{DiffId, Digest, IngestError, Layer, LayerWriter, Store};
 
 use super::error::ImageError;
 use super::manifest::Descriptor;
@@ -52,66 +52,109 @@ pub(crate) fn take_in(
         failure: None,
     };
     let mut writer = job.store.layer_writer(&format!("pull {}", job.name))?;
-    let copied = unpack(&mut blob, &mut writer, layer.size);
-    // What the decompressor left unread, and what an error left, belongs to the digest too.
-    let drained = io::copy(&mut blob, &mut io::sink());
-    if let Some(error) = blob.failure.take() {
-        writer.abandon();
-        return Err(connection.explain(layer, error));
+    let unpacked = match unpack(&mut blob, &mut writer, layer.size) {
+        Ok(()) => Ok(writer),
+        Err(Trouble::Unpack(reason)) => {
+            writer.abandon();
+            Err(broken(job, layer, &reason))
+        }
+        Err(Trouble::Write) => Err(refused(job, layer, writer)),
+    };
+    let unpacked = match unpacked {
+        // The layer is not to blame, so there is no need to see the rest of it.
+        Err(error) if is_store(&error) => return Err(error),
+        other => other,
+    };
+    if let Err(error) = verify(job, connection, layer, blob) {
+        if let Ok(writer) = unpacked {
+            writer.abandon();
+        }
+        return Err(error);
     }
-    drop(drained);
-    if job.halt.is_stopped() {
-        writer.abandon();
-        return Err(ImageError::Cancelled);
-    }
-    let actual = Digest(blob.hasher.finalize().into());
-    if actual != layer.digest {
-        writer.abandon();
-        return Err(ImageError::Damaged {
-            name: job.name.to_owned(),
-            what: format!("layer {}", layer.digest),
-            expected: layer.digest,
-            actual,
-        });
-    }
-    commit(job, writer, copied, layer, expected)
+    commit(job, layer, expected, unpacked?)
 }
 
+/// Makes the layer visible, under the digest that it really has.
 fn commit(
     job: &Job<'_>,
-    writer: LayerWriter,
-    copied: Result<(), Trouble>,
     layer: &Descriptor,
     expected: DiffId,
+    writer: LayerWriter,
 ) -> Result<Layer, ImageError> {
-    let ingest = |source| ImageError::Ingest {
+    let stored = writer
+        .finish()
+        .map_err(|source| ingest(job, layer, source))?;
+    if stored.diff_id == expected {
+        return Ok(stored);
+    }
+    Err(ImageError::Unusable {
+        name: job.name.to_owned(),
+        reason: format!(
+            "layer {} unpacks to {}, and the configuration says {expected}",
+            layer.digest, stored.diff_id
+        ),
+    })
+}
+
+/// Reads what unpacking has left unread, and makes sure that the blob was the right one. If it was
+/// not, this is the better explanation of any trouble before.
+fn verify(
+    job: &Job<'_>,
+    connection: &Connection<'_>,
+    layer: &Descriptor,
+    mut blob: Counted<'_, '_>,
+) -> Result<(), ImageError> {
+    let drained = io::copy(&mut blob, &mut io::sink());
+    if let Some(error) = blob.failure.take() {
+        return Err(connection.explain(layer, error));
+    }
+    if job.halt.is_stopped() {
+        return Err(ImageError::Cancelled);
+    }
+    drained.map_err(|error| broken(job, layer, &error.to_string()))?;
+    let actual = Digest(blob.hasher.finalize().into());
+    if actual == layer.digest {
+        return Ok(());
+    }
+    Err(ImageError::Damaged {
+        name: job.name.to_owned(),
+        what: format!("layer {}", layer.digest),
+        expected: layer.digest,
+        actual,
+    })
+}
+
+fn is_store(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Ingest {
+            source: IngestError::Store(_),
+            ..
+        }
+    )
+}
+
+fn broken(job: &Job<'_>, layer: &Descriptor, reason: &str) -> ImageError {
+    ImageError::Unusable {
+        name: job.name.to_owned(),
+        reason: format!("layer {} cannot be unpacked ({reason})", layer.digest),
+    }
+}
+
+/// A refused write sticks, and finish() says why.
+fn refused(job: &Job<'_>, layer: &Descriptor, writer: LayerWriter) -> ImageError {
+    match writer.finish() {
+        Err(source) => ingest(job, layer, source),
+        Ok(_) => broken(job, layer, "the store refused it"),
+    }
+}
+
+fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError {
+    ImageError::Ingest {
         name: job.name.to_owned(),
         layer: layer.digest,
         source,
-    };
-    match copied {
-        // A refused write sticks, and finish() says why.
-        Ok(()) | Err(Trouble::Write) => {}
-        Err(Trouble::Unpack(reason)) => {
-            writer.abandon();
-            return Err(ImageError::Unusable {
-                name: job.name.to_owned(),
-                reason: format!("layer {} cannot be unpacked ({reason})", layer.digest),
-            });
-        }
     }
-    // Only now is the layer visible, under the digest that it really has.
-    let stored = writer.finish().map_err(ingest)?;
-    if stored.diff_id != expected {
-        return Err(ImageError::Unusable {
-            name: job.name.to_owned(),
-            reason: format!(
-                "layer {} unpacks to {}, and the configuration says {expected}",
-                layer.digest, stored.diff_id
-            ),
-        });
-    }
-    Ok(stored)
 }
 
 /// Why unpacking stopped.
@@ -127,12 +170,18 @@ fn unpack(
     writer: &mut LayerWriter,
     compressed: u64,
 ) -> Result<(), Trouble> {
-    let limit = MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
+    let halt = blob.job.halt;
+    let limit =
+        MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
     let mut plain = decompressor(BufReader::with_capacity(PIECE, blob))
         .map_err(|error| Trouble::Unpack(error.to_string()))?;
     let mut piece = vec![0; PIECE];
     let mut total: u64 = 0;
     loop {
+        // A little input can unpack to very much, so it does not suffice to look when reading.
+        if halt.is_stopped() {
+            return Err(Trouble::Unpack("stopped".to_owned()));
+        }
         let count = match plain.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(count) => count,

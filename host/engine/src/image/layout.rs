@@ -48,7 +48,8 @@ impl Layout {
     pub(crate) fn top(&self) -> Result<Vec<u8>, ImageError> {
         let index = self.index()?;
         let chosen = self.select(index.manifests)?;
-        serde_json::to_vec(&ImageIndex::new(chosen)).map_err(|error| self.unusable(&error.to_string()))
+        serde_json::to_vec(&ImageIndex::new(chosen))
+            .map_err(|error| self.unusable(&error.to_string()))
     }
 
     /// Opens a blob of the length that its descriptor says.
@@ -103,8 +104,10 @@ impl Layout {
                 None => self.unlisted(digest)?,
             }]);
         }
-        let mut entries: Vec<Descriptor> =
-            entries.into_iter().filter(|entry| !entry.is_attachment()).collect();
+        let mut entries: Vec<Descriptor> = entries
+            .into_iter()
+            .filter(|entry| !entry.is_attachment())
+            .collect();
         if let Some(tag) = &self.tag {
             let tags = tags(&entries);
             entries.retain(|entry| is_tagged(entry, tag));
@@ -112,12 +115,14 @@ impl Layout {
                 return Err(self.not_found(&tags));
             }
         }
-        entries.sort_by(|a, b| a.digest.cmp(&b.digest));
+        entries.sort_by_key(|entry| entry.digest);
         entries.dedup_by(|a, b| a.digest == b.digest);
         match entries.as_slice() {
             [] => Err(self.not_found(&[])),
             [_] => Ok(entries),
-            several if several.iter().all(|entry| entry.platform.is_some()) && same_tag(several) => {
+            several
+                if several.iter().all(|entry| entry.platform.is_some()) && same_tag(several) =>
+            {
                 Ok(entries)
             }
             several => Err(self.ambiguous(&tags(several))),
@@ -149,7 +154,9 @@ impl Layout {
         } else {
             format!("by tag (DIR:TAG); there are {}", tags.join(", "))
         };
-        self.unusable(&format!("the directory holds several images; choose one {names}"))
+        self.unusable(&format!(
+            "the directory holds several images; choose one {names}"
+        ))
     }
 
     fn missing(&self, path: &Path, source: io::Error) -> ImageError {
@@ -185,15 +192,21 @@ fn open_regular(path: &Path) -> io::Result<(File, u64)> {
         .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
     }
     Ok((file, metadata.len()))
 }
 
 fn is_tagged(entry: &Descriptor, tag: &str) -> bool {
-    [REF_NAME, IMAGE_NAME]
-        .iter()
-        .any(|name| entry.annotations.get(*name).is_some_and(|value| value == tag))
+    [REF_NAME, IMAGE_NAME].iter().any(|name| {
+        entry
+            .annotations
+            .get(*name)
+            .is_some_and(|value| value == tag)
+    })
 }
 
 fn tags(entries: &[Descriptor]) -> Vec<String> {

@@ -203,7 +203,10 @@ fn checked(found: String, default: &str, allowed: &[&str]) -> Result<String, Str
     if allowed.contains(&found.as_str()) {
         return Ok(found);
     }
-    Err(format!("its media type `{}` is not that of an image", short(&found)))
+    Err(format!(
+        "its media type `{}` is not that of an image",
+        short(&found)
+    ))
 }
 
 fn checked_config(config: Descriptor) -> Result<Descriptor, String> {
@@ -218,7 +221,10 @@ fn checked_config(config: Descriptor) -> Result<Descriptor, String> {
 
 fn checked_layers(layers: Vec<Descriptor>) -> Result<Vec<Descriptor>, String> {
     if layers.len() > MAX_LAYERS {
-        return Err(format!("it has {} layers; at most {MAX_LAYERS} can be used", layers.len()));
+        return Err(format!(
+            "it has {} layers; at most {MAX_LAYERS} can be used",
+            layers.len()
+        ));
     }
     for layer in &layers {
         let media_type = layer.media_type.as_str();
@@ -319,7 +325,10 @@ mod tests {
 
     #[test]
     fn what_is_no_container_image_is_named() {
-        refused(&manifest("application/vnd.cncf.helm.chart.content.v1.tar+gzip"), "no layer of");
+        refused(
+            &manifest("application/vnd.cncf.helm.chart.content.v1.tar+gzip"),
+            "no layer of",
+        );
         refused(
             &manifest("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
             "not kept in the registry",
@@ -332,9 +341,18 @@ mod tests {
 
     #[test]
     fn hostile_numbers_and_counts_are_refused() {
-        refused(&manifest(LAYER).replace("\"size\":3", "\"size\":-1"), "no manifest");
-        refused(&manifest(LAYER).replace("\"size\":3", "\"size\":1e30"), "no manifest");
-        refused(&manifest(LAYER).replace(D, "sha256:../../etc/passwd"), "no manifest");
+        refused(
+            &manifest(LAYER).replace("\"size\":3", "\"size\":-1"),
+            "no manifest",
+        );
+        refused(
+            &manifest(LAYER).replace("\"size\":3", "\"size\":1e30"),
+            "no manifest",
+        );
+        refused(
+            &manifest(LAYER).replace(D, "sha256:../../etc/passwd"),
+            "no manifest",
+        );
         let layer = format!(r#"{{"mediaType":"{LAYER}","digest":"{D}","size":3}}"#);
         let many = vec![layer.as_str(); MAX_LAYERS + 1].join(",");
         refused(&manifest(LAYER).replace(&layer, &many), "layers; at most");

@@ -81,8 +81,7 @@ impl fmt::Display for ImageRef {
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
-        self.digest
-            .map_or(Ok(()), |digest| write!(f, "@{digest}"))
+        self.digest.map_or(Ok(()), |digest| write!(f, "@{digest}"))
     }
 }
 
@@ -145,7 +144,9 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
         return Err("the tag is longer than 128 characters");
     }
     if !word(first) || !tag.bytes().all(|b| word(b) || b == b'.' || b == b'-') {
-        return Err("a tag is made of letters, digits, `_`, `.` and `-`, and begins with none of the last two");
+        return Err(
+            "a tag is made of letters, digits, `_`, `.` and `-`, and begins with none of the last two",
+        );
     }
     Ok(())
 }
@@ -165,8 +166,15 @@ fn split_registry(name: &str) -> Result<(String, String), &'static str> {
     };
     check_registry(registry)?;
     if matches!(registry, DEFAULT_REGISTRY | "index.docker.io") {
-        let library = if repository.contains('/') { "" } else { "library/" };
-        return Ok((DEFAULT_REGISTRY.to_owned(), format!("{library}{repository}")));
+        let library = if repository.contains('/') {
+            ""
+        } else {
+            "library/"
+        };
+        return Ok((
+            DEFAULT_REGISTRY.to_owned(),
+            format!("{library}{repository}"),
+        ));
     }
     Ok((registry.to_owned(), repository.to_owned()))
 }
@@ -184,7 +192,11 @@ fn check_registry(registry: &str) -> Result<(), &'static str> {
         Some(rest) => {
             let (address, port) = rest.split_once(']').ok_or(REASON)?;
             address.parse::<std::net::Ipv6Addr>().map_err(|_| REASON)?;
-            (None, port.strip_prefix(':').or(if port.is_empty() { None } else { Some("") }))
+            (
+                None,
+                port.strip_prefix(':')
+                    .or(if port.is_empty() { None } else { Some("") }),
+            )
         }
         None => match registry.split_once(':') {
             Some((host, port)) => (Some(host), Some(port)),
@@ -195,12 +207,13 @@ fn check_registry(registry: &str) -> Result<(), &'static str> {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     let host_is_good = host.is_none_or(|host| host.split('.').all(label));
-    let port_is_good = port.is_none_or(|port| {
-        port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
-    });
+    let port_is_good = port
+        .is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
     if host_is_good && port_is_good {
         Ok(())
     } else {
@@ -218,7 +231,9 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
     if repository.split('/').all(is_path_element) {
         Ok(())
     } else {
-        Err("a repository is made of lower-case letters and digits, with `.`, `_`, `__` or dashes between them, and slashes")
+        Err(
+            "a repository is made of lower-case letters and digits, with `.`, `_`, `__` or dashes between them, and slashes",
+        )
     }
 }
 
@@ -226,8 +241,8 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
 fn is_path_element(element: &str) -> bool {
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let mut runs = element.as_bytes().chunk_by(|a, b| word(*a) == word(*b));
-    let ends_are_words = element.bytes().next().is_some_and(word)
-        && element.bytes().next_back().is_some_and(word);
+    let ends_are_words =
+        element.bytes().next().is_some_and(word) && element.bytes().next_back().is_some_and(word);
     ends_are_words
         && runs.all(|run| {
             run.iter().all(|b| word(*b))
@@ -324,7 +339,11 @@ mod tests {
             ("10.0.0.1/a", false),
             ("a", false),
         ] {
-            assert_eq!(text.parse::<ImageRef>().unwrap().is_local(), local, "{text}");
+            assert_eq!(
+                text.parse::<ImageRef>().unwrap().is_local(),
+                local,
+                "{text}"
+            );
         }
     }
 

@@ -40,7 +40,13 @@ pub fn resolve(
     progress: &ProgressFn<'_>,
     cancel: &Cancel,
 ) -> Result<BaseImage, ImageError> {
-    let request = |name: String| Request { store, name, platform, progress, cancel };
+    let request = |name: String| Request {
+        store,
+        name,
+        platform,
+        progress,
+        cancel,
+    };
     match source {
         ImageSource::OciLayout { dir, tag, digest } => {
             let layout = Layout::new(dir, tag.as_deref(), *digest);
@@ -156,14 +162,17 @@ impl Request<'_> {
                 Document::Manifest(manifest) => return Ok((bytes, manifest)),
                 Document::Index(index) => index,
             };
-            let entry = choose(&index.manifests, self.platform).map_err(|why| self.no_choice(why))?;
+            let entry =
+                choose(&index.manifests, self.platform).map_err(|why| self.no_choice(why))?;
             if entry.size > MAX_JSON {
                 return Err(self.unusable(format!("manifest {} is too long", entry.digest)));
             }
             bytes = connection.document(entry)?;
             self.verify(&bytes, entry.digest, "a manifest")?;
         }
-        Err(self.unusable(format!("its indexes are nested more than {MAX_NESTING} deep")))
+        Err(self.unusable(format!(
+            "its indexes are nested more than {MAX_NESTING} deep"
+        )))
     }
 
     fn config_bytes(
@@ -192,7 +201,10 @@ impl Request<'_> {
             return Err(ImageError::Platform {
                 name: self.name.clone(),
                 wanted: self.platform.clone(),
-                available: vec![super::short(&format!("{}/{}", platform.os, platform.architecture))],
+                available: vec![super::short(&format!(
+                    "{}/{}",
+                    platform.os, platform.architecture
+                ))],
             });
         }
         let layers = config.rootfs.diff_ids.len();
@@ -221,7 +233,12 @@ impl Request<'_> {
                 missing.push((layer, *diff_id));
             }
         }
-        let job = Job { store: self.store, name: &self.name, progress: self.progress, halt };
+        let job = Job {
+            store: self.store,
+            name: &self.name,
+            progress: self.progress,
+            halt,
+        };
         halt::each(
             &missing,
             PARALLEL,

@@ -29,7 +29,7 @@ pub(crate) enum Connection<'a> {
         /// The image.
         image: &'a ImageRef,
         /// The wire.
-        connection: registry::Connection,
+        connection: Box<registry::Connection>,
     },
     /// Into a directory.
     Layout(&'a Layout),
@@ -42,6 +42,7 @@ impl Source {
             Self::Registry { image, token } => Connection::Registry {
                 image,
                 connection: registry::Connection::open(image, token, halt)
+                    .map(Box::new)
                     .map_err(|error| registry_error(image, error))?,
             },
             Self::Layout(layout) => Connection::Layout(layout),
@@ -55,7 +56,10 @@ impl Connection<'_> {
         match self {
             Self::Registry { image, connection } => {
                 let digest = image.digest().map(|digest| digest.to_string());
-                let reference = digest.as_deref().or(image.tag()).unwrap_or("latest");
+                let reference = digest
+                    .as_deref()
+                    .or_else(|| image.tag())
+                    .unwrap_or("latest");
                 connection
                     .document(reference)
                     .map_err(|error| registry_error(image, error))
@@ -107,15 +111,21 @@ impl Connection<'_> {
 
 fn registry_error(image: &ImageRef, error: RegistryError) -> ImageError {
     let name = image.to_string();
-    match error {
-        RegistryError::Cancelled => ImageError::Cancelled,
-        RegistryError::NotFound { registry, .. } => ImageError::NotFound {
+    if matches!(error, RegistryError::Cancelled) {
+        return ImageError::Cancelled;
+    }
+    if let RegistryError::NotFound { registry, .. } = error {
+        return ImageError::NotFound {
             name,
             place: format!("registry {registry}"),
-            advice: "Check the name and the tag; if a stage of the Dockerfile is meant, it must be \
+            advice:
+                "Check the name and the tag; if a stage of the Dockerfile is meant, it must be \
                      defined above"
-                .to_owned(),
-        },
-        source => ImageError::Registry { name, source },
+                    .to_owned(),
+        };
+    }
+    ImageError::Registry {
+        name,
+        source: error,
     }
 }

@@ -81,7 +81,11 @@ impl<'a> BlobReader<'a> {
         let Some(pause) = PAUSES.get(self.interruptions) else {
             return Err(error);
         };
-        log::debug!("blob {}: {error}, going on at byte {}", self.digest, self.received);
+        log::debug!(
+            "blob {}: {error}, going on at byte {}",
+            self.digest,
+            self.received
+        );
         self.connection.pause(*pause)
     }
 

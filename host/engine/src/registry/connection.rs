@@ -43,9 +43,15 @@ enum Failure {
 
 impl Connection {
     /// Gets ready; nothing is sent yet.
-    pub(crate) fn open(image: &ImageRef, token: &Token, halt: &Halt) -> Result<Self, RegistryError> {
+    pub(crate) fn open(
+        image: &ImageRef,
+        token: &Token,
+        halt: &Halt,
+    ) -> Result<Self, RegistryError> {
         // An error means that a provider is installed already.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -60,7 +66,9 @@ impl Connection {
         }
         Ok(Self {
             runtime: Some(runtime),
-            client: builder.build().map_err(|error| RegistryError::Setup(error.into()))?,
+            client: builder
+                .build()
+                .map_err(|error| RegistryError::Setup(error.into()))?,
             image: image.clone(),
             token: token.clone(),
             halt: halt.clone(),
@@ -96,7 +104,9 @@ impl Connection {
 
     /// The next bytes of an answer; `None` at its end.
     pub(super) fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, RegistryError> {
-        let chunk = self.wait(async { response.chunk().await })?.map_err(|error| self.unreachable(error))?;
+        let chunk = self
+            .wait(async { response.chunk().await })?
+            .map_err(|error| self.unreachable(error))?;
         Ok(chunk.map(Vec::from))
     }
 
@@ -177,37 +187,59 @@ impl Connection {
         if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
             return Ok(response);
         }
-        let said = match self.body(response, MAX_ERROR_BODY) {
-            Ok(body) => Said::parse(&body),
-            Err(Failure::Final(RegistryError::Cancelled)) => {
-                return Err(Failure::Final(RegistryError::Cancelled));
-            }
-            // The status says enough.
-            Err(Failure::Final(_) | Failure::Transient(_)) => Said::default(),
-        };
         let registry = self.registry();
         let what = format!("{}/{path}", self.image.repository());
+        let said = self.said(response)?;
         Err(match status {
-            StatusCode::NOT_FOUND => Failure::Final(RegistryError::NotFound { registry, what, said }),
+            StatusCode::NOT_FOUND => Failure::Final(RegistryError::NotFound {
+                registry,
+                what,
+                said,
+            }),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Failure::Final(RegistryError::Denied { registry, what, said })
+                Failure::Final(RegistryError::Denied {
+                    registry,
+                    what,
+                    said,
+                })
             }
             other => {
-                let error = RegistryError::Failing { registry, what, status: other.as_u16(), said };
+                let status = other.as_u16();
+                let error = RegistryError::Failing {
+                    registry,
+                    what,
+                    status,
+                    said,
+                };
                 let passing = other.is_server_error()
-                    || matches!(other, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
-                if passing { Failure::Transient(error) } else { Failure::Final(error) }
+                    || matches!(
+                        other,
+                        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+                    );
+                if passing {
+                    Failure::Transient(error)
+                } else {
+                    Failure::Final(error)
+                }
             }
         })
+    }
+
+    /// The message of an error answer. If it cannot be read, the status says enough.
+    fn said(&self, response: Response) -> Result<Said, Failure> {
+        match self.body(response, MAX_ERROR_BODY) {
+            Ok(body) => Ok(Said::parse(&body)),
+            Err(Failure::Final(error)) if matches!(error, RegistryError::Cancelled) => {
+                Err(Failure::Final(error))
+            }
+            Err(Failure::Final(_) | Failure::Transient(_)) => Ok(Said::default()),
+        }
     }
 
     /// Reads a short answer whole.
     fn body(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).map_err(|error| match error {
-            RegistryError::Cancelled => Failure::Final(error),
-            other => Failure::Transient(other),
-        })? {
+        while let Some(chunk) = self.chunk(&mut response).map_err(failure)? {
             if body.len().saturating_add(chunk.len()) as u64 > limit {
                 return Err(Failure::Final(RegistryError::Protocol {
                     registry: self.registry(),
@@ -239,10 +271,15 @@ impl Connection {
 
     #[expect(clippy::expect_used, reason = "only drop() takes the runtime")]
     fn runtime(&self) -> &Runtime {
-        self.runtime.as_ref().expect("the runtime lives as long as its connection")
+        self.runtime
+            .as_ref()
+            .expect("the runtime lives as long as its connection")
     }
 
-    fn unreachable(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RegistryError {
+    fn unreachable(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> RegistryError {
         RegistryError::Unreachable {
             registry: self.registry(),
             source: source.into(),
@@ -257,8 +294,16 @@ impl Connection {
     }
 
     fn url(&self, path: &str) -> String {
-        let scheme = if self.image.is_local() { "http" } else { "https" };
-        format!("{scheme}://{}/v2/{}/{path}", self.host(), self.image.repository())
+        let scheme = if self.image.is_local() {
+            "http"
+        } else {
+            "https"
+        };
+        format!(
+            "{scheme}://{}/v2/{}/{path}",
+            self.host(),
+            self.image.repository()
+        )
     }
 }
 
@@ -271,10 +316,22 @@ impl Drop for Connection {
     }
 }
 
+/// While an answer is read, everything but a cancel may pass.
+fn failure(error: RegistryError) -> Failure {
+    if matches!(error, RegistryError::Cancelled) {
+        Failure::Final(error)
+    } else {
+        Failure::Transient(error)
+    }
+}
+
 /// Blobs are often kept elsewhere. What began encrypted stays encrypted.
 fn redirects() -> reqwest::redirect::Policy {
     reqwest::redirect::Policy::custom(|attempt| {
-        let was_tls = attempt.previous().first().is_some_and(|url| url.scheme() == "https");
+        let was_tls = attempt
+            .previous()
+            .first()
+            .is_some_and(|url| url.scheme() == "https");
         if was_tls && attempt.url().scheme() != "https" {
             return attempt.error("redirected from https to http");
         }

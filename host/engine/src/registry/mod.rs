@@ -60,7 +60,9 @@ pub enum RegistryError {
         said: Said,
     },
     /// No answer, after several tries.
-    #[error("registry {registry} cannot be reached. Check that it runs and that the network is up, then try again")]
+    #[error(
+        "registry {registry} cannot be reached. Check that it runs and that the network is up, then try again"
+    )]
     Unreachable {
         /// The registry.
         registry: String,
@@ -127,7 +129,11 @@ impl Said {
             .ok()
             .and_then(|envelope| envelope.errors.into_iter().next());
         Self(first.map_or_else(String::new, |one| {
-            let text = if one.message.is_empty() { one.code } else { one.message };
+            let text = if one.message.is_empty() {
+                one.code
+            } else {
+                one.message
+            };
             crate::image::short(&text)
         }))
     }
@@ -140,8 +146,14 @@ mod tests {
     #[test]
     fn the_message_of_a_registry_is_shown_without_control_characters() {
         let body = br#"{"errors":[{"code":"DENIED","message":"no\u001b[31m way"}]}"#;
-        assert_eq!(Said::parse(body).to_string(), " (it says: no\u{fffd}[31m way)");
-        assert_eq!(Said::parse(br#"{"errors":[{"code":"DENIED"}]}"#).to_string(), " (it says: DENIED)");
+        assert_eq!(
+            Said::parse(body).to_string(),
+            " (it says: no\u{fffd}[31m way)"
+        );
+        assert_eq!(
+            Said::parse(br#"{"errors":[{"code":"DENIED"}]}"#).to_string(),
+            " (it says: DENIED)"
+        );
         assert_eq!(Said::parse(b"<html>").to_string(), "");
         assert_eq!(Said::parse(br#"{"errors":[]}"#).to_string(), "");
     }

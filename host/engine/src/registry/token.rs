@@ -16,7 +16,10 @@ pub(crate) struct Token(Arc<Mutex<Option<String>>>);
 impl Token {
     /// The token, if there is one yet.
     pub(super) fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn set(&self, token: String) {
@@ -47,6 +50,10 @@ pub(super) async fn request(
         "latest".to_owned(),
     );
     client
-        .auth(&reference, &RegistryAuth::Anonymous, RegistryOperation::Pull)
+        .auth(
+            &reference,
+            &RegistryAuth::Anonymous,
+            RegistryOperation::Pull,
+        )
         .await
 }

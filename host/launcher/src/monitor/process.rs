@@ -360,7 +360,7 @@ mod tests {
     fn an_owner_that_is_gone_before_the_signal_is_set_is_noticed() {
         let not_our_parent = OsString::from(std::process::id().to_string());
         // This process is the parent of nobody here: its own parent is somebody else.
-        let refused = std::thread::spawn(move || {
+        let refused = thread::spawn(move || {
             become_monitor([not_our_parent, "true".into()])
                 .unwrap_err()
                 .to_string()
