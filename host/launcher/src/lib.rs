@@ -3,6 +3,7 @@
 
 pub mod accel;
 pub mod disk;
+mod executor;
 mod host;
 pub mod image;
 pub mod monitor;
@@ -11,7 +12,8 @@ mod session;
 mod vm;
 
 pub use accel::Accel;
+pub use executor::{VmExecutor, boot_once};
 pub use image::VmImage;
-pub use options::{Notice, Options, Watcher};
+pub use options::{Notice, Options, VmReport, Watcher};
 pub use session::{Lost, SessionError};
 pub use vm::BootError;

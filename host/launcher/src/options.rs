@@ -61,6 +61,19 @@ impl Options {
     }
 }
 
+/// What is known about a VM when it has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmReport {
+    /// Time from the monitor's start to the agent's hello.
+    pub boot: Duration,
+    /// What executed the guest: `kvm` or `tcg`.
+    pub accelerator: &'static str,
+    /// Name and version of the agent.
+    pub agent: String,
+    /// Peak resident memory of the agent in bytes; zero if it could not be asked.
+    pub agent_memory_peak: u64,
+}
+
 /// What happens to a VM, for those who watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {

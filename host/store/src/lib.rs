@@ -1,23 +1,72 @@
 //! Content-addressed store: blobs, indexes, ingest, metadata, leases, claims, prune, check.
+//!
+//! Several processes use one store at the same time, and each can be killed at any instruction.
+//! There is no daemon: what a dead process left is settled by the next one that comes along. The
+//! laws that make this work:
+//!
+//! - **One arbiter.** An object exists if and only if its row is `valid`. All deciding happens in
+//!   write transactions of one SQLite database, which are ordered across processes and hold only
+//!   SQL ([`db`](self)).
+//! - **Order.** The row comes first, as intent; then bytes, in a file named by the row's id; then
+//!   syncs; then the commit of `valid`. At the end of its life a row becomes `condemned`, durably;
+//!   then the bytes go; then the row. At any moment there may be bytes that nothing needs, and
+//!   never a valid row without its bytes.
+//! - **Liveness is a lock.** A process holds a lock on the file of its instance for as long as it
+//!   lives. Process numbers, ages and times are for display.
+//! - **Lease first.** Finding an object and leasing it are one transaction, and an object that a
+//!   live instance leases is never condemned. Leases last until the instance ends.
+//! - **Hints.** Step keys, facts and caches are hints: what they name may be gone, and then it is a
+//!   miss.
+//! - **Nothing is trusted.** The tar of a layer comes from strangers. It is checked and hashed while
+//!   it is written, in one pass, and everything in it has a limit.
+//!
+//! All calls block; a [`Store`] is cheap to clone and may be used from any thread.
 #![forbid(unsafe_code)]
 
+mod action;
+mod blob;
+mod cache;
+mod db;
 mod digest;
+mod disk;
+mod error;
+mod image;
 mod index;
+mod ingest;
+mod instance;
+mod layer;
+mod layout;
+mod lock;
+mod object;
+mod place;
+mod resource;
+#[cfg(test)]
+mod smoke;
+mod store;
+mod time;
 
-pub use digest::{ContentId, DiffId, Digest, NotADigest, StepKey};
-pub use index::{Entry, EntryKind, Index, Mtime};
+pub use action::{Claim, Lookup, Owner};
+pub use blob::BlobWriter;
+pub use digest::{ContentId, DiffId, Digest, Hasher, NotADigest, StepKey};
+pub use disk::Removal;
+pub use error::{IngestError, StoreError};
+pub use image::Image;
+pub use index::{Entry, EntryKind, Index, Mtime, content_id};
+pub use ingest::LayerWriter;
+pub use instance::InstanceId;
+pub use layer::Layer;
+pub use resource::{ResourceId, ResourceKind};
+pub use store::{OpenOptions, Store};
 
-/// A valid layer on which this instance holds a lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layer {
-    /// Digest of the uncompressed tar.
-    pub diff_id: DiffId,
-    /// Digest of the index without times.
-    pub content_id: ContentId,
-    /// Length of the uncompressed tar in bytes.
-    pub size: u64,
-    /// Number of entries.
-    pub entries: u64,
-    /// When it was first made, in seconds since 1970.
-    pub created: i64,
+/// 128 bits that nobody else has.
+fn random() -> Result<[u8; 16], StoreError> {
+    let mut bytes = [0; 16];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(StoreError::io(
+            "read random numbers from",
+            std::path::Path::new("the system"),
+            std::io::Error::other(error.to_string()),
+        )),
+    }
 }

@@ -4,18 +4,19 @@
 //! the layer is committed only when the compressed bytes have the length and the digest that the
 //! manifest says. What a small blob can unpack to has a bound.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 
 use sha2::{Digest as _, Sha256};
 use store::{DiffId, Digest, IngestError, Layer, LayerWriter, Store};
 
+use super::ahead::{Gone, Pipe, write_ahead};
 use super::error::ImageError;
 use super::manifest::Descriptor;
 use super::source::Connection;
 use super::{Progress, ProgressFn};
 use crate::halt::Halt;
 
-/// Unit of copying.
+/// Unit of reading.
 const PIECE: usize = 256 << 10;
 /// Largest unpacked layer.
 const MAX_UNPACKED: u64 = 128 << 30;
@@ -52,13 +53,14 @@ pub(crate) fn take_in(
         failure: None,
     };
     let mut writer = job.store.layer_writer(&format!("pull {}", job.name))?;
-    let unpacked = match unpack(&mut blob, &mut writer, layer.size) {
-        Ok(()) => Ok(writer),
-        Err(Trouble::Unpack(reason)) => {
+    let (unpacked, written) = write_ahead(&mut writer, |pipe| unpack(&mut blob, &pipe, layer.size));
+    let unpacked = match (unpacked, written) {
+        (_, Err(_)) => Err(refused(job, layer, writer)),
+        (Ok(()), Ok(())) => Ok(writer),
+        (Err(reason), Ok(())) => {
             writer.abandon();
             Err(broken(job, layer, &reason))
         }
-        Err(Trouble::Write) => Err(refused(job, layer, writer)),
     };
     let unpacked = match unpacked {
         // The layer is not to blame, so there is no need to see the rest of it.
@@ -157,46 +159,40 @@ fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError 
     }
 }
 
-/// Why unpacking stopped.
-enum Trouble {
-    /// The compressed stream is at fault.
-    Unpack(String),
-    /// The ingest refused it; the writer knows why.
-    Write,
-}
-
-fn unpack(
-    blob: &mut Counted<'_, '_>,
-    writer: &mut LayerWriter,
-    compressed: u64,
-) -> Result<(), Trouble> {
+/// Unpacks `compressed` bytes into the pipe. An error is the reason why the stream is at fault.
+fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
     let halt = blob.job.halt;
     let limit =
         MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
-    let mut plain = decompressor(BufReader::with_capacity(PIECE, blob))
-        .map_err(|error| Trouble::Unpack(error.to_string()))?;
-    let mut piece = vec![0; PIECE];
+    let mut plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
     let mut total: u64 = 0;
     loop {
         // A little input can unpack to very much, so it does not suffice to look when reading.
         if halt.is_stopped() {
-            return Err(Trouble::Unpack("stopped".to_owned()));
+            return Err("stopped".to_owned());
         }
+        let mut piece = pipe.buffer();
         let count = match plain.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Trouble::Unpack(error.to_string())),
+            Err(error) => return Err(text(error)),
         };
         total = total.saturating_add(count as u64);
         if total > limit {
-            return Err(Trouble::Unpack(format!(
+            return Err(format!(
                 "its {compressed} bytes unpack to more than {limit}"
-            )));
+            ));
         }
-        let bytes = piece.get(..count).unwrap_or_default();
-        writer.write_all(bytes).map_err(|_| Trouble::Write)?;
+        if pipe.put(piece, count) == Err(Gone) {
+            // The writer knows why.
+            return Ok(());
+        }
     }
+}
+
+fn text(error: io::Error) -> String {
+    error.to_string()
 }
 
 /// Finds out the compression by the first bytes, since media types are often wrong, and what comes

@@ -25,6 +25,22 @@ pub(super) struct Expected {
     attached: Receiver<Arc<dyn Link>>,
 }
 
+/// Why a transfer from the guest did not come to its end.
+#[derive(Debug)]
+pub(super) enum ReceiveError {
+    /// The connection ended before the end mark. Whether that is a violation depends on what the
+    /// guest says about it on the control connection.
+    Cut(String),
+    /// Anything else.
+    Session(SessionError),
+}
+
+impl From<SessionError> for ReceiveError {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
+    }
+}
+
 /// Why bytes did not reach the guest.
 #[derive(Debug)]
 pub(super) enum SendError {
@@ -63,30 +79,31 @@ impl Shared {
         id: u64,
         cancel: Option<&Cancel>,
         mut each: impl FnMut(u8, &[u8]) -> Result<(), SessionError>,
-    ) -> Result<u64, SessionError> {
+    ) -> Result<u64, ReceiveError> {
         let _watch = self.watch(link, cancel, None);
         let mut frames = Frames::new(Arc::clone(link));
         let mut receiver = transfer::Receiver::new(id, u64::MAX);
         loop {
             let frame = match frames.next() {
                 Ok(Some(frame)) => frame,
+                // After an end this is never reached.
                 Ok(None) => {
-                    receiver
-                        .handle_eof()
-                        .map_err(|broken| self.broken(&broken))?;
-                    return Ok(receiver.received());
+                    let cut = transfer::Violation::NoEnd(receiver.received());
+                    return Err(ReceiveError::Cut(cut.to_string()));
                 }
                 Err(err) => return Err(self.cut(err, cancel)),
             };
             if frame.body.len() > MAX_PIECE as usize {
-                return Err(self.broken(&"a data frame is longer than was agreed"));
+                return Err(self
+                    .broken(&"a data frame is longer than was agreed")
+                    .into());
             }
             match receiver
                 .handle(&frame)
                 .map_err(|broken| self.broken(&broken))?
             {
                 Event::Data { flags, bytes } => each(flags, bytes)?,
-                Event::Abort(failure) => return Err(SessionError::Refused(failure)),
+                Event::Abort(failure) => return Err(SessionError::Refused(failure).into()),
                 Event::End { total } => {
                     self.expect_eof(&mut frames)?;
                     return Ok(total);
@@ -114,19 +131,19 @@ impl Shared {
     }
 
     /// Whose doing the end of a connection in the middle of a transfer is.
-    fn cut(&self, error: ReadError<io::Error>, cancel: Option<&Cancel>) -> SessionError {
+    fn cut(&self, error: ReadError<io::Error>, cancel: Option<&Cancel>) -> ReceiveError {
         if let Some(why) = self.lost() {
-            return SessionError::Lost(why);
+            return SessionError::Lost(why).into();
         }
         if cancel.is_some_and(Cancel::is_cancelled) {
-            return SessionError::Cancelled;
+            return SessionError::Cancelled.into();
         }
-        SessionError::Lost(self.lose(match error {
-            ReadError::Source(err) => Lost::Violation(format!(
-                "a transfer was cut off before its end mark ({err})"
-            )),
-            other @ (ReadError::Frame(_) | ReadError::Cut) => other.into(),
-        }))
+        match error {
+            ReadError::Source(err) => ReceiveError::Cut(format!("a transfer was cut off: {err}")),
+            broken @ (ReadError::Frame(_) | ReadError::Cut) => {
+                SessionError::Lost(self.lose(broken.into())).into()
+            }
+        }
     }
 }
 

@@ -483,6 +483,42 @@ fn a_step_that_cannot_begin_has_no_output_and_a_reason() {
 }
 
 #[test]
+fn the_output_of_a_step_that_could_not_begin_may_end_anyhow() {
+    let (session, script) = with(|mut guest| {
+        let (id, request) = guest.request().unwrap();
+        drop(guest.attach(output_of(&request), NONCE));
+        thread::sleep(Duration::from_millis(50));
+        guest.reply(
+            id,
+            &Reply::Failed(Failure::new(FailureKind::Setup, "no such program")),
+        );
+        guest
+    });
+    let refused = session.run(step(1), &mut Written::default(), &Cancel::new());
+    assert!(
+        matches!(refused, Err(SessionError::Refused(_))),
+        "{refused:?}"
+    );
+    assert!(session.lost().is_none());
+    script.join().unwrap();
+}
+
+#[test]
+fn a_step_that_exited_without_the_end_of_its_output_loses_the_guest() {
+    let (session, script) = with(|mut guest| {
+        let (id, request) = guest.request().unwrap();
+        drop(guest.attach(output_of(&request), NONCE));
+        guest.reply(id, &Reply::Exited(EXIT));
+        guest
+    });
+    check_lost(
+        session.run(step(1), &mut Written::default(), &Cancel::new()),
+        "without its end mark",
+    );
+    script.join().unwrap();
+}
+
+#[test]
 fn what_does_not_fit_into_a_message_is_told_before_it_is_sent() {
     let (session, script) = with(|mut guest| guest.request());
     let huge = RunStep {

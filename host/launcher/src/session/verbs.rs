@@ -11,7 +11,7 @@ use engine::executor::{Output, Stream};
 use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
 
 use super::reply::{Pending, Waited};
-use super::stream::{SendError, send_all};
+use super::stream::{ReceiveError, SendError, send_all};
 use super::{Limits, Lost, Session, SessionError};
 
 impl Session {
@@ -151,14 +151,19 @@ impl Session {
             let exit = self.wait_for_exit(number, &pending, cancel);
             self.wait_for_output(&progress, || pump.is_finished());
             let pumped = pump.join().unwrap_or_else(|_| {
-                Err(SessionError::host(
-                    "cannot show the output of a step",
-                    "a thread panicked",
-                ))
+                Err(
+                    SessionError::host("cannot show the output of a step", "a thread panicked")
+                        .into(),
+                )
             });
-            // A step that never began has no output; its own failure is the one that matters.
+            // A step that never began, or was killed, may have no whole output; its own failure is
+            // the one that matters.
             let exit = exit?;
-            pumped.map(|()| exit)
+            match pumped {
+                Ok(()) => Ok(exit),
+                Err(ReceiveError::Session(err)) => Err(err),
+                Err(ReceiveError::Cut(how)) => Err(self.shared.broken(&how)),
+            }
         })
     }
 
@@ -168,7 +173,7 @@ impl Session {
         id: u64,
         output: &mut dyn Output,
         progress: &AtomicU64,
-    ) -> Result<(), SessionError> {
+    ) -> Result<(), ReceiveError> {
         self.shared.receive_all(link, id, None, |flags, bytes| {
             let stream = if flags & 1 == 0 {
                 Stream::Stdout
@@ -258,9 +263,14 @@ impl Session {
             });
         let received = match received {
             Ok(received) => received,
-            Err(err) => {
+            Err(ReceiveError::Session(err)) => {
                 link.reset();
                 return Err(err);
+            }
+            // The guest gave up; the reply says why.
+            Err(ReceiveError::Cut(how)) => {
+                pending.insist("say why it gave up a layer", self.limits().short)?;
+                return Err(self.shared.broken(&how));
             }
         };
         match pending.insist("confirm what it sent", self.limits().short)? {

@@ -35,7 +35,7 @@ const SOCKET: &str = "vsock";
 
 /// A guest that runs on the processor reaches its agent in about a second. One that has not
 /// written a byte to its console by then never will: some nested hosts hang a guest silently.
-const SILENCE: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How often a boot looks at its monitor and at the cancel.
 const TICK: Duration = Duration::from_millis(20);
@@ -117,10 +117,12 @@ pub(super) fn attempt(
 ) -> Result<Vm, BootError> {
     let mut parts = Parts::default();
     match assemble(context, engine, disk, stop, &mut parts) {
-        Ok((session, monitor)) => Ok(Vm {
+        Ok((session, monitor, boot)) => Ok(Vm {
             session,
             monitor,
             limits: limits(engine),
+            boot,
+            engine,
             parts: Mutex::new(parts),
         }),
         Err(err) => {
@@ -136,7 +138,7 @@ fn assemble(
     disk: Disk,
     stop: &Cancel,
     parts: &mut Parts,
-) -> Result<(Arc<Session>, Arc<Monitor>), BootError> {
+) -> Result<(Arc<Session>, Arc<Monitor>, Duration), BootError> {
     let image = disk.image().to_owned();
     let recorded = context.home.record(&Thing::Disk(image.clone()));
     parts.disk = Some(disk);
@@ -161,7 +163,7 @@ fn assemble(
         })?;
     let session = Arc::new(session);
     parts.session = Some(Arc::clone(&session));
-    Ok((session, monitor))
+    Ok((session, monitor, began.elapsed()))
 }
 
 /// Makes the VM's directory, which must not exist.
@@ -213,8 +215,11 @@ fn start_monitor(
         network: context.options.network,
     };
     let path = dir.join("lock");
-    let row = context.home.record(&Thing::Monitor { lock: path.clone() });
-    parts.monitor_row = Some(row.map_err(BootError::Record)?);
+    let unborn = Thing::Monitor {
+        lock: path.clone(),
+        pid: 0,
+    };
+    parts.monitor_row = Some(context.home.record(&unborn).map_err(BootError::Record)?);
     let lock = File::options()
         .read(true)
         .write(true)
@@ -229,6 +234,16 @@ fn start_monitor(
     };
     let monitor = Arc::new(Monitor::start(spec, &context.options.trampoline)?);
     parts.monitor = Some(Arc::clone(&monitor));
+    // Now that it has a process id, its record says which: the lock alone proves that it lives,
+    // but does not say whom to end.
+    let born = Thing::Monitor {
+        lock: path,
+        pid: monitor.id(),
+    };
+    let row = context.home.record(&born).map_err(BootError::Record)?;
+    if let Some(unborn) = parts.monitor_row.replace(row) {
+        unborn.remove().map_err(BootError::Record)?;
+    }
     Ok(monitor)
 }
 
@@ -279,7 +294,7 @@ fn first_connection(
 /// one where several VMs share few processors.
 fn boot_limit(engine: Engine) -> Duration {
     match engine {
-        Engine::Kvm => Duration::from_secs(60),
+        Engine::Kvm => Duration::from_secs(40),
         Engine::Tcg => Duration::from_secs(240),
     }
 }

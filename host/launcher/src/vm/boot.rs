@@ -1,7 +1,5 @@
 //! Boots a VM: chooses the engine by trying, and another disk if the disk may be the reason.
 
-use std::time::Instant;
-
 use engine::Cancel;
 
 use super::Vm;
@@ -131,10 +129,7 @@ fn timed(
     watcher.tell(&Notice::Booting {
         emulated: engine == Engine::Tcg,
     });
-    let began = Instant::now();
     let vm = attempt()?;
-    watcher.tell(&Notice::Ready {
-        took: began.elapsed(),
-    });
+    watcher.tell(&Notice::Ready { took: vm.boot });
     Ok(vm)
 }

@@ -9,10 +9,12 @@ pub(crate) type HomeError = Box<dyn std::error::Error + Send + Sync>;
 /// A thing outside the database that must be found again if this process dies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Thing {
-    /// A monitor, which holds this lock file locked and wrote its process id into it.
+    /// A monitor, which holds this lock file locked as long as it lives.
     Monitor {
         /// The lock file.
         lock: PathBuf,
+        /// Its process id; zero if it has none yet.
+        pid: u32,
     },
     /// A guest disk in use.
     Disk(PathBuf),

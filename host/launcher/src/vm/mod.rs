@@ -18,6 +18,7 @@ pub(crate) use parts::{End, Parts};
 
 use crate::monitor::process::Monitor;
 use crate::monitor::qemu::Engine;
+use crate::options::VmReport;
 use crate::session::{Door, Limits, Link, Lost, Session};
 
 /// How long a VM whose connection ended may take to show that its monitor ended too.
@@ -32,6 +33,8 @@ pub(crate) struct Vm {
     session: Arc<Session>,
     monitor: Arc<Monitor>,
     limits: Limits,
+    boot: Duration,
+    engine: Engine,
     parts: Mutex<Parts>,
 }
 
@@ -47,6 +50,20 @@ impl Vm {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .end(how)
+    }
+
+    /// What is known about it. Asks the guest for what it alone knows.
+    pub(crate) fn report(&self) -> VmReport {
+        let agent_memory_peak = self.session.stat().map_or(0, |stat| stat.agent_memory_peak);
+        VmReport {
+            boot: self.boot,
+            accelerator: match self.engine {
+                Engine::Kvm => "kvm",
+                Engine::Tcg => "tcg",
+            },
+            agent: self.session.software.clone(),
+            agent_memory_peak,
+        }
     }
 
     /// How long single waits for its guest may last.

@@ -67,7 +67,7 @@ impl Side {
     }
 
     /// Makes one packet. Returns whether there was one.
-    fn transmit(&mut self, capacity: u32, to: &mut Side) -> bool {
+    fn transmit(&mut self, capacity: u32, to: &mut Self) -> bool {
         let mut payload = Vec::new();
         let Some(header) = self.connection.poll_packet(capacity, &mut payload) else {
             return false;

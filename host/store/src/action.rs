@@ -1,0 +1,263 @@
+//! Step keys: which layer a step made, and who is making it.
+//!
+//! The law: a hit is found and leased in one transaction, or else the key is claimed in it. A claim
+//! saves work and proves nothing: two executions of one key end in one valid layer. A claim is
+//! released by its own id, so a late release cannot free a successor's.
+
+use rusqlite::{Connection, OptionalExtension, Transaction};
+
+use crate::db::{Commit, one_row};
+use crate::object::{self, COLUMNS, Object, Wanted};
+use crate::{DiffId, Digest, InstanceId, Layer, StepKey, Store, StoreError, instance, time};
+
+/// How many dead owners or lost layers a look-up gets over before it says "busy".
+const MAX_TURNS: usize = 16;
+
+/// What a store knows about a step.
+#[derive(Debug)]
+#[must_use]
+pub enum Lookup {
+    /// Its layer is there and leased.
+    Hit(Layer),
+    /// It is to be done, by the caller.
+    Claimed(Claim),
+    /// Somebody alive is doing it.
+    Busy(Owner),
+}
+
+/// Who has a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The instance; perhaps this one.
+    pub instance: InstanceId,
+    /// What its user ran.
+    pub command: String,
+    /// Since when it has the claim, in seconds since 1970.
+    pub since: i64,
+}
+
+/// The right, and the duty, to do a step. Dropping it lets go as [`Self::release`] does, as far as
+/// that works.
+#[derive(Debug)]
+#[must_use = "a claim that is not held makes others do the same work"]
+pub struct Claim {
+    store: Store,
+    id: i64,
+    key: StepKey,
+    ended: bool,
+}
+
+impl Store {
+    /// Finds the layer of a step and leases it, or claims the step, or says who has it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn lookup(&self, key: StepKey) -> Result<Lookup, StoreError> {
+        self.look(key, true)
+    }
+
+    /// Claims a step without looking for a layer.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn claim(&self, key: StepKey) -> Result<Lookup, StoreError> {
+        self.look(key, false)
+    }
+
+    /// Finds the layer of a step and leases it; claims nothing.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn peek(&self, key: StepKey) -> Result<Option<Layer>, StoreError> {
+        self.acquire(|tx| find(tx, key))?
+            .map(Layer::try_from)
+            .transpose()
+    }
+
+    fn look(&self, key: StepKey, take_hit: bool) -> Result<Lookup, StoreError> {
+        for _ in 0..MAX_TURNS {
+            if take_hit && let Some(layer) = self.peek(key)? {
+                return Ok(Lookup::Hit(layer));
+            }
+            match self.try_claim(key, take_hit)? {
+                Found::Claim(id) => {
+                    return Ok(Lookup::Claimed(Claim {
+                        store: self.clone(),
+                        id,
+                        key,
+                        ended: false,
+                    }));
+                }
+                Found::Hit => {}
+                Found::Owner(owner) => {
+                    let name = owner.instance.to_string();
+                    if instance::is_alive(self.layout(), &self.inner.db, &name)? {
+                        return Ok(Lookup::Busy(owner));
+                    }
+                }
+            }
+        }
+        Err(StoreError::Busy(format!(
+            "the claim on step {key} keeps changing hands"
+        )))
+    }
+
+    /// Inserts a claim, unless there is a layer by now, or somebody has the key.
+    fn try_claim(&self, key: StepKey, take_hit: bool) -> Result<Found, StoreError> {
+        self.write(Commit::Relaxed, |tx| {
+            if take_hit && find(tx, key)?.is_some() {
+                return Ok(Found::Hit);
+            }
+            let mut insert = tx.prepare_cached(
+                "INSERT INTO claim (key, instance, since) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (key) DO NOTHING",
+            )?;
+            if insert.execute((key.0.0, self.me(), time::now()))? == 1 {
+                return Ok(Found::Claim(tx.last_insert_rowid()));
+            }
+            let mut owner = tx.prepare_cached(
+                "SELECT i.name, i.command, c.since FROM claim c JOIN instance i ON i.id = c.instance \
+                 WHERE c.key = ?1",
+            )?;
+            let (name, command, since) = owner.query_row([key.0.0], |row| {
+                Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+            })?;
+            Ok(Found::Owner(Owner { instance: InstanceId::parse(&name)?, command, since }))
+        })
+    }
+}
+
+enum Found {
+    Claim(i64),
+    Owner(Owner),
+    /// Somebody has committed a layer meanwhile.
+    Hit,
+}
+
+fn find(tx: &Connection, key: StepKey) -> Result<Option<Object>, StoreError> {
+    let found = tx
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM action a JOIN object o ON o.id = a.object \
+             WHERE a.key = ?1 AND o.state = 'valid'"
+        ))?
+        .query_row([key.0.0], Object::from_row);
+    Ok(found.optional()?)
+}
+
+impl Claim {
+    /// The key that is claimed.
+    #[must_use]
+    pub fn key(&self) -> StepKey {
+        self.key
+    }
+
+    /// Binds the key to `layer`, which was made on top of `parents`, and lets go. If the key is
+    /// bound already, to another layer, the first stays unless `replace`; if their contents differ,
+    /// that is noted. Returns the layer that the key is bound to now, leased.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] if `layer` is not there.
+    pub fn commit(
+        mut self,
+        layer: &Layer,
+        parents: &[DiffId],
+        replace: bool,
+    ) -> Result<Layer, StoreError> {
+        let store = self.store.clone();
+        // The one that stays must have its bytes, so a lost one is found out first.
+        store.peek(self.key)?;
+        let bound = store.write(Commit::Durable, |tx| {
+            let child = object::find(tx, Wanted::Layer(layer.diff_id.0))?
+                .ok_or_else(|| StoreError::Unknown(format!("layer {}", layer.diff_id)))?;
+            let bound = bind(tx, self.key, child.clone(), replace)?;
+            store.lease(tx, bound.id)?;
+            for parent in parents {
+                link(tx, child.id, parent.0)?;
+            }
+            delete_claim(tx, self.id)?;
+            Ok(bound)
+        })?;
+        self.ended = true;
+        Layer::try_from(bound)
+    }
+
+    /// Lets go without a result.
+    ///
+    /// # Errors
+    /// If the store fails; the claim then ends with the instance.
+    pub fn release(mut self) -> Result<(), StoreError> {
+        self.ended = true;
+        self.store
+            .write(Commit::Relaxed, |tx| delete_claim(tx, self.id))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let released = self
+            .store
+            .write(Commit::Relaxed, |tx| delete_claim(tx, self.id));
+        match released {
+            // A closed store has no claims any more.
+            Ok(()) | Err(StoreError::Closed) => {}
+            Err(error) => log::warn!(
+                "the claim on step {} stays until the end: {error}",
+                self.key
+            ),
+        }
+    }
+}
+
+/// Sets what a key stands for, and tells what it stands for.
+fn bind(
+    tx: &Transaction<'_>,
+    key: StepKey,
+    new: Object,
+    replace: bool,
+) -> Result<Object, StoreError> {
+    let Some(old) = find(tx, key)? else {
+        let changed = tx
+            .prepare_cached("INSERT INTO action (key, object, created) VALUES (?1, ?2, ?3)")?
+            .execute((key.0.0, new.id, time::now()))?;
+        one_row(changed, "new result of a step")?;
+        return Ok(new);
+    };
+    if old.id == new.id {
+        return Ok(new);
+    }
+    if old.content != new.content {
+        let text = format!("step {key}: {} and {} differ", old.digest, new.digest);
+        object::event(tx, "result differs", &text)?;
+    }
+    if !replace {
+        return Ok(old);
+    }
+    let changed = tx
+        .prepare_cached("UPDATE action SET object = ?2, created = ?3 WHERE key = ?1")?
+        .execute((key.0.0, new.id, time::now()))?;
+    one_row(changed, "changed result of a step")?;
+    Ok(new)
+}
+
+/// Notes a parent, if it is there and older.
+fn link(tx: &Transaction<'_>, child: i64, parent: Digest) -> Result<(), StoreError> {
+    if let Some(parent) = object::find(tx, Wanted::Layer(parent))?
+        && parent.id < child
+    {
+        tx.prepare_cached(
+            "INSERT INTO edge (child, parent) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+        )?
+        .execute((child, parent.id))?;
+    }
+    Ok(())
+}
+
+fn delete_claim(tx: &Transaction<'_>, id: i64) -> Result<(), StoreError> {
+    let gone = tx
+        .prepare_cached("DELETE FROM claim WHERE id = ?1")?
+        .execute([id])?;
+    one_row(gone, "end of a claim")
+}

@@ -1,0 +1,80 @@
+//! Hints: derived facts in the database, and opaque caches in small files.
+//!
+//! The law: nothing is wrong if a hint is lost, and a damaged one is like one that is lost.
+
+use rusqlite::OptionalExtension;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::db::Commit;
+use crate::{Store, StoreError, disk};
+
+/// First bytes of a cache file.
+const MAGIC: &[u8; 8] = b"cdmcache";
+/// Largest cache file, in bytes.
+const MAX_CACHE: u64 = 256 << 20;
+
+impl Store {
+    /// What is known under a kind and a name.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn fact(&self, kind: &str, name: &str) -> Result<Option<String>, StoreError> {
+        self.read(|tx| {
+            let mut found =
+                tx.prepare_cached("SELECT value FROM fact WHERE kind = ?1 AND name = ?2")?;
+            Ok(found.query_row((kind, name), |row| row.get(0)).optional()?)
+        })
+    }
+
+    /// Remembers something, in place of what was known.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn set_fact(&self, kind: &str, name: &str, value: &str) -> Result<(), StoreError> {
+        if self.fact(kind, name)?.as_deref() == Some(value) {
+            return Ok(());
+        }
+        self.write(Commit::Relaxed, |tx| {
+            tx.prepare_cached(
+                "INSERT INTO fact (kind, name, value) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (kind, name) DO UPDATE SET value = excluded.value",
+            )?
+            .execute((kind, name, value))?;
+            Ok(())
+        })
+    }
+
+    /// Reads a cache; `None` if there is none or it is damaged.
+    #[must_use]
+    pub fn load_cache(&self, name: &str) -> Option<Vec<u8>> {
+        let path = self.layout().caches().join(file_name(name)?);
+        let bytes = disk::read(&path, MAX_CACHE).ok()??;
+        let (magic, rest) = bytes.split_first_chunk::<8>()?;
+        let (sum, body) = rest.split_first_chunk::<8>()?;
+        (magic == MAGIC && u64::from_le_bytes(*sum) == xxh3_64(body)).then(|| body.to_vec())
+    }
+
+    /// Writes a cache in place of what was there. A name is made of letters, digits, `-` and `_`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save_cache(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.is_read_only() {
+            return Err(StoreError::ReadOnly);
+        }
+        let file = file_name(name)
+            .ok_or_else(|| StoreError::corrupt(format!("`{name}` is no name of a cache")))?;
+        let new = self
+            .scratch()
+            .join(format!("cache-{}", hex::encode(crate::random()?)));
+        let framed = [MAGIC, &xxh3_64(bytes).to_le_bytes()[..], bytes].concat();
+        // Not synced: the checksum finds what loss of power tears.
+        disk::write(&new, &framed)?;
+        disk::rename(&new, &self.layout().caches().join(file))
+    }
+}
+
+fn file_name(name: &str) -> Option<&str> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (!name.is_empty() && name.len() <= 200 && name.bytes().all(fits)).then_some(name)
+}

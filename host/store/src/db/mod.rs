@@ -1,0 +1,225 @@
+//! The database: one connection per open store, one transaction at a time.
+//!
+//! The law: all deciding happens in transactions that begin as writers, hold nothing but SQL, and
+//! are ordered by SQLite across processes. Waiting for another writer has a bound.
+//!
+//! There are two kinds of commit. [`Commit::Durable`] is on disk when it returns. A
+//! [`Commit::Relaxed`] is atomic and visible to every process at once, but loss of power may take
+//! it back. It is for rows that mean something only while their instance lives (leases, claims, the
+//! instance itself) and for hints: loss of power ends every instance, so what is lost then says
+//! nothing that is still true. It saves a sync for every look-up of a cached build. The log of
+//! SQLite is written in order, so a durable commit makes all earlier ones durable, too.
+
+mod schema;
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
+
+use crate::layout::Layout;
+use crate::lock::Lock;
+use crate::{StoreError, time};
+
+/// How long a transaction waits for the one of another process. Transactions hold only SQL and
+/// take milliseconds; beyond this somebody is stopped, and the user should hear of it.
+const BUSY: Duration = Duration::from_secs(5);
+/// How long opening waits for another process that creates or migrates the store.
+const VERSION_WAIT: Duration = Duration::from_secs(10);
+/// Between two tries of the version lock.
+const VERSION_TICK: Duration = Duration::from_millis(5);
+/// Distinct statements in this crate, generously.
+const STATEMENTS: usize = 96;
+/// Longest log that stays on disk after it was folded back, in bytes.
+const LOG_LIMIT: i64 = 4 << 20;
+/// Pages in the log after which it is folded back. A process that opens the store first reads the
+/// log, so it is kept short.
+const LOG_PAGES: i64 = 400;
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commit {
+    /// On disk.
+    Durable,
+    /// Visible to all, lost with power; see the module.
+    Relaxed,
+}
+
+/// The connection of this process.
+#[derive(Debug)]
+pub(crate) struct Db {
+    state: Mutex<State>,
+    /// Held as long as the store is open, so that nobody changes the schema meanwhile.
+    _version: Lock,
+}
+
+#[derive(Debug)]
+struct State {
+    connection: Connection,
+    commit: Commit,
+}
+
+impl Db {
+    /// Opens the database; makes and migrates it unless `read_only`.
+    pub(crate) fn open(layout: &Layout, read_only: bool) -> Result<Self, StoreError> {
+        let mut connection = connect(&layout.database(), read_only)?;
+        let version = settle_version(&mut connection, layout, read_only)?;
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        if mode != "wal" {
+            return Err(StoreError::corrupt(format!(
+                "the database is in mode {mode}, not wal"
+            )));
+        }
+        let state = State {
+            connection,
+            commit: Commit::Durable,
+        };
+        Ok(Self {
+            state: Mutex::new(state),
+            _version: version,
+        })
+    }
+
+    /// Runs a transaction that may write. `work` must hold only SQL.
+    pub(crate) fn write<T, E: From<StoreError>>(
+        &self,
+        commit: Commit,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.set(commit)?;
+        let transaction = state
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(StoreError::from)?;
+        let done = work(&transaction)?;
+        transaction.commit().map_err(StoreError::from)?;
+        Ok(done)
+    }
+
+    /// Runs a transaction that reads one state of the database.
+    pub(crate) fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = state.connection.transaction()?;
+        work(&transaction)
+    }
+}
+
+impl State {
+    fn set(&mut self, commit: Commit) -> Result<(), StoreError> {
+        if self.commit != commit {
+            let level = match commit {
+                Commit::Durable => "FULL",
+                Commit::Relaxed => "NORMAL",
+            };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.commit = commit;
+        }
+        Ok(())
+    }
+}
+
+fn connect(path: &Path, read_only: bool) -> Result<Connection, StoreError> {
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    if !read_only {
+        flags |= OpenFlags::SQLITE_OPEN_CREATE;
+    }
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    // Folding the log back costs two syncs, which the last of several short commands should not
+    // pay. The next process reads the log, as it would after a crash.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.execute_batch(&format!(
+        "PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
+         PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = {LOG_LIMIT}; \
+         PRAGMA wal_autocheckpoint = {LOG_PAGES}; PRAGMA query_only = {read_only};"
+    ))?;
+    let enforced: bool = connection.query_row("PRAGMA foreign_keys", [], |row| row.get(0))?;
+    if !enforced {
+        return Err(StoreError::corrupt("SQLite does not enforce references"));
+    }
+    Ok(connection)
+}
+
+/// Sees to it that the schema is the one that this program knows, and returns the lock that keeps
+/// it so. Whoever must change it needs the lock for itself; all try, none waits inside the kernel.
+fn settle_version(
+    connection: &mut Connection,
+    layout: &Layout,
+    read_only: bool,
+) -> Result<Lock, StoreError> {
+    let path = layout.version_lock();
+    let deadline = Instant::now() + VERSION_WAIT;
+    loop {
+        if let Some(shared) = Lock::try_shared(&path)? {
+            let found = version(connection)?;
+            if found == schema::VERSION {
+                return Ok(shared);
+            }
+            if found > schema::VERSION {
+                let (root, known) = (layout.root().to_owned(), schema::VERSION);
+                return Err(StoreError::NewerSchema { root, found, known });
+            }
+            if read_only {
+                return Err(StoreError::Missing(layout.root().to_owned()));
+            }
+            drop(shared);
+            if let Some(_exclusive) = Lock::try_exclusive(&path)? {
+                migrate(connection)?;
+                continue;
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(StoreError::Busy(
+                "another process has the store open or is changing its version".to_owned(),
+            ));
+        }
+        // Several may begin at once: an uneven pause lets one of them get through.
+        thread::sleep(VERSION_TICK.mul_f64(1.0 + f64::from(time::jitter()) / 255.0));
+    }
+}
+
+fn version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+/// Runs what is missing. The caller holds the version lock alone.
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let from = usize::try_from(version(&transaction)?)
+        .map_err(|_| StoreError::corrupt("the database has a negative version"))?;
+    for step in schema::MIGRATIONS.iter().skip(from) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", schema::VERSION)?;
+    let id: Option<String> = transaction
+        .query_row("SELECT id FROM store", [], |row| row.get(0))
+        .optional()?;
+    if id.is_none() {
+        transaction.execute(
+            "INSERT INTO store (one, id, created) VALUES (1, ?1, ?2)",
+            (hex::encode(crate::random()?), time::now()),
+        )?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Fails unless a statement that expects one row met exactly one.
+pub(crate) fn one_row(changed: usize, what: &str) -> Result<(), StoreError> {
+    if changed == 1 {
+        return Ok(());
+    }
+    Err(StoreError::corrupt(format!(
+        "{what}: {changed} rows where one was expected"
+    )))
+}

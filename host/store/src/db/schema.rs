@@ -1,0 +1,147 @@
+//! The tables, and how a store of an older version becomes one of this version.
+//!
+//! Tables are strict, references restrict, and nothing is replaced by deleting it: what hangs on a
+//! row must be settled before the row goes. File names contain row ids, so ids that name files
+//! come from a sequence and are never given out twice.
+
+/// Version of the schema that this program reads and writes.
+pub(super) const VERSION: i64 = 1;
+
+/// What brings a database from version *n* to *n + 1*, at place *n*.
+pub(super) const MIGRATIONS: [&str; 1] = [FIRST];
+
+const FIRST: &str = "
+CREATE TABLE store (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    id TEXT NOT NULL,
+    created INTEGER NOT NULL
+) STRICT;
+
+-- One execution of the program that writes. Alive exactly if its lock file is locked; the other
+-- columns are for display.
+CREATE TABLE instance (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    boot TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    command TEXT NOT NULL,
+    started INTEGER NOT NULL
+) STRICT;
+
+-- A layer or another blob. writing -> valid -> condemned -> (no row), or writing -> condemned.
+CREATE TABLE object (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('writing', 'valid', 'condemned')),
+    digest BLOB CHECK (digest IS NULL OR length(digest) = 32),
+    size INTEGER NOT NULL DEFAULT 0,
+    content BLOB CHECK (content IS NULL OR length(content) = 32),
+    entries INTEGER NOT NULL DEFAULT 0,
+    origin TEXT NOT NULL,
+    maker INTEGER REFERENCES instance (id) ON DELETE RESTRICT,
+    created INTEGER NOT NULL,
+    used INTEGER NOT NULL,
+    -- Made by an instance that did not end before power was lost: hash before first use.
+    suspect INTEGER NOT NULL DEFAULT 0,
+    -- Of its removal: how often it failed and why.
+    tries INTEGER NOT NULL DEFAULT 0,
+    trouble TEXT,
+    CHECK (state <> 'valid' OR digest IS NOT NULL),
+    CHECK (state <> 'writing' OR maker IS NOT NULL),
+    CHECK (kind <> 'layer' OR state <> 'valid' OR content IS NOT NULL)
+) STRICT;
+CREATE UNIQUE INDEX object_valid ON object (digest, kind = 'layer') WHERE state = 'valid';
+CREATE INDEX object_unfinished ON object (state) WHERE state <> 'valid';
+CREATE INDEX object_maker ON object (maker) WHERE maker IS NOT NULL;
+
+-- What a layer was made on top of. Only from a newer row to an older one: layers are shared by
+-- content, so without that rule two builds could make each the parent of the other.
+CREATE TABLE edge (
+    child INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    parent INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    PRIMARY KEY (child, parent),
+    CHECK (child > parent)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edge_parent ON edge (parent);
+
+-- Step key -> layer. A hint: the object's row is the truth.
+CREATE TABLE action (
+    key BLOB PRIMARY KEY CHECK (length(key) = 32),
+    object INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    created INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX action_object ON action (object);
+
+CREATE TABLE claim (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key BLOB NOT NULL UNIQUE CHECK (length(key) = 32),
+    instance INTEGER NOT NULL REFERENCES instance (id) ON DELETE RESTRICT,
+    since INTEGER NOT NULL
+) STRICT;
+CREATE INDEX claim_instance ON claim (instance);
+
+CREATE TABLE lease (
+    instance INTEGER NOT NULL REFERENCES instance (id) ON DELETE RESTRICT,
+    object INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    PRIMARY KEY (instance, object)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX lease_object ON lease (object);
+
+CREATE TABLE image (
+    name TEXT PRIMARY KEY,
+    manifest INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    config INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    created INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_manifest ON image (manifest);
+CREATE INDEX image_config ON image (config);
+
+CREATE TABLE image_layer (
+    image TEXT NOT NULL REFERENCES image (name) ON DELETE RESTRICT,
+    position INTEGER NOT NULL,
+    object INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    PRIMARY KEY (image, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_layer_object ON image_layer (object);
+
+-- Derived knowledge, such as what a compressed blob unpacks to. Hints.
+CREATE TABLE fact (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;
+
+-- A thing outside the database. The row comes before the thing, and goes after its absence was
+-- observed.
+CREATE TABLE resource (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance INTEGER NOT NULL REFERENCES instance (id) ON DELETE RESTRICT,
+    kind TEXT NOT NULL,
+    path BLOB NOT NULL,
+    pid INTEGER
+) STRICT;
+CREATE INDEX resource_instance ON resource (instance);
+
+-- History. The instance is named and not referred to, since its row goes when it ends.
+CREATE TABLE build (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance TEXT NOT NULL,
+    context TEXT NOT NULL,
+    dockerfile TEXT NOT NULL,
+    target TEXT NOT NULL,
+    started INTEGER NOT NULL,
+    ended INTEGER,
+    class TEXT,
+    status INTEGER,
+    message TEXT,
+    image BLOB
+) STRICT;
+
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    text TEXT NOT NULL
+) STRICT;
+";

@@ -1,0 +1,162 @@
+//! Every effect on the file system that the store's promises rest on.
+//!
+//! The law: each result is checked, and a removal says whether the thing is gone. Nothing else in
+//! this crate writes, syncs, renames or removes, so this is the place to make them fail in tests.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::StoreError;
+
+/// Allocated bytes are counted in units of this size, whatever the file system's own block is.
+const STAT_BLOCK: u64 = 512;
+
+/// What came of removing something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a removal that is not looked at is how rows and disk drift apart"]
+pub enum Removal {
+    /// It is not there any more.
+    Gone,
+    /// Somebody uses it.
+    Busy(String),
+    /// It is still there, for this reason.
+    Failed(String),
+}
+
+/// Makes a directory that must not exist yet.
+pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(StoreError::at("make", path))
+}
+
+/// Makes a directory and its parents, where they are missing.
+pub(crate) fn make_dir_all(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .map_err(StoreError::at("make", path))
+}
+
+/// Makes a file that must not exist yet.
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Makes what was written to a file durable.
+pub(crate) fn sync_file(file: &File, path: &Path) -> Result<(), StoreError> {
+    file.sync_all().map_err(StoreError::at("sync", path))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(StoreError::at("sync", path))
+}
+
+/// Writes a new file.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
+    let mut file = create(path).map_err(StoreError::at("create", path))?;
+    file.write_all(bytes)
+        .map_err(StoreError::at("write", path))?;
+    Ok(file)
+}
+
+/// Writes a new file and makes its bytes durable; its name is durable after [`sync_dir`].
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    sync_file(&write(path, bytes)?, path)
+}
+
+/// Gives a file another name, in place of what had it.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).map_err(StoreError::at("rename", from))
+}
+
+/// Opens for reading; `None` if nothing has that name.
+pub(crate) fn open(path: &Path) -> Result<Option<File>, StoreError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("open", path, error)),
+    }
+}
+
+/// Reads a whole file of at most `limit` bytes; `None` if nothing has that name.
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    let Some(file) = open(path)? else {
+        return Ok(None);
+    };
+    let size = file.metadata().map_err(StoreError::at("read", path))?.len();
+    if size > limit {
+        return Err(StoreError::corrupt(format!(
+            "{} has {size} bytes",
+            path.display()
+        )));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(StoreError::at("read", path))?;
+    Ok(Some(bytes))
+}
+
+/// Length of a regular file; `None` if nothing has that name or it is no regular file.
+pub(crate) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => Ok(Some(found.len())),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("look at", path, error)),
+    }
+}
+
+/// Bytes that the file system has allocated for one name; 0 if nothing has it.
+pub(crate) fn allocated(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |found| found.blocks() * STAT_BLOCK)
+}
+
+/// Removes a file, or a link itself.
+pub(crate) fn remove_file(path: &Path) -> Removal {
+    match fs::remove_file(path) {
+        Ok(()) => Removal::Gone,
+        Err(error) => removal(path, &error),
+    }
+}
+
+/// Removes a directory with all below it, following no link.
+pub(crate) fn remove_tree(path: &Path) -> Removal {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Removal::Gone,
+        Err(error) => removal(path, &error),
+    }
+}
+
+fn removal(path: &Path, error: &io::Error) -> Removal {
+    if error.kind() == io::ErrorKind::NotFound {
+        Removal::Gone
+    } else if error.kind() == io::ErrorKind::ResourceBusy {
+        Removal::Busy(format!("{} is in use", path.display()))
+    } else {
+        Removal::Failed(format!("{}: {error}", path.display()))
+    }
+}
+
+/// The names in a directory, sorted. An error is never read as "none".
+pub(crate) fn list(path: &Path) -> Result<Vec<std::ffi::OsString>, StoreError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(StoreError::at("list", path))? {
+        names.push(entry.map_err(StoreError::at("list", path))?.file_name());
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,272 @@
+//! The file form of an index.
+//!
+//! ```text
+//! magic "cdmindex" | version u32 | entries u64 | body length u64 | XXH3-64 of the body u64 | body
+//! ```
+//!
+//! Numbers of the header are little-endian; those of the body are LEB128. Paths are stored as what
+//! they do not share with the one before, which makes the body small and quick to read. The
+//! checksum finds damage; the reader checks every length and order besides, so that a body that
+//! was made to deceive is refused, too, and nothing in it chooses how much is allocated.
+
+use std::cmp::Ordering;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{Entry, EntryKind, Index, Mtime, compare};
+use crate::Digest;
+use crate::ingest::limits::{MAX_PATH, MAX_XATTR_VALUE};
+
+const MAGIC: &[u8; 8] = b"cdmindex";
+/// Older files are made anew from the blob.
+const VERSION: u32 = 1;
+const HEADER: usize = 8 + 4 + 8 + 8 + 8;
+/// Fewest bytes that an entry can take, for a bound on what is allocated in advance.
+const MIN_ENTRY: usize = 10;
+
+/// The file form.
+pub(crate) fn encode(index: &Index) -> Vec<u8> {
+    let mut out = vec![0; HEADER];
+    let mut last: &[u8] = &[];
+    for entry in index.entries() {
+        put_entry(&mut out, last, entry);
+        last = &entry.path;
+    }
+    let (header, body) = out.split_at_mut(HEADER);
+    let mut fields = Vec::with_capacity(HEADER);
+    fields.extend_from_slice(MAGIC);
+    fields.extend_from_slice(&VERSION.to_le_bytes());
+    fields.extend_from_slice(&(index.entries().len() as u64).to_le_bytes());
+    fields.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    fields.extend_from_slice(&xxh3_64(body).to_le_bytes());
+    header.copy_from_slice(&fields);
+    out
+}
+
+fn put_entry(out: &mut Vec<u8>, last: &[u8], entry: &Entry) {
+    let shared = last
+        .iter()
+        .zip(&entry.path)
+        .take_while(|(a, b)| a == b)
+        .count();
+    put(out, shared as u64);
+    put_bytes(out, entry.path.get(shared..).unwrap_or_default());
+    put(out, u64::from(entry.mode));
+    put(out, u64::from(entry.uid));
+    put(out, u64::from(entry.gid));
+    put(out, zigzag(entry.mtime.secs));
+    put(out, u64::from(entry.mtime.nanos));
+    put(out, entry.xattrs.len() as u64);
+    for (name, value) in &entry.xattrs {
+        put_bytes(out, name);
+        put_bytes(out, value);
+    }
+    match &entry.kind {
+        EntryKind::File {
+            size,
+            digest,
+            offset,
+        } => {
+            out.push(0);
+            put(out, *size);
+            out.extend_from_slice(&digest.0);
+            put(out, *offset);
+        }
+        EntryKind::Directory => out.push(1),
+        EntryKind::Symlink { target } => {
+            out.push(2);
+            put_bytes(out, target);
+        }
+        EntryKind::Hardlink { target } => {
+            out.push(3);
+            put_bytes(out, target);
+        }
+        EntryKind::CharDevice { major, minor } => put_device(out, 4, *major, *minor),
+        EntryKind::BlockDevice { major, minor } => put_device(out, 5, *major, *minor),
+        EntryKind::Fifo => out.push(6),
+        EntryKind::Whiteout => out.push(7),
+        EntryKind::Opaque => out.push(8),
+    }
+}
+
+fn put_device(out: &mut Vec<u8>, kind: u8, major: u32, minor: u32) {
+    out.push(kind);
+    put(out, u64::from(major));
+    put(out, u64::from(minor));
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn put(out: &mut Vec<u8>, mut number: u64) {
+    loop {
+        let [low, ..] = number.to_le_bytes();
+        number >>= 7;
+        if number == 0 {
+            out.push(low & 0x7f);
+            return;
+        }
+        out.push(low | 0x80);
+    }
+}
+
+fn zigzag(number: i64) -> u64 {
+    (number.wrapping_shl(1) ^ (number >> 63)).cast_unsigned()
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1).cast_signed() ^ -((number & 1).cast_signed())
+}
+
+/// Reads the file form; `None` if it is damaged or of another version.
+pub(crate) fn decode(bytes: &[u8]) -> Option<Index> {
+    let mut header = Reader(bytes);
+    if header.array::<8>()? != MAGIC || header.fixed32()? != VERSION {
+        return None;
+    }
+    let count = usize::try_from(header.fixed64()?).ok()?;
+    let length = usize::try_from(header.fixed64()?).ok()?;
+    let sum = header.fixed64()?;
+    let Reader(body) = header;
+    if body.len() != length || count > length / MIN_ENTRY || xxh3_64(body) != sum {
+        return None;
+    }
+    let mut body = Reader(body);
+    let mut entries: Vec<Entry> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let entry = body.entry(entries.last())?;
+        entries.push(entry);
+    }
+    body.0.is_empty().then_some(Index { entries })
+}
+
+/// What is left to read. Each method takes from the front, or gives `None` at the end.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The entry after `last`, which must come before it in the order.
+    fn entry(&mut self, last: Option<&Entry>) -> Option<Entry> {
+        let shared = usize::try_from(self.number()?).ok()?;
+        let (kept, replaced) = last
+            .map_or(&[][..], |last| &last.path)
+            .split_at_checked(shared)?;
+        let rest = self.bytes(MAX_PATH)?;
+        if kept.len() + rest.len() > MAX_PATH {
+            return None;
+        }
+        let mut path = Vec::with_capacity(kept.len() + rest.len());
+        path.extend_from_slice(kept);
+        path.extend_from_slice(rest);
+        let [mode, uid, gid] = [self.small()?, self.small()?, self.small()?];
+        let mtime = Mtime {
+            secs: unzigzag(self.number()?),
+            nanos: self.small()?,
+        };
+        if mode > 0o7777 || mtime.nanos >= 1_000_000_000 {
+            return None;
+        }
+        let xattrs = self.xattrs()?;
+        let kind = self.kind()?;
+        let ordered = last.is_none_or(|last| match compare(replaced, rest) {
+            Ordering::Less => true,
+            Ordering::Equal => last.kind != EntryKind::Opaque && kind == EntryKind::Opaque,
+            Ordering::Greater => false,
+        });
+        if !ordered {
+            return None;
+        }
+        Some(Entry {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        })
+    }
+
+    fn xattrs(&mut self) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+        let count = self.number()?;
+        let mut xattrs = Vec::new();
+        for _ in 0..count {
+            let name = self.bytes(MAX_XATTR_VALUE)?.to_vec();
+            xattrs.push((name, self.bytes(MAX_XATTR_VALUE)?.to_vec()));
+        }
+        Some(xattrs)
+    }
+
+    fn kind(&mut self) -> Option<EntryKind> {
+        Some(match self.array::<1>()? {
+            [0] => EntryKind::File {
+                size: self.number()?,
+                digest: Digest(*self.array()?),
+                offset: self.number()?,
+            },
+            [1] => EntryKind::Directory,
+            [2] => EntryKind::Symlink {
+                target: self.bytes(MAX_PATH)?.to_vec(),
+            },
+            [3] => EntryKind::Hardlink {
+                target: self.bytes(MAX_PATH)?.to_vec(),
+            },
+            [4] => EntryKind::CharDevice {
+                major: self.small()?,
+                minor: self.small()?,
+            },
+            [5] => EntryKind::BlockDevice {
+                major: self.small()?,
+                minor: self.small()?,
+            },
+            [6] => EntryKind::Fifo,
+            [7] => EntryKind::Whiteout,
+            [8] => EntryKind::Opaque,
+            _ => return None,
+        })
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
+        let (front, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(front)
+    }
+
+    fn fixed32(&mut self) -> Option<u32> {
+        self.array().map(|bytes| u32::from_le_bytes(*bytes))
+    }
+
+    fn fixed64(&mut self) -> Option<u64> {
+        self.array().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+
+    fn bytes(&mut self, limit: usize) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.number()?)
+            .ok()
+            .filter(|length| *length <= limit)?;
+        let (front, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(front)
+    }
+
+    fn small(&mut self) -> Option<u32> {
+        u32::try_from(self.number()?).ok()
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let &[byte] = self.array()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits.leading_zeros() < shift {
+                return None;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+}

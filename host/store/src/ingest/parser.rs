@@ -1,0 +1,449 @@
+//! Reads a tar as it comes, in pieces of any size.
+//!
+//! ```text
+//!            zero block            zero block
+//!   Header ─────────────► Ending ─────────────► Ended   (only zeros may follow)
+//!    ▲  │
+//!    │  ├─ extension ─► Extension ─► Padding ─┐
+//!    │  └─ file ──────► Data ──────► Padding ─┤
+//!    └───────────────────────────────────────┘
+//! ```
+//!
+//! The law: nothing the tar says chooses how much is held in memory beyond the limits, and the
+//! stream may end only between entries. End blocks may be missing, as readers of containers allow;
+//! whoever hands the bytes in has its own proof that none are missing.
+
+use super::header::{self, BLOCK, Block, Extension, Header, Kind, Type};
+use super::limits::{MAX_ENTRIES, MAX_EXTENSION, MAX_FILE, MAX_LAYER, MAX_NAMES};
+use super::path::{self, Name};
+use super::pax::{self, Extensions};
+use super::tree::Tree;
+use crate::digest::Hasher;
+use crate::{Digest, Entry, EntryKind, Index, IngestError, Mtime};
+
+/// The owner that means "leave it as it is" to the kernel.
+const NO_ID: u64 = u32::MAX as u64;
+
+/// The state machine; see the module.
+#[derive(Debug)]
+pub(super) struct Parser {
+    state: State,
+    block: Block,
+    /// Bytes of `block` that are there.
+    filled: usize,
+    /// Bytes read so far.
+    position: u64,
+    extensions: Extensions,
+    tree: Tree,
+    names: u64,
+    entries: u64,
+}
+
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one per ingest, and most of its time is spent in the large one"
+)]
+enum State {
+    Header,
+    Extension {
+        kind: Extension,
+        left: u64,
+        padding: u64,
+        bytes: Vec<u8>,
+    },
+    Data {
+        entry: Option<Entry>,
+        hasher: Hasher,
+        left: u64,
+        padding: u64,
+    },
+    Padding {
+        left: u64,
+    },
+    Ending,
+    Ended,
+}
+
+impl Parser {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Header,
+            block: [0; BLOCK],
+            filled: 0,
+            position: 0,
+            extensions: Extensions::default(),
+            tree: Tree::default(),
+            names: 0,
+            entries: 0,
+        }
+    }
+
+    /// Reads the next piece.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), IngestError> {
+        if self.position.saturating_add(bytes.len() as u64) > MAX_LAYER {
+            return Err(too_large(None, "bytes", MAX_LAYER));
+        }
+        while !bytes.is_empty() {
+            let (taken, rest) = self.take(bytes);
+            self.position += taken.len() as u64;
+            self.step(taken)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// The end of the stream.
+    pub(super) fn finish(self) -> Result<Index, IngestError> {
+        let between = matches!(self.state, State::Header | State::Ending | State::Ended);
+        if !between || self.filled != 0 {
+            return Err(IngestError::rejected(None, "the tar ends inside an entry"));
+        }
+        if self.position == 0 {
+            return Err(IngestError::rejected(
+                None,
+                "the tar is empty, without even an end mark",
+            ));
+        }
+        if !self.extensions.is_empty() {
+            return Err(IngestError::rejected(
+                None,
+                "the tar ends after an extended header",
+            ));
+        }
+        self.tree.finish()
+    }
+
+    /// What of `bytes` belongs to the present state; never nothing.
+    fn take<'a>(&self, bytes: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        let wanted = match &self.state {
+            State::Header | State::Ending => (BLOCK - self.filled) as u64,
+            State::Extension { left, .. } | State::Data { left, .. } | State::Padding { left } => {
+                *left
+            }
+            State::Ended => u64::MAX,
+        };
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        bytes.split_at(wanted.min(bytes.len()))
+    }
+
+    fn step(&mut self, taken: &[u8]) -> Result<(), IngestError> {
+        match &mut self.state {
+            State::Header | State::Ending => return self.fill(taken),
+            State::Ended => {
+                if taken.iter().any(|byte| *byte != 0) {
+                    return Err(IngestError::rejected(
+                        None,
+                        "something follows the end of the tar",
+                    ));
+                }
+                return Ok(());
+            }
+            State::Extension { left, bytes, .. } => {
+                bytes.extend_from_slice(taken);
+                *left -= taken.len() as u64;
+            }
+            State::Data { hasher, left, .. } => {
+                hasher.update(taken);
+                *left -= taken.len() as u64;
+            }
+            State::Padding { left } => *left -= taken.len() as u64,
+        }
+        self.advance()
+    }
+
+    /// Leaves each state of which nothing is left.
+    fn advance(&mut self) -> Result<(), IngestError> {
+        loop {
+            if self.state.left() != Some(0) {
+                return Ok(());
+            }
+            let next = match std::mem::replace(&mut self.state, State::Header) {
+                State::Extension {
+                    kind,
+                    padding,
+                    bytes,
+                    ..
+                } => {
+                    self.extend(kind, &bytes)
+                        .map_err(|r| IngestError::rejected(None, r))?;
+                    State::Padding { left: padding }
+                }
+                State::Data {
+                    entry,
+                    hasher,
+                    padding,
+                    ..
+                } => {
+                    if let Some(mut entry) = entry {
+                        if let EntryKind::File { digest, .. } = &mut entry.kind {
+                            *digest = hasher.finish();
+                        }
+                        self.tree.add(entry);
+                    }
+                    State::Padding { left: padding }
+                }
+                State::Padding { .. } | State::Header | State::Ending | State::Ended => {
+                    State::Header
+                }
+            };
+            self.state = next;
+        }
+    }
+
+    /// Collects a block and then acts on it.
+    fn fill(&mut self, taken: &[u8]) -> Result<(), IngestError> {
+        let end = self.filled + taken.len();
+        if let Some(place) = self.block.get_mut(self.filled..end) {
+            place.copy_from_slice(taken);
+        }
+        self.filled = end;
+        if self.filled < BLOCK {
+            return Ok(());
+        }
+        self.filled = 0;
+        let zero = self.block.iter().all(|byte| *byte == 0);
+        match (&self.state, zero) {
+            (State::Ending, true) => self.state = State::Ended,
+            (State::Ending, false) => {
+                return Err(IngestError::rejected(
+                    None,
+                    "something follows the end of the tar",
+                ));
+            }
+            (_, true) => self.state = State::Ending,
+            (_, false) => return self.header(),
+        }
+        Ok(())
+    }
+
+    fn header(&mut self) -> Result<(), IngestError> {
+        let header = header::parse(&self.block).map_err(|reason| {
+            let name = header::text(self.block.get(..100).unwrap_or_default());
+            IngestError::rejected(Some(name).filter(|name| !name.is_empty()), reason)
+        })?;
+        match header.kind {
+            Type::Entry(kind) => self.entry(kind, &header)?,
+            Type::Extension(_) if header.size > MAX_EXTENSION => {
+                let unit = "bytes in an extended header";
+                return Err(too_large(Some(&header.path), unit, MAX_EXTENSION));
+            }
+            Type::Extension(kind) => {
+                let (left, padding) = (header.size, padding(header.size));
+                self.state = State::Extension {
+                    kind,
+                    left,
+                    padding,
+                    bytes: Vec::new(),
+                };
+            }
+        }
+        self.advance()
+    }
+
+    fn extend(&mut self, kind: Extension, bytes: &[u8]) -> Result<(), String> {
+        match kind {
+            Extension::PaxLocal => self.extensions.local(bytes),
+            Extension::PaxGlobal => pax::global(bytes),
+            Extension::LongName => long(&mut self.extensions.path, bytes),
+            Extension::LongLink => long(&mut self.extensions.link, bytes),
+        }
+    }
+
+    /// Takes over a header and its extensions as an entry.
+    fn entry(&mut self, kind: Kind, header: &Header) -> Result<(), IngestError> {
+        let extensions = std::mem::take(&mut self.extensions);
+        let raw = extensions.path.as_ref().unwrap_or(&header.path).clone();
+        let refuse = |reason: &str| IngestError::rejected(Some(&raw), reason);
+        let size = extensions.size.unwrap_or(header.size);
+        if kind != Kind::File && size != 0 {
+            return Err(refuse("it has content, which its type cannot have"));
+        }
+        if size > MAX_FILE {
+            return Err(too_large(Some(&raw), "bytes in one file", MAX_FILE));
+        }
+        let name = path::clean(&raw).and_then(path::classify).map_err(refuse)?;
+        let entry = match name {
+            Name::Metadata => None,
+            Name::Whiteout(_) | Name::Opaque(_) if size != 0 || kind == Kind::Directory => {
+                return Err(refuse("it removes something and yet has content"));
+            }
+            Name::Whiteout(path) => Some(mark(path, EntryKind::Whiteout)),
+            Name::Opaque(path) => Some(mark(path, EntryKind::Opaque)),
+            Name::Plain(path) if kind == Kind::Directory || is_file_name(&raw, &path) => {
+                let kind = self.kind(kind, header, &extensions).map_err(refuse)?;
+                Some(plain(path, kind, header, extensions).map_err(refuse)?)
+            }
+            Name::Plain(_) => {
+                return Err(refuse(
+                    "its name is that of a directory, and its type is not",
+                ));
+            }
+        };
+        self.count(entry.as_ref(), &raw)?;
+        let (left, padding) = (size, padding(size));
+        self.state = State::Data {
+            entry,
+            hasher: Hasher::new(),
+            left,
+            padding,
+        };
+        Ok(())
+    }
+
+    fn kind(
+        &self,
+        kind: Kind,
+        header: &Header,
+        extensions: &Extensions,
+    ) -> Result<EntryKind, &'static str> {
+        let link = extensions.link.as_ref().unwrap_or(&header.link);
+        Ok(match kind {
+            Kind::File => EntryKind::File {
+                size: extensions.size.unwrap_or(header.size),
+                // Follows when the data has passed.
+                digest: Digest([0; 32]),
+                offset: self.position,
+            },
+            Kind::Directory => EntryKind::Directory,
+            Kind::Fifo => EntryKind::Fifo,
+            Kind::Hardlink => EntryKind::Hardlink {
+                target: path::link_target(link)?,
+            },
+            Kind::Symlink => EntryKind::Symlink {
+                target: path::link_text(link)?,
+            },
+            Kind::CharDevice if header.device == (0, 0) => {
+                return Err("it is the device by which overlay file systems mark removals");
+            }
+            Kind::CharDevice => {
+                let (major, minor) = device(header.device)?;
+                EntryKind::CharDevice { major, minor }
+            }
+            Kind::BlockDevice => {
+                let (major, minor) = device(header.device)?;
+                EntryKind::BlockDevice { major, minor }
+            }
+        })
+    }
+
+    fn count(&mut self, entry: Option<&Entry>, raw: &[u8]) -> Result<(), IngestError> {
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            return Err(too_large(Some(raw), "entries", MAX_ENTRIES));
+        }
+        let Some(entry) = entry else { return Ok(()) };
+        let link = match &entry.kind {
+            EntryKind::Symlink { target } | EntryKind::Hardlink { target } => target.len(),
+            EntryKind::File { .. }
+            | EntryKind::Directory
+            | EntryKind::CharDevice { .. }
+            | EntryKind::BlockDevice { .. }
+            | EntryKind::Fifo
+            | EntryKind::Whiteout
+            | EntryKind::Opaque => 0,
+        };
+        let xattrs: usize = entry
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        self.names += (entry.path.len() + link + xattrs) as u64;
+        if self.names > MAX_NAMES {
+            return Err(too_large(
+                Some(raw),
+                "bytes of names and attributes",
+                MAX_NAMES,
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// How much of it is still to come, where that is known.
+    fn left(&self) -> Option<u64> {
+        match self {
+            Self::Extension { left, .. } | Self::Data { left, .. } | Self::Padding { left } => {
+                Some(*left)
+            }
+            Self::Header | Self::Ending | Self::Ended => None,
+        }
+    }
+}
+
+/// Whether something else than a directory may have the name `raw`, whose clean form is `path`.
+fn is_file_name(raw: &[u8], path: &[u8]) -> bool {
+    !raw.ends_with(b"/") && !path.is_empty()
+}
+
+/// An entry with the properties that header and extensions give it.
+fn plain(
+    path: Vec<u8>,
+    kind: EntryKind,
+    header: &Header,
+    extensions: Extensions,
+) -> Result<Entry, &'static str> {
+    let id = |id: u64| {
+        let small = u32::try_from(id).ok().filter(|_| id != NO_ID);
+        small.ok_or("its owner is no user or group number")
+    };
+    Ok(Entry {
+        path,
+        kind,
+        mode: header.mode,
+        uid: id(extensions.uid.unwrap_or(header.uid))?,
+        gid: id(extensions.gid.unwrap_or(header.gid))?,
+        mtime: extensions.mtime.unwrap_or(Mtime {
+            secs: header.mtime,
+            nanos: 0,
+        }),
+        xattrs: extensions.xattrs,
+    })
+}
+
+/// Takes over a long name in the GNU form, which ends in a NUL.
+fn long(place: &mut Option<Vec<u8>>, bytes: &[u8]) -> Result<(), String> {
+    if place.is_some() {
+        return Err("a long name stands twice before one entry".to_owned());
+    }
+    let name = header::text(bytes);
+    if bytes.iter().skip(name.len()).any(|byte| *byte != 0) {
+        return Err("a long name goes on after its end".to_owned());
+    }
+    *place = Some(name.to_vec());
+    Ok(())
+}
+
+/// An entry that says something about lower layers. It has no properties of its own.
+fn mark(path: Vec<u8>, kind: EntryKind) -> Entry {
+    Entry {
+        path,
+        kind,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Mtime::default(),
+        xattrs: Vec::new(),
+    }
+}
+
+/// The kernel has twelve bits for the major number and twenty for the minor one.
+fn device((major, minor): (u64, u64)) -> Result<(u32, u32), &'static str> {
+    let fit = |number: u64, limit| u32::try_from(number).ok().filter(|number| *number < limit);
+    fit(major, 1 << 12)
+        .zip(fit(minor, 1 << 20))
+        .ok_or("its device numbers are too large")
+}
+
+fn padding(size: u64) -> u64 {
+    size.next_multiple_of(BLOCK as u64) - size
+}
+
+fn too_large(entry: Option<&[u8]>, unit: &'static str, limit: u64) -> IngestError {
+    IngestError::TooLarge {
+        entry: entry.map(<[u8]>::to_vec),
+        unit,
+        limit,
+    }
+}

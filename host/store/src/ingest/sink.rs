@@ -1,0 +1,146 @@
+//! Where the bytes of a blob go: into its file and into its digest.
+//!
+//! Hashing is what ingest costs. A layer hashes each byte twice, once for its file and once for
+//! the tar, so the second half is done here by a thread of its own, reached through a bounded
+//! queue of large pieces. Small blobs never start it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::digest::{Digest, Hasher};
+
+/// Unit of handing over. Large enough that the hand-over costs nothing.
+const PIECE: usize = 1 << 20;
+/// Pieces on their way. With the one that is filled and the one that is hashed, this bounds the
+/// memory of one ingest.
+const QUEUE: usize = 4;
+
+/// A file that is written and hashed.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    piece: Vec<u8>,
+    target: Option<Target>,
+    size: u64,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// Nothing has left `piece` yet.
+    Here(File),
+    There(Worker),
+}
+
+#[derive(Debug)]
+struct Worker {
+    full: Sender<Vec<u8>>,
+    empty: Receiver<Vec<u8>>,
+    thread: JoinHandle<io::Result<(File, Hasher)>>,
+}
+
+impl Sink {
+    pub(crate) fn new(file: File) -> Self {
+        Self {
+            piece: Vec::new(),
+            target: Some(Target::Here(file)),
+            size: 0,
+        }
+    }
+
+    /// Bytes taken so far.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes the next bytes. Waits while the disk or the other thread is behind.
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        self.size += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = PIECE - self.piece.len();
+            let (taken, rest) = bytes.split_at(room.min(bytes.len()));
+            self.piece.extend_from_slice(taken);
+            if self.piece.len() == PIECE {
+                self.hand_over()?;
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// The file, everything written but not yet durable, and the digest of all bytes.
+    pub(crate) fn finish(mut self) -> io::Result<(File, Digest)> {
+        match self.target.take() {
+            Some(Target::Here(mut file)) => {
+                file.write_all(&self.piece)?;
+                Ok((file, Digest::of(&self.piece)))
+            }
+            Some(Target::There(worker)) => {
+                if !self.piece.is_empty() && worker.full.send(self.piece).is_err() {
+                    return Err(worker.failure());
+                }
+                let (file, hasher) = worker.join()?;
+                Ok((file, hasher.finish()))
+            }
+            None => Err(gone()),
+        }
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
+        let worker = match self.target.take() {
+            Some(Target::Here(file)) => Worker::start(file)?,
+            Some(Target::There(worker)) => worker,
+            None => return Err(gone()),
+        };
+        let next = worker
+            .empty
+            .try_recv()
+            .unwrap_or_else(|_| Vec::with_capacity(PIECE));
+        let full = std::mem::replace(&mut self.piece, next);
+        if worker.full.send(full).is_err() {
+            return Err(worker.failure());
+        }
+        self.target = Some(Target::There(worker));
+        Ok(())
+    }
+}
+
+impl Worker {
+    fn start(file: File) -> io::Result<Self> {
+        let (full, next) = bounded::<Vec<u8>>(QUEUE);
+        let (back, empty) = bounded(QUEUE);
+        let thread = thread::Builder::new()
+            .name("ingest".to_owned())
+            .spawn(move || {
+                let (mut file, mut hasher) = (file, Hasher::new());
+                for mut piece in next {
+                    file.write_all(&piece)?;
+                    hasher.update(&piece);
+                    piece.clear();
+                    back.try_send(piece).ok(); // only to spare an allocation
+                }
+                Ok((file, hasher))
+            })?;
+        Ok(Self {
+            full,
+            empty,
+            thread,
+        })
+    }
+
+    fn join(self) -> io::Result<(File, Hasher)> {
+        drop(self.full);
+        self.thread.join().unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Why the thread does not take pieces any more.
+    fn failure(self) -> io::Error {
+        self.join().err().unwrap_or_else(gone)
+    }
+}
+
+/// A write after a failed one.
+fn gone() -> io::Error {
+    io::Error::other("an earlier write failed")
+}

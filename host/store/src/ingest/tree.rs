@@ -1,0 +1,228 @@
+//! From entries in the order of a tar to an index.
+//!
+//! Tars may name a path more than once, and what counts is what unpacking leaves behind:
+//!
+//! | twice the same path | result |
+//! |---|---|
+//! | two directories | one, with the properties of the last; what is below either stays |
+//! | two of anything else | the last |
+//! | a directory and something else | refused: unpackers disagree about what is below |
+//! | a removal and a directory | the directory, opaque: what lower layers have there is gone |
+//! | a removal and anything else | that, since it hides the lower one anyway |
+//!
+//! Refused as well: something below what is no directory or is removed; a hard link to a directory,
+//! to something that comes later in the tar or is replaced later, or to what the layer removes.
+//!
+//! A hard link to a hard link names the first of them. It has the properties of the file, since it
+//! is the same file.
+
+use crate::index::{compare, is_below, order};
+use crate::{Entry, EntryKind, Index, IngestError, Mtime};
+
+/// Entries in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    entries: Vec<(u32, Entry)>,
+}
+
+impl Tree {
+    pub(super) fn add(&mut self, entry: Entry) {
+        // The parser bounds the number of entries far below this.
+        let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.entries.push((place, entry));
+    }
+
+    /// Applies the rules above.
+    pub(super) fn finish(self) -> Result<Index, IngestError> {
+        let mut sorted = self.entries;
+        // Stable, so that those of one path stay in the order of the tar.
+        sorted.sort_by(|(_, a), (_, b)| compare(&a.path, &b.path));
+        let mut kept: Vec<(u32, Entry)> = Vec::with_capacity(sorted.len());
+        let mut group = Group::default();
+        for (place, entry) in sorted {
+            if group.path().is_some_and(|path| path != entry.path) {
+                std::mem::take(&mut group).settle(&mut kept)?;
+            }
+            group.add(place, entry)?;
+        }
+        group.settle(&mut kept)?;
+        check_parents(&kept)?;
+        resolve_links(&mut kept)?;
+        Ok(Index::from_sorted(
+            kept.into_iter().map(|(_, entry)| entry).collect(),
+        ))
+    }
+}
+
+/// What a tar says about one path.
+#[derive(Debug, Default)]
+struct Group {
+    entry: Option<(u32, Entry)>,
+    whiteout: Option<(u32, Entry)>,
+    opaque: Option<(u32, Entry)>,
+}
+
+impl Group {
+    fn path(&self) -> Option<&[u8]> {
+        let any = self
+            .entry
+            .as_ref()
+            .or(self.whiteout.as_ref())
+            .or(self.opaque.as_ref());
+        any.map(|(_, entry)| entry.path.as_slice())
+    }
+
+    fn add(&mut self, place: u32, entry: Entry) -> Result<(), IngestError> {
+        match entry.kind {
+            EntryKind::Whiteout => self.whiteout = Some((place, entry)),
+            EntryKind::Opaque => self.opaque = Some((place, entry)),
+            EntryKind::File { .. }
+            | EntryKind::Directory
+            | EntryKind::Symlink { .. }
+            | EntryKind::Hardlink { .. }
+            | EntryKind::CharDevice { .. }
+            | EntryKind::BlockDevice { .. }
+            | EntryKind::Fifo => {
+                let is_dir = |entry: &Entry| entry.kind == EntryKind::Directory;
+                if self
+                    .entry
+                    .as_ref()
+                    .is_some_and(|(_, old)| is_dir(old) != is_dir(&entry))
+                {
+                    return Err(refuse(
+                        &entry,
+                        "it is a directory and something else at once",
+                    ));
+                }
+                self.entry = Some((place, entry));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends what is left of the path.
+    fn settle(self, kept: &mut Vec<(u32, Entry)>) -> Result<(), IngestError> {
+        match (self.entry, self.whiteout, self.opaque) {
+            (None, Some((_, entry)), Some(_)) => {
+                return Err(refuse(
+                    &entry,
+                    "it is removed, and yet something is said about it",
+                ));
+            }
+            (None, whiteout, opaque) => kept.extend(whiteout.into_iter().chain(opaque)),
+            (Some((place, entry)), whiteout, opaque) => {
+                if entry.kind == EntryKind::Directory {
+                    let hidden = opaque.or(whiteout).map(|(place, mark)| {
+                        (
+                            place,
+                            Entry {
+                                kind: EntryKind::Opaque,
+                                ..mark
+                            },
+                        )
+                    });
+                    kept.push((place, entry));
+                    kept.extend(hidden);
+                } else if opaque.is_some() {
+                    return Err(refuse(&entry, "it is opaque like a directory, and is none"));
+                } else {
+                    kept.push((place, entry));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Only directories have something below them. What is below a path comes right behind it.
+fn check_parents(kept: &[(u32, Entry)]) -> Result<(), IngestError> {
+    let mut above: Option<&Entry> = None;
+    for (_, entry) in kept {
+        if above.is_some_and(|above| is_below(&entry.path, &above.path)) {
+            return Err(refuse(entry, "it is below something that is no directory"));
+        }
+        above = match entry.kind {
+            EntryKind::Directory | EntryKind::Opaque => None,
+            EntryKind::File { .. }
+            | EntryKind::Symlink { .. }
+            | EntryKind::Hardlink { .. }
+            | EntryKind::CharDevice { .. }
+            | EntryKind::BlockDevice { .. }
+            | EntryKind::Fifo
+            | EntryKind::Whiteout => Some(entry),
+        };
+    }
+    Ok(())
+}
+
+/// Follows hard links in the order of the tar, so that each finds the ones before it settled.
+fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), IngestError> {
+    let mut links: Vec<(u32, usize)> = kept
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, entry))| matches!(entry.kind, EntryKind::Hardlink { .. }))
+        .map(|(at, (place, _))| (*place, at))
+        .collect();
+    links.sort_unstable();
+    for (place, at) in links {
+        let Some((_, link)) = kept.get(at) else {
+            continue;
+        };
+        let Some(resolved) = resolve(kept, place, link)? else {
+            continue;
+        };
+        if let Some((_, link)) = kept.get_mut(at) {
+            *link = resolved;
+        }
+    }
+    Ok(())
+}
+
+/// The link as it should be; `None` if its file is in a lower layer.
+fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Entry>, IngestError> {
+    let EntryKind::Hardlink { target } = &link.kind else {
+        return Ok(None);
+    };
+    let wanted = Entry {
+        path: target.clone(),
+        kind: EntryKind::Directory,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Mtime::default(),
+        xattrs: Vec::new(),
+    };
+    let found = kept.partition_point(|(_, entry)| order(entry, &wanted).is_lt());
+    let Some((made, file)) = kept.get(found).filter(|(_, entry)| entry.path == *target) else {
+        return Ok(None);
+    };
+    let target = match &file.kind {
+        EntryKind::Directory | EntryKind::Opaque => {
+            return Err(refuse(link, "it is a hard link to a directory"));
+        }
+        EntryKind::Whiteout => {
+            return Err(refuse(link, "it is a hard link to what the layer removes"));
+        }
+        _ if *made >= place => {
+            return Err(refuse(link, "it is a hard link to what comes later"));
+        }
+        EntryKind::Hardlink { target: first } => first,
+        EntryKind::File { .. }
+        | EntryKind::Symlink { .. }
+        | EntryKind::CharDevice { .. }
+        | EntryKind::BlockDevice { .. }
+        | EntryKind::Fifo => target,
+    };
+    let kind = EntryKind::Hardlink {
+        target: target.clone(),
+    };
+    Ok(Some(Entry {
+        path: link.path.clone(),
+        kind,
+        ..file.clone()
+    }))
+}
+
+fn refuse(entry: &Entry, reason: &str) -> IngestError {
+    IngestError::rejected(Some(&entry.path), reason)
+}

@@ -1,0 +1,184 @@
+//! Resources: things outside the database that an instance has made.
+//!
+//! The law: the row is on disk before the thing is made, and goes only after its absence was
+//! observed. So nothing is ever left whose name is lost.
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::db::{Commit, Db, one_row};
+use crate::lock::{Lock, Probe};
+use crate::{Removal, Store, StoreError, disk};
+
+/// A row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ResourceId(i64);
+
+/// What an instance has made. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResourceKind {
+    /// A VM, whose monitor holds the lock on the file `lock` for as long as it lives.
+    Vm {
+        /// Process number of the monitor; believed only while it has `lock` open.
+        pid: u32,
+        /// The lock file, which goes with the VM.
+        lock: PathBuf,
+    },
+    /// A disk of the pool that is in use. It is a cache and outlives the instance.
+    Disk(PathBuf),
+    /// A directory with all below it.
+    Directory(PathBuf),
+    /// A Unix socket.
+    Socket(PathBuf),
+    /// A file.
+    File(PathBuf),
+}
+
+impl ResourceKind {
+    fn parts(&self) -> (&'static str, &Path, Option<u32>) {
+        match self {
+            Self::Vm { pid, lock } => ("vm", lock, Some(*pid)),
+            Self::Disk(path) => ("disk", path, None),
+            Self::Directory(path) => ("directory", path, None),
+            Self::Socket(path) => ("socket", path, None),
+            Self::File(path) => ("file", path, None),
+        }
+    }
+
+    fn from_parts(kind: &str, path: Vec<u8>, pid: Option<u32>) -> Result<Self, StoreError> {
+        let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+        Ok(match (kind, pid) {
+            ("vm", Some(pid)) => Self::Vm { pid, lock: path },
+            ("disk", _) => Self::Disk(path),
+            ("directory", _) => Self::Directory(path),
+            ("socket", _) => Self::Socket(path),
+            ("file", _) => Self::File(path),
+            _ => {
+                return Err(StoreError::corrupt(format!(
+                    "`{kind}` is no kind of resource"
+                )));
+            }
+        })
+    }
+
+    /// Takes it away, as its dead owner would have done.
+    fn tear_down(&self) -> Result<Removal, StoreError> {
+        match self {
+            Self::Vm { pid, lock } => stop(*pid, lock),
+            Self::Disk(_) => Ok(Removal::Gone),
+            Self::Directory(path) => Ok(disk::remove_tree(path)),
+            Self::Socket(path) | Self::File(path) => Ok(disk::remove_file(path)),
+        }
+    }
+}
+
+/// Ends a VM whose owner is dead. Monitors end with their owner, so this is for those that did not.
+/// The lock proves that a VM lives; the process number names it only if that process has the lock
+/// file open.
+fn stop(pid: u32, path: &Path) -> Result<Removal, StoreError> {
+    match Lock::probe(path)? {
+        Probe::Missing => Ok(Removal::Gone),
+        Probe::Free(lock) => Ok(lock.remove(path)),
+        Probe::Held => {
+            if has_open(pid, path)
+                && let Ok(number) = i32::try_from(pid)
+                && let Err(errno) = kill(Pid::from_raw(number), Signal::SIGKILL)
+            {
+                return Ok(Removal::Failed(format!(
+                    "cannot end process {pid}: {errno}"
+                )));
+            }
+            // Its end is observed by the next one who looks.
+            Ok(Removal::Busy(format!("the VM of process {pid}")))
+        }
+    }
+}
+
+fn has_open(pid: u32, path: &Path) -> bool {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
+}
+
+/// Takes away what an instance has left, in the order processes, disks, directories, files.
+/// Tells what could not be taken away; its rows stay.
+pub(crate) fn settle(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
+    let rows = db.read(|tx| {
+        let mut found = tx.prepare_cached(
+            "SELECT id, kind, path, pid FROM resource WHERE instance = ?1 \
+             ORDER BY kind <> 'vm', kind <> 'disk', id DESC",
+        )?;
+        let rows = found.query_map([instance], |row| {
+            Ok((
+                row.get(0)?,
+                row.get::<_, String>(1)?,
+                row.get(2)?,
+                row.get(3)?,
+            ))
+        })?;
+        Ok(rows.collect::<Result<Vec<(i64, _, _, _)>, _>>()?)
+    })?;
+    let mut left = None;
+    for (id, kind, path, pid) in rows {
+        let removal = ResourceKind::from_parts(&kind, path, pid).and_then(|it| it.tear_down());
+        match removal {
+            Ok(Removal::Gone) => forget(db, id)?,
+            Ok(Removal::Busy(why) | Removal::Failed(why)) => left = Some(why),
+            Err(error) => left = Some(error.to_string()),
+        }
+    }
+    Ok(left)
+}
+
+fn forget(db: &Db, id: i64) -> Result<(), StoreError> {
+    db.write(Commit::Relaxed, |tx| {
+        let gone = tx
+            .prepare_cached("DELETE FROM resource WHERE id = ?1")?
+            .execute([id])?;
+        one_row(gone, "end of a resource")
+    })
+}
+
+impl Store {
+    /// Writes down what is about to be made.
+    ///
+    /// # Errors
+    /// If it cannot be written down; then it must not be made.
+    pub fn add_resource(&self, kind: ResourceKind) -> Result<ResourceId, StoreError> {
+        let (name, path, pid) = kind.parts();
+        if !path.is_absolute() {
+            return Err(StoreError::corrupt(format!(
+                "{} is not absolute",
+                path.display()
+            )));
+        }
+        self.write(Commit::Durable, |tx| {
+            let id = tx
+                .prepare_cached(
+                    "INSERT INTO resource (instance, kind, path, pid) VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .insert((self.me(), name, path.as_os_str().as_bytes(), pid))?;
+            Ok(ResourceId(id))
+        })
+    }
+
+    /// Forgets what the caller has seen to be gone, or has made over to somebody else.
+    ///
+    /// # Errors
+    /// If the row cannot be deleted.
+    pub fn drop_resource(&self, id: ResourceId) -> Result<(), StoreError> {
+        // Durable: a row that came back after loss of power would take away what is not ours.
+        self.write(Commit::Durable, |tx| {
+            let gone = tx
+                .prepare_cached("DELETE FROM resource WHERE id = ?1")?
+                .execute([id.0])?;
+            one_row(gone, "end of a resource")
+        })
+    }
+}

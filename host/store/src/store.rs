@@ -1,0 +1,158 @@
+//! Opening and closing.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rusqlite::{Connection, Transaction};
+
+use crate::db::{Commit, Db};
+use crate::instance::{self, Me};
+use crate::layout::Layout;
+use crate::{DiffId, Index, InstanceId, StoreError, disk, place};
+
+/// How to open a store.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// What the user ran, for "who holds this". Must hold no secrets.
+    pub command: String,
+    /// Only look: nothing is made, leased or written, and what is found may go at any moment.
+    pub read_only: bool,
+}
+
+/// An open store. Clones share one instance.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) layout: Layout,
+    pub(crate) db: Db,
+    id: String,
+    me: Me,
+    read_only: bool,
+    closed: AtomicBool,
+    pub(crate) indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
+}
+
+impl Store {
+    /// Opens the store in the directory `root`, and makes it if it is missing. What dead instances
+    /// left is settled, and this process becomes an instance.
+    ///
+    /// # Errors
+    /// [`StoreError::NetworkFs`], [`StoreError::NotOurs`], [`StoreError::NewerSchema`] where the
+    /// store must not be used; [`StoreError::Missing`] if it is to be read only and is not there.
+    pub fn open(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
+        let read_only = options.read_only;
+        let layout = Layout::new(place::prepare(root, read_only)?);
+        if !read_only {
+            let is_new = disk::length(&layout.database())?.is_none();
+            layout.make()?;
+            if is_new {
+                disk::sync_dir(layout.root())?;
+            }
+        }
+        let db = Db::open(&layout, read_only)?;
+        let id = db.read(|tx| Ok(tx.query_row("SELECT id FROM store", [], |row| row.get(0))?))?;
+        let me = if read_only {
+            Me::watching()?
+        } else {
+            instance::reap(&layout, &db)?;
+            Me::register(&layout, &db, &options.command)?
+        };
+        let inner = Inner {
+            layout,
+            db,
+            id,
+            me,
+            read_only,
+            closed: AtomicBool::new(false),
+            indexes: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Ends the instance: its leases, claims, scratch, resources and lock file. Clones can only
+    /// read afterwards. If it is not called, the next process that opens the store does the same.
+    ///
+    /// # Errors
+    /// If something could not be removed; it is tried again by the next process.
+    pub fn close(self) -> Result<(), StoreError> {
+        if self.inner.read_only || self.inner.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.inner.me.end(&self.inner.layout, &self.inner.db)
+    }
+
+    /// The directory of the store, without links in its path.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.inner.layout.root()
+    }
+
+    /// The random id that the store has from its creation, as 32 hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// The instance that this process is.
+    #[must_use]
+    pub fn instance(&self) -> InstanceId {
+        self.inner.me.name()
+    }
+
+    /// A directory of this instance alone, which goes when the instance ends. A store that was
+    /// opened for reading only has none.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.inner.me.scratch()
+    }
+
+    /// Where the disks of builder VMs are kept. The store only counts them.
+    #[must_use]
+    pub fn disks_dir(&self) -> PathBuf {
+        self.inner.layout.disks()
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.inner.read_only
+    }
+
+    /// The row of this instance.
+    pub(crate) fn me(&self) -> i64 {
+        self.inner.me.row()
+    }
+
+    /// Runs a transaction that writes. `work` must hold only SQL.
+    pub(crate) fn write<T>(
+        &self,
+        commit: Commit,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.inner.read_only {
+            return Err(StoreError::ReadOnly);
+        }
+        if self.inner.closed.load(Ordering::SeqCst) {
+            return Err(StoreError::Closed);
+        }
+        self.inner.db.write(commit, work)
+    }
+
+    /// Runs a transaction that reads.
+    pub(crate) fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.inner.db.read(work)
+    }
+}
