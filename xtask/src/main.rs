@@ -4,8 +4,16 @@
 //! otherwise say which packages are missing and how to get them.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod build;
+mod demo;
 mod image;
+mod lint;
+mod setup;
 mod shell;
+mod test;
+#[cfg(test)]
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -23,11 +31,25 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Image(image::Args),
+    Demo(demo::Args),
+    Test(test::Args),
+    /// Run only the tests that build in VMs.
+    VmTest(test::Args),
+    Bench(bench::Args),
+    Lint(lint::Args),
+    /// What CI runs: lint, then test.
+    Ci,
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Image(args) => image::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::VmTest(args) => test::run_vm(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Lint(args) => lint::run(&args),
+        Command::Ci => lint::run(&lint::Args {}).and_then(|()| test::run(&test::Args::default())),
     };
     done.map_or_else(
         |error| {

@@ -1,10 +1,20 @@
 //! The build engine: Dockerfile front end, plan, cache keys, solver, build context, COPY, images.
 #![forbid(unsafe_code)]
 
+pub mod build;
 pub mod cancel;
+pub mod context;
 pub mod copy;
+pub mod dockerfile;
 pub mod event;
 pub mod executor;
+pub mod export;
+mod halt;
 pub mod image;
+mod keys;
+pub mod plan;
+pub mod registry;
+pub mod rootfs;
+mod solver;
 
 pub use cancel::Cancel;

@@ -65,7 +65,9 @@ pub enum ImageError {
     #[error("`{0}` is not the description of a VM image")]
     Manifest(PathBuf, #[source] serde_json::Error),
     /// A file is not the one that the description tells of.
-    #[error("the VM image in `{dir}` is damaged: `{file}` {what} (make it again with `cargo xtask image`)")]
+    #[error(
+        "the VM image in `{dir}` is damaged: `{file}` {what} (make it again with `cargo xtask image`)"
+    )]
     Damaged {
         /// Directory of the image.
         dir: PathBuf,
@@ -113,7 +115,11 @@ impl VmImage {
                 what: format!("has {size} bytes, not {}", manifest.initramfs_size),
             });
         }
-        Ok(Self { kernel: dir.join(KERNEL), initramfs: dir.join(INITRAMFS), manifest })
+        Ok(Self {
+            kernel: dir.join(KERNEL),
+            initramfs: dir.join(INITRAMFS),
+            manifest,
+        })
     }
 
     /// Hashes both files and compares them with the description.
@@ -126,12 +132,15 @@ impl VmImage {
             (&self.initramfs, INITRAMFS, &self.manifest.initramfs_sha256),
         ];
         for (path, file, want) in files {
-            let bytes =
-                fs::read(path).map_err(|err| ImageError::Unreadable(path.clone(), err))?;
+            let bytes = fs::read(path).map_err(|err| ImageError::Unreadable(path.clone(), err))?;
             let got = store::Digest::of(&bytes).hex();
             if got != *want {
                 let dir = path.parent().unwrap_or(path).into();
-                return Err(ImageError::Damaged { dir, file, what: format!("has sha256 {got}") });
+                return Err(ImageError::Damaged {
+                    dir,
+                    file,
+                    what: format!("has sha256 {got}"),
+                });
             }
         }
         Ok(())
@@ -143,7 +152,11 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
     let size = file_size(dir, MANIFEST)?;
     if size > MAX_MANIFEST {
         let what = format!("has {size} bytes");
-        return Err(ImageError::Damaged { dir: dir.into(), file: MANIFEST, what });
+        return Err(ImageError::Damaged {
+            dir: dir.into(),
+            file: MANIFEST,
+            what,
+        });
     }
     let bytes = fs::read(&path).map_err(|err| ImageError::Unreadable(path.clone(), err))?;
     serde_json::from_slice(&bytes).map_err(|err| ImageError::Manifest(path, err))
@@ -153,7 +166,11 @@ fn file_size(dir: &Path, file: &'static str) -> Result<u64, ImageError> {
     let path = dir.join(file);
     match fs::metadata(&path) {
         Ok(found) if found.is_file() => Ok(found.len()),
-        Ok(_) => Err(ImageError::Damaged { dir: dir.into(), file, what: "is no file".into() }),
+        Ok(_) => Err(ImageError::Damaged {
+            dir: dir.into(),
+            file,
+            what: "is no file".into(),
+        }),
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
             Err(ImageError::Missing(dir.into(), file))
         }
@@ -200,7 +217,10 @@ pub(crate) mod tests {
             write(dir.path(), wire::PROTOCOL);
             fs::remove_file(dir.path().join(file)).unwrap();
             let text = VmImage::open(dir.path()).unwrap_err().to_string();
-            assert!(text.contains(file) && text.contains("cargo xtask image"), "{text}");
+            assert!(
+                text.contains(file) && text.contains("cargo xtask image"),
+                "{text}"
+            );
         }
     }
 
@@ -213,7 +233,13 @@ pub(crate) mod tests {
         assert!(text.contains("has 4 bytes, not 9"), "{text}");
         fs::write(dir.path().join(INITRAMFS), b"INITRAMFS").unwrap();
         let damaged = VmImage::open(dir.path()).unwrap().verify().unwrap_err();
-        assert!(matches!(damaged, ImageError::Damaged { file: INITRAMFS, .. }));
+        assert!(matches!(
+            damaged,
+            ImageError::Damaged {
+                file: INITRAMFS,
+                ..
+            }
+        ));
     }
 
     #[test]
@@ -221,6 +247,9 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), 77);
         let text = VmImage::open(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("77") && text.contains(&wire::PROTOCOL.to_string()), "{text}");
+        assert!(
+            text.contains("77") && text.contains(&wire::PROTOCOL.to_string()),
+            "{text}"
+        );
     }
 }

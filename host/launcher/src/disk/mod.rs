@@ -69,7 +69,11 @@ struct Files {
 impl Files {
     fn new(dir: &Path, name: &str) -> Self {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
-        Self { lock: file("lock"), image: file("img"), clean: file("clean") }
+        Self {
+            lock: file("lock"),
+            image: file("img"),
+            clean: file("clean"),
+        }
     }
 
     /// Removes all of the disk. The caller holds its lock.
@@ -98,7 +102,12 @@ impl DiskPool {
     /// (they are sparse), and at most `keep` disks stay when their VMs have ended.
     #[must_use]
     pub fn new(dir: &Path, boot: &str, size: u64, keep: usize) -> Self {
-        Self { dir: dir.into(), boot: boot.into(), size, keep }
+        Self {
+            dir: dir.into(),
+            boot: boot.into(),
+            size,
+            keep,
+        }
     }
 
     /// Takes the clean disk that was used last, or makes a new one. Free disks that are not clean
@@ -109,7 +118,9 @@ impl DiskPool {
     pub fn take(&self) -> Result<Disk, DiskError> {
         let mut free = self.lock_free_disks()?;
         free.sort_by_key(|(since, ..)| *since);
-        let Some((_, files, lock)) = free.pop() else { return self.make() };
+        let Some((_, files, lock)) = free.pop() else {
+            return self.make();
+        };
         fs::remove_file(&files.clean).map_err(|err| DiskError::File(files.clean.clone(), err))?;
         Ok(self.disk(files, lock, false))
     }
@@ -136,7 +147,8 @@ impl DiskPool {
             getrandom::fill(&mut random)
                 .map_err(|err| DiskError::Pool(self.dir.clone(), io::Error::other(err)))?;
             let files = Files::new(&self.dir, &format!("{LAYOUT}{}", hex::encode(random)));
-            let lock = create(&files.lock).map_err(|err| DiskError::File(files.lock.clone(), err))?;
+            let lock =
+                create(&files.lock).map_err(|err| DiskError::File(files.lock.clone(), err))?;
             // A process that looks through the pool may have been quicker. It finds no image and
             // removes the file, so this name is lost.
             match lock.try_lock() {
@@ -149,7 +161,13 @@ impl DiskPool {
     }
 
     fn disk(&self, files: Files, lock: File, fresh: bool) -> Disk {
-        Disk { files, boot: self.boot.clone(), keep: self.keep, fresh, _lock: lock }
+        Disk {
+            files,
+            boot: self.boot.clone(),
+            keep: self.keep,
+            fresh,
+            _lock: lock,
+        }
     }
 
     /// Locks every free disk; removes those that cannot be used. The locks of those that are not
@@ -158,8 +176,13 @@ impl DiskPool {
         let mut free = Vec::new();
         for name in names(&self.dir).map_err(|err| DiskError::Pool(self.dir.clone(), err))? {
             let files = Files::new(&self.dir, &name);
-            let Some(lock) = try_lock(&files.lock) else { continue };
-            match files.clean_since(&self.boot).filter(|_| name.starts_with(LAYOUT)) {
+            let Some(lock) = try_lock(&files.lock) else {
+                continue;
+            };
+            match files
+                .clean_since(&self.boot)
+                .filter(|_| name.starts_with(LAYOUT))
+            {
                 Some(since) => free.push((since, files, lock)),
                 None => {
                     log::info!("guest disk {name} did not end cleanly and is thrown away");
@@ -191,7 +214,9 @@ impl Disk {
     /// If its files cannot be written or removed; then the next process throws it away.
     pub fn release(self) -> Result<(), DiskError> {
         let dir = self.files.lock.parent().unwrap_or(Path::new("/"));
-        let count = names(dir).map_err(|err| DiskError::Pool(dir.into(), err))?.len();
+        let count = names(dir)
+            .map_err(|err| DiskError::Pool(dir.into(), err))?
+            .len();
         if count > self.keep {
             return self.discard();
         }
@@ -209,7 +234,12 @@ impl Disk {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Names of the disks in `dir`.
@@ -239,7 +269,9 @@ fn try_lock(path: &Path) -> Option<File> {
 }
 
 fn still_named(file: &File, path: &Path) -> bool {
-    let (Ok(ours), Ok(named)) = (file.metadata(), fs::metadata(path)) else { return false };
+    let (Ok(ours), Ok(named)) = (file.metadata(), fs::metadata(path)) else {
+        return false;
+    };
     (ours.dev(), ours.ino()) == (named.dev(), named.ino())
 }
 
@@ -261,7 +293,16 @@ mod tests {
     fn check(dir: &Path, want: &[&str]) {
         let mut found: Vec<String> = fs::read_dir(dir)
             .unwrap()
-            .map(|entry| entry.unwrap().path().extension().unwrap().to_str().unwrap().to_owned())
+            .map(|entry| {
+                entry
+                    .unwrap()
+                    .path()
+                    .extension()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned()
+            })
             .collect();
         found.sort();
         assert_eq!(found, want);
@@ -307,7 +348,9 @@ mod tests {
     fn a_disk_of_another_boot_or_layout_is_thrown_away() {
         let dir = tempfile::tempdir().unwrap();
         pool(dir.path()).take().unwrap().release().unwrap();
-        let other = DiskPool::new(dir.path(), "boot two", SIZE, 3).take().unwrap();
+        let other = DiskPool::new(dir.path(), "boot two", SIZE, 3)
+            .take()
+            .unwrap();
         assert!(other.is_fresh());
         check(dir.path(), &["img", "lock"]);
         fs::write(dir.path().join("old.lock"), "").unwrap();
@@ -331,13 +374,21 @@ mod tests {
     #[test]
     fn the_disk_that_was_used_last_is_taken_first() {
         let dir = tempfile::tempdir().unwrap();
-        let (one, two) = (pool(dir.path()).take().unwrap(), pool(dir.path()).take().unwrap());
+        let (one, two) = (
+            pool(dir.path()).take().unwrap(),
+            pool(dir.path()).take().unwrap(),
+        );
         let last = one.image().to_owned();
         let earlier = two.files.clean.clone();
         two.release().unwrap();
         one.release().unwrap();
         let past = SystemTime::now() - std::time::Duration::from_secs(10);
-        File::options().write(true).open(earlier).unwrap().set_modified(past).unwrap();
+        File::options()
+            .write(true)
+            .open(earlier)
+            .unwrap()
+            .set_modified(past)
+            .unwrap();
         assert_eq!(pool(dir.path()).take().unwrap().image(), last);
     }
 
@@ -345,7 +396,9 @@ mod tests {
     /// holds it until it is killed.
     #[test]
     fn other_process() {
-        let Some(dir) = std::env::var_os(DIR) else { return };
+        let Some(dir) = std::env::var_os(DIR) else {
+            return;
+        };
         let disk = pool(Path::new(&dir)).take().unwrap();
         println!("\ntook {}", disk.image().display());
         std::thread::sleep(std::time::Duration::from_secs(60));
@@ -383,9 +436,13 @@ mod tests {
     fn many_processes_at_once_get_a_disk_each() {
         let dir = tempfile::tempdir().unwrap();
         let mut others: Vec<_> = std::thread::scope(|scope| {
-            let started: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| spawn_other(dir.path()))).collect();
-            started.into_iter().map(|thread| thread.join().unwrap()).collect()
+            let started: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| spawn_other(dir.path())))
+                .collect();
+            started
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         let mut images: Vec<_> = others.iter().map(|(_, image)| image.clone()).collect();
         images.sort();

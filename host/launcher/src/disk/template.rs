@@ -52,7 +52,9 @@ mod tests {
     fn mke2fs(image: &Path) -> Command {
         let mut command = Command::new("mke2fs");
         command
-            .args(["-q", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", "16384"])
+            .args([
+                "-q", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-N", "16384",
+            ])
             .args(["-J", "size=16", "-L", "cofferdam", "-O"])
             .arg(
                 "none,has_journal,ext_attr,dir_index,filetype,meta_bg,extent,64bit,flex_bg,\
@@ -109,7 +111,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         write(&File::create(&path).unwrap(), 1 << 30).unwrap();
-        let output = Command::new("e2fsck").arg("-fn").arg(&path).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        let output = Command::new("e2fsck")
+            .arg("-fn")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
 }

@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
@@ -22,8 +22,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::tail::Tail;
+use super::tail::{Drained, Tail};
 use super::trampoline::Trampoline;
+
+/// How long the rest of a dead monitor's output is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What to start.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ pub(crate) struct Monitor {
     pub(crate) console: Tail,
     /// What the monitor itself had to say.
     pub(crate) messages: Tail,
-    drains: Mutex<Vec<JoinHandle<()>>>,
+    drains: [Drained; 2],
 }
 
 impl Monitor {
@@ -76,7 +79,7 @@ impl Monitor {
                 pidfd,
                 console,
                 messages,
-                drains: Mutex::new(drains),
+                drains,
             }),
             Err(err) => {
                 child.kill()?;
@@ -86,7 +89,7 @@ impl Monitor {
         }
     }
 
-    fn watch(child: &mut Child) -> io::Result<(OwnedFd, Tail, Tail, Vec<JoinHandle<()>>)> {
+    fn watch(child: &mut Child) -> io::Result<(OwnedFd, Tail, Tail, [Drained; 2])> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("a process without an id"))?;
         // The child is not waited for yet, so its id still means this process.
@@ -94,22 +97,31 @@ impl Monitor {
         let gone = || io::Error::other("a child without its pipes");
         let (console, one) = Tail::drain("console", child.stdout.take().ok_or_else(gone)?)?;
         let (messages, two) = Tail::drain("monitor", child.stderr.take().ok_or_else(gone)?)?;
-        Ok((pidfd, console, messages, vec![one, two]))
+        Ok((pidfd, console, messages, [one, two]))
     }
 
     /// Its process id, for messages.
     pub(crate) fn id(&self) -> u32 {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner).id()
+        self.child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .id()
     }
 
     /// Waits until it has ended, for at most `timeout`. `None` means that it lives.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+        match poll(
+            &mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        ) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(err) => return Err(err.into()),
         }
-        self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()
+        self.child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .try_wait()
     }
 
     /// Kills it and waits until it has ended, for at most `timeout`. `None` means that it lives
@@ -120,19 +132,10 @@ impl Monitor {
             Err(err) => return Err(err.into()),
         }
         let ended = self.wait(timeout)?;
-        if ended.is_some() {
-            self.join_drains();
+        if ended.is_some() && !self.drains.iter().all(|drain| drain.wait(LAST_WORDS)) {
+            log::debug!("somebody keeps the output of monitor {} open", self.id());
         }
         Ok(ended)
-    }
-
-    /// Waits for the threads that read its output, which end with it.
-    fn join_drains(&self) {
-        for thread in self.drains.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if thread.join().is_err() {
-                log::warn!("a thread that reads a monitor's output panicked");
-            }
-        }
     }
 }
 
@@ -174,19 +177,228 @@ fn spawn(command: Command) -> io::Result<Child> {
 
 fn start_spawner() -> io::Result<Sender<Job>> {
     let (jobs, work) = bounded::<Job>(1);
-    thread::Builder::new().name("monitors".into()).spawn(move || {
-        // Ends never: the sender is a static.
-        for mut job in work {
-            let started = job.command.spawn();
-            // The command holds this process's copy of the VM lock.
-            drop(job.command);
-            if let Err(unheard) = job.answer.send(started)
-                && let Ok(mut child) = unheard.into_inner()
-            {
-                log::warn!("a monitor was started for nobody");
-                child.kill().and_then(|()| child.wait()).ok();
+    thread::Builder::new()
+        .name("monitors".into())
+        .spawn(move || {
+            // Ends never: the sender is a static.
+            for mut job in work {
+                let started = job.command.spawn();
+                // The command holds this process's copy of the VM lock.
+                drop(job.command);
+                if let Err(unheard) = job.answer.send(started)
+                    && let Ok(mut child) = unheard.into_inner()
+                {
+                    log::warn!("a monitor was started for nobody");
+                    child.kill().and_then(|()| child.wait()).ok();
+                }
+            }
+        })?;
+    Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::TryLockError;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::super::trampoline::become_monitor;
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const OWNER: &str = "COFFERDAM_TEST_OWNER";
+
+    /// Not a test of its own: the program that turns into a monitor in the tests below.
+    #[test]
+    fn trampoline() {
+        let mut args = std::env::args_os();
+        if args.any(|arg| arg == "--") {
+            panic!("{}", become_monitor(args).unwrap_err());
+        }
+    }
+
+    fn ours() -> Trampoline {
+        let args = [
+            "--exact",
+            "monitor::process::tests::trampoline",
+            "--nocapture",
+            "--",
+        ];
+        Trampoline {
+            program: "/proc/self/exe".into(),
+            args: args.map(Into::into).into(),
+        }
+    }
+
+    fn start(dir: &Path, args: &[&str]) -> Monitor {
+        let lock = File::create(dir.join("lock")).unwrap();
+        lock.try_lock().unwrap();
+        let [program, args @ ..] = args else {
+            panic!("no program")
+        };
+        let args = args.iter().map(Into::into).collect();
+        Monitor::start(
+            Spec {
+                program: program.into(),
+                args,
+                dir: dir.into(),
+                lock,
+            },
+            &ours(),
+        )
+        .unwrap()
+    }
+
+    /// Waits until the lock is free and says how long that took, or `None`.
+    fn lock_becomes_free(path: &Path, limit: Duration) -> Option<Duration> {
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            match File::open(path).unwrap().try_lock() {
+                Ok(()) => return Some(began.elapsed()),
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+                Err(TryLockError::Error(err)) => panic!("{err}"),
             }
         }
-    })?;
-    Ok(jobs)
+        None
+    }
+
+    #[test]
+    fn a_monitor_holds_the_lock_until_it_is_killed_and_then_its_end_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(dir.path(), &["sleep", "600"]);
+        assert_eq!(monitor.wait(Duration::from_millis(100)).unwrap(), None);
+        let lock = dir.path().join("lock");
+        assert_eq!(lock_becomes_free(&lock, Duration::ZERO), None);
+        let status = monitor.kill(SOON).unwrap().unwrap();
+        assert_eq!(status.signal(), Some(9));
+        assert!(lock_becomes_free(&lock, SOON).is_some());
+        assert_eq!(
+            monitor.kill(SOON).unwrap(),
+            Some(status),
+            "killing again changes nothing"
+        );
+    }
+
+    #[test]
+    fn the_lock_file_names_the_process_that_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(dir.path(), &["sh", "-c", "echo ready; exec sleep 600"]);
+        while monitor.console.total() < 6 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let text = std::fs::read_to_string(dir.path().join("lock")).unwrap();
+        assert_eq!(text.trim(), monitor.id().to_string());
+        monitor.kill(SOON).unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_a_monitor_says_is_kept_apart_from_the_console() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(
+            dir.path(),
+            &["sh", "-c", "echo panic; echo bad option >&2; exit 3"],
+        );
+        assert_eq!(monitor.wait(SOON).unwrap().unwrap().code(), Some(3));
+        monitor.kill(SOON).unwrap().unwrap();
+        assert!(monitor.console.last_lines(9).contains(&"panic".to_owned()));
+        assert!(
+            monitor
+                .messages
+                .last_lines(9)
+                .contains(&"bad option".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_descendant_that_keeps_the_output_open_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(dir.path(), &["sh", "-c", "sleep 5 & echo ready; wait"]);
+        while monitor.console.total() < 6 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let began = Instant::now();
+        assert!(monitor.kill(SOON).unwrap().is_some());
+        assert!(began.elapsed() < Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_shows_as_the_monitors_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(dir.path(), &["/nonexistent/qemu"]);
+        assert!(!monitor.wait(SOON).unwrap().unwrap().success());
+    }
+
+    #[test]
+    fn a_stopped_monitor_can_be_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let monitor = start(dir.path(), &["sleep", "600"]);
+        pidfd_send_signal(&monitor.pidfd, Signal::STOP).unwrap();
+        assert!(monitor.kill(SOON).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_monitor_whose_handle_is_dropped_does_not_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(start(dir.path(), &["sleep", "600"]));
+        assert!(lock_becomes_free(&dir.path().join("lock"), SOON).is_some());
+    }
+
+    #[test]
+    fn a_monitor_outlives_the_thread_that_asked_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let monitor = thread::spawn(move || start(&path, &["sleep", "600"]))
+            .join()
+            .unwrap();
+        assert_eq!(monitor.wait(Duration::from_millis(300)).unwrap(), None);
+        monitor.kill(SOON).unwrap().unwrap();
+    }
+
+    #[test]
+    fn an_owner_that_is_gone_before_the_signal_is_set_is_noticed() {
+        let not_our_parent = OsString::from(std::process::id().to_string());
+        // This process is the parent of nobody here: its own parent is somebody else.
+        let refused = thread::spawn(move || {
+            become_monitor([not_our_parent, "true".into()])
+                .unwrap_err()
+                .to_string()
+        });
+        assert!(refused.join().unwrap().contains("has ended"));
+    }
+
+    /// Not a test of its own: an owner with a monitor, to be killed.
+    #[test]
+    fn owner() {
+        let Some(dir) = std::env::var_os(OWNER) else {
+            return;
+        };
+        let monitor = start(Path::new(&dir), &["sleep", "600"]);
+        println!("\nmonitor {}", monitor.id());
+        thread::sleep(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_monitor_dies_when_its_owner_is_killed() {
+        for _ in 0..5 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut owner = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "monitor::process::tests::owner", "--nocapture"])
+                .env(OWNER, dir.path())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
+            lines
+                .find(|line| line.as_ref().unwrap().starts_with("monitor "))
+                .unwrap()
+                .unwrap();
+            // The owner may die before the monitor could ask for the signal, or after.
+            owner.kill().unwrap();
+            owner.wait().unwrap();
+            let took = lock_becomes_free(&dir.path().join("lock"), SOON);
+            assert!(took.is_some(), "the monitor outlives its owner");
+        }
+    }
 }

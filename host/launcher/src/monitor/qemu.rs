@@ -38,11 +38,21 @@ pub enum QemuError {
     #[error("cannot run `{}`", .0.display())]
     Unusable(PathBuf, #[source] io::Error),
     /// It says something else than its version.
-    #[error("`{}` does not say its version: `{1}`", .0.display())]
-    NoVersion(PathBuf, String),
+    #[error("`{}` does not say its version: `{said}`", program.display())]
+    NoVersion {
+        /// The program.
+        program: PathBuf,
+        /// How its answer begins.
+        said: String,
+    },
     /// It is too old.
-    #[error("`{}` is version {1}; at least {major}.{minor} is needed", .0.display(), major = MINIMUM.0, minor = MINIMUM.1)]
-    TooOld(PathBuf, String),
+    #[error("`{}` is version {version}; at least {}.{} is needed", program.display(), MINIMUM.0, MINIMUM.1)]
+    TooOld {
+        /// The program.
+        program: PathBuf,
+        /// Its version.
+        version: String,
+    },
 }
 
 impl Qemu {
@@ -56,13 +66,22 @@ impl Qemu {
             _ => QemuError::Unusable(program.into(), err),
         })?;
         let Some((version, number)) = parse_version(&text) else {
-            let start = text.chars().take(100).collect();
-            return Err(QemuError::NoVersion(program.into(), start));
+            let said = text.chars().take(100).collect();
+            return Err(QemuError::NoVersion {
+                program: program.into(),
+                said,
+            });
         };
         if number < MINIMUM {
-            return Err(QemuError::TooOld(program.into(), version));
+            return Err(QemuError::TooOld {
+                program: program.into(),
+                version,
+            });
         }
-        Ok(Self { program: program.into(), version })
+        Ok(Self {
+            program: program.into(),
+            version,
+        })
     }
 }
 
@@ -83,7 +102,10 @@ fn version_text(program: &Path) -> io::Result<String> {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    child.stdout.take().map_or_else(|| Ok(String::new()), io::read_to_string)
+    child
+        .stdout
+        .take()
+        .map_or_else(|| Ok(String::new()), io::read_to_string)
 }
 
 /// Splits `QEMU emulator version 7.2.22 (Debian …)` into the text of the version and its number.
@@ -146,7 +168,10 @@ impl Machine<'_> {
         args.pair("-m", format!("{}M", self.memory_mib));
         // The device of this process reads and writes guest memory, so it must be shared.
         let size = self.memory_mib;
-        args.pair("-object", format!("memory-backend-memfd,id=mem,share=on,size={size}M"));
+        args.pair(
+            "-object",
+            format!("memory-backend-memfd,id=mem,share=on,size={size}M"),
+        );
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             args.flag(flag);
         }
@@ -167,7 +192,10 @@ impl Machine<'_> {
 
     fn vsock(&self, args: &mut Arguments) {
         args.pair("-chardev", option("socket,id=vsock,path=", self.socket));
-        args.pair("-device", "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on");
+        args.pair(
+            "-device",
+            "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
+        );
     }
 
     fn disk(&self, args: &mut Arguments) {
@@ -175,7 +203,10 @@ impl Machine<'_> {
         // use when the host lost power is thrown away.
         let file = "driver=file,node-name=file,aio=threads,discard=unmap,cache.direct=off,cache.no-flush=on,filename=";
         args.pair("-blockdev", option(file, self.disk));
-        args.pair("-blockdev", "driver=raw,node-name=disk,file=file,discard=unmap,cache.no-flush=on");
+        args.pair(
+            "-blockdev",
+            "driver=raw,node-name=disk,file=file,discard=unmap,cache.no-flush=on",
+        );
         args.pair("-object", "iothread,id=disk-thread");
         // A full host disk must fail the guest's write: by default QEMU would stop the VM, which
         // looks like a hang.
@@ -191,8 +222,14 @@ impl Machine<'_> {
         // the outside, so the agent refuses it to steps; a build without network gets none at all.
         // IPv6 is off because the host's loopback would have a second name there.
         let restrict = if self.network { "off" } else { "on" };
-        args.pair("-netdev", format!("user,id=net,ipv6=off,restrict={restrict}"));
-        args.pair("-device", "virtio-net-pci,netdev=net,disable-legacy=on,romfile=");
+        args.pair(
+            "-netdev",
+            format!("user,id=net,ipv6=off,restrict={restrict}"),
+        );
+        args.pair(
+            "-device",
+            "virtio-net-pci,netdev=net,disable-legacy=on,romfile=",
+        );
     }
 }
 
@@ -238,12 +275,18 @@ mod tests {
             socket: Path::new("vsock"),
             network,
         };
-        machine.arguments().into_iter().map(|arg| arg.into_string().unwrap()).collect()
+        machine
+            .arguments()
+            .into_iter()
+            .map(|arg| arg.into_string().unwrap())
+            .collect()
     }
 
     #[track_caller]
     fn check(args: &[String], flag: &str, want: &str) {
-        let found = args.windows(2).any(|pair| pair[0] == flag && pair[1] == want);
+        let found = args
+            .windows(2)
+            .any(|pair| pair[0] == flag && pair[1] == want);
         assert!(found, "{flag} {want} is not in {args:#?}");
     }
 
@@ -265,8 +308,16 @@ mod tests {
     fn memory_is_shared_and_stated_twice_alike() {
         let args = arguments(Engine::Tcg, true, "/d");
         check(&args, "-m", "1536M");
-        check(&args, "-object", "memory-backend-memfd,id=mem,share=on,size=1536M");
-        check(&args, "-machine", "q35,memory-backend=mem,vmport=off,usb=off");
+        check(
+            &args,
+            "-object",
+            "memory-backend-memfd,id=mem,share=on,size=1536M",
+        );
+        check(
+            &args,
+            "-machine",
+            "q35,memory-backend=mem,vmport=off,usb=off",
+        );
     }
 
     #[test]
@@ -280,13 +331,24 @@ mod tests {
     #[test]
     fn a_comma_in_a_path_does_not_end_the_option() {
         let args = arguments(Engine::Tcg, true, "/a,b/disk");
-        assert!(args.iter().any(|arg| arg.ends_with("filename=/a,,b/disk")), "{args:#?}");
+        assert!(
+            args.iter().any(|arg| arg.ends_with("filename=/a,,b/disk")),
+            "{args:#?}"
+        );
     }
 
     #[test]
     fn without_network_the_guest_reaches_nothing() {
-        check(&arguments(Engine::Tcg, false, "/d"), "-netdev", "user,id=net,ipv6=off,restrict=on");
-        check(&arguments(Engine::Tcg, true, "/d"), "-netdev", "user,id=net,ipv6=off,restrict=off");
+        check(
+            &arguments(Engine::Tcg, false, "/d"),
+            "-netdev",
+            "user,id=net,ipv6=off,restrict=on",
+        );
+        check(
+            &arguments(Engine::Tcg, true, "/d"),
+            "-netdev",
+            "user,id=net,ipv6=off,restrict=off",
+        );
     }
 
     #[test]
@@ -295,20 +357,25 @@ mod tests {
         let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c)";
         assert_eq!(read(debian), Some((7, 2)));
         assert_eq!(read("QEMU emulator version 10.0.2"), Some((10, 0)));
-        assert_eq!(read("QEMU emulator version 9.1.50 (v9.1.0-5-gabc)"), Some((9, 1)));
+        assert_eq!(
+            read("QEMU emulator version 9.1.50 (v9.1.0-5-gabc)"),
+            Some((9, 1))
+        );
         assert_eq!(read("bash: command not found"), None);
         assert_eq!(read(""), None);
     }
 
     #[test]
     fn a_missing_program_comes_with_what_to_install() {
-        let text = Qemu::find(Path::new("/nonexistent/qemu")).unwrap_err().to_string();
+        let text = Qemu::find(Path::new("/nonexistent/qemu"))
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("apt install"), "{text}");
     }
 
     #[test]
     fn a_program_that_says_something_else_is_not_taken_for_qemu() {
         let refused = Qemu::find(Path::new("echo")).unwrap_err();
-        assert!(matches!(refused, QemuError::NoVersion(..)));
+        assert!(matches!(refused, QemuError::NoVersion { .. }));
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
 
 /// How much is kept. A kernel's last words, a panic with its trace included, fit in it.
 const KEPT: usize = 16 << 10;
@@ -18,15 +21,28 @@ struct Inner {
     total: u64,
 }
 
+/// Tells when everything was read.
+#[derive(Debug)]
+pub(crate) struct Drained(Receiver<()>);
+
+impl Drained {
+    /// Waits for the end, which comes when the last writer closes its end. Somebody who inherited
+    /// that end may keep it open for ever, hence the bound.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+        self.0.recv_timeout(timeout) == Err(crossbeam_channel::RecvTimeoutError::Disconnected)
+    }
+}
+
 impl Tail {
     /// Reads `source` to its end on a thread of its own, so that its writer never waits.
     pub(crate) fn drain(
         name: &str,
         mut source: impl Read + Send + 'static,
-    ) -> io::Result<(Self, JoinHandle<()>)> {
+    ) -> io::Result<(Self, Drained)> {
         let tail = Self::default();
         let ours = tail.clone();
-        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+        let (end, ended) = bounded(0);
+        thread::Builder::new().name(name.into()).spawn(move || {
             let mut buf = [0; 4096];
             loop {
                 match source.read(&mut buf) {
@@ -39,8 +55,9 @@ impl Tail {
                     }
                 }
             }
+            drop(end);
         })?;
-        Ok((tail, thread))
+        Ok((tail, Drained(ended)))
     }
 
     fn push(&self, bytes: &[u8]) {
@@ -59,8 +76,14 @@ impl Tail {
     /// The last lines, at most `max`, fit for a terminal: the guest writes what it likes here, so
     /// control characters are left out.
     pub(crate) fn last_lines(&self, max: usize) -> Vec<String> {
-        let bytes: Vec<u8> =
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes.iter().copied().collect();
+        let bytes: Vec<u8> = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes
+            .iter()
+            .copied()
+            .collect();
         let text = String::from_utf8_lossy(&bytes);
         let mut lines: Vec<String> = text
             .lines()
@@ -79,8 +102,8 @@ mod tests {
     fn only_the_end_is_kept_and_everything_is_counted() {
         let line = "a line of a console\n";
         let text = line.repeat(10_000) + "last words";
-        let (tail, thread) = Tail::drain("tail", io::Cursor::new(text.clone().into_bytes())).unwrap();
-        thread.join().unwrap();
+        let (tail, end) = Tail::drain("tail", io::Cursor::new(text.clone().into_bytes())).unwrap();
+        assert!(end.wait(Duration::from_secs(10)));
         assert_eq!(tail.total(), text.len() as u64);
         assert_eq!(tail.0.lock().unwrap().bytes.len(), KEPT);
         assert_eq!(tail.last_lines(2), ["a line of a console", "last words"]);

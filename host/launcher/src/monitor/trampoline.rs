@@ -36,7 +36,10 @@ pub struct Trampoline {
 impl Default for Trampoline {
     /// For a program that calls [`become_monitor`] if its first argument is [`COMMAND`].
     fn default() -> Self {
-        Self { program: "/proc/self/exe".into(), args: vec![COMMAND.into()] }
+        Self {
+            program: "/proc/self/exe".into(),
+            args: vec![COMMAND.into()],
+        }
     }
 }
 
@@ -49,7 +52,10 @@ impl Default for Trampoline {
 pub fn become_monitor(args: impl IntoIterator<Item = OsString>) -> io::Result<Infallible> {
     let mut args = args.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "an argument is missing");
-    let owner = args.next().and_then(|owner| owner.to_str()?.parse().ok()).ok_or_else(missing)?;
+    let owner = args
+        .next()
+        .and_then(|owner| owner.to_str()?.parse().ok())
+        .ok_or_else(missing)?;
     let program = args.next().ok_or_else(missing)?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // An owner that ended before the line above sends no signal any more; then somebody else is

@@ -1,0 +1,145 @@
+//! Whose fault an error is.
+//!
+//! Inside the agent errors are chains of causes; where one leaves it, it becomes a
+//! [`Failure`] with the kind that decides what the host does. A cause that says whose fault it is
+//! counts, wherever in the chain it stands; a full disk speaks for itself.
+
+use std::io;
+
+use nix::errno::Errno;
+use thiserror::Error;
+use wire::frame::ReadError;
+use wire::{Failure, FailureKind, FrameError, MessageError, Violation};
+
+/// A cause that says whose fault it is.
+#[derive(Debug, Error)]
+#[error("{text}")]
+pub(crate) struct Fault {
+    kind: FailureKind,
+    text: String,
+}
+
+/// The step's specification or the image cannot be carried out: the user must change something.
+pub(crate) fn setup(text: impl Into<String>) -> anyhow::Error {
+    Fault {
+        kind: FailureKind::Setup,
+        text: text.into(),
+    }
+    .into()
+}
+
+/// The request makes no sense in this state.
+pub(crate) fn violation(text: impl Into<String>) -> anyhow::Error {
+    Fault {
+        kind: FailureKind::Violation,
+        text: text.into(),
+    }
+    .into()
+}
+
+/// The step was cancelled.
+pub(crate) fn cancelled() -> anyhow::Error {
+    Fault {
+        kind: FailureKind::Cancelled,
+        text: "cancelled".into(),
+    }
+    .into()
+}
+
+/// Passes on what another part of the agent reported.
+pub(crate) fn reported(failure: Failure) -> anyhow::Error {
+    Fault {
+        kind: failure.kind,
+        text: failure.text,
+    }
+    .into()
+}
+
+/// What the host is told.
+pub(crate) fn failure(err: &anyhow::Error) -> Failure {
+    let kind = err.chain().find_map(blame).unwrap_or(FailureKind::Internal);
+    Failure::new(kind, format!("{err:#}"))
+}
+
+fn blame(cause: &(dyn std::error::Error + 'static)) -> Option<FailureKind> {
+    if let Some(fault) = cause.downcast_ref::<Fault>() {
+        return Some(fault.kind);
+    }
+    if is_violation(cause) {
+        return Some(FailureKind::Violation);
+    }
+    let errno = match (
+        cause.downcast_ref::<Errno>(),
+        cause.downcast_ref::<io::Error>(),
+    ) {
+        (Some(errno), _) => *errno,
+        (None, Some(err)) => match carried(err) {
+            Some(carried) => return carried.chain().find_map(blame),
+            None => Errno::from_raw(err.raw_os_error()?),
+        },
+        (None, None) => return None,
+    };
+    matches!(errno, Errno::ENOSPC | Errno::EDQUOT).then_some(FailureKind::DiskFull)
+}
+
+fn is_violation(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<Violation>()
+        || cause.is::<MessageError>()
+        || cause.is::<FrameError>()
+        || cause.is::<ReadError<io::Error>>() && cause.source().is_none()
+}
+
+/// Takes an error through an interface that only knows those of I/O.
+pub(crate) fn carry(err: anyhow::Error) -> io::Error {
+    io::Error::other(Carried(err))
+}
+
+/// An error inside an [`io::Error`].
+#[derive(Debug, Error)]
+#[error("{0:#}")]
+struct Carried(anyhow::Error);
+
+fn carried(err: &io::Error) -> Option<&anyhow::Error> {
+    err.get_ref()?
+        .downcast_ref::<Carried>()
+        .map(|carried| &carried.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(err: &anyhow::Error, kind: FailureKind, text: &str) {
+        assert_eq!(failure(err), Failure::new(kind, text));
+    }
+
+    #[test]
+    fn the_cause_that_says_whose_fault_it_is_counts() {
+        let err = setup("no such program").context("step 3");
+        check(&err, FailureKind::Setup, "step 3: no such program");
+        check(&cancelled(), FailureKind::Cancelled, "cancelled");
+        check(&anyhow!("odd"), FailureKind::Internal, "odd");
+    }
+
+    #[test]
+    fn a_full_disk_is_recognised_below_other_causes() {
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        let text = "writing: No space left on device (os error 28)";
+        check(
+            &anyhow::Error::from(full).context("writing"),
+            FailureKind::DiskFull,
+            text,
+        );
+        let full = Err::<(), _>(Errno::EDQUOT).context("mkdir").unwrap_err();
+        assert_eq!(failure(&full).kind, FailureKind::DiskFull);
+    }
+
+    #[test]
+    fn a_broken_transfer_is_a_violation() {
+        let err = anyhow::Error::from(Violation::NoEnd(7)).context("layer");
+        assert_eq!(failure(&err).kind, FailureKind::Violation);
+    }
+}

@@ -1,0 +1,141 @@
+//! Directories that a layer needs but does not describe.
+//!
+//! A tar may hold `srv/www/index.html` without `srv` and `srv/www`. Applied on top of its parents
+//! it would leave theirs as they are; as a lower directory of overlayfs it hides their owner and
+//! mode. So the names of such directories are kept beside the layer, and before a step runs they
+//! get in its upper directory what the nearest layer that does describe them says.
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+/// Paths of directories without an entry of their own; the empty path is the root.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Implicit(pub(crate) BTreeSet<Vec<u8>>);
+
+impl Implicit {
+    /// Name of the file beside the layer's directory.
+    pub(super) fn file_name(layer: &CStr) -> Result<CString> {
+        Ok(CString::new([layer.to_bytes(), b".implicit"].concat())?)
+    }
+
+    /// Reads what was written beside a layer; no file means nothing.
+    pub(super) fn read(dir: BorrowedFd<'_>, layer: &CStr) -> Result<Self> {
+        let name = Self::file_name(layer)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut bytes = Vec::new();
+        match openat(dir, name.as_c_str(), flags, Mode::empty()) {
+            Ok(file) => File::from(file).read_to_end(&mut bytes)?,
+            Err(Errno::ENOENT) => return Ok(Self::default()),
+            Err(errno) => return Err(errno).context("cannot read what a layer left implicit"),
+        };
+        let paths = bytes.split_inclusive(|byte| *byte == 0);
+        Ok(Self(
+            paths
+                .map(|path| path.strip_suffix(b"\0").unwrap_or(path).to_vec())
+                .collect(),
+        ))
+    }
+
+    /// Writes it beside the layer, whole or with an error.
+    pub(super) fn write(&self, dir: BorrowedFd<'_>, layer: &CStr) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
+        let name = Self::file_name(layer)?;
+        let file = openat(dir, name.as_c_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let bytes: Vec<u8> = self
+            .0
+            .iter()
+            .flat_map(|path| path.iter().chain(&[0]))
+            .copied()
+            .collect();
+        Ok(File::from(file).write_all(&bytes)?)
+    }
+}
+
+/// The directories of a chain whose attributes must be taken from a lower layer, each with the
+/// place of that layer in the chain. `implicit` is what each layer left implicit, lowest first;
+/// `has` tells whether a layer has a directory of that path.
+pub(crate) fn plan(
+    implicit: &[Implicit],
+    mut has: impl FnMut(usize, &[u8]) -> Result<bool>,
+) -> Result<Vec<(Vec<u8>, usize)>> {
+    let paths: BTreeSet<&Vec<u8>> = implicit.iter().flat_map(|layer| &layer.0).collect();
+    let mut fixes = Vec::new();
+    for path in paths {
+        let mut hidden = false;
+        for (at, layer) in implicit.iter().enumerate().rev() {
+            if layer.0.contains(path) {
+                hidden = true;
+            } else if has(at, path)? {
+                // The topmost layer that describes it; nothing to do if it is on top anyway.
+                fixes.extend(hidden.then(|| (path.clone(), at)));
+                break;
+            }
+        }
+    }
+    Ok(fixes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn implicit(paths: &[&str]) -> Implicit {
+        Implicit(paths.iter().map(|path| path.as_bytes().to_vec()).collect())
+    }
+
+    /// Layers as (implicit paths, described paths), lowest first, and the fixes.
+    #[track_caller]
+    fn check(layers: &[(&[&str], &[&str])], want: &[(&str, usize)]) {
+        let chain: Vec<Implicit> = layers.iter().map(|layer| implicit(layer.0)).collect();
+        let fixes = plan(&chain, |at, path| {
+            Ok(layers[at]
+                .1
+                .iter()
+                .any(|described| described.as_bytes() == path))
+        });
+        let want: Vec<(Vec<u8>, usize)> = want
+            .iter()
+            .map(|(path, at)| (path.as_bytes().to_vec(), *at))
+            .collect();
+        assert_eq!(fixes.unwrap(), want);
+    }
+
+    #[test]
+    fn the_topmost_layer_that_describes_a_directory_is_its_source() {
+        check(&[(&[], &["tmp"]), (&["tmp"], &[])], &[("tmp", 0)]);
+        check(
+            &[(&[], &["tmp"]), (&[], &["tmp"]), (&["tmp"], &[])],
+            &[("tmp", 1)],
+        );
+    }
+
+    #[test]
+    fn what_is_described_on_top_or_nowhere_needs_nothing() {
+        check(&[(&["tmp"], &[]), (&[], &["tmp"])], &[]);
+        check(&[(&["tmp"], &[]), (&["tmp"], &[])], &[]);
+        check(&[], &[]);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = File::open(temp.path()).unwrap();
+        let dir = std::os::fd::AsFd::as_fd(&dir);
+        for paths in [&[][..], &[""], &["", "a/b", "c"]] {
+            let name = CString::new(format!("layer{}", paths.len())).unwrap();
+            implicit(paths).write(dir, &name).unwrap();
+            assert_eq!(Implicit::read(dir, &name).unwrap(), implicit(paths));
+        }
+    }
+}

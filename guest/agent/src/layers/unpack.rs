@@ -1,0 +1,667 @@
+//! Unpacking a layer's tar into a directory, while it comes.
+//!
+//! The host has checked the tar, but the image that it comes from is a stranger's: every path is
+//! opened below the layer's root without following any link, and what the tar says about
+//! whiteouts becomes overlayfs's own form. The order of calls matters: the owner before
+//! mode and capabilities, because a change of owner clears both; times last, and those of
+//! directories when all of their entries are there.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::{File, Permissions};
+use std::io::{BufRead, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, UtimensatFlags, fchmod, fstat};
+use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mkdirat, mknodat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+
+use super::Implicit;
+use crate::archive::{Entry, Kind, OPAQUE, Reader, Time, WHITEOUT, WHITEOUT_META};
+use crate::fault;
+use crate::tree::{self, Graveyard};
+
+/// The attribute by which overlayfs knows a directory that hides lower ones.
+pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+
+/// Attributes that belong to overlayfs: a layer that brought its own could redirect lookups.
+const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
+
+/// What a directory or file has beside its content.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Attributes {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Time,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What a directory gets that no entry describes.
+const IMPLICIT: Attributes = Attributes {
+    mode: 0o755,
+    uid: 0,
+    gid: 0,
+    mtime: Time { secs: 0, nanos: 0 },
+    xattrs: Vec::new(),
+};
+
+/// Unpacks a tar below `root`, which is empty. Reads to the mark that ends the tar.
+pub(super) fn unpack(
+    root: OwnedFd,
+    graves: &Graveyard,
+    tar: &mut impl BufRead,
+) -> Result<Implicit> {
+    let mut target = Target::new(root, graves)?;
+    let mut reader = Reader::new(tar);
+    while let Some(entry) = reader.next()? {
+        let path = entry.path.clone();
+        target
+            .entry(entry, &mut reader)
+            .with_context(|| format!("layer entry {}", path.escape_ascii()))?;
+    }
+    target.finish()
+}
+
+/// The tree that is being made.
+struct Target<'a> {
+    root: OwnedFd,
+    graves: &'a Graveyard,
+    /// The directory of the last entry: the next one is usually in it too.
+    parent: (Vec<u8>, OwnedFd),
+    implicit: Implicit,
+    /// Times of directories, to be set when nothing in them changes any more: path, NUL, seconds,
+    /// nanoseconds. Packed, since a layer may have very many.
+    times: Vec<u8>,
+}
+
+impl<'a> Target<'a> {
+    fn new(root: OwnedFd, graves: &'a Graveyard) -> Result<Self> {
+        let mut target = Self {
+            parent: (Vec::new(), root.try_clone()?),
+            root,
+            graves,
+            implicit: Implicit::default(),
+            times: Vec::new(),
+        };
+        target.implicit.0.insert(Vec::new());
+        target.remember_time(b"", IMPLICIT.mtime);
+        Ok(target)
+    }
+
+    fn entry(&mut self, entry: Entry, reader: &mut Reader<impl BufRead>) -> Result<()> {
+        let path = normal(&entry.path)?;
+        self.implicit.0.remove(&path);
+        let Some((dir, name)) = split(&path) else {
+            ensure!(
+                entry.kind == Kind::Directory,
+                "the root of a layer is no directory"
+            );
+            return self.describe_dir(b"", c".", self.root.try_clone()?.as_fd(), entry);
+        };
+        self.enter(dir)?;
+        let parent = self.parent.1.try_clone()?;
+        if name == OPAQUE {
+            return set_opaque(parent.as_fd(), c".");
+        } else if name.starts_with(WHITEOUT_META) {
+            // Marks of an older union file system, which mean nothing here.
+            return Ok(());
+        } else if let Some(name) = name.strip_prefix(WHITEOUT) {
+            return whiteout(parent.as_fd(), &plain(name)?);
+        }
+        let name = plain(name)?;
+        match &entry.kind {
+            Kind::Directory => {
+                self.make_dir(parent.as_fd(), &name)?;
+                self.describe_dir(&path, &name, parent.as_fd(), entry)
+            }
+            Kind::File(_) => self.make_file(parent.as_fd(), &name, &entry, reader),
+            Kind::Hardlink(link) => self.make_link(parent.as_fd(), &name, link),
+            Kind::Symlink(_) | Kind::Char(..) | Kind::Block(..) | Kind::Fifo => {
+                self.replace(parent.as_fd(), &name, || {
+                    make_special(parent.as_fd(), &name, &entry)
+                })?;
+                describe_special(parent.as_fd(), &name, &entry)
+            }
+        }
+    }
+
+    /// Makes `dir` the current parent; makes it and those above it if they are missing.
+    fn enter(&mut self, dir: &[u8]) -> Result<()> {
+        if self.parent.0 == dir {
+            return Ok(());
+        }
+        let found = match self.below(dir, tree::LIST) {
+            Err(Errno::ENOENT) => self.make_parents(dir)?,
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                return Err(fault::setup("something above this path is no directory"));
+            }
+            found => found.context("cannot open the directory of this path")?,
+        };
+        self.parent = (dir.to_vec(), found);
+        Ok(())
+    }
+
+    fn make_parents(&mut self, dir: &[u8]) -> Result<OwnedFd> {
+        let mut at = self.root.try_clone()?;
+        let mut done = 0;
+        for name in dir.split(|byte| *byte == b'/') {
+            done += name.len();
+            let name = plain(name)?;
+            match mkdirat(at.as_fd(), name.as_c_str(), mode(IMPLICIT.mode)) {
+                Ok(()) => {
+                    let path = dir.get(..done).unwrap_or(dir);
+                    self.implicit.0.insert(path.to_vec());
+                    self.remember_time(path, IMPLICIT.mtime);
+                }
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno).context("cannot make a directory"),
+            }
+            at = openat(at.as_fd(), name.as_c_str(), tree::LIST, Mode::empty())?;
+            done += 1;
+        }
+        Ok(at)
+    }
+
+    /// Opens a path below the root; no link is followed.
+    fn below(&self, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        openat2(
+            self.root.as_fd(),
+            path,
+            OpenHow::new().flags(flags).resolve(resolve),
+        )
+    }
+
+    /// Makes an entry where perhaps something is: the last word of a tar counts.
+    fn replace(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &CStr,
+        make: impl Fn() -> Result<(), Errno>,
+    ) -> Result<()> {
+        match make() {
+            Err(Errno::EEXIST) => {
+                self.graves.remove(parent, name)?;
+                // It may have been above the directory that is remembered.
+                self.parent = (Vec::new(), self.root.try_clone()?);
+                Ok(make()?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Makes a directory, or keeps the one that is there. In place of a whiteout it hides what
+    /// lower layers have below it.
+    fn make_dir(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+        let make = || mkdirat(parent, name, Mode::S_IRWXU);
+        let Err(Errno::EEXIST) = make() else {
+            return Ok(());
+        };
+        let there = stat(parent, name)?;
+        if is_type(&there, SFlag::S_IFDIR) {
+            return Ok(());
+        }
+        self.replace(parent, name, make)?;
+        if is_whiteout(&there) {
+            set_opaque(parent, name)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn describe_dir(
+        &mut self,
+        path: &[u8],
+        name: &CStr,
+        parent: BorrowedFd<'_>,
+        entry: Entry,
+    ) -> Result<()> {
+        let dir = openat(parent, name, tree::LIST, Mode::empty())?;
+        self.remember_time(path, entry.mtime);
+        describe(dir.as_fd(), &attributes(entry))
+    }
+
+    fn make_file(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &CStr,
+        entry: &Entry,
+        reader: &mut Reader<impl BufRead>,
+    ) -> Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let file = std::cell::OnceCell::new();
+        self.replace(parent, name, || {
+            let made = openat(
+                parent,
+                name,
+                flags | OFlag::O_NOFOLLOW,
+                mode(entry.mode & 0o777),
+            )?;
+            file.set(made).map_err(|_| Errno::EEXIST)
+        })?;
+        let mut file = File::from(file.into_inner().context("the file was made")?);
+        reader.data(|piece| Ok(file.write_all(piece)?))?;
+        if entry.uid != 0 || entry.gid != 0 {
+            chown(file.as_fd(), entry.uid, entry.gid)?;
+        }
+        set_xattrs(file.as_fd(), &entry.xattrs)?;
+        // The umask is zero, so other bits than these are in place already.
+        if entry.mode & 0o7000 != 0 {
+            fchmod(file.as_fd(), mode(entry.mode))?;
+        }
+        set_time(file.as_fd(), entry.mtime)
+    }
+
+    fn make_link(&mut self, parent: BorrowedFd<'_>, name: &CStr, target: &[u8]) -> Result<()> {
+        let path = normal(target)?;
+        let file = match self.below(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC) {
+            Err(Errno::ENOENT) => {
+                let target = target.escape_ascii();
+                return Err(fault::setup(format!(
+                    "its hard link target {target} is in another layer"
+                )));
+            }
+            found => found.context("cannot open the target of a hard link")?,
+        };
+        let make = || linkat(file.as_fd(), c"", parent, name, AtFlags::AT_EMPTY_PATH);
+        if let Err(Errno::EEXIST) = make() {
+            let (there, target) = (stat(parent, name)?, fstat(file.as_fd())?);
+            if there.st_ino != target.st_ino {
+                self.replace(parent, name, make)?;
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn remember_time(&mut self, path: &[u8], time: Time) {
+        self.times.extend_from_slice(path);
+        self.times.push(0);
+        self.times.extend_from_slice(&time.secs.to_le_bytes());
+        self.times.extend_from_slice(&time.nanos.to_le_bytes());
+    }
+
+    /// Sets the times of directories; what is said last about one counts.
+    fn finish(self) -> Result<Implicit> {
+        let mut rest = self.times.as_slice();
+        while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+            let Some((path, after)) = rest.split_at_checked(end) else {
+                break;
+            };
+            let Some((secs, after)) = after.get(1..).and_then(<[u8]>::split_first_chunk) else {
+                break;
+            };
+            let Some((nanos, after)) = after.split_first_chunk() else {
+                break;
+            };
+            rest = after;
+            let time = Time {
+                secs: i64::from_le_bytes(*secs),
+                nanos: u32::from_le_bytes(*nanos),
+            };
+            match self.below(path, tree::LIST) {
+                Ok(dir) => set_time(dir.as_fd(), time)?,
+                // Another entry took its place later.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+                Err(errno) => return Err(errno).context("cannot set the time of a directory"),
+            }
+        }
+        Ok(self.implicit)
+    }
+}
+
+/// A relative path without `.`, empty elements and slashes at its ends.
+fn normal(path: &[u8]) -> Result<Vec<u8>> {
+    let mut normal = Vec::with_capacity(path.len());
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => continue,
+            b".." => bail!(fault::setup("the path leads out of the layer")),
+            name => {
+                normal.extend_from_slice(if normal.is_empty() { b"" } else { b"/" });
+                normal.extend_from_slice(name);
+            }
+        }
+    }
+    Ok(normal)
+}
+
+/// Directory and name; `None` for the root.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => Some((path.get(..at)?, path.get(at + 1..)?)),
+        None => Some((b"".as_slice(), path)).filter(|_| !path.is_empty()),
+    }
+}
+
+fn plain(name: &[u8]) -> Result<CString> {
+    let special = matches!(name, b"" | b"." | b"..");
+    ensure!(
+        !special && !name.contains(&b'/'),
+        fault::setup("this is no name")
+    );
+    CString::new(name).map_err(|_| fault::setup("a name holds a NUL byte"))
+}
+
+const fn mode(bits: u32) -> Mode {
+    Mode::from_bits_truncate(bits)
+}
+
+fn stat(parent: BorrowedFd<'_>, name: &CStr) -> Result<FileStat, Errno> {
+    fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// Whether this is overlayfs's mark for a removed name.
+pub(crate) fn is_whiteout(stat: &FileStat) -> bool {
+    is_type(stat, SFlag::S_IFCHR) && stat.st_rdev == 0
+}
+
+/// Whether this is of that type.
+pub(crate) fn is_type(stat: &FileStat, kind: SFlag) -> bool {
+    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
+}
+
+/// Marks a name as removed. If this layer itself has something there, that stays and hides.
+fn whiteout(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    match mknodat(parent, name, SFlag::S_IFCHR, Mode::empty(), makedev(0, 0)) {
+        Err(Errno::EEXIST) if is_type(&stat(parent, name)?, SFlag::S_IFDIR) => {
+            set_opaque(parent, name)
+        }
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno).context("cannot make a whiteout"),
+    }
+}
+
+fn set_opaque(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    let dir = openat(parent, name, tree::LIST, Mode::empty())?;
+    let set = xattr::set_deref(by_number(dir.as_fd()), OPAQUE_XATTR, b"y");
+    set.context("cannot mark a directory opaque")
+}
+
+/// A path that leads to an open file, also to one opened by `O_PATH`.
+pub(crate) fn by_number(file: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn make_special(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<(), Errno> {
+    let permissions = mode(entry.mode);
+    let device = |kind, major: u32, minor: u32| {
+        mknodat(
+            parent,
+            name,
+            kind,
+            permissions,
+            makedev(major.into(), minor.into()),
+        )
+    };
+    match &entry.kind {
+        Kind::Symlink(target) => symlinkat(target.as_slice(), parent, name),
+        // This is how overlayfs marks what is removed; a tar has another way to say so.
+        Kind::Char(0, 0) => Err(Errno::EINVAL),
+        Kind::Char(major, minor) => device(SFlag::S_IFCHR, *major, *minor),
+        Kind::Block(major, minor) => device(SFlag::S_IFBLK, *major, *minor),
+        Kind::Fifo => device(SFlag::S_IFIFO, 0, 0),
+        Kind::File(_) | Kind::Directory | Kind::Hardlink(_) => Err(Errno::EINVAL),
+    }
+}
+
+/// Sets what a symbolic link, device or pipe has; none of them can be opened for that.
+fn describe_special(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<()> {
+    let nofollow = AtFlags::AT_SYMLINK_NOFOLLOW;
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    fchownat(parent, name, Some(uid), Some(gid), nofollow).context("cannot set the owner")?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    if !entry.xattrs.is_empty() {
+        let file = openat(parent, name, flags, Mode::empty())?;
+        set_xattrs(file.as_fd(), &entry.xattrs)?;
+    }
+    if !matches!(entry.kind, Kind::Symlink(_)) && entry.mode & 0o7000 != 0 {
+        let file = openat(parent, name, flags, Mode::empty())?;
+        std::fs::set_permissions(by_number(file.as_fd()), Permissions::from_mode(entry.mode))?;
+    }
+    let time = timespec(entry.mtime);
+    utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)
+        .context("cannot set the time")
+}
+
+fn attributes(entry: Entry) -> Attributes {
+    let Entry {
+        mode,
+        uid,
+        gid,
+        mtime,
+        xattrs,
+        ..
+    } = entry;
+    Attributes {
+        mode,
+        uid,
+        gid,
+        mtime,
+        xattrs,
+    }
+}
+
+/// Sets all but the time of an open file or directory.
+pub(crate) fn describe(file: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
+    chown(file, attributes.uid, attributes.gid)?;
+    set_xattrs(file, &attributes.xattrs)?;
+    fchmod(file, mode(attributes.mode)).context("cannot set the mode")
+}
+
+fn chown(file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    nix::unistd::fchown(file, Some(uid), Some(gid)).context("cannot set the owner")
+}
+
+fn set_xattrs(file: BorrowedFd<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+    for (name, value) in xattrs {
+        let shown = name.escape_ascii();
+        ensure!(
+            !name.starts_with(OVERLAY_XATTRS),
+            fault::setup(format!(
+                "attribute {shown} belongs to the file system of the builder"
+            ))
+        );
+        xattr::set_deref(by_number(file), OsStr::from_bytes(name), value)
+            .with_context(|| format!("cannot set attribute {shown}"))?;
+    }
+    Ok(())
+}
+
+/// Sets the time of an open file.
+pub(crate) fn set_time(file: BorrowedFd<'_>, time: Time) -> Result<()> {
+    let time = timespec(time);
+    nix::sys::stat::futimens(file, &time, &time).context("cannot set the time")
+}
+
+fn timespec(time: Time) -> TimeSpec {
+    TimeSpec::new(time.secs, time.nanos.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Tree, require_root, unpack};
+    use super::*;
+    use crate::archive::Writer;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        let mtime = Time {
+            secs: 1_000,
+            nanos: 0,
+        };
+        let path = path.as_bytes().to_vec();
+        Entry {
+            path,
+            kind,
+            mode: 0o750,
+            uid: 0,
+            gid: 0,
+            mtime,
+            xattrs: Vec::new(),
+        }
+    }
+
+    fn file(path: &str) -> Entry {
+        entry(path, Kind::File(4))
+    }
+
+    fn tar(entries: &[Entry]) -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new());
+        for entry in entries {
+            writer.entry(entry).unwrap();
+            if matches!(entry.kind, Kind::File(_)) {
+                writer.data(&mut &b"data"[..], 4).unwrap();
+            }
+        }
+        writer.finish().unwrap()
+    }
+
+    /// The paths and types that unpacking makes.
+    fn check(entries: &[Entry], want: Result<&[&str], &str>) -> Option<(Tree, Implicit)> {
+        match (unpack(&tar(entries)), want) {
+            (Ok((tree, implicit)), Ok(want)) => {
+                let short = |line: String| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+                let list: Vec<String> = tree.list().into_iter().map(short).collect();
+                assert_eq!(list, want);
+                Some((tree, implicit))
+            }
+            (Err(err), Err(want)) => {
+                let text = format!("{err:#}");
+                assert!(text.contains(want), "{text}");
+                None
+            }
+            (Ok(_), Err(want)) => panic!("it does not fail with {want}"),
+            (Err(err), Ok(_)) => panic!("{err:#}"),
+        }
+    }
+
+    #[test]
+    fn paths_that_lead_out_are_refused() {
+        require_root!();
+        check(&[file("../x")], Err("leads out"));
+        check(&[file("a/../../x")], Err("leads out"));
+        check(&[file("/abs//./x")], Ok(&["abs 40755", "abs/x 100750"]));
+        let link = entry("l", Kind::Symlink(b"/etc".to_vec()));
+        check(&[link.clone(), file("l/x")], Err("no directory"));
+        check(
+            &[link, entry("h", Kind::Hardlink(b"l/passwd".to_vec()))],
+            Err("hard link"),
+        );
+        check(
+            &[entry("h", Kind::Hardlink(b"../../etc/passwd".to_vec()))],
+            Err("leads out"),
+        );
+    }
+
+    #[test]
+    fn what_no_entry_describes_is_remembered() {
+        require_root!();
+        let entries = [file("a/b/c"), entry("a", Kind::Directory), file("d/e")];
+        let list = [
+            "a 40750",
+            "a/b 40755",
+            "a/b/c 100750",
+            "d 40755",
+            "d/e 100750",
+        ];
+        let (tree, implicit) = check(&entries, Ok(&list)).unwrap();
+        let want: [&[u8]; 3] = [b"", b"a/b", b"d"];
+        assert!(implicit.0.iter().map(Vec::as_slice).eq(want));
+        let time = |path: &str| {
+            std::os::unix::fs::MetadataExt::mtime(&std::fs::metadata(tree.path(path)).unwrap())
+        };
+        assert_eq!(
+            [time("a"), time("a/b"), time("a/b/c"), time(".")],
+            [1000, 0, 1000, 0]
+        );
+    }
+
+    #[test]
+    fn the_root_can_be_described() {
+        require_root!();
+        let (tree, implicit) = check(&[entry("./", Kind::Directory)], Ok(&[])).unwrap();
+        assert!(implicit.0.is_empty());
+        let meta = std::fs::metadata(tree.path(".")).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o7777, 0o750);
+    }
+
+    #[test]
+    fn the_last_word_about_a_path_counts() {
+        require_root!();
+        let dir = |path| entry(path, Kind::Directory);
+        check(&[file("a"), file("a")], Ok(&["a 100750"]));
+        check(
+            &[file("a"), dir("a"), file("a/x")],
+            Ok(&["a 40750", "a/x 100750"]),
+        );
+        check(&[dir("a"), file("a/x"), file("a")], Ok(&["a 100750"]));
+        check(&[file("a"), entry("a", Kind::Fifo)], Ok(&["a 10750"]));
+        let again = entry("b", Kind::Hardlink(b"a".to_vec()));
+        check(
+            &[file("a"), again.clone(), again],
+            Ok(&["a 100750", "b 100750"]),
+        );
+    }
+
+    #[test]
+    fn whiteouts_become_those_of_overlayfs() {
+        require_root!();
+        let (tree, _) = check(
+            &[
+                entry("d", Kind::Directory),
+                file("d/.wh..wh..opq"),
+                file(".wh.gone"),
+                file(".wh..wh.plnk"),
+                file("kept"),
+                file(".wh.kept"),
+                file(".wh.both"),
+                entry("both", Kind::Directory),
+            ],
+            Ok(&["both 40750", "d 40750", "gone 20000", "kept 100750"]),
+        )
+        .unwrap();
+        for path in ["d", "both"] {
+            assert_eq!(
+                xattr::get(tree.path(path), OPAQUE_XATTR).unwrap(),
+                Some(b"y".to_vec())
+            );
+        }
+        check(&[file(".wh..")], Err("no name"));
+        check(&[file(".wh.")], Err("no name"));
+    }
+
+    #[test]
+    fn a_layer_cannot_speak_for_overlayfs() {
+        require_root!();
+        let mut redirect = entry("d", Kind::Directory);
+        redirect.xattrs = vec![(b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec())];
+        check(&[redirect], Err("belongs to the file system"));
+        check(&[entry("w", Kind::Char(0, 0))], Err("EINVAL"));
+    }
+
+    #[test]
+    fn a_hard_link_to_another_layer_is_named() {
+        require_root!();
+        check(
+            &[entry("h", Kind::Hardlink(b"no".to_vec()))],
+            Err("hard link target no is in another"),
+        );
+    }
+
+    #[test]
+    fn a_cut_tar_is_an_error_wherever_it_is_cut() {
+        require_root!();
+        let whole = tar(&[file("a"), entry("d", Kind::Directory)]);
+        for cut in (0..whole.len() - 1024).step_by(97) {
+            assert!(unpack(&whole[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The system calls that have no safe wrapper elsewhere, and nothing but them.
+//!
+//! All unsafe code of the agent is here. Each function takes and returns owned or borrowed
+//! descriptors and plain values, so that no caller can break a promise made in a SAFETY comment.
+#![expect(
+    unsafe_code,
+    reason = "raw system calls; this is the one module that may"
+)]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use seccompiler::sock_filter;
+
+/// First descriptor number that is free in a program started by [`spawn`]: those below are the
+/// ones given to it.
+pub(crate) const SPAWN_FDS: RawFd = 16;
+
+/// What [`spawn`] starts.
+#[derive(Debug)]
+pub(crate) struct Spawn<'a> {
+    /// The program; an open descriptor of it.
+    pub(crate) program: BorrowedFd<'a>,
+    /// Its arguments.
+    pub(crate) args: &'a [&'a CStr],
+    /// Descriptors that it gets as 0, 1, 2, …; each must be numbered [`SPAWN_FDS`] or above.
+    pub(crate) files: &'a [BorrowedFd<'a>],
+    /// Control group in which it starts.
+    pub(crate) cgroup: BorrowedFd<'a>,
+    /// New namespaces, as `CLONE_NEW*`.
+    pub(crate) namespaces: libc::c_int,
+}
+
+/// Starts a program in a control group and new namespaces. Its environment is empty.
+pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
+    if spawn.files.iter().any(|file| file.as_raw_fd() < SPAWN_FDS) {
+        return Err(Errno::EBADF);
+    }
+    // All that the child reads is made before the fork: it may not allocate.
+    let mut args: Vec<*const libc::c_char> = spawn.args.iter().map(|arg| arg.as_ptr()).collect();
+    args.push(std::ptr::null());
+    let mut pidfd: RawFd = -1;
+    let clone = libc::clone_args {
+        flags: (libc::CLONE_PIDFD | spawn.namespaces) as u64 | libc::CLONE_INTO_CGROUP as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: spawn.cgroup.as_raw_fd() as u64,
+    };
+    // SAFETY: `clone` is initialised and its size is passed; without CLONE_VM and with a null stack
+    // this is a fork, so the child goes on with a copy of this thread's memory. `pidfd` outlives
+    // the call. The child calls `exec_child`, which only makes async-signal-safe system calls.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const clone, size_of_val(&clone)) };
+    match Errno::result(pid)? {
+        0 => exec_child(spawn, &args),
+        pid => {
+            // SAFETY: the kernel stored a new descriptor there because of CLONE_PIDFD, and nobody
+            // else knows its number.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?;
+            Ok((Pid::from_raw(pid), pidfd))
+        }
+    }
+}
+
+/// The child's side of [`spawn`]: no allocation, no lock, no panic.
+fn exec_child(spawn: &Spawn<'_>, args: &[*const libc::c_char]) -> ! {
+    let mut number: RawFd = 0;
+    for file in spawn.files {
+        // SAFETY: plain numbers. The targets are below all sources, so none is overwritten early.
+        if unsafe { libc::dup2(file.as_raw_fd(), number) } < 0 {
+            // SAFETY: ends this process at once, without running anything of the parent's.
+            unsafe { libc::_exit(126) };
+        }
+        number += 1;
+    }
+    let environment: [*const libc::c_char; 1] = [std::ptr::null()];
+    // SAFETY: `args` ends in a null pointer and its strings are borrowed through `spawn`; the
+    // environment is one null pointer; the empty path is a literal that ends in NUL.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            spawn.program.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    // SAFETY: as above.
+    unsafe { libc::_exit(127) }
+}
+
+/// Takes over the descriptors from 0 that [`spawn`] left to this program.
+///
+/// Must be called once, before anything else of the program opens or closes a descriptor.
+pub(crate) fn inherited<const N: usize>(first: RawFd) -> [OwnedFd; N] {
+    let mut number = first;
+    [(); N].map(|()| {
+        // SAFETY: `spawn` put open descriptors at these numbers and nothing in this program has
+        // claimed them, since it calls this first and only once.
+        let file = unsafe { OwnedFd::from_raw_fd(number) };
+        number += 1;
+        file
+    })
+}
+
+/// Makes all descriptors from `first` on close at the next `exec`.
+pub(crate) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
+    // SAFETY: plain numbers; descriptors stay open until the program ends by `exec`.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// A detached copy of one mount or file, to be placed with [`move_mount`].
+pub(crate) fn open_tree(path: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: the path ends in NUL and is only read.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel has just returned this new descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a detached mount read-only.
+pub(crate) fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: `attributes` is initialised, lives until the call returns, and its size is passed.
+    // The path is a literal that ends in NUL.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Attaches a detached mount at `path`. A symbolic link there is covered, not followed.
+pub(crate) fn move_mount(mount: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    // SAFETY: both paths end in NUL and are only read.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+mod request {
+    nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
+    nix::ioctl_read!(get_flags, b'f', 1, libc::c_long);
+    nix::ioctl_write_ptr!(set_flags, b'f', 2, libc::c_long);
+}
+
+/// Grows the ext4 file system of `dir` to this many blocks.
+pub(crate) fn ext4_resize(dir: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
+    // SAFETY: the kernel reads one u64 from the pointer.
+    unsafe { request::ext4_resize(dir.as_raw_fd(), &raw const blocks) }.map(drop)
+}
+
+/// Clears the flags of an inode that forbid to change or delete it.
+pub(crate) fn clear_immutable(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    const PROTECTED: libc::c_long = 0x10 | 0x20; // FS_IMMUTABLE_FL, FS_APPEND_FL
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the kernel writes an int, which fits into the long that it is declared to be.
+    unsafe { request::get_flags(file.as_raw_fd(), &raw mut flags) }?;
+    flags &= !PROTECTED;
+    // SAFETY: the kernel reads an int from the pointer.
+    unsafe { request::set_flags(file.as_raw_fd(), &raw const flags) }.map(drop)
+}
+
+/// Options of a vsock socket, at the level of its own address family.
+const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
+const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
+const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+
+/// Sets the size of a vsock socket's receive buffer.
+pub(crate) fn set_vsock_buffer(socket: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    // The maximum goes first: the size is cut to it.
+    set_vsock_option(socket, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &size)?;
+    set_vsock_option(socket, SO_VM_SOCKETS_BUFFER_SIZE, &size)
+}
+
+/// Sets how long `connect` of a vsock socket may take.
+pub(crate) fn set_vsock_connect_timeout(
+    socket: BorrowedFd<'_>,
+    timeout: Duration,
+) -> Result<(), Errno> {
+    let seconds = libc::time_t::try_from(timeout.as_secs()).map_err(|_| Errno::EINVAL)?;
+    let timeout = libc::timeval {
+        tv_sec: seconds,
+        tv_usec: 0,
+    };
+    set_vsock_option(socket, SO_VM_SOCKETS_CONNECT_TIMEOUT, &timeout)
+}
+
+fn set_vsock_option<T: Copy>(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+    value: &T,
+) -> Result<(), Errno> {
+    let size = libc::socklen_t::try_from(size_of::<T>()).map_err(|_| Errno::EINVAL)?;
+    let value: *const T = value;
+    // SAFETY: `value` points to an initialised integer or timeval of `size` bytes that the kernel
+    // reads during the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            option,
+            value.cast(),
+            size,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Removes a capability from the bounding set. `EINVAL` means that the kernel has none of this
+/// number.
+pub(crate) fn drop_bounding(capability: u32) -> Result<(), Errno> {
+    // SAFETY: plain numbers.
+    let done = unsafe {
+        libc::prctl(
+            libc::PR_CAPBSET_DROP,
+            libc::c_ulong::from(capability),
+            0,
+            0,
+            0,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Sets permitted and effective capabilities to this mask and empties the inheritable ones.
+pub(crate) fn set_capabilities(mask: u64) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    let half = |shift: u32| {
+        let bits = u32::try_from((mask >> shift) & u64::from(u32::MAX)).unwrap_or(0);
+        Data {
+            effective: bits,
+            permitted: bits,
+            inheritable: 0,
+        }
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 of the call reads one header and two data blocks of this layout.
+    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+/// Loads a filter for this thread without `no_new_privs`, which needs `CAP_SYS_ADMIN`.
+pub(crate) fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Program {
+        len: libc::c_ushort,
+        filter: *const sock_filter,
+    }
+    let len = libc::c_ushort::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
+    let program = Program {
+        len,
+        filter: filter.as_ptr(),
+    };
+    // SAFETY: `program` has the layout of the kernel's `sock_fprog`, and its pointer and length
+    // are those of a slice that is borrowed for the call. The kernel checks the instructions.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Leaves the session keyring of the parent for a new one.
+pub(crate) fn join_new_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for a new anonymous keyring.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<u8>(),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Gives a signal its default effect again.
+pub(crate) fn default_signal(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: SIG_DFL installs no handler of ours.
+    if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

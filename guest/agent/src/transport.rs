@@ -1,0 +1,485 @@
+//! Connections to the host, and the transfers that run on them.
+//!
+//! The agent only connects, it never listens. Each transfer has a connection of its own, so the
+//! kernel's vsock credit is the only flow control: whoever reads slowly makes the other end wait.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr};
+use nix::sys::socket::{connect, shutdown, socket};
+use wire::limits::MAX_BODY;
+use wire::{Attach, Event, Failure, Receiver, Sender, frame, message};
+
+use crate::archive::Fill;
+use crate::fault;
+use crate::sys;
+
+/// The host's context id.
+const HOST: u32 = 2;
+
+/// Kernel buffer of a connection. The default of 256 KiB halves the throughput; more than a data
+/// frame brings nothing.
+const SOCKET_BUFFER: u64 = 4 << 20;
+
+/// How long the host may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a refused connection is tried again, a tenth of a second apart: at boot the host may
+/// be later than we are.
+const CONNECT_ATTEMPTS: u32 = 100;
+
+/// Size of the data frames that we send: large enough that their headers cost nothing, small
+/// enough that several transfers fit into the agent's memory.
+const FRAME: usize = 1 << 20;
+
+/// Makes connections to the host.
+pub(crate) trait Connect: Send + Sync + fmt::Debug {
+    /// A new connection.
+    fn connect(&self) -> Result<OwnedFd>;
+}
+
+/// Connections through the kernel's vsock driver.
+#[derive(Debug)]
+pub(crate) struct Vsock;
+
+impl Connect for Vsock {
+    fn connect(&self) -> Result<OwnedFd> {
+        let mut attempt = 1;
+        loop {
+            match connect_once() {
+                // Nobody listens there yet.
+                Err(Errno::ECONNRESET | Errno::ECONNREFUSED) if attempt < CONNECT_ATTEMPTS => {
+                    attempt += 1;
+                    thread::sleep(Duration::from_millis(100));
+                }
+                done => return done.context("cannot connect to the host"),
+            }
+        }
+    }
+}
+
+fn connect_once() -> Result<OwnedFd, Errno> {
+    let socket = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    sys::set_vsock_buffer(socket.as_fd(), SOCKET_BUFFER)?;
+    sys::set_vsock_connect_timeout(socket.as_fd(), CONNECT_TIMEOUT)?;
+    connect(
+        std::os::fd::AsRawFd::as_raw_fd(&socket),
+        &VsockAddr::new(HOST, wire::PORT),
+    )?;
+    Ok(socket)
+}
+
+/// Opens the connections of transfers.
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    connect: Box<dyn Connect>,
+    nonce: [u8; 16],
+}
+
+impl Transfers {
+    /// Transfers of the VM that was given this nonce.
+    pub(crate) fn new(connect: Box<dyn Connect>, nonce: [u8; 16]) -> Self {
+        Self { connect, nonce }
+    }
+
+    /// Attaches to a transfer in which the host sends `size` bytes.
+    pub(crate) fn receive(&self, transfer: u64, size: u64) -> Result<Incoming> {
+        let connection = self.attach(transfer)?;
+        Ok(Incoming {
+            connection,
+            receiver: Receiver::new(transfer, size),
+            size,
+            buf: Vec::new(),
+            piece: 0..0,
+        })
+    }
+
+    /// Attaches to a transfer in which we send.
+    pub(crate) fn send(&self, transfer: u64) -> Result<Outgoing> {
+        let connection = self.attach(transfer)?;
+        Ok(Outgoing {
+            connection,
+            sender: Sender::new(transfer),
+            buf: vec![0; FRAME],
+            used: 0,
+        })
+    }
+
+    /// The same, with data frames of at most `frame` bytes.
+    pub(crate) fn send_small(&self, transfer: u64, frame: usize) -> Result<Outgoing> {
+        let connection = self.attach(transfer)?;
+        Ok(Outgoing {
+            connection,
+            sender: Sender::new(transfer),
+            buf: vec![0; frame],
+            used: 0,
+        })
+    }
+
+    fn attach(&self, transfer: u64) -> Result<File> {
+        let mut connection = File::from(self.connect.connect()?);
+        let attach = message::encode(
+            transfer,
+            &Attach {
+                nonce: self.nonce,
+                transfer,
+            },
+        )?;
+        connection
+            .write_all(&attach)
+            .context("cannot attach to a transfer")?;
+        Ok(connection)
+    }
+}
+
+/// The receiving end of a transfer: a reader whose end is the verified end of the transfer.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    connection: File,
+    receiver: Receiver,
+    size: u64,
+    buf: Vec<u8>,
+    /// What of `buf` was received and not yet consumed.
+    piece: std::ops::Range<usize>,
+}
+
+impl Incoming {
+    /// Reads to the end of the transfer, throws away what comes, and compares the length.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        loop {
+            let n = self.fill_buf()?.len();
+            if n == 0 {
+                break;
+            }
+            self.consume(n);
+        }
+        let received = self.receiver.received();
+        ensure!(
+            received == self.size,
+            fault::violation(format!("{received} bytes came instead of {}", self.size))
+        );
+        Ok(())
+    }
+
+    /// Reads the next frame into the buffer.
+    fn next(&mut self) -> Result<()> {
+        let Self {
+            connection,
+            receiver,
+            buf,
+            piece,
+            ..
+        } = self;
+        let frame =
+            frame::read(buf, |room| retry(|| connection.read(room))).context("cannot receive")?;
+        let Some(frame) = frame else {
+            return Ok(receiver.handle_eof()?);
+        };
+        match receiver.handle(&frame)? {
+            Event::Data { bytes, .. } => *piece = 0..bytes.len(),
+            Event::End { .. } => {}
+            Event::Abort(failure) => {
+                return Err(fault::reported(failure).context("the host gave up the transfer"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BufRead for Incoming {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.piece.is_empty() && !self.receiver.ended() {
+            self.next().map_err(fault::carry)?;
+        }
+        Ok(self.buf.get(self.piece.clone()).unwrap_or_default())
+    }
+    fn consume(&mut self, n: usize) {
+        self.piece.start = self.piece.end.min(self.piece.start + n);
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.read(room)?;
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// The sending end of a transfer: a writer that collects data frames.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    connection: File,
+    sender: Sender,
+    buf: Vec<u8>,
+    used: usize,
+}
+
+impl Outgoing {
+    /// Sends a piece at once, as a frame with these flags. Nothing may be waiting in the buffer.
+    pub(crate) fn send_flagged(&mut self, flags: u8, piece: &[u8]) -> Result<()> {
+        for piece in piece.chunks(usize::try_from(MAX_BODY).unwrap_or(usize::MAX)) {
+            let header = self.sender.data(flags, piece)?;
+            write_both(&mut self.connection, &header, piece)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the rest and the end mark; returns how many bytes the transfer had.
+    pub(crate) fn finish(mut self) -> Result<u64> {
+        self.flush()?;
+        let total = self.sender.sent();
+        self.connection.write_all(&self.sender.end()?)?;
+        close(&self.connection);
+        Ok(total)
+    }
+
+    /// Tells the host that the transfer will not end well.
+    pub(crate) fn abort(mut self, failure: &Failure) -> Result<()> {
+        self.connection.write_all(&self.sender.abort(failure)?)?;
+        close(&self.connection);
+        Ok(())
+    }
+}
+
+/// Ends our direction. The connection may be gone already; then the host knows.
+fn close(connection: &File) {
+    shutdown(std::os::fd::AsRawFd::as_raw_fd(connection), Shutdown::Write).ok();
+}
+
+impl Write for Outgoing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut room = self.room()?;
+        let n = room.write(bytes)?;
+        self.filled(n);
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        let piece = self.buf.get(..self.used).unwrap_or_default();
+        if !piece.is_empty() {
+            let header = self.sender.data(0, piece).map_err(io::Error::other)?;
+            write_both(&mut self.connection, &header, piece)?;
+            self.used = 0;
+        }
+        Ok(())
+    }
+}
+
+impl Fill for Outgoing {
+    fn room(&mut self) -> io::Result<&mut [u8]> {
+        if self.used == self.buf.len() {
+            self.flush()?;
+        }
+        Ok(self.buf.get_mut(self.used..).unwrap_or_default())
+    }
+    fn filled(&mut self, n: usize) {
+        self.used = self.buf.len().min(self.used + n);
+    }
+}
+
+/// Writes a header and its body with as few calls as the kernel allows.
+fn write_both(connection: &mut File, header: &[u8], body: &[u8]) -> io::Result<()> {
+    let mut slices = [IoSlice::new(header), IoSlice::new(body)];
+    let mut slices = slices.as_mut_slice();
+    while !slices.is_empty() {
+        match retry(|| connection.write_vectored(slices))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => IoSlice::advance_slices(&mut slices, n),
+        }
+    }
+    Ok(())
+}
+
+/// Repeats a call that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A host made of Unix sockets.
+
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Hands out one end of each pair and keeps the other for the test.
+    #[derive(Debug)]
+    pub(crate) struct FakeHost(pub(crate) crossbeam_channel::Sender<UnixStream>);
+
+    impl Connect for FakeHost {
+        fn connect(&self) -> Result<OwnedFd> {
+            let (ours, theirs) = UnixStream::pair()?;
+            self.0.send(theirs).context("the fake host is gone")?;
+            Ok(ours.into())
+        }
+    }
+
+    /// Connections that arrive at the host in order.
+    pub(crate) fn host() -> (Transfers, crossbeam_channel::Receiver<UnixStream>) {
+        let (sender, receiver) = crossbeam_channel::bounded(16);
+        (
+            Transfers::new(Box::new(FakeHost(sender)), [7; 16]),
+            receiver,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use wire::{FailureKind, Kind};
+
+    use super::fake::host;
+    use super::*;
+
+    /// Reads the attach frame and then all of the transfer.
+    fn host_receives(mut stream: UnixStream) -> Result<Vec<u8>, String> {
+        let mut buf = Vec::new();
+        let frame = frame::read(&mut buf, |room| stream.read(room))
+            .unwrap()
+            .unwrap();
+        let attach: Attach = message::decode(&frame).unwrap();
+        assert_eq!(attach.nonce, [7; 16]);
+        let mut receiver = Receiver::new(attach.transfer, u64::MAX);
+        let mut bytes = Vec::new();
+        loop {
+            let frame = frame::read(&mut buf, |room| stream.read(room)).unwrap();
+            let Some(frame) = frame else {
+                return receiver
+                    .handle_eof()
+                    .map(|()| bytes)
+                    .map_err(|err| err.to_string());
+            };
+            match receiver.handle(&frame).unwrap() {
+                Event::Data { bytes: piece, .. } => bytes.extend_from_slice(piece),
+                Event::End { total } => assert_eq!(total, bytes.len() as u64),
+                Event::Abort(failure) => return Err(failure.text),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_arrives_whole() {
+        let (transfers, accepted) = host();
+        let data: Vec<u8> = (0..3 * FRAME + 5).map(|n| (n % 251) as u8).collect();
+        let want = data.clone();
+        let sending = thread::spawn(move || {
+            let mut outgoing = transfers.send(4).unwrap();
+            for piece in data.chunks(70_000) {
+                outgoing.write_all(piece).unwrap();
+            }
+            outgoing.finish().unwrap()
+        });
+        assert_eq!(host_receives(accepted.recv().unwrap()).unwrap(), want);
+        assert_eq!(sending.join().unwrap(), want.len() as u64);
+    }
+
+    #[test]
+    fn a_sender_that_vanishes_is_not_an_end() {
+        let (transfers, accepted) = host();
+        let mut outgoing = transfers.send(4).unwrap();
+        outgoing.write_all(b"abc").unwrap();
+        outgoing.flush().unwrap();
+        drop(outgoing);
+        assert!(host_receives(accepted.recv().unwrap()).is_err());
+    }
+
+    #[test]
+    fn an_abort_reaches_the_host_with_its_reason() {
+        let (transfers, accepted) = host();
+        let outgoing = transfers.send(4).unwrap();
+        outgoing
+            .abort(&Failure::new(FailureKind::Internal, "odd"))
+            .unwrap();
+        assert_eq!(host_receives(accepted.recv().unwrap()), Err("odd".into()));
+    }
+
+    /// Lets the host send these bytes; returns what the agent makes of them.
+    fn agent_receives(size: u64, stream: Vec<u8>) -> Result<Vec<u8>> {
+        let (transfers, accepted) = host();
+        let mut incoming = transfers.receive(4, size)?;
+        let mut host = accepted.recv()?;
+        let sending = thread::spawn(move || {
+            // Closing with bytes unread would reset the connection.
+            frame::read(&mut Vec::new(), |room| host.read(room)).unwrap();
+            host.write_all(&stream)
+        });
+        let mut bytes = Vec::new();
+        let read = incoming.read_to_end(&mut bytes);
+        sending.join().expect("the host does not panic").ok();
+        read?;
+        incoming.finish()?;
+        Ok(bytes)
+    }
+
+    fn transfer(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut sender = Sender::new(4);
+        let mut stream = Vec::new();
+        for piece in pieces {
+            stream.extend(sender.data(0, piece).unwrap());
+            stream.extend_from_slice(piece);
+        }
+        stream.extend(sender.end().unwrap());
+        stream
+    }
+
+    #[test]
+    fn the_end_of_the_transfer_is_the_end_of_the_reader() {
+        let stream = transfer(&[b"abc", b"defg"]);
+        assert_eq!(agent_receives(7, stream).unwrap(), b"abcdefg");
+    }
+
+    #[test]
+    fn too_little_too_much_and_a_cut_are_violations() {
+        let stream = transfer(&[b"abc", b"defg"]);
+        for (size, cut) in [
+            (6, stream.len()),
+            (8, stream.len()),
+            (7, stream.len() - 1),
+            (7, 35),
+        ] {
+            let err = agent_receives(size, stream[..cut].to_vec()).unwrap_err();
+            let failure = fault::failure(&err);
+            assert_eq!(
+                failure.kind,
+                FailureKind::Violation,
+                "{size} {cut}: {}",
+                failure.text
+            );
+        }
+    }
+
+    #[test]
+    fn the_hosts_reason_for_giving_up_is_passed_on() {
+        let abort = Sender::new(4)
+            .abort(&Failure::new(FailureKind::Cancelled, "stop"))
+            .unwrap();
+        let failure = fault::failure(&agent_receives(7, abort).unwrap_err());
+        assert_eq!(failure.kind, FailureKind::Cancelled);
+    }
+
+    #[test]
+    fn a_frame_of_another_kind_is_refused() {
+        let ping = frame::encode(Kind::Ping, 0, 4, 0, b"").unwrap();
+        assert!(agent_receives(7, ping).is_err());
+    }
+}

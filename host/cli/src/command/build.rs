@@ -1,0 +1,117 @@
+//! `cofferdam build`.
+
+mod args;
+mod request;
+mod results;
+mod vm;
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use engine::Cancel;
+use engine::build::{BuildError, BuildRequest, BuildResult};
+use serde_json::Value;
+
+pub(super) use args::Args;
+use vm::Vm;
+
+use super::Common;
+use crate::exit::{Class, Failure};
+use crate::progress::{End, Mode, Progress};
+use crate::{logging, signals};
+
+/// Runs the command.
+pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
+    let request = request::from(args)?;
+    refuse_terminal(&request)?;
+    results::forget(args)?;
+    let mode = if args.quiet { Mode::Quiet } else { args.progress };
+    let progress = Arc::new(Progress::start(mode).map_err(|e| Failure::usage(e.to_string()))?);
+    let cancel = Cancel::new();
+    let display = Arc::clone(&progress);
+    signals::watch(&cancel, move || {
+        display.note("cancelling the build; once more to leave at once");
+    })?;
+    let display = Arc::clone(&progress);
+    logging::send_to(Some(Arc::new(move |line| display.note(line))));
+    let done = build(args, &request, common, &progress, &cancel);
+    logging::send_to(None);
+    finish(args, &progress, done)
+}
+
+/// Builds with everything that a build needs, and settles it all whatever comes of the build.
+fn build(
+    args: &Args,
+    request: &BuildRequest,
+    common: &Common,
+    progress: &Arc<Progress>,
+    cancel: &Cancel,
+) -> Result<BuildResult, (Failure, Option<Value>)> {
+    let store = common.open().map_err(|failure| (failure, None))?;
+    let vm = Vm::new(args, &store, Arc::clone(progress));
+    let built = engine::build::build(request, &store, &vm, &**progress, cancel);
+    let report = vm.end();
+    drop(vm);
+    common.close(store);
+    let built = built.map_err(failure).and_then(|built| {
+        results::write(args, &built, report.as_ref())?;
+        Ok(built)
+    });
+    built.map_err(|failure| (failure, report))
+}
+
+/// An archive on a terminal helps nobody.
+fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
+    let stdout = request.outputs.iter().filter(|output| output.uses_stdout()).count();
+    if stdout > 1 {
+        return Err(Failure::usage("only one output can go to standard output"));
+    }
+    if stdout == 1 && io::stdout().is_terminal() {
+        let text = "will not write an archive to a terminal; add dest=FILE to --output";
+        return Err(Failure::usage(text));
+    }
+    Ok(())
+}
+
+/// Shows how it ended and decides the exit status.
+fn finish(
+    args: &Args,
+    progress: &Progress,
+    done: Result<BuildResult, (Failure, Option<Value>)>,
+) -> Result<ExitCode, Failure> {
+    match done {
+        Ok(built) => {
+            progress.finish(End { class: None, closing: Vec::new() });
+            if !args.quiet {
+                return Ok(ExitCode::SUCCESS);
+            }
+            super::print(|out| writeln!(out, "{}", built.image.config))
+        }
+        Err((failure, report)) => {
+            let mut closing = failure.lines();
+            if let Err(second) = results::write_failure(args, &failure, report.as_ref()) {
+                closing.extend(second.lines());
+            }
+            progress.finish(End { class: Some(failure.class), closing });
+            Ok(ExitCode::from(failure.class.status()))
+        }
+    }
+}
+
+/// The engine's error as the user sees it.
+fn failure(error: BuildError) -> Failure {
+    let class = match error.class() {
+        engine::build::Class::User => Class::User,
+        engine::build::Class::Limit => Class::Limit,
+        engine::build::Class::Host => Class::Host,
+        engine::build::Class::Cancelled => Class::Cancelled,
+    };
+    let excerpt = error.excerpt().map(|(place, text)| {
+        // Errors of the parser begin with their place.
+        if text.starts_with(&place) { text.to_owned() } else { format!("{place}\n{text}") }
+    });
+    let log = if let BuildError::Step { log, .. } = &error { Some(log.clone()) } else { None };
+    let hint = if let BuildError::Dockerfile(wrong) = &error { wrong.hint.clone() } else { None };
+    Failure { class, excerpt, log, hint, error: error.into() }
+}

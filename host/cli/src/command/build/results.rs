@@ -1,0 +1,99 @@
+//! The files that tell other programs what a build came to.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+use engine::build::BuildResult;
+use engine::event::Outcome;
+use serde_json::{Value, json};
+
+use super::args::Args;
+use crate::exit::{Failure, chain};
+
+/// Removes what an earlier build left: a script must not take it for this one's.
+pub(super) fn forget(args: &Args) -> Result<(), Failure> {
+    for path in [&args.iidfile, &args.metadata_file].into_iter().flatten() {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let error = anyhow::Error::new(error);
+                return Err(Failure::host(
+                    error.context(format!("cannot replace {}", path.display())),
+                ));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes the image id and the description of a build that succeeded.
+pub(super) fn write(
+    args: &Args,
+    built: &BuildResult,
+    vm: Option<&Value>,
+) -> Result<(), Failure> {
+    if let Some(path) = &args.iidfile {
+        // No line end: scripts compare the content as it is.
+        replace(path, built.image.config.to_string().as_bytes())?;
+    }
+    let Some(path) = &args.metadata_file else { return Ok(()) };
+    describe(path, of_success(built), vm)
+}
+
+/// Writes the description of a build that failed.
+pub(super) fn write_failure(
+    args: &Args,
+    failure: &Failure,
+    vm: Option<&Value>,
+) -> Result<(), Failure> {
+    let Some(path) = &args.metadata_file else { return Ok(()) };
+    let log = failure.log.as_ref().map(|log| log.display().to_string());
+    let member = json!({
+        "status": failure.class.name(),
+        "exit": failure.class.status(),
+        "error": chain(&failure.error),
+        "log": log,
+    });
+    describe(path, json!({ "cofferdam.build": member }), vm)
+}
+
+fn of_success(built: &BuildResult) -> Value {
+    let steps = built.steps.iter().map(|step| {
+        let outcome = if step.outcome == Outcome::Cached { "cached" } else { "done" };
+        json!({"name": step.name, "outcome": outcome, "seconds": step.took.as_secs_f64()})
+    });
+    let mut value = json!({
+        "containerimage.digest": built.image.manifest.to_string(),
+        "containerimage.config.digest": built.image.config.to_string(),
+        "cofferdam.build": {"status": "success", "exit": 0, "steps": steps.collect::<Vec<_>>()},
+    });
+    if let (Value::Object(members), false) = (&mut value, built.names.is_empty()) {
+        members.insert("image.name".into(), built.names.join(",").into());
+    }
+    value
+}
+
+/// Writes the description, with what is known of the VM if there was one.
+fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> Result<(), Failure> {
+    if let (Value::Object(members), Some(vm)) = (&mut value, vm) {
+        members.insert("cofferdam.vm".into(), vm.clone());
+    }
+    replace(path, format!("{value:#}\n").as_bytes())
+}
+
+/// Writes a file beside its place and renames it there.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let beside = Path::new(&beside);
+    let written = fs::File::create_new(beside)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(beside, path));
+    if written.is_err() {
+        // It may not exist; the error below is the one to tell.
+        fs::remove_file(beside).ok();
+    }
+    written.with_context(|| format!("cannot write {}", path.display())).map_err(Failure::host)
+}

@@ -1,0 +1,149 @@
+//! `cofferdam images`: what is in the store under a name.
+
+use std::collections::HashSet;
+use std::process::ExitCode;
+
+use anyhow::Error;
+use clap::{Subcommand, ValueEnum};
+use engine::image::ImageRef;
+use jiff::Timestamp;
+use serde_json::json;
+use ::store::{Image, Store};
+
+use super::Common;
+use crate::exit::{Class, Failure};
+use crate::table::{self, Side};
+use crate::size;
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam images                          all images, newest first
+  cofferdam images ls --format json         for programs: sizes in bytes, times as in RFC 3339
+  cofferdam images rm app:latest            forget a name; `cofferdam prune` then frees the room";
+
+/// List or remove images
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    list: List,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List images (what `cofferdam images` alone does)
+    Ls(List),
+    /// Remove names of images
+    Rm {
+        /// The names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<ImageRef>,
+    },
+}
+
+/// How to list
+#[derive(Debug, clap::Args)]
+struct List {
+    /// Form of the list
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Nothing but image ids
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Form of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people
+    Table,
+    /// One JSON object on each line
+    Json,
+}
+
+/// Runs the command.
+pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
+    let store = common.open()?;
+    let done = match args.action {
+        None => list(&store, &args.list),
+        Some(Action::Ls(how)) => list(&store, &how),
+        Some(Action::Rm { names }) => remove(&store, &names),
+    };
+    common.close(store);
+    done
+}
+
+fn list(store: &Store, how: &List) -> Result<ExitCode, Failure> {
+    let mut images = store.images().map_err(Failure::host)?;
+    images.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+    let mut sized = Vec::new();
+    for image in images {
+        sized.push((size_of(store, &image)?, image));
+    }
+    if how.quiet {
+        return super::print(|out| {
+            sized.iter().try_for_each(|(_, image)| writeln!(out, "{}", image.config))
+        });
+    }
+    match how.format {
+        Format::Json => super::print(|out| {
+            sized.iter().try_for_each(|(size, image)| writeln!(out, "{}", object(image, *size)))
+        }),
+        Format::Table => {
+            let now = Timestamp::now().as_second();
+            let rows: Vec<_> = sized.iter().map(|(size, image)| row(image, *size, now)).collect();
+            let columns = [
+                ("NAME", Side::Left),
+                ("IMAGE ID", Side::Left),
+                ("CREATED", Side::Left),
+                ("SIZE", Side::Right),
+            ];
+            super::print(|out| table::write(out, columns, &rows))
+        }
+    }
+}
+
+/// Bytes of an image's layers, each counted once.
+fn size_of(store: &Store, image: &Image) -> Result<u64, Failure> {
+    let mut seen = HashSet::new();
+    let mut size = 0;
+    for id in image.layers.iter().filter(|id| seen.insert(**id)) {
+        size += store.layer(*id).map_err(Failure::host)?.map_or(0, |layer| layer.size);
+    }
+    Ok(size)
+}
+
+fn row(image: &Image, bytes: u64, now: i64) -> [String; 4] {
+    const ID_DIGITS: usize = 12;
+    let id: String = image.config.hex().chars().take(ID_DIGITS).collect();
+    [image.name.clone(), id, table::ago(image.created, now), size::show(bytes)]
+}
+
+fn object(image: &Image, bytes: u64) -> serde_json::Value {
+    let created = Timestamp::from_second(image.created).map(|time| time.to_string());
+    json!({
+        "name": image.name,
+        "id": image.config.to_string(),
+        "digest": image.manifest.to_string(),
+        "created": created.unwrap_or_default(),
+        "size": bytes,
+    })
+}
+
+fn remove(store: &Store, names: &[ImageRef]) -> Result<ExitCode, Failure> {
+    let mut missing = Vec::new();
+    for name in names.iter().map(ToString::to_string) {
+        if store.remove_image(&name).map_err(Failure::host)? {
+            super::complain(&format!("removed {name}"));
+        } else {
+            missing.push(name);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = format!("no image is called {}", missing.join(", "));
+    Err(Failure::new(Class::User, Error::msg(text)))
+}

@@ -1,0 +1,36 @@
+//! `cofferdam version`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use launcher::VmImage;
+
+use crate::exit::Failure;
+use crate::places;
+
+/// Show the version of cofferdam and of its VM image
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Directory with the image of the builder VM
+    #[arg(long, value_name = "DIR", env = "COFFERDAM_VM_IMAGE", hide_env_values = true)]
+    vm_image: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let dir = places::vm_image(args.vm_image.as_deref());
+    let image = match VmImage::open(&dir) {
+        Ok(image) => format!(
+            "agent {}, protocol {}, Linux {} ({})",
+            image.manifest.agent_version,
+            image.manifest.protocol,
+            image.manifest.kernel_version,
+            dir.display()
+        ),
+        Err(error) => format!("none: {error}"),
+    };
+    super::print(|out| {
+        writeln!(out, "cofferdam {}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(out, "VM image: {image}")
+    })
+}

@@ -1,0 +1,48 @@
+//! Log records of the libraries, on standard error or above the live display.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Something that shows a line of text.
+type Show = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Where records go while a display is at work.
+static DISPLAY: Mutex<Option<Show>> = Mutex::new(None);
+
+/// Sets up logging: warnings, or what `COFFERDAM_LOG` says.
+pub(crate) fn start() {
+    let filter = env_logger::Env::new().filter_or("COFFERDAM_LOG", "warn");
+    let target = env_logger::Target::Pipe(Box::new(Sink));
+    // Fails only if it was done before.
+    env_logger::Builder::from_env(filter)
+        .target(target)
+        .format_timestamp(None)
+        .try_init()
+        .ok();
+}
+
+/// Sends records to `show` from now on.
+pub(crate) fn send_to(show: Option<Show>) {
+    *DISPLAY.lock().unwrap_or_else(PoisonError::into_inner) = show;
+}
+
+/// The logger's output: it writes each record whole.
+struct Sink;
+
+impl Write for Sink {
+    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
+        let show = DISPLAY
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match show {
+            Some(show) => show(String::from_utf8_lossy(record).trim_end().to_owned()),
+            None => io::stderr().write_all(record)?,
+        }
+        Ok(record.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

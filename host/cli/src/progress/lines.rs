@@ -1,0 +1,174 @@
+//! Turns the bytes that a step wrote into lines that are safe to show.
+//!
+//! **Law:** no byte of a step reaches the terminal with a meaning other than text. Escape
+//! sequences and control characters are taken out; the step's log in the store keeps them.
+
+use std::borrow::Cow;
+
+/// Longest line that is shown as one. Output without line ends is cut into pieces of this size, so
+/// that a step that writes a gigabyte without a newline costs no memory.
+const MAX_LINE: usize = 64 << 10;
+
+/// Cuts a stream of bytes into clean lines.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes the next bytes and passes on every line that they complete.
+    pub(crate) fn push(&mut self, mut data: &[u8], mut line: impl FnMut(String)) {
+        while !data.is_empty() {
+            let room = MAX_LINE.saturating_sub(self.partial.len());
+            let end = data.iter().take(room).position(|byte| *byte == b'\n');
+            let (piece, rest) = data.split_at(end.unwrap_or_else(|| room.min(data.len())));
+            self.partial.extend_from_slice(piece);
+            data = rest;
+            if end.is_some() {
+                data = data.get(1..).unwrap_or_default();
+            }
+            if end.is_some() || self.partial.len() >= MAX_LINE {
+                line(clean(&std::mem::take(&mut self.partial)));
+            }
+        }
+    }
+
+    /// Passes on what is left when the stream has ended.
+    pub(crate) fn finish(&mut self, line: impl FnOnce(String)) {
+        if !self.partial.is_empty() {
+            line(clean(&std::mem::take(&mut self.partial)));
+        }
+    }
+}
+
+/// The text that a terminal would show in the end for these bytes of one line.
+pub(crate) fn clean(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let text = overwritten(&text);
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        match character {
+            '\u{1b}' => skip_escape(&mut rest),
+            '\t' => shown.push('\t'),
+            '\n' => shown.push(' '),
+            _ if character.is_control() => {}
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// A carriage return starts the line over, as progress bars do; one at the end belongs to the line
+/// end. Only what comes after the last one is left.
+fn overwritten(text: &str) -> Cow<'_, str> {
+    let line = text.trim_end_matches('\r');
+    Cow::Borrowed(line.rsplit_once('\r').map_or(line, |(_, last)| last))
+}
+
+/// Skips the rest of an escape sequence (ECMA-48). One that does not end takes the rest of its line.
+fn skip_escape(rest: &mut std::str::Chars<'_>) {
+    match rest.next() {
+        // Control sequence: parameters, then one final byte.
+        Some('[') => drop(rest.find(|c| ('\u{40}'..='\u{7e}').contains(c))),
+        // Strings of the operating system, the device, the program: up to BEL or ESC \.
+        Some(']' | 'P' | 'X' | '^' | '_') => skip_string(rest),
+        // Intermediate bytes, then one final byte.
+        Some('\u{20}'..='\u{2f}') => drop(rest.find(|c| !('\u{20}'..='\u{2f}').contains(c))),
+        Some(_) | None => {}
+    }
+}
+
+fn skip_string(rest: &mut std::str::Chars<'_>) {
+    while let Some(character) = rest.next() {
+        match character {
+            '\u{07}' | '\u{9c}' => return,
+            '\u{1b}' => {
+                rest.next();
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(pieces: &[&[u8]], want: &[&str]) {
+        let mut lines = Lines::default();
+        let mut got = Vec::new();
+        for piece in pieces {
+            lines.push(piece, |line| got.push(line));
+        }
+        lines.finish(|line| got.push(line));
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn lines_are_put_together_from_pieces_cut_anywhere() {
+        check(&[b"a", b"b\nc", b"\n\nd"], &["ab", "c", "", "d"]);
+        check(&[b"gr\xc3", b"\xbcn\n"], &["grün"]);
+        check(&[b"a\r", b"\nb"], &["a", "b"]);
+    }
+
+    #[test]
+    fn a_progress_bar_leaves_its_last_state() {
+        check(&[b"10%\r50%\r100%\n"], &["100%"]);
+    }
+
+    #[test]
+    fn escapes_and_controls_are_taken_out() {
+        check(
+            &[b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;http://e\x1b\\y\n"],
+            &["red xy"],
+        );
+        check(
+            &[b"\x1b(Ba\x1b7b\x1bPq#0\x1b\\c\x07\x08\x7f\x00d\te\n"],
+            &["abcd\te"],
+        );
+        check(&["\u{9b}31mred\u{9d}x".as_bytes()], &["31mredx"]);
+    }
+
+    #[test]
+    fn an_escape_without_end_takes_its_line_only() {
+        check(&[b"a\x1b[12\nb\x1b]x\nc\x1b"], &["a", "b", "c"]);
+    }
+
+    #[test]
+    fn bytes_that_are_not_text_are_replaced() {
+        check(&[b"\xff\xfe\n"], &["\u{fffd}\u{fffd}"]);
+    }
+
+    #[test]
+    fn output_without_line_ends_is_cut_into_pieces() {
+        let mut lines = Lines::default();
+        let mut sizes = Vec::new();
+        for _ in 0..10 {
+            lines.push(&[b'x'; 40_000], |line| sizes.push(line.len()));
+        }
+        lines.finish(|line| sizes.push(line.len()));
+        assert_eq!(sizes.iter().sum::<usize>(), 400_000);
+        assert!(sizes.iter().all(|size| *size <= MAX_LINE));
+    }
+
+    #[test]
+    fn no_bytes_leave_a_control_character() {
+        let mut state = 1_u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Mostly from the first 160 code points, where everything dangerous is.
+            u8::try_from((state >> 24) % 160).unwrap()
+        };
+        for _ in 0..2000 {
+            let bytes: Vec<u8> = (0..40).map(|_| noise()).collect();
+            let line = clean(&bytes);
+            assert!(
+                !line.chars().any(|c| c.is_control() && c != '\t'),
+                "{bytes:?} → {line:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Events as JSON, one object on each line, for programs.
+//!
+//! Each object has `v` (the version of this format), `t` (seconds since the start) and `event`.
+//! The last one is `build_end`, with the class of the outcome and the exit status. Nothing else
+//! is written to that stream. Output comes as text with escapes and all; bytes that are no UTF-8
+//! are replaced.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use engine::event::{Event, Outcome};
+use engine::executor::Stream;
+use serde_json::{Value, json};
+
+use super::queue::{Item, What};
+
+/// Version of the format. A reader refuses another one.
+const VERSION: u32 = 1;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct RawJson<W> {
+    out: W,
+}
+
+impl<W: Write> RawJson<W> {
+    pub(crate) fn new(out: W) -> Self {
+        Self { out }
+    }
+
+    /// Takes one thing to show.
+    pub(crate) fn item(&mut self, item: Item) -> io::Result<()> {
+        let value = match item.what {
+            What::Event(event) => of_event(event),
+            What::Skipped { step, bytes } => {
+                json!({"event": "skipped", "step": step, "bytes": bytes})
+            }
+            // Its pieces were sent already.
+            What::Tail { .. } => return Ok(()),
+            What::Note(text) => json!({"event": "note", "text": text}),
+        };
+        self.write(item.at, value)
+    }
+
+    /// The end of the build.
+    pub(crate) fn finish(
+        &mut self,
+        now: Duration,
+        class: &str,
+        exit: u8,
+        error: Option<&str>,
+    ) -> io::Result<()> {
+        let end = json!({"event": "build_end", "status": class, "exit": exit, "error": error});
+        self.write(now, end)?;
+        self.out.flush()
+    }
+
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn write(&mut self, at: Duration, mut value: Value) -> io::Result<()> {
+        if let Value::Object(members) = &mut value {
+            members.insert("v".into(), VERSION.into());
+            let seconds = (at.as_secs_f64() * 1e6).round() / 1e6;
+            members.insert("t".into(), seconds.into());
+        }
+        writeln!(self.out, "{value}")
+    }
+}
+
+fn of_event(event: Event) -> Value {
+    match event {
+        Event::Started { step, name } => json!({"event": "started", "step": step, "name": name}),
+        Event::Log { step, stream, data } => {
+            let stream = match stream {
+                Stream::Stdout => "stdout",
+                Stream::Stderr => "stderr",
+            };
+            let text = String::from_utf8_lossy(&data);
+            json!({"event": "log", "step": step, "stream": stream, "text": text})
+        }
+        Event::Status {
+            step,
+            what,
+            current,
+            total,
+        } => {
+            json!({"event": "status", "step": step, "what": what, "current": current, "total": total})
+        }
+        Event::Ended {
+            step,
+            outcome,
+            took,
+        } => {
+            let (name, error) = match outcome {
+                Outcome::Done => ("done", None),
+                Outcome::Cached => ("cached", None),
+                Outcome::Failed(reason) => ("failed", Some(reason)),
+                Outcome::Cancelled => ("cancelled", None),
+                Outcome::NotRun => ("not_run", None),
+            };
+            let seconds = took.as_secs_f64();
+            json!({"event": "ended", "step": step, "outcome": name, "error": error, "seconds": seconds})
+        }
+        Event::Warning { text, line } => json!({"event": "warning", "text": text, "line": line}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_is_an_object_and_the_last_one_tells_the_end() {
+        let mut raw = RawJson::new(Vec::new());
+        let at = Duration::from_millis(1500);
+        let event = Event::Started {
+            step: 3,
+            name: "RUN \"x\"\n".into(),
+        };
+        raw.item(Item {
+            at,
+            what: What::Event(event),
+        })
+        .unwrap();
+        raw.finish(at, "user", 1, Some("no")).unwrap();
+        let text = String::from_utf8(raw.out).unwrap();
+        let values: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let want = json!({"v": 1, "t": 1.5, "event": "started", "step": 3, "name": "RUN \"x\"\n"});
+        assert_eq!(values[0], want);
+        let want = json!({"v": 1, "t": 1.5, "event": "build_end", "status": "user", "exit": 1, "error": "no"});
+        assert_eq!(values[1], want);
+    }
+}

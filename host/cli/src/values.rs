@@ -1,0 +1,86 @@
+//! Values of options that are more than a word.
+
+/// `KEY=VALUE`, or `KEY` alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) key: String,
+    pub(crate) value: Option<String>,
+}
+
+/// Reads `KEY=VALUE` or `KEY`.
+pub(crate) fn pair(text: &str) -> Result<Pair, String> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if key.is_empty() {
+        return Err("the name before `=` is missing".into());
+    }
+    Ok(Pair {
+        key: key.into(),
+        value,
+    })
+}
+
+/// Reads `NAME=VALUE`.
+pub(crate) fn assignment(text: &str) -> Result<(String, String), String> {
+    match pair(text)? {
+        Pair {
+            key,
+            value: Some(value),
+        } => Ok((key, value)),
+        Pair { value: None, .. } => Err("write it as NAME=VALUE".into()),
+    }
+}
+
+/// Reads `HOST:IP` or `HOST=IP`, where an IPv6 address may stand in brackets. Returns address and
+/// name, the order of `/etc/hosts`.
+pub(crate) fn host(text: &str) -> Result<(String, String), String> {
+    let (name, address) = text
+        .split_once('=')
+        .or_else(|| text.split_once(':'))
+        .ok_or("write it as HOST:IP")?;
+    let address = address
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(address);
+    if address == "host-gateway" {
+        return Err(
+            "steps run in a VM that does not reach the host, so there is no host-gateway".into(),
+        );
+    }
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(format!("`{name}` is no host name"));
+    }
+    let parsed: std::net::IpAddr = address
+        .parse()
+        .map_err(|_| format!("`{address}` is no IP address"))?;
+    Ok((parsed.to_string(), name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_keep_empty_values_apart_from_missing_ones() {
+        let read = |text| pair(text).map(|pair| (pair.key, pair.value));
+        assert_eq!(read("a=b=c"), Ok(("a".into(), Some("b=c".into()))));
+        assert_eq!(read("a="), Ok(("a".into(), Some(String::new()))));
+        assert_eq!(read("a"), Ok(("a".into(), None)));
+        assert!(read("=v").is_err());
+        assert!(assignment("a").is_err());
+    }
+
+    #[test]
+    fn hosts_are_names_and_addresses() {
+        let ok = |address: &str, name: &str| Ok((address.to_owned(), name.to_owned()));
+        assert_eq!(host("db:10.0.0.1"), ok("10.0.0.1", "db"));
+        assert_eq!(host("db=10.0.0.1"), ok("10.0.0.1", "db"));
+        assert_eq!(host("db:::1"), ok("::1", "db"));
+        assert_eq!(host("db:[::1]"), ok("::1", "db"));
+        for wrong in ["db", "db:x", ":10.0.0.1", "db:host-gateway", "d b:10.0.0.1"] {
+            assert!(host(wrong).is_err(), "{wrong}");
+        }
+    }
+}

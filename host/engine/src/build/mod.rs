@@ -1,0 +1,486 @@
+//! One build, from request to result.
+//!
+//! ```text
+//! Dockerfile ─► parse ─► images resolved ─► plan ─► solver ─► image in the store ─► outputs
+//! ```
+//!
+//! Everything but RUN happens here on the host. When the last step has ended, every layer is in the
+//! store already, so finishing the image is writing its config and manifest. What was asked for is
+//! delivered before anything optional, and nothing optional changes the outcome.
+
+mod error;
+mod request;
+mod step;
+mod track;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use store::{Layer, Store};
+
+use crate::cancel::Cancel;
+use crate::context::{Context, ContextError};
+use crate::dockerfile;
+use crate::event::{Reporter, StepId};
+use crate::executor::Executor;
+use crate::export::{self, OutputSpec};
+use crate::image::{self, Assembled, BaseImage, HistoryEntry, ImageSource};
+use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Step};
+use crate::solver::{Shape, Solver, Unsolved};
+
+pub use error::{BuildError, Class, Place};
+pub use request::{BuildRequest, BuildResult, DockerfileSource, StepSummary};
+use step::{StepDone, Steps};
+use track::Tracker;
+
+/// The largest Dockerfile that is read, in bytes.
+const MAX_DOCKERFILE: u64 = 16 << 20;
+
+/// The images that a build uses.
+type Images = BTreeMap<ImageKey, BaseImage>;
+
+/// Builds what `request` asks for.
+///
+/// `executor` is used only if a RUN step has no result in the store. `cancel` is also set by this
+/// function when a step fails, to stop the others.
+///
+/// # Errors
+/// See [`BuildError`]; its class decides the exit status.
+pub fn build(
+    request: &BuildRequest,
+    store: &Store,
+    executor: &dyn Executor,
+    reporter: &dyn Reporter,
+    cancel: &Cancel,
+) -> Result<BuildResult, BuildError> {
+    let id = store.start_build(&store::BuildInfo {
+        context: request
+            .context
+            .as_ref()
+            .map_or_else(String::new, |dir| dir.display().to_string()),
+        target: request.target.clone(),
+    })?;
+    let tracker = Tracker::new(reporter);
+    let result = Build {
+        request,
+        store,
+        executor,
+        cancel,
+        id,
+        tracker: &tracker,
+    }
+    .run();
+    tracker.close();
+    let outcome = match &result {
+        Ok(_) => store::BuildOutcome::Success,
+        Err(err) => store::BuildOutcome::Failed {
+            class: err.class().name(),
+            message: err.to_string(),
+        },
+    };
+    let ended = store.end_build(id, &outcome);
+    let built = result?; // the build's own error matters more than a row that cannot be written
+    ended?;
+    Ok(built)
+}
+
+struct Build<'a> {
+    request: &'a BuildRequest,
+    store: &'a Store,
+    executor: &'a dyn Executor,
+    cancel: &'a Cancel,
+    id: store::BuildId,
+    tracker: &'a Tracker<'a>,
+}
+
+impl Build<'_> {
+    fn run(&self) -> Result<BuildResult, BuildError> {
+        let (file, path, text) = self.load()?;
+        let dockerfile = dockerfile::parse(&file, &text)?;
+        let options = self.plan_options();
+        let mut images = Images::new();
+        let mut configs = plan::Images::new();
+        loop {
+            // A base image can bring triggers that name more images.
+            let wanted = plan::missing_images(&dockerfile, &options, &configs)?;
+            if wanted.is_empty() {
+                break;
+            }
+            for (key, image) in self.resolve_all(&file, &text, &wanted)? {
+                configs.insert(key.clone(), image.config.clone());
+                images.insert(key, image);
+            }
+        }
+        let plan = plan::plan(&dockerfile, &options, &configs)?;
+        for warning in &plan.warnings {
+            self.tracker.warn(warning.text.clone(), warning.line);
+        }
+        let context = self.context(path.as_deref())?;
+        let stages = self.solve(&file, &text, &plan, &images, &context)?;
+        context.save_cache();
+        let image = self.assemble(&plan, &images, &stages)?;
+        for name in &self.request.tags {
+            self.store
+                .set_image(name, image.manifest, image.config, &image.layers)?;
+        }
+        self.deliver(&image)?;
+        Ok(BuildResult {
+            image,
+            names: self.request.tags.clone(),
+            steps: self.tracker.summary(),
+        })
+    }
+
+    /// The Dockerfile: its name for messages, where it lies, its text.
+    fn load(&self) -> Result<(String, Option<PathBuf>, Vec<u8>), BuildError> {
+        let path = match (&self.request.dockerfile, &self.request.context) {
+            (DockerfileSource::Text(text), _) => {
+                return Ok(("Dockerfile".into(), None, text.clone()));
+            }
+            (DockerfileSource::Path(path), _) => path.clone(),
+            (DockerfileSource::Default, Some(dir)) => default_dockerfile(dir),
+            (DockerfileSource::Default, None) => PathBuf::from("Dockerfile"),
+        };
+        let step = self
+            .tracker
+            .announce("[internal] load build definition from Dockerfile");
+        let text = self
+            .tracker
+            .during(step, || read_bounded(&path, MAX_DOCKERFILE))
+            .map_err(|source| BuildError::NoDockerfile {
+                path: path.clone(),
+                source,
+            })?;
+        let name = path
+            .file_name()
+            .map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
+        Ok((name, Some(path), text))
+    }
+
+    /// The build context; without one, an empty directory.
+    fn context(&self, dockerfile: Option<&Path>) -> Result<Context, BuildError> {
+        if let Some(dir) = &self.request.context {
+            return Ok(Context::open(dir, dockerfile, Some(self.store))?);
+        }
+        let dir = self.store.scratch().join("empty-context");
+        std::fs::create_dir(&dir).map_err(|source| ContextError::Open {
+            path: dir.clone(),
+            source,
+        })?;
+        Ok(Context::open(&dir, None, None)?)
+    }
+
+    fn plan_options(&self) -> PlanOptions {
+        let request = self.request;
+        PlanOptions {
+            build_args: request.build_args.clone(),
+            target: request.target.clone(),
+            labels: request.labels.clone(),
+            network: request.network,
+            hosts: request.hosts.clone(),
+            named_contexts: request
+                .named_contexts
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
+            ..PlanOptions::new(request.platform.clone())
+        }
+    }
+
+    /// Resolves the images that the target needs. The first failure cancels the others.
+    fn resolve_all(
+        &self,
+        file: &str,
+        text: &[u8],
+        wanted: &[ImageRequest],
+    ) -> Result<Images, BuildError> {
+        let announce = |want: &ImageRequest| {
+            self.tracker
+                .announce(format!("[internal] load image {}", want.key.name))
+        };
+        let steps: Vec<(StepId, &ImageRequest)> =
+            wanted.iter().map(|want| (announce(want), want)).collect();
+        let resolve = |(step, want): &(StepId, &ImageRequest)| {
+            let resolved = self
+                .tracker
+                .during(*step, || self.resolve(*step, want))
+                .map_err(|source| {
+                    let place = Place::boxed(file, text, want.line, want.line);
+                    let stage = want.similar_stage.clone();
+                    BuildError::Image {
+                        place,
+                        stage,
+                        source: Box::new(source),
+                    }
+                });
+            if resolved.is_err() {
+                self.cancel.cancel();
+            }
+            resolved.map(|image| (want.key.clone(), image))
+        };
+        if let [only] = steps.as_slice() {
+            return resolve(only).map(|image| BTreeMap::from([image]));
+        }
+        // Each image pulls its own layers in parallel, so a few images at a time are enough.
+        let mut images = Images::new();
+        for some in steps.chunks(4) {
+            let resolved: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = some
+                    .iter()
+                    .map(|one| scope.spawn(|| resolve(one)))
+                    .collect();
+                threads.into_iter().map(|thread| thread.join()).collect()
+            });
+            let mut failures = Vec::new();
+            for result in resolved {
+                match result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                    Ok((name, image)) => drop(images.insert(name, image)),
+                    Err(err) => failures.push(err),
+                }
+            }
+            // A resolution that was only cancelled is not the reason.
+            failures.sort_by_key(|err| err.class() == Class::Cancelled);
+            if let Some(failure) = failures.into_iter().next() {
+                return Err(failure);
+            }
+        }
+        Ok(images)
+    }
+
+    fn resolve(&self, step: StepId, want: &ImageRequest) -> Result<BaseImage, image::ImageError> {
+        let named = want.context.as_ref().and_then(|context| {
+            self.request
+                .named_contexts
+                .iter()
+                .rev()
+                .find(|(name, _)| name == context)
+        });
+        let source = named.map_or_else(
+            || ImageSource::Named(want.key.name.clone()),
+            |(_, source)| source.clone(),
+        );
+        let progress = |p: image::Progress| self.tracker.status(step, p.what, p.current, p.total);
+        image::resolve(
+            self.store,
+            &source,
+            &want.key.platform,
+            self.request.pull,
+            &progress,
+            self.cancel,
+        )
+    }
+
+    /// Runs all stages of the plan.
+    fn solve(
+        &self,
+        file: &str,
+        text: &[u8],
+        plan: &Plan,
+        images: &Images,
+        context: &Context,
+    ) -> Result<Vec<Vec<StepDone>>, BuildError> {
+        let numbers = self.announce(plan);
+        let layers = self.layers(images)?;
+        let place = |step: &Step| Place::boxed(file, text, step.line, step.last_line);
+        let steps = Steps {
+            request: self.request,
+            store: self.store,
+            executor: self.executor,
+            cancel: self.cancel,
+            tracker: self.tracker,
+            build: self.id,
+            plan,
+            images: &layers,
+            context,
+            numbers: &numbers,
+            place: &place,
+            roots: Mutex::default(),
+        };
+        let shapes = shapes(plan);
+        Solver::new(&shapes, self.cancel)
+            .solve(self.request.jobs, |stage, step, done| {
+                steps.attempt(stage, step, done)
+            })
+            .map_err(|unsolved| match unsolved {
+                Unsolved::Failed(err) => err,
+                Unsolved::Cancelled => BuildError::Cancelled,
+            })
+    }
+
+    /// Numbers all steps that are more than configuration, in the order of the file.
+    fn announce(&self, plan: &Plan) -> HashMap<(usize, usize), StepId> {
+        let mut numbers = HashMap::new();
+        for (s, stage) in plan.stages.iter().enumerate() {
+            for (i, step) in stage.steps.iter().enumerate() {
+                if !matches!(step.op, Op::Meta) {
+                    numbers.insert((s, i), self.tracker.announce(step.display.clone()));
+                }
+            }
+        }
+        numbers
+    }
+
+    /// The layers of the images, with what the store knows of them.
+    fn layers(&self, images: &Images) -> Result<BTreeMap<ImageKey, Vec<Layer>>, BuildError> {
+        let mut layers = BTreeMap::new();
+        for (key, image) in images {
+            let of_image: Result<Vec<Layer>, BuildError> = image
+                .layers
+                .iter()
+                .map(|id| {
+                    self.store.layer(*id)?.ok_or_else(|| {
+                        BuildError::Store(store::StoreError::Unknown(format!("layer {id}")))
+                    })
+                })
+                .collect();
+            layers.insert(key.clone(), of_image?);
+        }
+        Ok(layers)
+    }
+
+    /// Config and manifest of the target.
+    fn assemble(
+        &self,
+        plan: &Plan,
+        images: &Images,
+        done: &[Vec<StepDone>],
+    ) -> Result<Assembled, BuildError> {
+        let (base, lineage) = lineage(plan, plan.target);
+        let mut history = Vec::new();
+        for stage in lineage {
+            let steps = plan.stages.get(stage).into_iter().flat_map(|s| &s.steps);
+            for (step, done) in steps.zip(done.get(stage).into_iter().flatten()) {
+                history.push(HistoryEntry {
+                    created_by: step.created_by.clone(),
+                    layer: done.layer.clone(),
+                });
+            }
+        }
+        let Some(target) = plan.stages.get(plan.target) else {
+            return Err(BuildError::Cancelled); // a plan always has its target
+        };
+        image::assemble(
+            self.store,
+            base.and_then(|key| images.get(key)),
+            &target.config,
+            target.author.as_deref(),
+            &self.request.platform,
+            &history,
+            self.request.epoch,
+        )
+        .map_err(|err| BuildError::Assemble(Box::new(err)))
+    }
+
+    /// Writes the outputs that were asked for beside the store.
+    fn deliver(&self, image: &Assembled) -> Result<(), BuildError> {
+        for output in &self.request.outputs {
+            let step = self.tracker.announce(format!("exporting to {output}"));
+            self.tracker
+                .during(step, || self.export(step, image, output))
+                .map_err(|err| {
+                    let source = Box::new(err);
+                    BuildError::Export {
+                        output: output.to_string(),
+                        source,
+                    }
+                })?;
+        }
+        Ok(())
+    }
+
+    fn export(
+        &self,
+        step: StepId,
+        image: &Assembled,
+        output: &OutputSpec,
+    ) -> Result<(), export::ExportError> {
+        let progress = |p: image::Progress| self.tracker.status(step, p.what, p.current, p.total);
+        let request = export::Request {
+            store: self.store,
+            image,
+            names: &self.request.tags,
+            spec: output,
+            epoch: self.request.epoch,
+        };
+        let exported = export::export(
+            &request,
+            &mut std::io::stdout().lock(),
+            &progress,
+            self.cancel,
+        )?;
+        for warning in exported.warnings {
+            self.tracker.warn(warning, None);
+        }
+        Ok(())
+    }
+}
+
+/// `Dockerfile` in the context, else `dockerfile`.
+fn default_dockerfile(context: &Path) -> PathBuf {
+    let usual = context.join("Dockerfile");
+    let lower = context.join("dockerfile");
+    if !usual.exists() && lower.exists() {
+        lower
+    } else {
+        usual
+    }
+}
+
+/// Reads a file that must not be larger than `limit` bytes.
+fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > limit {
+        let text = format!("it is larger than {} MiB", limit >> 20);
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));
+    }
+    Ok(text)
+}
+
+/// The stages that a stage stands on, from the lowest to itself, and the image below them.
+fn lineage(plan: &Plan, stage: usize) -> (Option<&ImageKey>, Vec<usize>) {
+    let mut upwards = vec![stage];
+    let mut at = stage;
+    let image = loop {
+        match plan.stages.get(at).map(|s| &s.base) {
+            Some(Base::Stage(base)) => {
+                at = *base;
+                upwards.push(at);
+            }
+            Some(Base::Image(key)) => break Some(key),
+            Some(Base::Scratch) | None => break None,
+        }
+    };
+    upwards.reverse();
+    (image, upwards)
+}
+
+/// What each step waits for. A stage without steps of its own is complete at once, so whoever needs
+/// it needs all that it stands on.
+fn shapes(plan: &Plan) -> Vec<Shape> {
+    let stands_on = |stage: usize| lineage(plan, stage).1;
+    plan.stages
+        .iter()
+        .map(|stage| {
+            let below = match stage.base {
+                Base::Stage(base) => stands_on(base),
+                Base::Image(_) | Base::Scratch => Vec::new(),
+            };
+            let needs = stage.steps.iter().map(|step| {
+                let mut needs = below.clone();
+                if let Op::Copy(spec) = &step.op
+                    && let crate::copy::CopyFrom::Stage(from) = spec.from
+                {
+                    needs.extend(stands_on(from));
+                }
+                needs
+            });
+            Shape {
+                needs: needs.collect(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,98 @@
+//! Why a path is not in the context.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
+
+use super::descent::{Names, directory};
+use super::ignore::IgnoredBy;
+use super::{Context, ContextError};
+use crate::copy::near::{close, distance};
+use crate::rootfs::path;
+
+/// Why a path that was asked for is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// It is there, and a rule leaves it out.
+    Ignored(IgnoredBy),
+    /// The path as written leads out of the root, and inside there is no such thing.
+    Outside,
+    /// There is something much like it.
+    Misspelt(String),
+    /// There is nothing like it.
+    Absent,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ignored(IgnoredBy {
+                file,
+                line,
+                pattern,
+            }) => {
+                write!(f, "it is ignored by {file} line {line}: `{pattern}`")
+            }
+            Self::Outside => f.write_str(
+                "`..` does not lead out of the build context; files outside of it cannot be copied",
+            ),
+            Self::Misspelt(like) => write!(f, "did you mean `{like}`?"),
+            Self::Absent => f.write_str("there is no such file"),
+        }
+    }
+}
+
+impl Context {
+    /// Explains why `resolved`, which was written as `written`, is not there.
+    pub(crate) fn explain(&self, written: &[u8], resolved: &[u8]) -> Result<Missing, ContextError> {
+        if self.exists(resolved)
+            && let Some(rule) = self.0.ignore.explain(resolved)
+        {
+            return Ok(Missing::Ignored(rule));
+        }
+        if path::escapes(written) {
+            return Ok(Missing::Outside);
+        }
+        let like = self.like(resolved)?;
+        Ok(like.map_or(Missing::Absent, |like| {
+            Missing::Misspelt(String::from_utf8_lossy(&like).into_owned())
+        }))
+    }
+
+    /// Whether the path is there, ignored or not.
+    fn exists(&self, path: &[u8]) -> bool {
+        let (dir, name) = path::split(path);
+        let mut at: Option<OwnedFd> = None;
+        for element in path::elements(dir) {
+            let here = at.as_ref().unwrap_or(&self.0.root).as_fd();
+            match directory(here, element) {
+                Ok(next) => at = Some(next),
+                Err(_) => return false,
+            }
+        }
+        let here = at.as_ref().unwrap_or(&self.0.root).as_fd();
+        fstatat(here, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// The path that is most like `path`: misspelt in its directory, or the same name elsewhere.
+    fn like(&self, path: &[u8]) -> Result<Option<Vec<u8>>, ContextError> {
+        let (dir, name) = path::split(path);
+        let wanted = String::from_utf8_lossy(name);
+        let whole = String::from_utf8_lossy(path);
+        let scan = self.scan()?;
+        let rank = |node: u32| {
+            let (_, found) = scan.name(node);
+            let alike = close(&String::from_utf8_lossy(found), &wanted);
+            if !alike && found != name {
+                return None;
+            }
+            let found_path = scan.path(node);
+            let same_dir = path::split(&found_path).0 == dir;
+            let far = distance(&String::from_utf8_lossy(&found_path), &whole);
+            (same_dir || found == name).then_some((!same_dir, far, found_path))
+        };
+        Ok(scan.all().filter_map(rank).min().map(|(_, _, found)| found))
+    }
+}

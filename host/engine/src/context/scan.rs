@@ -1,0 +1,385 @@
+//! One walk over the context: names, metadata, links. No content is read.
+//!
+//! The law: what is ignored is never opened, and an ignored directory is entered only where a
+//! pattern can take something below it back. The work is linear in the entries looked at.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, readlinkat};
+use nix::sys::stat::fstatat;
+
+use super::cache::{StatCache, Xattrs};
+use super::descent::{Descent, Names, directory};
+use super::ignore::{Above, Ignore};
+use super::stat::{Stat, Type};
+use crate::rootfs::path;
+use crate::rootfs::resolve::{Kind, Tree};
+
+/// Everything in the context that is not ignored.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    nodes: Vec<Node>,
+    /// Entries that a rule left out, the first of them with its rule.
+    pub(crate) ignored: Option<(usize, usize)>,
+}
+
+/// A file, directory or link of the context.
+#[derive(Debug)]
+pub(crate) struct Node {
+    name: Box<[u8]>,
+    parent: u32,
+    /// All of a directory's children, sorted by name, those not present included.
+    children: Range<u32>,
+    /// False for an ignored directory below which nothing was taken back.
+    present: bool,
+    pub(crate) what: What,
+    /// As seen by the walk.
+    pub(crate) stat: Stat,
+    /// Extended attributes of a directory.
+    pub(crate) xattrs: Xattrs,
+}
+
+/// What a node is.
+#[derive(Debug)]
+pub(crate) enum What {
+    File,
+    Directory,
+    Link(Box<[u8]>),
+    /// Cannot be copied; what it is, for messages.
+    Special(&'static str),
+    /// Cannot be looked into; matters only if something needs it.
+    Unreadable(i32),
+}
+
+/// What the walk found out about a file beside its node.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) stat: Stat,
+    pub(crate) digest: Option<store::Digest>,
+    pub(crate) xattrs: Xattrs,
+    /// The digest may be believed by later builds.
+    pub(crate) settled: bool,
+}
+
+impl Scan {
+    /// The node number `node`.
+    pub(crate) fn node(&self, node: u32) -> Option<&Node> {
+        self.nodes.get(node as usize)
+    }
+
+    /// The numbers of what is in a directory, in order of names.
+    pub(crate) fn children(&self, node: u32) -> impl Iterator<Item = u32> {
+        let all = self.node(node).map_or(0..0, |node| node.children.clone());
+        all.filter(|child| self.node(*child).is_some_and(|child| child.present))
+    }
+
+    /// Name of a node in its directory.
+    pub(crate) fn name_of(&self, node: u32) -> &[u8] {
+        self.name(node).1
+    }
+
+    /// Path of a node.
+    pub(crate) fn path(&self, node: u32) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = node;
+        while at != 0 {
+            let (parent, name) = self.name(at);
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
+    /// All nodes that are there, the root not among them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = u32> {
+        let end = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        (1..end).filter(|node| self.node(*node).is_some_and(|node| node.present))
+    }
+}
+
+impl Names for Scan {
+    fn name(&self, node: u32) -> (u32, &[u8]) {
+        self.node(node)
+            .map_or((node, &[]), |node| (node.parent, &node.name))
+    }
+}
+
+impl Tree for Scan {
+    type Node = u32;
+
+    fn root(&self) -> u32 {
+        0
+    }
+
+    fn child(&self, node: u32, name: &[u8]) -> Option<u32> {
+        let all = self.node(node)?.children.clone();
+        let children = self.nodes.get(all.start as usize..all.end as usize)?;
+        let at = children
+            .binary_search_by(|child| child.name.as_ref().cmp(name))
+            .ok()?;
+        let child = children.get(at)?;
+        child.present.then_some(all.start + u32::try_from(at).ok()?)
+    }
+
+    fn kind(&self, node: u32) -> Kind<'_> {
+        match self.node(node).map(|node| &node.what) {
+            Some(What::Directory) => Kind::Directory,
+            Some(What::Link(target)) => Kind::Link(target),
+            Some(What::File | What::Special(_) | What::Unreadable(_)) | None => Kind::Other,
+        }
+    }
+}
+
+/// Walks the whole context.
+pub(crate) fn scan(
+    root: BorrowedFd<'_>,
+    ignore: &Ignore,
+    cache: StatCache,
+) -> io::Result<(Scan, Vec<Known>)> {
+    let stat = Stat::from(&nix::sys::stat::fstat(root)?);
+    let mut walk = Walk {
+        ignore,
+        cache,
+        scan: Scan::default(),
+        known: Vec::new(),
+    };
+    walk.push(Node {
+        name: Box::default(),
+        parent: 0,
+        children: 0..0,
+        present: true,
+        what: What::Directory,
+        stat,
+        xattrs: Xattrs::new(),
+    })?;
+    let mut descent = Descent::new(root);
+    let mut pending = vec![Pending {
+        node: 0,
+        path: Vec::new(),
+        above: ignore.root(),
+    }];
+    while let Some(dir) = pending.pop() {
+        let found = descent
+            .enter(&walk.scan, dir.node)
+            .and_then(|fd| walk.read(fd, &dir));
+        match found {
+            Ok(found) => pending.extend(found.into_iter().rev()),
+            Err(error) if dir.node == 0 => return Err(error),
+            Err(error) => walk.unreadable(dir.node, &error),
+        }
+    }
+    Ok((walk.scan, walk.known))
+}
+
+/// A directory that is still to be read.
+struct Pending {
+    node: u32,
+    path: Vec<u8>,
+    above: Above,
+}
+
+/// A name in a directory.
+struct Name {
+    name: Box<[u8]>,
+    /// If the directory says so.
+    directory: Option<bool>,
+}
+
+struct Walk<'a> {
+    ignore: &'a Ignore,
+    cache: StatCache,
+    scan: Scan,
+    known: Vec<Known>,
+}
+
+impl Walk<'_> {
+    /// Reads one directory; returns those in it that are to be read too.
+    fn read(&mut self, fd: BorrowedFd<'_>, dir: &Pending) -> io::Result<Vec<Pending>> {
+        let mut below = Vec::new();
+        let start = self.end()?;
+        for name in names(fd)? {
+            let path = path::join(&dir.path, &name.name);
+            let rule = self.ignore.ignores(&dir.above, &path);
+            if let Some(rule) = rule {
+                let (n_ignored, first) = self.scan.ignored.unwrap_or((0, rule));
+                self.scan.ignored = Some((n_ignored + 1, first));
+                let below = || self.ignore.enter(&dir.above, &path);
+                if name.directory == Some(false) || !self.ignore.may_keep_below(&below(), &path) {
+                    continue;
+                }
+            }
+            let Some((what, stat)) = look(fd, &name.name)? else {
+                continue;
+            };
+            let is_directory = matches!(what, What::Directory);
+            if rule.is_some() && !is_directory {
+                continue;
+            }
+            let node = self.push(Node {
+                name: name.name,
+                parent: dir.node,
+                children: 0..0,
+                present: false,
+                what,
+                stat,
+                xattrs: Xattrs::new(),
+            })?;
+            self.remember(node, fd);
+            if rule.is_none() {
+                self.keep(node);
+            }
+            if is_directory {
+                let above = self.ignore.enter(&dir.above, &path);
+                below.push(Pending { node, path, above });
+            }
+        }
+        let children = start..self.end()?;
+        if let Some(node) = self.scan.nodes.get_mut(dir.node as usize) {
+            node.xattrs = xattrs(fd, b".");
+            node.children = children;
+        }
+        Ok(below)
+    }
+
+    fn end(&self) -> io::Result<u32> {
+        let too_many = |_| io::Error::other("more files than can be counted");
+        u32::try_from(self.scan.nodes.len()).map_err(too_many)
+    }
+
+    fn push(&mut self, node: Node) -> io::Result<u32> {
+        let number = self.end()?;
+        self.known.push(Known {
+            stat: node.stat,
+            digest: None,
+            xattrs: Xattrs::new(),
+            settled: false,
+        });
+        self.scan.nodes.push(node);
+        Ok(number)
+    }
+
+    /// Takes over what earlier builds know of a file; asks for the rest.
+    fn remember(&mut self, node: u32, dir: BorrowedFd<'_>) {
+        let Some(node_seen) = self.scan.nodes.get(node as usize) else {
+            return;
+        };
+        let Some(known) = self.known.get_mut(node as usize) else {
+            return;
+        };
+        if !matches!(node_seen.what, What::File) {
+            return;
+        }
+        if let Some(record) = self.cache.take(&known.stat) {
+            known.digest = Some(record.digest());
+            known.xattrs = record.xattrs;
+            known.settled = true;
+        } else {
+            known.xattrs = xattrs(dir, &node_seen.name);
+        }
+    }
+
+    /// Marks a node and all directories above it as there.
+    fn keep(&mut self, node: u32) {
+        let mut at = node;
+        while let Some(node) = self.scan.nodes.get_mut(at as usize) {
+            if node.present {
+                return;
+            }
+            node.present = true;
+            at = node.parent;
+        }
+    }
+
+    fn unreadable(&mut self, node: u32, error: &io::Error) {
+        if let Some(node) = self.scan.nodes.get_mut(node as usize) {
+            node.what = What::Unreadable(error.raw_os_error().unwrap_or_default());
+        }
+    }
+}
+
+/// The names in a directory, sorted.
+fn names(fd: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
+    // A descriptor of its own: reading moves its position.
+    let mut dir = Dir::from_fd(directory(fd, b".")?)?;
+    let mut names = Vec::new();
+    for entry in dir.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            let directory = entry.file_type().map(|of| of == nix::dir::Type::Directory);
+            names.push(Name {
+                name: name.into(),
+                directory,
+            });
+        }
+    }
+    names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(names)
+}
+
+/// Looks at one name; `None` if it is gone meanwhile.
+fn look(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<(What, Stat)>> {
+    let stat = match fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Stat::from(&stat),
+        Err(nix::Error::ENOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let what = match stat.kind() {
+        Type::File => What::File,
+        Type::Directory => What::Directory,
+        Type::Special(what) => What::Special(what),
+        Type::Link => match readlinkat(dir, name) {
+            Ok(target) => What::Link(target.into_vec().into()),
+            Err(nix::Error::ENOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    Ok(Some((what, stat)))
+}
+
+/// Extended attributes that are part of a file: those of users, and capabilities. Whatever
+/// cannot be read counts as absent. There are no calls for a name in a directory, but the kernel
+/// shows the directory under a path of its own; a link at its end is not followed.
+fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Xattrs {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name);
+    let path = OsString::from_vec(path);
+    let Ok(names) = xattr::list(&path) else {
+        return Xattrs::new();
+    };
+    collect(names, |name| xattr::get(&path, name))
+}
+
+/// The same for an open file.
+pub(crate) fn xattrs_of(file: &File) -> Xattrs {
+    use xattr::FileExt;
+    let Ok(names) = file.list_xattr() else {
+        return Xattrs::new();
+    };
+    collect(names, |name| file.get_xattr(name))
+}
+
+fn collect(
+    names: impl Iterator<Item = OsString>,
+    get: impl Fn(&OsStr) -> io::Result<Option<Vec<u8>>>,
+) -> Xattrs {
+    let kept = |name: &[u8]| name.starts_with(b"user.") || name == b"security.capability";
+    let mut found: Xattrs = names
+        .filter(|name| kept(name.as_bytes()))
+        .filter_map(|name| {
+            get(&name)
+                .ok()
+                .flatten()
+                .map(|value| (name.into_vec(), value))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}

@@ -1,0 +1,311 @@
+//! ADD of a local archive.
+//!
+//! The law: an archive is input from strangers, so it goes through the same door as every layer:
+//! the store's ingest, which checks each entry and hashes it. What comes out is an index, and
+//! ADD copies from it as it would from a stage. The store remembers which archive became which
+//! layer, so an archive that did not change is not read again.
+
+use std::io::{self, Read, Write};
+
+use store::{Entry, EntryKind, Hasher, IngestError, Layer, Store};
+
+use super::CopyError;
+use super::archive::{Compression, detect};
+use super::draft::{Body, Bytes, Meta, Planned, SameFile};
+use super::planner::{Changes, Planner};
+use super::source::{Node, Source};
+use crate::context::{Context, OpenError, Opened, Reader};
+use crate::rootfs::resolve::{Kind, Tree, resolve};
+use crate::rootfs::{Rootfs, path};
+
+/// Kind of the facts that say which layer an archive became.
+const FACT: &str = "archive";
+/// Bytes that are moved at once.
+const PIECE: usize = 256 << 10;
+
+impl<'a> Planner<'a> {
+    /// Unpacks the file `node` into the destination, if it is an archive in the context.
+    pub(super) fn unpack(&mut self, node: Node<'a>) -> Result<bool, CopyError> {
+        let (Source::Context(context, _), Node::Context(number)) = (self.source, node) else {
+            return Ok(false);
+        };
+        let Some(store) = context.store() else {
+            return Ok(false);
+        };
+        let name = self.source.path(node);
+        let taking = Taking {
+            context,
+            store,
+            number,
+            name: &name,
+            cancel: self.cancel,
+        };
+        let Some(layer) = taking.layer()? else {
+            return Ok(false);
+        };
+        let root = Rootfs::new(store, &[layer.diff_id])?;
+        let index = store.index(layer.diff_id)?;
+        self.unpack_entries(&name, index.entries(), &root)?;
+        self.roots.push(root);
+        Ok(true)
+    }
+
+    fn unpack_entries(
+        &mut self,
+        archive: &str,
+        entries: &[Entry],
+        root: &Rootfs,
+    ) -> Result<(), CopyError> {
+        let owner = self.changes.owner;
+        let changes = Changes { owner, mode: None };
+        let top = self.destination(&changes)?;
+        let top = self.draft.path(top);
+        let refused = |path: &[u8], reason: &str| CopyError::Archive {
+            archive: archive.to_owned(),
+            reason: format!("`{}` {reason}", String::from_utf8_lossy(path)),
+        };
+        let mut leaf: Option<&[u8]> = None;
+        for entry in entries.iter().filter(|entry| !entry.path.is_empty()) {
+            let below = leaf.and_then(|leaf| entry.path.strip_prefix(leaf));
+            if below.is_some_and(|rest| rest.starts_with(b"/")) {
+                return Err(refused(
+                    &entry.path,
+                    "lies below something that is no directory",
+                ));
+            }
+            if entry.kind != EntryKind::Directory {
+                leaf = Some(&entry.path);
+            }
+            let (body, same) = self.member(entry, root).ok_or_else(|| {
+                refused(&entry.path, "is a name or a link that no image can have")
+            })?;
+            let (dir, name) = path::split(&entry.path);
+            let place = resolve(&self.draft, &path::join(&top, dir), true)?;
+            let dir = self.draft.directory(&place.path, &changes.made())?;
+            // A hard link has the metadata of its file, whatever its own entry says.
+            let file = root.find(&entry.path).map_or(entry, |found| found.entry);
+            let meta = changes.apply(Meta::of(file), &body);
+            let directory = matches!(body, Body::Directory);
+            if directory && self.draft.kind_in(dir, name) == Some(Kind::Directory) {
+                self.draft.put_directory(dir, name, meta)?;
+            } else {
+                self.draft.put(dir, name, Planned { meta, body, same });
+            }
+        }
+        Ok(())
+    }
+
+    /// What an entry becomes. Names that mean removal in a layer, and hard links to what is not
+    /// in the archive, become nothing.
+    fn member(&self, entry: &Entry, root: &Rootfs) -> Option<(Body, Option<(usize, SameFile)>)> {
+        Some(match &entry.kind {
+            EntryKind::Directory => (Body::Directory, None),
+            EntryKind::Symlink { target } => (Body::Link(target.clone()), None),
+            EntryKind::CharDevice { major, minor } => (
+                Body::CharDevice {
+                    major: *major,
+                    minor: *minor,
+                },
+                None,
+            ),
+            EntryKind::BlockDevice { major, minor } => (
+                Body::BlockDevice {
+                    major: *major,
+                    minor: *minor,
+                },
+                None,
+            ),
+            EntryKind::Fifo => (Body::Fifo, None),
+            EntryKind::File { .. } | EntryKind::Hardlink { .. } => {
+                let inode = root.find(&entry.path)?.inode()?;
+                let same = Some((self.n_sources, SameFile::Rootfs(inode)));
+                (
+                    Body::File(Bytes::Rootfs {
+                        root: self.roots.len(),
+                        inode,
+                    }),
+                    same,
+                )
+            }
+            EntryKind::Whiteout | EntryKind::Opaque => return None,
+        })
+    }
+}
+
+/// An archive on its way into the store.
+struct Taking<'t> {
+    context: &'t Context,
+    store: &'t Store,
+    number: u32,
+    name: &'t str,
+    cancel: &'t crate::Cancel,
+}
+
+impl Taking<'_> {
+    /// The layer of the archive; `None` if the file is none.
+    fn layer(&self) -> Result<Option<Layer>, CopyError> {
+        if let Some(layer) = self.known()? {
+            return Ok(Some(layer));
+        }
+        let mut reader = self.context.reader()?;
+        match detect(self.open(&mut reader)?) {
+            Some(compression) => self.ingest(&mut reader, compression).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The layer that the archive became before, if it did not change and the layer is there.
+    fn known(&self) -> Result<Option<Layer>, CopyError> {
+        let digest = {
+            let known = self.context.known()?;
+            known
+                .get(self.number as usize)
+                .and_then(|known| known.digest)
+        };
+        let Some(digest) = digest else {
+            return Ok(None);
+        };
+        let fact = self.store.fact(FACT, &digest.to_string())?;
+        match fact.and_then(|diff_id| diff_id.parse().ok()) {
+            Some(diff_id) => Ok(self.store.layer(diff_id)?),
+            None => Ok(None),
+        }
+    }
+
+    fn open(&self, reader: &mut Reader<'_>) -> Result<Opened, CopyError> {
+        reader.open(self.number).map_err(|error| self.failed(error))
+    }
+
+    /// Puts the archive into the store as a layer of its own, and remembers it.
+    fn ingest(
+        &self,
+        reader: &mut Reader<'_>,
+        compression: Compression,
+    ) -> Result<Layer, CopyError> {
+        let mut opened = self.open(reader)?;
+        let stat = *opened.stat();
+        let mut hashing = Hashing {
+            from: &mut opened,
+            hasher: Hasher::new(),
+            failed: None,
+        };
+        let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
+        let copied = self.decompress(compression, &mut hashing, &mut writer);
+        if let Some(error) = hashing.failed.take() {
+            writer.abandon();
+            return Err(self.failed(OpenError::Io(error)));
+        }
+        if let Err(error) = copied {
+            writer.abandon();
+            return Err(error);
+        }
+        let layer = writer.finish().map_err(|error| self.refused(error))?;
+        let digest = hashing.hasher.finish();
+        opened
+            .finish(self.context)
+            .map_err(|error| self.failed(error))?;
+        self.context.learn(self.number, |known| {
+            if known.stat == stat {
+                known.digest = Some(digest);
+            }
+        });
+        self.store
+            .set_fact(FACT, &digest.to_string(), &layer.diff_id.to_string())?;
+        Ok(layer)
+    }
+
+    fn decompress(
+        &self,
+        compression: Compression,
+        hashing: &mut Hashing<'_>,
+        out: &mut dyn Write,
+    ) -> Result<(), CopyError> {
+        let mut piece = vec![0; PIECE];
+        {
+            let mut content = compression
+                .reader(&mut *hashing)
+                .map_err(|error| self.damaged(&error))?;
+            while let n_bytes @ 1.. = content
+                .read(&mut piece)
+                .map_err(|error| self.damaged(&error))?
+            {
+                self.check()?;
+                let piece = piece.get(..n_bytes).unwrap_or_default();
+                out.write_all(piece)
+                    .map_err(|error| self.not_taken(error))?;
+            }
+        }
+        // Whatever stands behind the archive is part of the file.
+        while let 1.. = hashing
+            .read(&mut piece)
+            .map_err(|error| self.damaged(&error))?
+        {
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), CopyError> {
+        if self.cancel.is_cancelled() {
+            Err(CopyError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The store's own word is inside the error of a write.
+    fn not_taken(&self, error: io::Error) -> CopyError {
+        match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<IngestError>())
+        {
+            Some(refused) => self.refused(refused.clone()),
+            None => CopyError::Write(error),
+        }
+    }
+
+    fn refused(&self, error: IngestError) -> CopyError {
+        match error {
+            IngestError::Store(error) => CopyError::Store(error),
+            IngestError::Rejected { .. } | IngestError::TooLarge { .. } => self.damaged(&error),
+        }
+    }
+
+    fn damaged(&self, error: &dyn std::error::Error) -> CopyError {
+        CopyError::Archive {
+            archive: self.name.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn failed(&self, error: OpenError) -> CopyError {
+        let path = self.name.to_owned();
+        match error {
+            OpenError::Changed => CopyError::Changed(path),
+            OpenError::Io(source) => CopyError::Unreadable { path, source },
+        }
+    }
+}
+
+/// Hashes what is read, and keeps errors of the file apart from those of its content.
+struct Hashing<'f> {
+    from: &'f mut Opened,
+    hasher: Hasher,
+    failed: Option<io::Error>,
+}
+
+impl Read for Hashing<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.from.read(buf) {
+            Ok(n_bytes) => {
+                self.hasher.update(buf.get(..n_bytes).unwrap_or_default());
+                Ok(n_bytes)
+            }
+            Err(error) => {
+                let kind = error.kind();
+                self.failed = Some(error);
+                Err(kind.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Writes the layer of a plan.
+//!
+//! The law: each file is read once, and what is written of it is one state of it. A small file
+//! that changes while it is read is read again; a large one, of which bytes may have gone out
+//! already, fails the step.
+
+use std::io::{Read, Write};
+use std::sync::PoisonError;
+
+use store::{Digest, EntryKind};
+
+use super::draft::{Body, Bytes, Item, ItemBody, Meta, entry_kind};
+use super::tar::Tar;
+use super::{CopyError, CopyPlan};
+use crate::Cancel;
+use crate::context::{Context, ContextError, OpenError, Opened, Reader};
+
+/// Files up to this length are read whole before anything is written, so that they can be read
+/// again.
+const SMALL: usize = 256 << 10;
+/// How often a small file is read before it is given up as always changing.
+const ATTEMPTS: usize = 4;
+/// The digest of an entry is the business of whoever reads the archive; none is written.
+const NOT_WRITTEN: Digest = Digest([0; 32]);
+
+/// A layer being written.
+struct Writing<'p, 'w> {
+    plan: &'p CopyPlan,
+    tar: Tar<'w>,
+    context: Option<(&'p Context, Reader<'p>)>,
+    buffer: Vec<u8>,
+    cancel: &'p Cancel,
+}
+
+impl CopyPlan {
+    /// Writes the layer as an uncompressed tar archive. The same plan gives the same bytes as
+    /// long as the files are the same.
+    ///
+    /// # Errors
+    /// If a file cannot be read or changes, if `out` fails, or if the build is cancelled.
+    pub fn write(&self, out: &mut dyn Write, cancel: &Cancel) -> Result<(), CopyError> {
+        let context = match &self.context {
+            Some(context) => Some((context, context.reader()?)),
+            None => None,
+        };
+        let tar = Tar::new(out);
+        let mut writing = Writing {
+            plan: self,
+            tar,
+            context,
+            buffer: vec![0; SMALL],
+            cancel,
+        };
+        for item in &self.items {
+            writing.item(item)?;
+        }
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .sort_unstable_by_key(|w| w.0);
+        writing.tar.finish().map_err(CopyError::Write)
+    }
+}
+
+impl Writing<'_, '_> {
+    fn item(&mut self, item: &Item) -> Result<(), CopyError> {
+        self.check()?;
+        match &item.body {
+            ItemBody::New(Body::File(Bytes::Context(node))) => self.context_file(item, *node),
+            ItemBody::New(Body::File(Bytes::Inline { data, .. })) => {
+                let size = self.header(item, data.len() as u64)?;
+                self.tar
+                    .data(data)
+                    .and_then(|()| self.tar.pad(size))
+                    .map_err(CopyError::Write)
+            }
+            ItemBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
+                let root = self.plan.roots.get(*root);
+                let Some(data) = root.map(|root| root.open_inode(*inode)).transpose()? else {
+                    return Ok(());
+                };
+                let size = self.header(item, data.len())?;
+                self.copy(data, |error| CopyError::Layer(error.into()))?;
+                self.tar.pad(size).map_err(CopyError::Write)
+            }
+            ItemBody::New(
+                Body::Directory
+                | Body::Link(_)
+                | Body::CharDevice { .. }
+                | Body::BlockDevice { .. }
+                | Body::Fifo,
+            )
+            | ItemBody::HardLink(_) => self.header(item, 0).map(|_| ()),
+        }
+    }
+
+    /// Writes a header; the size is handed back for the padding.
+    fn header(&mut self, item: &Item, size: u64) -> Result<u64, CopyError> {
+        self.header_with(item, &item.meta, size)
+    }
+
+    fn header_with(&mut self, item: &Item, meta: &Meta, size: u64) -> Result<u64, CopyError> {
+        let kind = entry_kind(&item.body, |_| Some((size, NOT_WRITTEN)));
+        let kind = kind.unwrap_or(EntryKind::Fifo);
+        self.tar
+            .header(&item.path, meta, &kind)
+            .map_err(CopyError::Write)?;
+        Ok(size)
+    }
+
+    fn context_file(&mut self, item: &Item, node: u32) -> Result<(), CopyError> {
+        let Some((context, _)) = self.context else {
+            return Ok(());
+        };
+        for _ in 0..ATTEMPTS {
+            self.check()?;
+            let opened = self.open(node)?;
+            let (stat, size) = (*opened.stat(), opened.size());
+            let meta = {
+                let known = context.known()?;
+                let xattrs = known.get(node as usize).map(|known| known.xattrs.clone());
+                Meta {
+                    mtime: stat.mtime(),
+                    xattrs: xattrs.unwrap_or_default(),
+                    ..item.meta.clone()
+                }
+            };
+            let small = usize::try_from(size).ok().filter(|size| *size <= SMALL);
+            let whole = match small {
+                Some(size) => self.small(context, opened, size, node)?,
+                None => {
+                    self.header_with(item, &meta, size)?;
+                    self.large(context, opened, node)?;
+                    true
+                }
+            };
+            if !whole {
+                continue;
+            }
+            if let Some(size) = small {
+                self.header_with(item, &meta, size as u64)?;
+                let data = self.buffer.get(..size).unwrap_or_default();
+                self.tar.data(data).map_err(CopyError::Write)?;
+            }
+            self.plan
+                .written
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((node, stat));
+            return self.tar.pad(size).map_err(CopyError::Write);
+        }
+        Err(self.changed(node))
+    }
+
+    /// Reads a file into the buffer; false if it changed meanwhile.
+    fn small(
+        &mut self,
+        context: &Context,
+        mut opened: Opened,
+        size: usize,
+        node: u32,
+    ) -> Result<bool, CopyError> {
+        let mut rest = self.buffer.get_mut(..size).unwrap_or_default();
+        while !rest.is_empty() {
+            match opened.read(rest) {
+                Ok(0) => return Ok(false),
+                Ok(n_bytes) => rest = rest.get_mut(n_bytes..).unwrap_or_default(),
+                Err(error) => return Err(self.unreadable(node, error)),
+            }
+        }
+        match opened.finish(context) {
+            Ok(()) => Ok(true),
+            Err(OpenError::Changed) => Ok(false),
+            Err(OpenError::Io(error)) => Err(self.unreadable(node, error)),
+        }
+    }
+
+    /// Sends a file on piece by piece.
+    fn large(&mut self, context: &Context, mut opened: Opened, node: u32) -> Result<(), CopyError> {
+        loop {
+            self.check()?;
+            match opened.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(n_bytes) => {
+                    let data = self.buffer.get(..n_bytes).unwrap_or_default();
+                    self.tar.data(data).map_err(CopyError::Write)?;
+                }
+                Err(error) => return Err(self.unreadable(node, error)),
+            }
+        }
+        opened.finish(context).map_err(|error| match error {
+            OpenError::Changed => self.changed(node),
+            OpenError::Io(error) => self.unreadable(node, error),
+        })
+    }
+
+    fn copy(
+        &mut self,
+        mut from: impl Read,
+        failed: impl Fn(std::io::Error) -> CopyError,
+    ) -> Result<(), CopyError> {
+        loop {
+            self.check()?;
+            let n_bytes = from.read(&mut self.buffer).map_err(&failed)?;
+            if n_bytes == 0 {
+                return Ok(());
+            }
+            let data = self.buffer.get(..n_bytes).unwrap_or_default();
+            self.tar.data(data).map_err(CopyError::Write)?;
+        }
+    }
+
+    fn open(&mut self, node: u32) -> Result<Opened, CopyError> {
+        let Some((_, reader)) = &mut self.context else {
+            return Err(self.changed(node));
+        };
+        match reader.open(node) {
+            Ok(opened) => Ok(opened),
+            Err(OpenError::Changed) => Err(self.changed(node)),
+            Err(OpenError::Io(error)) => Err(self.unreadable(node, error)),
+        }
+    }
+
+    fn check(&self) -> Result<(), CopyError> {
+        if self.cancel.is_cancelled() {
+            Err(CopyError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn changed(&self, node: u32) -> CopyError {
+        self.path(node)
+            .map_or_else(CopyError::Context, CopyError::Changed)
+    }
+
+    fn unreadable(&self, node: u32, source: std::io::Error) -> CopyError {
+        let path = match self.path(node) {
+            Ok(path) => path,
+            Err(error) => return CopyError::Context(error),
+        };
+        CopyError::Unreadable { path, source }
+    }
+
+    /// Path of a file of the context, for messages.
+    fn path(&self, node: u32) -> Result<String, ContextError> {
+        let Some(context) = &self.plan.context else {
+            return Ok(String::new());
+        };
+        Ok(String::from_utf8_lossy(&context.scan()?.path(node)).into_owned())
+    }
+}

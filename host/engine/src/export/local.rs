@@ -1,0 +1,437 @@
+//! The files of a result in a directory.
+//!
+//! The law: nothing outside of the directory is touched, whatever links the image or the directory
+//! holds. Every name is used relative to the descriptor of its parent, no link is followed, and
+//! what is in the way of a directory is replaced by one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
+    makedev, mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{
+    Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
+};
+use store::{Entry, EntryKind, Mtime};
+use xattr::FileExt;
+
+use super::{ExportError, Job, target, tree};
+use crate::image::Progress;
+use crate::rootfs::{Found, Inode, Rootfs};
+
+/// Stands in a directory that a result is being merged into, and stays if that was interrupted.
+pub(super) const MARK: &str = ".cofferdam-incomplete";
+/// How a directory is opened.
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+/// How a file is made.
+const NEW_FILE: OFlag = OFlag::O_WRONLY
+    .union(OFlag::O_CREAT)
+    .union(OFlag::O_EXCL)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+/// Writes all of `root` into `dest`. Returns warnings.
+pub(super) fn write(
+    job: &Job<'_>,
+    root: &Rootfs,
+    epoch: Option<i64>,
+    dest: &Path,
+) -> Result<Vec<String>, ExportError> {
+    if check_dir(dest)? {
+        return merge(job, root, epoch, dest);
+    }
+    target::new_dir(job.store, dest, |dir| {
+        let warnings = fill(job, root, epoch, dir)?;
+        let top = root.top().entry;
+        set_mode_of_new(dir, top).map_err(|error| target::write_error(dir, error))?;
+        Ok(warnings)
+    })
+}
+
+/// Whether the directory exists. Anything else in its place is an error.
+pub(super) fn check_dir(dest: &Path) -> Result<bool, ExportError> {
+    match fs::metadata(dest) {
+        Ok(metadata) if metadata.is_dir() => Ok(true),
+        Ok(_) => Err(ExportError::Target {
+            path: dest.to_owned(),
+            reason: "it is a file; name a directory".to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(target::write_error(dest, error)),
+    }
+}
+
+fn set_mode_of_new(dir: &Path, top: &Entry) -> io::Result<()> {
+    let dir = File::open(dir)?;
+    // The owner must be able to get in, or the result is of no use.
+    fchmod(&dir, Mode::from_bits_truncate((top.mode & 0o777) | 0o700))?;
+    Ok(())
+}
+
+fn merge(
+    job: &Job<'_>,
+    root: &Rootfs,
+    epoch: Option<i64>,
+    dest: &Path,
+) -> Result<Vec<String>, ExportError> {
+    let mark = dest.join(MARK);
+    set_mark(&mark).map_err(|error| target::write_error(&mark, error))?;
+    let warnings = fill(job, root, epoch, dest)?;
+    target::sync_all(dest)?;
+    fs::remove_file(&mark).map_err(|error| target::write_error(&mark, error))?;
+    target::sync_dir(dest)?;
+    Ok(warnings)
+}
+
+/// Writes the mark durably. A link of that name is not followed.
+fn set_mark(mark: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(mark)?;
+    file.write_all(b"A build is being written here, or was interrupted while it was.\n")?;
+    file.sync_all()
+}
+
+fn fill(
+    job: &Job<'_>,
+    root: &Rootfs,
+    epoch: Option<i64>,
+    dest: &Path,
+) -> Result<Vec<String>, ExportError> {
+    let top = File::open(dest).map_err(|error| target::write_error(dest, error))?;
+    let mut writer = Writer {
+        job,
+        root,
+        dest,
+        epoch,
+        is_root: geteuid().is_root(),
+        top: top.into(),
+        open: Vec::new(),
+        names: HashMap::new(),
+        warnings: BTreeSet::new(),
+        written: 0,
+    };
+    for (path, found) in root.walk() {
+        if job.halt.is_stopped() {
+            return Err(ExportError::Cancelled);
+        }
+        if !path.is_empty() {
+            writer.put(&path, found)?;
+        }
+    }
+    while let Some(dir) = writer.open.pop() {
+        writer.close(dir)?;
+    }
+    Ok(writer.warnings.into_iter().collect())
+}
+
+/// A directory whose contents are being written.
+struct OpenDir<'a> {
+    path: Vec<u8>,
+    entry: &'a Entry,
+    handle: OwnedFd,
+}
+
+struct Writer<'a> {
+    job: &'a Job<'a>,
+    root: &'a Rootfs,
+    dest: &'a Path,
+    epoch: Option<i64>,
+    is_root: bool,
+    top: OwnedFd,
+    /// The directories from the top to the current one.
+    open: Vec<OpenDir<'a>>,
+    names: HashMap<Inode, Vec<u8>>,
+    warnings: BTreeSet<String>,
+    written: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn put(&mut self, path: &[u8], found: Found<'a>) -> Result<(), ExportError> {
+        let (parent, name) = split(path);
+        self.go_to(parent)?;
+        let name = OsStr::from_bytes(name);
+        let shown = self.shown(path);
+        let fail = |error: io::Error| target::write_error(&shown, error);
+        if let Some(first) = tree::first_name(&mut self.names, path, found) {
+            return self.link(&first, name).map_err(fail);
+        }
+        match &found.entry.kind {
+            EntryKind::Directory => {
+                let handle = self.directory(name).map_err(fail)?;
+                self.open.push(OpenDir {
+                    path: path.to_vec(),
+                    entry: found.entry,
+                    handle,
+                });
+                Ok(())
+            }
+            EntryKind::File { .. } => self.file(path, name, found),
+            EntryKind::Symlink { target } => self.symlink(name, target, found.entry).map_err(fail),
+            EntryKind::Fifo => self.node(path, name, SFlag::S_IFIFO, 0, found.entry),
+            EntryKind::CharDevice { major, minor } => {
+                let device = makedev(u64::from(*major), u64::from(*minor));
+                self.node(path, name, SFlag::S_IFCHR, device, found.entry)
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                let device = makedev(u64::from(*major), u64::from(*minor));
+                self.node(path, name, SFlag::S_IFBLK, device, found.entry)
+            }
+            // The merged view shows none of these.
+            EntryKind::Hardlink { .. } | EntryKind::Whiteout | EntryKind::Opaque => Ok(()),
+        }
+    }
+
+    /// Leaves directories until `parent` is the innermost open one.
+    fn go_to(&mut self, parent: &[u8]) -> Result<(), ExportError> {
+        while let Some(dir) = self.open.pop_if(|dir| dir.path != parent) {
+            self.close(dir)?;
+        }
+        Ok(())
+    }
+
+    /// Sets what writing into a directory would have changed or prevented.
+    fn close(&mut self, dir: OpenDir<'a>) -> Result<(), ExportError> {
+        let handle = File::from(dir.handle);
+        self.finish(&dir.path, &handle, dir.entry)
+            .map_err(|error| target::write_error(&self.shown(&dir.path), error))
+    }
+
+    fn parent(&self) -> &OwnedFd {
+        self.open.last().map_or(&self.top, |dir| &dir.handle)
+    }
+
+    fn directory(&self, name: &OsStr) -> io::Result<OwnedFd> {
+        let parent = self.parent();
+        match mkdirat(parent, name, Mode::S_IRWXU) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) if is_directory(&stat(parent, name)?) => {}
+            Err(Errno::EEXIST) => {
+                clear(parent, name)?;
+                mkdirat(parent, name, Mode::S_IRWXU)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(openat(parent, name, DIRECTORY, Mode::empty())?)
+    }
+
+    fn file(&mut self, path: &[u8], name: &OsStr, found: Found<'a>) -> Result<(), ExportError> {
+        let shown = self.shown(path);
+        let fail = |error: io::Error| target::write_error(&shown, error);
+        let parent = self.parent();
+        let file = replacing(parent, name, || {
+            openat(parent, name, NEW_FILE, Mode::S_IRUSR | Mode::S_IWUSR)
+        });
+        let mut out = BufWriter::new(File::from(file.map_err(fail)?));
+        let job = self.job;
+        let mut written = self.written;
+        tree::copy(self.root, found, job.halt, &mut out, &mut |count| {
+            written = written.saturating_add(count);
+            (job.progress)(Progress {
+                what: "writing files".to_owned(),
+                current: written,
+                total: 0,
+            });
+        })
+        .map_err(|error| error.at(fail))?;
+        self.written = written;
+        let file = out.into_inner().map_err(|error| fail(error.into_error()))?;
+        self.finish(path, &file, found.entry).map_err(fail)
+    }
+
+    fn symlink(&self, name: &OsStr, target: &[u8], entry: &Entry) -> io::Result<()> {
+        let parent = self.parent();
+        let target = OsStr::from_bytes(target);
+        replacing(parent, name, || symlinkat(target, parent, name))?;
+        if self.is_root {
+            let (uid, gid) = owner(entry);
+            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        }
+        let time = self.time(entry);
+        Ok(utimensat(
+            parent,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )?)
+    }
+
+    /// A pipe or a device. Only root may make devices.
+    fn node(
+        &mut self,
+        path: &[u8],
+        name: &OsStr,
+        kind: SFlag,
+        device: u64,
+        entry: &Entry,
+    ) -> Result<(), ExportError> {
+        let shown = self.shown(path);
+        let fail = |error: io::Error| target::write_error(&shown, error);
+        let parent = self.parent();
+        let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
+        let made = replacing(parent, name, || mknodat(parent, name, kind, mode, device));
+        if made
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
+        {
+            self.warnings.insert(format!(
+                "{} is a device, which only root can make; it was left out",
+                shown.display()
+            ));
+            return Ok(());
+        }
+        made.and_then(|()| self.finish_node(name, mode, entry))
+            .map_err(fail)
+    }
+
+    /// Owner, mode (of which the umask took its part), and time.
+    fn finish_node(&self, name: &OsStr, mode: Mode, entry: &Entry) -> io::Result<()> {
+        let parent = self.parent();
+        if self.is_root {
+            let (uid, gid) = owner(entry);
+            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        }
+        fchmodat(parent, name, mode, FchmodatFlags::NoFollowSymlink)?;
+        let time = self.time(entry);
+        Ok(utimensat(
+            parent,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )?)
+    }
+
+    /// Another name of a file that was written before.
+    fn link(&self, first: &[u8], name: &OsStr) -> io::Result<()> {
+        let (dir, first_name) = split(first);
+        let mut at = self.top.try_clone()?;
+        for element in dir
+            .split(|b| *b == b'/')
+            .filter(|element| !element.is_empty())
+        {
+            at = openat(&at, OsStr::from_bytes(element), DIRECTORY, Mode::empty())?;
+        }
+        let parent = self.parent();
+        replacing(parent, name, || {
+            linkat(
+                &at,
+                OsStr::from_bytes(first_name),
+                parent,
+                name,
+                AtFlags::empty(),
+            )
+        })
+    }
+
+    /// Owner, attributes, mode and time; in this order, since each can undo those before it.
+    fn finish(&mut self, path: &[u8], file: &File, entry: &Entry) -> io::Result<()> {
+        let mut mode = entry.mode & 0o7777;
+        if self.is_root {
+            let (uid, gid) = owner(entry);
+            fchown(file, uid, gid)?;
+        } else {
+            // The file is the caller's, so a set-user-id program would run as the caller.
+            mode &= !0o6000;
+        }
+        for (name, value) in &entry.xattrs {
+            if let Err(error) = file.set_xattr(OsStr::from_bytes(name), value) {
+                let text = format!(
+                    "{}: attribute {} could not be set ({error})",
+                    self.shown(path).display(),
+                    String::from_utf8_lossy(name)
+                );
+                self.warnings.insert(text);
+            }
+        }
+        fchmod(file, Mode::from_bits_truncate(mode))?;
+        let time = self.time(entry);
+        Ok(futimens(file, &time, &time)?)
+    }
+
+    fn time(&self, entry: &Entry) -> TimeSpec {
+        let mtime = self
+            .epoch
+            .map_or(entry.mtime, |secs| Mtime { secs, nanos: 0 });
+        TimeSpec::new(mtime.secs, i64::from(mtime.nanos))
+    }
+
+    fn shown(&self, path: &[u8]) -> PathBuf {
+        self.dest.join(OsStr::from_bytes(path))
+    }
+}
+
+/// Makes something new, after removing what has its name.
+fn replacing<T>(
+    parent: &OwnedFd,
+    name: &OsStr,
+    make: impl Fn() -> nix::Result<T>,
+) -> io::Result<T> {
+    match make() {
+        Err(Errno::EEXIST) => {
+            clear(parent, name)?;
+            Ok(make()?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Removes a file, a link or an empty directory.
+fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let flag = if is_directory(&stat(parent, name)?) {
+        UnlinkatFlags::RemoveDir
+    } else {
+        UnlinkatFlags::NoRemoveDir
+    };
+    match unlinkat(parent, name, flag) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ENOTEMPTY | Errno::EEXIST) => Err(io::Error::other(
+            "a directory that is not empty is in the way; remove it or choose another dest",
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn stat(parent: &OwnedFd, name: &OsStr) -> io::Result<FileStat> {
+    Ok(fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+fn is_directory(stat: &FileStat) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+}
+
+fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
+    (
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )
+}
+
+/// Directory and last element of a path.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
+        None => (b"", path),
+    }
+}

@@ -1,0 +1,285 @@
+//! Results leave the store: as images, as archives of files, or as directories.
+//!
+//! The law: a result appears whole or not at all (see [`target`]); where it has to be merged into a
+//! directory, that is marked as incomplete until the end; equal images give equal bytes.
+
+mod compress;
+pub mod csv;
+mod image;
+mod local;
+mod spec;
+mod target;
+mod tree;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use store::{DiffId, Digest, Store, StoreError};
+
+use crate::cancel::Cancel;
+use crate::halt::{Halt, Stopped};
+use crate::image::{Assembled, ImageRef, NotAnImageRef, Progress, ProgressFn};
+use crate::rootfs::{ReadError, Rootfs};
+use compress::Job;
+pub use spec::{Compression, Destination, ImageOptions, MediaTypes, OutputSpec, OutputSpecError};
+
+/// One result to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Where everything is.
+    pub store: &'a Store,
+    /// The image.
+    pub image: &'a Assembled,
+    /// Its names, as the user wrote them.
+    pub names: &'a [String],
+    /// What is wanted.
+    pub spec: &'a OutputSpec,
+    /// For `local` and `tar`: the time that every file gets, in seconds since 1970.
+    pub epoch: Option<i64>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// Digest of the manifest as it was written; layers that are compressed make another manifest
+    /// than the store's.
+    pub manifest: Digest,
+    /// What could not be kept, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Why a result could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The target is of no use. The user's mistake.
+    #[error("cannot export to {}: {reason}", path.display())]
+    Target {
+        /// The target.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A name is no name. The user's mistake.
+    #[error(transparent)]
+    Name(#[from] NotAnImageRef),
+    /// The target could not be written; the disk may be full.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// Standard output could not be written.
+    #[error("cannot write to standard output")]
+    Stdout(#[source] io::Error),
+    /// An output could not be written; callers learn which one.
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+    /// A compressed layer could not be stored.
+    #[error("cannot compress a layer into the store")]
+    Compress(#[source] io::Error),
+    /// The store could not be read.
+    #[error("cannot read from the store")]
+    ReadStore(#[source] io::Error),
+    /// A file of a layer could not be read.
+    #[error("cannot read a layer of the result")]
+    ReadLayer(#[from] ReadError),
+    /// The store holds other bytes than it should.
+    #[error("{0} is damaged in the store. Run `cofferdam store check`, then build again")]
+    Damaged(Digest),
+    /// A layer is gone.
+    #[error("layer {0} has gone from the store. Build again")]
+    LayerGone(DiffId),
+    /// A blob is gone.
+    #[error("blob {0} has gone from the store. Build again")]
+    BlobGone(Digest),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl ExportError {
+    /// Says where [`Self::Output`] was.
+    fn at(self, explain: impl FnOnce(io::Error) -> Self) -> Self {
+        if let Self::Output(source) = self {
+            return explain(source);
+        }
+        self
+    }
+}
+
+impl From<Stopped> for ExportError {
+    fn from(_: Stopped) -> Self {
+        Self::Cancelled
+    }
+}
+
+/// Writes a result. `stdout` is used if [`OutputSpec::uses_stdout`] says so; the caller makes sure
+/// that it is no terminal.
+///
+/// # Errors
+/// See [`ExportError`]. The target is then as it was before, or marked as incomplete.
+pub fn export(
+    request: &Request<'_>,
+    stdout: &mut dyn Write,
+    progress: &ProgressFn<'_>,
+    cancel: &Cancel,
+) -> Result<Exported, ExportError> {
+    let halt = Halt::new(cancel);
+    let job = Job {
+        store: request.store,
+        progress,
+        halt: &halt,
+    };
+    match request.spec {
+        OutputSpec::Oci {
+            dest: Destination::Path(dir),
+            tar: false,
+            options,
+        } => {
+            let image = prepare(request, &job, options)?;
+            image::write_dir(&job, &image, dir)?;
+            Ok(exported(request, image.digest()))
+        }
+        OutputSpec::Oci { dest, options, .. } => {
+            archive(request, &job, dest, options, false, stdout)
+        }
+        OutputSpec::Docker {
+            dest: Some(dest),
+            options,
+        } => archive(request, &job, dest, options, true, stdout),
+        OutputSpec::Docker {
+            dest: None,
+            options,
+        } => keep(request, &options.names),
+        OutputSpec::Image { names } => keep(request, names),
+        OutputSpec::Tar { dest } => files(request, &job, dest, stdout),
+        OutputSpec::Local { dest } => {
+            let root = Rootfs::new(request.store, &request.image.layers)?;
+            let warnings = local::write(&job, &root, request.epoch, dest)?;
+            Ok(Exported {
+                manifest: request.image.manifest,
+                warnings,
+            })
+        }
+        OutputSpec::CacheOnly => Ok(exported(request, None)),
+    }
+}
+
+/// Looks at a target before the build, so that a mistake shows at once and not at the end.
+///
+/// # Errors
+/// [`ExportError::Target`], or the target cannot be looked at.
+pub fn check(spec: &OutputSpec) -> Result<(), ExportError> {
+    match spec {
+        OutputSpec::Oci {
+            dest: Destination::Path(dir),
+            tar: false,
+            ..
+        } => image::check_dir(dir),
+        OutputSpec::Oci {
+            dest: Destination::Path(path),
+            ..
+        }
+        | OutputSpec::Docker {
+            dest: Some(Destination::Path(path)),
+            ..
+        }
+        | OutputSpec::Tar {
+            dest: Destination::Path(path),
+        } => target::check_file(path),
+        OutputSpec::Local { dest } => local::check_dir(dest).map(|_| ()),
+        OutputSpec::Oci { .. }
+        | OutputSpec::Docker { .. }
+        | OutputSpec::Tar { .. }
+        | OutputSpec::Image { .. }
+        | OutputSpec::CacheOnly => Ok(()),
+    }
+}
+
+fn prepare(
+    request: &Request<'_>,
+    job: &Job<'_>,
+    options: &ImageOptions,
+) -> Result<image::Prepared, ExportError> {
+    image::prepare(
+        job,
+        request.image,
+        &names(request, &options.names)?,
+        options,
+    )
+}
+
+/// Keeps the image in the store under its names.
+fn keep(request: &Request<'_>, more: &[String]) -> Result<Exported, ExportError> {
+    for name in names(request, more)? {
+        let Assembled {
+            manifest,
+            config,
+            ref layers,
+        } = *request.image;
+        request
+            .store
+            .set_image(&name.to_string(), manifest, config, layers)?;
+    }
+    Ok(exported(request, None))
+}
+
+fn files(
+    request: &Request<'_>,
+    job: &Job<'_>,
+    dest: &Destination,
+    stdout: &mut dyn Write,
+) -> Result<Exported, ExportError> {
+    let root = Rootfs::new(request.store, &request.image.layers)?;
+    let report = |current| {
+        (job.progress)(Progress {
+            what: "writing files".to_owned(),
+            current,
+            total: 0,
+        });
+    };
+    target::write(request.store, dest, stdout, |out| {
+        tree::write(&root, request.epoch, job.halt, &report, out)
+    })?;
+    Ok(exported(request, None))
+}
+
+fn archive(
+    request: &Request<'_>,
+    job: &Job<'_>,
+    dest: &Destination,
+    options: &ImageOptions,
+    docker: bool,
+    stdout: &mut dyn Write,
+) -> Result<Exported, ExportError> {
+    let image = prepare(request, job, options)?;
+    target::write(request.store, dest, stdout, |out| {
+        image::write_archive(job, &image, docker, out)
+    })?;
+    Ok(exported(request, image.digest()))
+}
+
+fn exported(request: &Request<'_>, manifest: Option<Digest>) -> Exported {
+    Exported {
+        manifest: manifest.unwrap_or(request.image.manifest),
+        warnings: Vec::new(),
+    }
+}
+
+/// The names of `--tag` and those of the output, in normal form, each once.
+fn names(request: &Request<'_>, more: &[String]) -> Result<Vec<ImageRef>, ExportError> {
+    let mut names: Vec<ImageRef> = Vec::new();
+    for text in request.names.iter().chain(more) {
+        let name: ImageRef = text.parse()?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}

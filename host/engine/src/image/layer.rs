@@ -1,0 +1,255 @@
+//! Takes one layer of an image into the store.
+//!
+//! The law: bytes flow from the source through the decompressor into the ingest in one pass, and
+//! the layer is committed only when the compressed bytes have the length and the digest that the
+//! manifest says. What a small blob can unpack to has a bound.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use sha2::{Digest as _, Sha256};
+use store::{DiffId, Digest, IngestError, Layer, LayerWriter, Store};
+
+use super::ahead::{Gone, Pipe, write_ahead};
+use super::error::ImageError;
+use super::manifest::Descriptor;
+use super::source::Connection;
+use super::{Progress, ProgressFn};
+use crate::halt::Halt;
+
+/// Unit of reading.
+const PIECE: usize = 256 << 10;
+/// Largest unpacked layer.
+const MAX_UNPACKED: u64 = 128 << 30;
+/// Any layer may unpack to this much.
+const FREE_UNPACKED: u64 = 1 << 30;
+/// Beyond [`FREE_UNPACKED`], a layer may unpack to this many times its length; gzip, the usual
+/// form, cannot reach 1100.
+const MAX_RATIO: u64 = 1100;
+/// Largest window of a zstd stream, as a power of two: what the format's own tool accepts.
+const ZSTD_WINDOW: u32 = 27;
+
+/// What [`take_in`] needs to know.
+pub(crate) struct Job<'a> {
+    pub(crate) store: &'a Store,
+    /// Name of the image.
+    pub(crate) name: &'a str,
+    pub(crate) progress: &'a ProgressFn<'a>,
+    pub(crate) halt: &'a Halt,
+}
+
+/// Reads, unpacks, verifies and stores a layer.
+pub(crate) fn take_in(
+    job: &Job<'_>,
+    connection: &Connection<'_>,
+    layer: &Descriptor,
+    expected: DiffId,
+) -> Result<Layer, ImageError> {
+    let mut blob = Counted {
+        inner: connection.blob(layer)?,
+        job,
+        layer,
+        received: 0,
+        hasher: Sha256::new(),
+        failure: None,
+    };
+    let mut writer = job.store.layer_writer(&format!("pull {}", job.name))?;
+    let (unpacked, written) = write_ahead(&mut writer, |pipe| unpack(&mut blob, &pipe, layer.size));
+    let unpacked = match (unpacked, written) {
+        (_, Err(_)) => Err(refused(job, layer, writer)),
+        (Ok(()), Ok(())) => Ok(writer),
+        (Err(reason), Ok(())) => {
+            writer.abandon();
+            Err(broken(job, layer, &reason))
+        }
+    };
+    let unpacked = match unpacked {
+        // The layer is not to blame, so there is no need to see the rest of it.
+        Err(error) if is_store(&error) => return Err(error),
+        other => other,
+    };
+    if let Err(error) = verify(job, connection, layer, blob) {
+        if let Ok(writer) = unpacked {
+            writer.abandon();
+        }
+        return Err(error);
+    }
+    commit(job, layer, expected, unpacked?)
+}
+
+/// Makes the layer visible, under the digest that it really has.
+fn commit(
+    job: &Job<'_>,
+    layer: &Descriptor,
+    expected: DiffId,
+    writer: LayerWriter,
+) -> Result<Layer, ImageError> {
+    let stored = writer
+        .finish()
+        .map_err(|source| ingest(job, layer, source))?;
+    if stored.diff_id == expected {
+        return Ok(stored);
+    }
+    Err(ImageError::Unusable {
+        name: job.name.to_owned(),
+        reason: format!(
+            "layer {} unpacks to {}, and the configuration says {expected}",
+            layer.digest, stored.diff_id
+        ),
+    })
+}
+
+/// Reads what unpacking has left unread, and makes sure that the blob was the right one. If it was
+/// not, this is the better explanation of any trouble before.
+fn verify(
+    job: &Job<'_>,
+    connection: &Connection<'_>,
+    layer: &Descriptor,
+    mut blob: Counted<'_, '_>,
+) -> Result<(), ImageError> {
+    let drained = io::copy(&mut blob, &mut io::sink());
+    if let Some(error) = blob.failure.take() {
+        return Err(connection.explain(layer, error));
+    }
+    if job.halt.is_stopped() {
+        return Err(ImageError::Cancelled);
+    }
+    drained.map_err(|error| broken(job, layer, &error.to_string()))?;
+    let actual = Digest(blob.hasher.finalize().into());
+    if actual == layer.digest {
+        return Ok(());
+    }
+    Err(ImageError::Damaged {
+        name: job.name.to_owned(),
+        what: format!("layer {}", layer.digest),
+        expected: layer.digest,
+        actual,
+    })
+}
+
+fn is_store(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Ingest {
+            source: IngestError::Store(_),
+            ..
+        }
+    )
+}
+
+fn broken(job: &Job<'_>, layer: &Descriptor, reason: &str) -> ImageError {
+    ImageError::Unusable {
+        name: job.name.to_owned(),
+        reason: format!("layer {} cannot be unpacked ({reason})", layer.digest),
+    }
+}
+
+/// A refused write sticks, and finish() says why.
+fn refused(job: &Job<'_>, layer: &Descriptor, writer: LayerWriter) -> ImageError {
+    match writer.finish() {
+        Err(source) => ingest(job, layer, source),
+        Ok(_) => broken(job, layer, "the store refused it"),
+    }
+}
+
+fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError {
+    ImageError::Ingest {
+        name: job.name.to_owned(),
+        layer: layer.digest,
+        source,
+    }
+}
+
+/// Unpacks `compressed` bytes into the pipe. An error is the reason why the stream is at fault.
+fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
+    let halt = blob.job.halt;
+    let limit =
+        MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
+    let mut plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
+    let mut total: u64 = 0;
+    loop {
+        // A little input can unpack to very much, so it does not suffice to look when reading.
+        if halt.is_stopped() {
+            return Err("stopped".to_owned());
+        }
+        let mut piece = pipe.buffer();
+        let count = match plain.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(text(error)),
+        };
+        total = total.saturating_add(count as u64);
+        if total > limit {
+            return Err(format!(
+                "its {compressed} bytes unpack to more than {limit}"
+            ));
+        }
+        if pipe.put(piece, count) == Err(Gone) {
+            // The writer knows why.
+            return Ok(());
+        }
+    }
+}
+
+fn text(error: io::Error) -> String {
+    error.to_string()
+}
+
+/// Finds out the compression by the first bytes, since media types are often wrong, and what comes
+/// out is verified anyway.
+fn decompressor<'a>(mut input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let head = input.fill_buf()?;
+    if head.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input)));
+    }
+    if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+        decoder.window_log_max(ZSTD_WINDOW)?;
+        return Ok(Box::new(decoder));
+    }
+    Ok(Box::new(input))
+}
+
+/// Hashes, counts and reports what is read, and stops at the announced length or when told to.
+struct Counted<'a, 'b> {
+    inner: Box<dyn Read + 'a>,
+    job: &'a Job<'b>,
+    layer: &'a Descriptor,
+    received: u64,
+    hasher: Sha256,
+    /// The first error of the source, which decompressors would hide.
+    failure: Option<io::Error>,
+}
+
+impl Read for Counted<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.failure.is_some() || self.job.halt.is_stopped() {
+            return Err(io::Error::other("stopped"));
+        }
+        let left = self.layer.size.saturating_sub(self.received);
+        let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let count = match self.inner.read(buffer.get_mut(..most).unwrap_or_default()) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                let shown = io::Error::new(error.kind(), error.to_string());
+                self.failure = Some(error);
+                return Err(shown);
+            }
+        };
+        self.hasher.update(buffer.get(..count).unwrap_or_default());
+        self.received = self.received.saturating_add(count as u64);
+        (self.job.progress)(Progress {
+            what: format!("{} pulling", short_digest(self.layer.digest)),
+            current: self.received,
+            total: self.layer.size,
+        });
+        Ok(count)
+    }
+}
+
+/// A digest as shown in progress: enough of it to tell layers apart.
+pub(crate) fn short_digest(digest: Digest) -> String {
+    let hex = digest.hex();
+    format!("sha256:{}", hex.get(..12).unwrap_or(&hex))
+}

@@ -1,0 +1,35 @@
+//! Entries of the image's history, in the words that Docker uses.
+
+use super::env::Env;
+use super::text::duration;
+use crate::dockerfile::Variables as _;
+use crate::image::Healthcheck;
+
+/// `RUN |1 X=2 /bin/sh -c make # buildkit`: the arguments declared so far, each once, with the
+/// values in force.
+pub(super) fn run(args: &[String], declared: &[String], env: &Env) -> String {
+    let mut words = vec!["RUN".to_owned()];
+    if !declared.is_empty() {
+        words.push(format!("|{}", declared.len()));
+        let values = declared
+            .iter()
+            .map(|name| format!("{name}={}", env.get(name).unwrap_or("")));
+        words.extend(values);
+    }
+    words.extend(args.iter().cloned());
+    words.push("# buildkit".to_owned());
+    words.join(" ")
+}
+
+/// `HEALTHCHECK {Test:[CMD-SHELL x] Interval:5s …}`.
+pub(super) fn healthcheck(check: &Healthcheck) -> String {
+    format!(
+        "HEALTHCHECK {{Test:[{}] Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
+        check.test.join(" "),
+        duration(check.interval),
+        duration(check.timeout),
+        duration(check.start_period),
+        duration(check.start_interval),
+        check.retries
+    )
+}

@@ -1,0 +1,352 @@
+//! From instructions to a plan: variables expanded, stages chosen, configuration worked out.
+//!
+//! The laws: planning is pure, it reads no file, clock or environment; only what the target needs
+//! is in the plan; what cannot be built is an error with a line, never left out. Sizes are bounded:
+//! a Dockerfile cannot make the plan use up the memory of the host.
+//!
+//! Use: [`missing_images`] says which images to find, [`plan`] takes their configurations.
+
+mod checks;
+mod created;
+mod env;
+mod eval;
+mod graph;
+mod ports;
+mod refs;
+mod scope;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use refs::named_context;
+
+use crate::copy::CopySpec;
+use crate::dockerfile::{
+    Checks, Dockerfile, DockerfileError, Fault, is_own_syntax, unsupported_syntax,
+};
+use crate::executor::StepNetwork;
+use crate::image::{ImageConfig, ImageConfigFile, Platform};
+
+use eval::Stages;
+use graph::Graph;
+use refs::BaseRef;
+use scope::Scope;
+
+/// What the user asks for, apart from the Dockerfile.
+#[derive(Debug, Clone)]
+pub struct PlanOptions {
+    /// `--build-arg`; of one name the last counts.
+    pub build_args: Vec<(String, String)>,
+    /// `--target`
+    pub target: Option<String>,
+    /// Platform of the image.
+    pub platform: Platform,
+    /// Platform of the builder.
+    pub build_platform: Platform,
+    /// `--label`; wins over LABEL.
+    pub labels: Vec<(String, String)>,
+    /// Network of each RUN that does not say otherwise.
+    pub network: StepNetwork,
+    /// `--add-host`: address and name, as the executor takes them.
+    pub hosts: Vec<(String, String)>,
+    /// Names given by `--build-context`.
+    pub named_contexts: BTreeSet<String>,
+}
+
+impl PlanOptions {
+    /// The defaults for an image of `platform`, built on this machine.
+    #[must_use]
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            build_args: Vec::new(),
+            target: None,
+            platform,
+            build_platform: Platform::host(),
+            labels: Vec::new(),
+            network: StepNetwork::Default,
+            hosts: Vec::new(),
+            named_contexts: BTreeSet::new(),
+        }
+    }
+}
+
+/// An image as a build names it: the same name can mean two images on two platforms.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageKey {
+    /// The name after expansion, as written.
+    pub name: String,
+    /// The platform that is wanted.
+    pub platform: Platform,
+}
+
+/// An image that the target needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRequest {
+    /// Which.
+    pub key: ImageKey,
+    /// The first line that needs it.
+    pub line: usize,
+    /// The named context to take instead of asking a registry: a member of
+    /// [`PlanOptions::named_contexts`].
+    pub context: Option<String>,
+    /// A stage with a similar name, to be mentioned if there is no such image.
+    pub similar_stage: Option<String>,
+}
+
+/// The configurations of the images that were asked for. A named context that is a directory has
+/// the default one.
+pub type Images = BTreeMap<ImageKey, ImageConfigFile>;
+
+/// What to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The stages that the target needs, in the order of the file; they name each other by their
+    /// place here, and only those before them.
+    pub stages: Vec<Stage>,
+    /// The place of the target.
+    pub target: usize,
+    /// What is odd but no error.
+    pub warnings: Vec<Warning>,
+}
+
+/// Something odd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Name of the build check that reports it, if one does.
+    pub rule: Option<&'static str>,
+    /// One line; begins with the name of the rule.
+    pub text: String,
+    /// Line of the Dockerfile, one-based.
+    pub line: Option<usize>,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Its name, or `stage-N`.
+    pub name: String,
+    /// What it is made from.
+    pub base: Base,
+    /// For example `[build 1/5] FROM docker.io/library/alpine`.
+    pub base_display: String,
+    /// First line of its `FROM`.
+    pub line: usize,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// The configuration at its end.
+    pub config: ImageConfig,
+    /// Who made it (MAINTAINER).
+    pub author: Option<String>,
+}
+
+/// What a stage is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// Nothing.
+    Scratch,
+    /// Another stage of the plan, by its place.
+    Stage(usize),
+    /// An image, or a named context.
+    Image(ImageKey),
+}
+
+/// One instruction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// First line, one-based. For an ONBUILD trigger, that of the `FROM` that runs it.
+    pub line: usize,
+    /// Last line.
+    pub last_line: usize,
+    /// For example `[build 2/5] RUN make`.
+    pub display: String,
+    /// The entry in the image's history.
+    pub created_by: String,
+    /// What is done.
+    pub op: Op,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Run a program.
+    Run(RunOp),
+    /// Copy files.
+    Copy(CopySpec),
+    /// Make a directory, if it is missing.
+    Workdir {
+        /// Absolute and clean.
+        path: String,
+        /// Whose it is; empty means root.
+        user: String,
+    },
+    /// Nothing but a change of configuration: an `empty_layer` entry in the history.
+    Meta,
+}
+
+/// A program to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOp {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment as `NAME=value`.
+    pub env: Vec<String>,
+    /// More environment, which enters no key: proxies.
+    pub unkeyed_env: Vec<String>,
+    /// Working directory, absolute and clean.
+    pub cwd: String,
+    /// User as written; empty means root.
+    pub user: String,
+    /// Network.
+    pub network: StepNetwork,
+    /// Host name that it sees.
+    pub hostname: String,
+    /// Lines for `/etc/hosts`: address and name.
+    pub hosts: Vec<(String, String)>,
+}
+
+/// The images that the target needs, without duplicates, in the order of lines.
+///
+/// # Errors
+/// See [`missing_images`].
+pub fn needed_images(
+    d: &Dockerfile,
+    o: &PlanOptions,
+) -> Result<Vec<ImageRequest>, DockerfileError> {
+    missing_images(d, o, &Images::new())
+}
+
+/// The images that the target needs and that are not in `images` yet. ONBUILD triggers of a base
+/// image can name more images, so ask again with what was found until nothing is missing.
+///
+/// # Errors
+/// An unknown target, a wrong `--from`, a `FROM` that cannot be expanded, a wrong trigger.
+pub fn missing_images(
+    d: &Dockerfile,
+    o: &PlanOptions,
+    images: &Images,
+) -> Result<Vec<ImageRequest>, DockerfileError> {
+    check_syntax(d, o)?;
+    let scope = Scope::new(d, o)?;
+    let mut requests = graph::walk(d, o, &scope, images)?.requests;
+    requests.retain(|request| !images.contains_key(&request.key));
+    Ok(requests)
+}
+
+/// Works out what to do.
+///
+/// # Errors
+/// Whatever is wrong in the stages that the target needs, or cannot be built yet.
+pub fn plan(d: &Dockerfile, o: &PlanOptions, images: &Images) -> Result<Plan, DockerfileError> {
+    check_syntax(d, o)?;
+    let scope = Scope::new(d, o)?;
+    let graph = graph::walk(d, o, &scope, images)?;
+    check_images(d, &graph, images)?;
+    let checks = effective_checks(d, &scope)?;
+    let mut warnings = checks::of_file(d, &checks);
+    let mut stages = Stages::new(d, o, &scope, &graph, &checks, images);
+    for (index, node) in &graph.nodes {
+        stages.add(*index, node)?;
+    }
+    let (mut stages, found, triggers) = stages.finish();
+    warnings.extend(found);
+    warnings.sort_by_key(|warning| warning.line);
+    warnings.splice(0..0, scope::unused(d, o, &triggers));
+    if checks.error {
+        fail_on_rules(d, &warnings)?;
+    }
+    let target = places(&graph)
+        .get(&graph.target)
+        .copied()
+        .unwrap_or_default();
+    if let Some(stage) = stages.get_mut(target) {
+        stage.config.labels.extend(o.labels.iter().cloned());
+    }
+    Ok(Plan {
+        stages,
+        target,
+        warnings,
+    })
+}
+
+/// The places in the plan by the places in the file.
+fn places(graph: &Graph) -> BTreeMap<usize, usize> {
+    graph
+        .nodes
+        .keys()
+        .enumerate()
+        .map(|(place, index)| (*index, place))
+        .collect()
+}
+
+impl BaseRef {
+    fn placed(&self, places: &BTreeMap<usize, usize>) -> Base {
+        match self {
+            Self::Scratch => Base::Scratch,
+            Self::Stage(index) => Base::Stage(places.get(index).copied().unwrap_or_default()),
+            Self::Image(key) => Base::Image(key.clone()),
+        }
+    }
+}
+
+/// Every image is known, those of triggers included.
+fn check_images(d: &Dockerfile, graph: &Graph, images: &Images) -> Result<(), DockerfileError> {
+    match graph
+        .requests
+        .iter()
+        .find(|request| !images.contains_key(&request.key))
+    {
+        None => Ok(()),
+        Some(missing) => {
+            let fault = Fault::new(format!("image \"{}\" was not resolved", missing.key.name));
+            Err(d.error(missing.line, missing.line, fault))
+        }
+    }
+}
+
+/// Refuses a file for another front end, unless the user overrides that.
+fn check_syntax(d: &Dockerfile, o: &PlanOptions) -> Result<(), DockerfileError> {
+    let mut given = o.build_args.iter().rev();
+    let given = given.find(|(name, _)| name == "BUILDKIT_SYNTAX");
+    let given = given.filter(|(_, value)| !value.is_empty());
+    let (image, line) = match (given, &d.syntax) {
+        (Some((_, value)), _) if value == "dockerfile.v0" => return Ok(()),
+        (Some((_, value)), _) => (value, 0),
+        (None, Some((image, line))) => (image, *line),
+        (None, None) => return Ok(()),
+    };
+    if is_own_syntax(image) {
+        return Ok(());
+    }
+    Err(d.error(line, line, unsupported_syntax(image)))
+}
+
+fn effective_checks(d: &Dockerfile, scope: &Scope) -> Result<Checks, DockerfileError> {
+    match scope.given.get("BUILDKIT_DOCKERFILE_CHECK") {
+        None => Ok(d.checks.clone()),
+        Some(text) => Checks::parse(text).map_err(|fault| d.error(0, 0, fault)),
+    }
+}
+
+fn fail_on_rules(d: &Dockerfile, warnings: &[Warning]) -> Result<(), DockerfileError> {
+    let reported: Vec<&Warning> = warnings
+        .iter()
+        .filter(|warning| warning.rule.is_some())
+        .collect();
+    let rules: BTreeSet<&str> = reported.iter().filter_map(|warning| warning.rule).collect();
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let rules: Vec<&str> = rules.into_iter().collect();
+    let line = reported
+        .iter()
+        .find_map(|warning| warning.line)
+        .unwrap_or_default();
+    let fault = Fault::new(format!(
+        "lint violation found for rules: {}",
+        rules.join(", ")
+    ));
+    Err(d.error(line, line, fault))
+}

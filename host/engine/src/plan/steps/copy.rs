@@ -1,0 +1,98 @@
+//! COPY and ADD.
+
+use super::super::Op;
+use super::super::eval::Work;
+use super::super::refs::{FromRef, copy_from};
+use super::super::text::clean_path;
+use crate::copy::{CopyFrom, CopySource, CopySpec};
+use crate::dockerfile::{Copy, Fault, Heredoc, Instruction, body};
+
+impl Work<'_, '_> {
+    pub(super) fn copy(&mut self, at: &Instruction, copy: &Copy) -> Result<(), Fault> {
+        if copy.checksum.is_some() {
+            return Err(Fault::new("--checksum is for sources that are URLs"));
+        }
+        let mut sources = Vec::new();
+        for source in &copy.sources {
+            let source = self.expand(source, at)?;
+            check_local(copy.add, &source)?;
+            sources.push(CopySource::Path(source));
+        }
+        for heredoc in &copy.heredocs {
+            let (name, data) = (heredoc.name.clone(), self.heredoc(at, heredoc)?);
+            sources.push(CopySource::Heredoc { name, data });
+        }
+        let dest = self.expand(&copy.dest, at)?;
+        let chown = copy.chown.as_ref();
+        let chmod = copy.chmod.as_ref();
+        let spec = CopySpec {
+            chown: chown.map(|text| self.expand(text, at)).transpose()?,
+            chmod: chmod.map(|text| self.expand(text, at)).transpose()?,
+            from: self.copied_from(at)?,
+            sources,
+            dest,
+            cwd: clean_path(&self.state.config.working_dir),
+            exclude: copy.exclude.clone(),
+            parents: copy.parents,
+            link: copy.link,
+            unpack: copy.add && copy.unpack.unwrap_or(true),
+        };
+        let name = if copy.add { "ADD" } else { "COPY" };
+        self.push_counted(at, shown_copy(name, &spec), Op::Copy(spec))
+    }
+
+    /// The content of a heredoc, expanded unless its delimiter is quoted.
+    fn heredoc(&mut self, at: &Instruction, heredoc: &Heredoc) -> Result<Vec<u8>, Fault> {
+        let data = heredoc.content();
+        if !heredoc.expand {
+            return Ok(data);
+        }
+        let text = String::from_utf8(data)
+            .map_err(|_| Fault::new("the heredoc is not valid UTF-8; quote its delimiter"))?;
+        let expanded = body(&text, &self.state.env)?;
+        self.all.charge(expanded.text.len())?;
+        self.report_unset(&expanded.unset, at);
+        Ok(expanded.text.into_bytes())
+    }
+
+    fn copied_from(&self, at: &Instruction) -> Result<CopyFrom, Fault> {
+        let found = copy_from(self.all.d, self.all.o, self.index, at)?;
+        Ok(match found {
+            None => CopyFrom::Context,
+            Some(FromRef::Image(name)) => CopyFrom::Image(name),
+            Some(FromRef::Stage(index)) => {
+                CopyFrom::Stage(self.all.places.get(&index).copied().unwrap_or_default())
+            }
+        })
+    }
+}
+
+fn shown_copy(name: &str, spec: &CopySpec) -> String {
+    let mut words = vec![name.to_owned()];
+    words.extend(spec.parents.then(|| "--parents".to_owned()));
+    words.extend(spec.chown.as_ref().map(|owner| format!("--chown={owner}")));
+    words.extend(spec.chmod.as_ref().map(|mode| format!("--chmod={mode}")));
+    words.extend(spec.sources.iter().map(|source| match source {
+        CopySource::Path(path) => path.clone(),
+        CopySource::Heredoc { name, .. } => format!("<<{name}"),
+    }));
+    words.extend([spec.dest.clone(), "# buildkit".to_owned()]);
+    words.join(" ")
+}
+
+/// Refuses URLs and git repositories: COPY never takes them, ADD does not yet.
+fn check_local(add: bool, source: &str) -> Result<(), Fault> {
+    let web = source.starts_with("http://") || source.starts_with("https://");
+    let path = source.split(['#', '?']).next().unwrap_or_default();
+    let git = source.starts_with("git@")
+        || source.starts_with("ssh://")
+        || source.starts_with("git://")
+        || web && path.ends_with(".git");
+    match (git, web, add) {
+        (true, _, true) => Err(Fault::unsupported("ADD of a git repository")),
+        (true, _, false) => Err(Fault::new("source can't be a git ref for COPY")),
+        (false, true, true) => Err(Fault::unsupported("ADD of a URL")),
+        (false, true, false) => Err(Fault::new("source can't be a URL for COPY")),
+        (false, false, _) => Ok(()),
+    }
+}

@@ -1,0 +1,161 @@
+//! COPY and ADD as far as the front end goes.
+
+use super::*;
+use crate::copy::{CopyFrom, CopySource};
+
+#[track_caller]
+fn spec(instruction: &str) -> CopySpec {
+    let text = format!("FROM a AS base\nFROM a\nENV A=x B=\"1 2\"\nWORKDIR /w\n{instruction}");
+    let stage = target_of(&text);
+    match &stage.steps.last().expect("a step").op {
+        Op::Copy(spec) => spec.clone(),
+        other @ (Op::Run(_) | Op::Workdir { .. } | Op::Meta) => panic!("{other:?}"),
+    }
+}
+
+fn paths(spec: &CopySpec) -> Vec<&str> {
+    let paths = spec.sources.iter().map(|source| match source {
+        CopySource::Path(path) => path.as_str(),
+        CopySource::Heredoc { name, .. } => name.as_str(),
+    });
+    paths.collect()
+}
+
+fn contents(instruction: &str) -> Vec<(String, String)> {
+    let sources = spec(instruction)
+        .sources
+        .into_iter()
+        .filter_map(|source| match source {
+            CopySource::Heredoc { name, data } => Some((name, String::from_utf8(data).unwrap())),
+            CopySource::Path(_) => None,
+        });
+    sources.collect()
+}
+
+#[test]
+fn all_flags_reach_the_plan() {
+    let got = spec(
+        "COPY --from=base --chown=$A:g --chmod=u=rwX --exclude=*.o --exclude=!b --parents \
+         --link a b /d/",
+    );
+    let expected = CopySpec {
+        from: CopyFrom::Stage(0),
+        sources: ["a", "b"]
+            .map(|path| CopySource::Path(path.to_owned()))
+            .to_vec(),
+        dest: "/d/".into(),
+        cwd: "/w".into(),
+        chown: Some("x:g".into()),
+        chmod: Some("u=rwX".into()),
+        exclude: vec!["*.o".into(), "!b".into()],
+        parents: true,
+        link: true,
+        unpack: false,
+    };
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn add_unpacks_unless_told_otherwise() {
+    assert!(spec("ADD a.tar /d/").unpack);
+    assert!(!spec("ADD --unpack=false a.tar /d/").unpack);
+    assert!(!spec("COPY a.tar /d/").unpack);
+    refused("FROM a\nADD --from=b a /d", 2, "unknown flag: --from");
+    refused("FROM a\nADD --checksum=sha256:0 a /d", 2, "--checksum");
+}
+
+#[test]
+fn words_are_cut_at_blanks_before_quotes_are_looked_at() {
+    refused("FROM a\nCOPY \"a b\" /d/", 2, "not closed");
+    assert_eq!(paths(&spec(r"COPY a\ b /d/")), ["a", "b"]);
+    assert_eq!(paths(&spec(r#"COPY ["a b", "/d/"]"#)), ["a b"]);
+    assert_eq!(paths(&spec(r#"COPY ["a\\b", "/d/"]"#)), ["ab"]);
+    assert_eq!(paths(&spec("COPY $B /d")), ["1 2"]);
+}
+
+#[test]
+fn too_few_words_are_an_error() {
+    refused("FROM a\nCOPY a", 2, "at least two arguments");
+    refused("FROM a\nCOPY [\"a\"]", 2, "at least two arguments");
+    refused("FROM a\nADD", 2, "at least two arguments");
+    refused("FROM a\nCOPY --link=1 a b", 2, "true or false");
+    refused("FROM a\nCOPY --chwon=1 a b", 2, "did you mean --chown?");
+}
+
+#[test]
+fn urls_and_git_repositories_are_not_copied() {
+    refused(
+        "FROM a\nCOPY https://x/y /d",
+        2,
+        "source can't be a URL for COPY",
+    );
+    refused(
+        "FROM a\nENV U=http://x\nCOPY $U/y /d",
+        3,
+        "source can't be a URL for COPY",
+    );
+    for source in [
+        "git@x:y.git",
+        "ssh://x/y",
+        "git://x/y",
+        "https://x/y.git#main:sub",
+    ] {
+        refused(
+            &format!("FROM a\nCOPY {source} /d"),
+            2,
+            "source can't be a git ref for COPY",
+        );
+    }
+    assert_eq!(paths(&spec("COPY github.com/o/r /d")), ["github.com/o/r"]);
+}
+
+#[test]
+fn unquoted_heredocs_are_expanded() {
+    let body = |text: &str| contents(text).remove(0).1;
+    assert_eq!(
+        body("COPY <<E /f\n$A \"$A\" '$A' \\$A\nE"),
+        "x \"x\" 'x' $A\n"
+    );
+    assert_eq!(body("COPY <<'E' /f\n$A\\t\nE"), "$A\\t\n");
+    assert_eq!(body("COPY <<E /f\na\\tb\nE"), "atb\n");
+    assert_eq!(body("COPY <<-E /f\n\t\ta\n\tE"), "a\n");
+    assert_eq!(body("COPY <<E /f\r\nx\r\nE\r\n"), "x\r\n");
+    refused("FROM a\nCOPY <<E /f\n${\nE", 2, "bad substitution");
+}
+
+#[test]
+fn heredocs_are_files_with_names() {
+    assert_eq!(
+        contents("COPY <<a <<b /d/\n1\na\n2\nb"),
+        [
+            ("a".to_owned(), "1\n".to_owned()),
+            ("b".to_owned(), "2\n".to_owned())
+        ]
+    );
+    assert_eq!(
+        contents("COPY <<a <<a /d/\n1\na\n2\na"),
+        [("a".to_owned(), "2\n".to_owned())]
+    );
+    refused("FROM a\nCOPY a <<E\nE", 2, "heredoc as a destination");
+    assert_eq!(paths(&spec("ADD x <<E /d/\nE")), ["x", "E"]);
+}
+
+#[test]
+fn history_holds_the_flags_that_change_the_result() {
+    let text = "FROM a AS b\nFROM a\nENV A=x\n\
+                COPY --from=b --link --parents --chown=1:2 --chmod=644 --exclude=z $A y /d/\n\
+                ADD <<E /f\nE";
+    let stage = target_of(text);
+    assert_eq!(
+        created_by(&stage)[1..],
+        [
+            "COPY --parents --chown=1:2 --chmod=644 x y /d/ # buildkit",
+            "ADD <<E /f # buildkit"
+        ]
+    );
+}
+
+#[test]
+fn names_beyond_ascii_survive_in_flags() {
+    assert_eq!(spec("COPY --chown=ünï a b").chown.as_deref(), Some("ünï"));
+}

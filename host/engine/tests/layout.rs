@@ -1,0 +1,323 @@
+//! Images out of directories.
+
+mod support;
+
+use std::fs;
+
+use engine::Cancel;
+use engine::image::{ImageError, ImageSource, Platform, resolve};
+use store::Digest;
+use support::{Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, tar_with};
+
+#[test]
+fn every_form_of_layer_is_taken_in() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let layers = [
+        TestLayer::new(tar_with("a", b"one"), Form::Plain),
+        TestLayer::new(tar_with("b", &noise(300_000, 1)), Form::Gzip),
+        TestLayer::new(tar_with("c", &noise(300_000, 2)), Form::Zstd),
+        TestLayer::new(tar_with("a", b"one"), Form::Gzip),
+    ];
+    let image = layout.image("amd64", &layers);
+    layout.tag(image.clone(), "v1");
+
+    let base = find(&store, &layout.source(Some("v1"))).unwrap();
+
+    assert_eq!(base.manifest_digest, image.digest);
+    let ids: Vec<Digest> = base.layers.iter().map(|layer| layer.0).collect();
+    assert_eq!(
+        ids,
+        layers.iter().map(TestLayer::diff_id).collect::<Vec<_>>()
+    );
+    assert_eq!(base.config.config.cmd, ["sh"]);
+    for layer in base.layers {
+        assert!(store.layer(layer).unwrap().is_some());
+    }
+}
+
+#[test]
+fn what_the_store_has_is_not_read_again() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let layer = TestLayer::new(tar_with("a", b"one"), Form::Gzip);
+    let image = layout.image("amd64", std::slice::from_ref(&layer));
+    layout.tag(image, "v1");
+    find(&store, &layout.source(Some("v1"))).unwrap();
+
+    fs::remove_file(layout.blob_path(Digest::of(&layer.blob()))).unwrap();
+    find(&store, &layout.source(Some("v1"))).unwrap();
+}
+
+#[test]
+fn the_platform_is_chosen_from_nested_indexes() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let image = |architecture: &str| {
+        let tar = tar_with("arch", architecture.as_bytes());
+        layout.image(architecture, &[TestLayer::new(tar, Form::Gzip)])
+    };
+    let (x, a) = (image("amd64"), image("arm64"));
+    let inner = layout.index(&[("amd64", x.clone()), ("arm64", a.clone())]);
+    let mut outer = inner;
+    for _ in 0..2 {
+        let bytes = serde_json::to_vec(&engine::image::ImageIndex::new(vec![outer])).unwrap();
+        outer = layout.blob("application/vnd.oci.image.index.v1+json", &bytes);
+    }
+    layout.tag(outer, "multi");
+
+    let get = |platform: &str| {
+        let platform: Platform = platform.parse().unwrap();
+        resolve(
+            &store,
+            &layout.source(Some("multi")),
+            &platform,
+            false,
+            &|_| {},
+            &Cancel::new(),
+        )
+    };
+    assert_eq!(get("linux/amd64").unwrap().manifest_digest, x.digest);
+    assert_eq!(get("linux/arm64/v8").unwrap().manifest_digest, a.digest);
+    let error = get("linux/s390x").unwrap_err();
+    assert!(matches!(error, ImageError::Platform { .. }));
+    assert!(
+        chain(&error).contains("it is made for linux/amd64, linux/arm64"),
+        "{}",
+        chain(&error)
+    );
+}
+
+#[test]
+fn tags_and_digests_choose_among_several_images() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let image =
+        |name: &str| layout.image("amd64", &[TestLayer::new(tar_with(name, b""), Form::Plain)]);
+    let (a, b) = (image("a"), image("b"));
+    layout.tag(a.clone(), "a");
+    layout.tag(b.clone(), "b");
+
+    assert_eq!(
+        find(&store, &layout.source(Some("b")))
+            .unwrap()
+            .manifest_digest,
+        b.digest
+    );
+    let by_digest = ImageSource::OciLayout {
+        dir: layout.dir.clone(),
+        tag: None,
+        digest: Some(a.digest),
+    };
+    assert_eq!(find(&store, &by_digest).unwrap().manifest_digest, a.digest);
+    let error = chain(&find(&store, &layout.source(None)).unwrap_err());
+    assert!(
+        error.contains("several images") && error.contains("a, b"),
+        "{error}"
+    );
+    let error = chain(&find(&store, &layout.source(Some("c"))).unwrap_err());
+    assert!(error.contains("It holds a, b"), "{error}");
+}
+
+#[test]
+fn damage_is_found_and_nothing_of_it_is_kept() {
+    let layer = TestLayer::new(tar_with("a", &noise(500_000, 3)), Form::Gzip);
+    for (what, damage) in [
+        ("a flipped bit", 0usize),
+        ("a flipped bit at the end", layer.blob().len() - 5),
+        ("a flipped bit in the middle", layer.blob().len() / 2),
+    ] {
+        let store = TestStore::new();
+        let mut layout = LayoutDir::new(&store.path("layout"));
+        let image = layout.image("amd64", std::slice::from_ref(&layer));
+        layout.tag(image.clone(), "v1");
+        let path = layout.blob_path(Digest::of(&layer.blob()));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[damage] ^= 1;
+        fs::write(&path, bytes).unwrap();
+
+        let error = find(&store, &layout.source(Some("v1"))).unwrap_err();
+        assert!(
+            matches!(error, ImageError::Damaged { .. }),
+            "{what}: {}",
+            chain(&error)
+        );
+        assert_eq!(store.layer(layer.diff_id().into()).unwrap(), None);
+        assert_eq!(store.blob(image.digest).unwrap(), None);
+    }
+}
+
+#[test]
+fn a_truncated_blob_is_named() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let layer = TestLayer::new(tar_with("a", &noise(5000, 3)), Form::Gzip);
+    let image = layout.image("amd64", std::slice::from_ref(&layer));
+    layout.tag(image, "v1");
+    let path = layout.blob_path(Digest::of(&layer.blob()));
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..100]).unwrap();
+    let error = chain(&find(&store, &layout.source(Some("v1"))).unwrap_err());
+    assert!(error.contains("100 bytes long"), "{error}");
+}
+
+#[test]
+fn a_lying_configuration_is_refused() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let layer = TestLayer::new(tar_with("a", b"one"), Form::Gzip);
+    let wrong = Digest::of(b"something else");
+    let image = layout.image_with("amd64", std::slice::from_ref(&layer), &[wrong]);
+    layout.tag(image, "diff");
+    let image = layout.image_with("amd64", std::slice::from_ref(&layer), &[]);
+    layout.tag(image, "count");
+    let image = layout.image("s390x", std::slice::from_ref(&layer));
+    layout.tag(image, "arch");
+
+    let error = chain(&find(&store, &layout.source(Some("diff"))).unwrap_err());
+    assert!(error.contains("unpacks to"), "{error}");
+    assert_eq!(store.layer(wrong.into()).unwrap(), None);
+    let error = chain(&find(&store, &layout.source(Some("count"))).unwrap_err());
+    assert!(
+        error.contains("1 layers and its configuration 0"),
+        "{error}"
+    );
+    let error = chain(&find(&store, &layout.source(Some("arch"))).unwrap_err());
+    assert!(
+        error.contains("not made for linux/amd64; it is made for linux/s390x"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_layer_that_is_no_tar_is_refused() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let image = layout.image("amd64", &[TestLayer::new(vec![b'x'; 2048], Form::Gzip)]);
+    layout.tag(image, "v1");
+    let error = find(&store, &layout.source(Some("v1"))).unwrap_err();
+    assert!(
+        matches!(error, ImageError::Ingest { .. }),
+        "{}",
+        chain(&error)
+    );
+}
+
+#[test]
+fn a_small_layer_cannot_unpack_without_bound() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    // A file of 2 GiB of zeros is some hundred kilobytes of zstd.
+    let mut header = support::file_header(2 << 30);
+    header.set_path("zeros").unwrap();
+    header.set_cksum();
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    std::io::Write::write_all(&mut encoder, header.as_bytes()).unwrap();
+    std::io::copy(
+        &mut std::io::Read::take(std::io::repeat(0), (2 << 30) + 1024),
+        &mut encoder,
+    )
+    .unwrap();
+    let blob = encoder.finish().unwrap();
+    let described = layout.blob("application/vnd.oci.image.layer.v1.tar+zstd", &blob);
+    let layer = TestLayer::new(tar_with("a", b""), Form::Plain);
+    let honest = layout.image("amd64", std::slice::from_ref(&layer));
+    let manifest = fs::read_to_string(layout.blob_path(honest.digest)).unwrap();
+    let mut manifest: engine::image::Document =
+        engine::image::Document::parse(manifest.as_bytes()).unwrap();
+    let engine::image::Document::Manifest(inner) = &mut manifest else {
+        panic!("no manifest")
+    };
+    inner.layers = vec![described];
+    let bytes = serde_json::to_vec(inner).unwrap();
+    let image = layout.blob("application/vnd.oci.image.manifest.v1+json", &bytes);
+    layout.tag(image, "bomb");
+
+    let error = chain(&find(&store, &layout.source(Some("bomb"))).unwrap_err());
+    assert!(error.contains("unpack to more than"), "{error}");
+}
+
+#[test]
+fn what_is_not_there_is_explained() {
+    let store = TestStore::new();
+    let missing = ImageSource::OciLayout {
+        dir: store.path("nothing"),
+        tag: None,
+        digest: None,
+    };
+    let error = chain(&find(&store, &missing).unwrap_err());
+    assert!(error.contains("index.json does not exist"), "{error}");
+
+    let layout = LayoutDir::new(&store.path("empty"));
+    let error = chain(&find(&store, &layout.source(None)).unwrap_err());
+    assert!(error.contains("no such image"), "{error}");
+
+    // A pipe must not block anybody.
+    let pipe = store.path("pipe");
+    fs::create_dir(&pipe).unwrap();
+    support::run("mkfifo", &[pipe.join("index.json").to_str().unwrap()]);
+    let source = ImageSource::OciLayout {
+        dir: pipe,
+        tag: None,
+        digest: None,
+    };
+    let error = chain(&find(&store, &source).unwrap_err());
+    assert!(error.contains("not a regular file"), "{error}");
+}
+
+#[test]
+fn a_cancelled_look_up_ends_and_keeps_nothing() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let layer = TestLayer::new(tar_with("a", &noise(4_000_000, 3)), Form::Gzip);
+    let image = layout.image("amd64", std::slice::from_ref(&layer));
+    layout.tag(image, "v1");
+    let cancel = Cancel::new();
+    let outcome = resolve(
+        &store,
+        &layout.source(Some("v1")),
+        &amd64(),
+        false,
+        &|progress| {
+            if progress.current > 1_000_000 {
+                cancel.cancel();
+            }
+        },
+        &cancel,
+    );
+    assert!(matches!(outcome, Err(ImageError::Cancelled)));
+    assert_eq!(store.layer(layer.diff_id().into()).unwrap(), None);
+}
+
+#[test]
+fn a_built_image_is_found_by_its_name_without_any_registry() {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let image = layout.image(
+        "amd64",
+        &[TestLayer::new(tar_with("a", b"one"), Form::Gzip)],
+    );
+    layout.tag(image, "v1");
+    let base = find(&store, &layout.source(None)).unwrap();
+    let config = Digest::of(
+        &store
+            .blob(base.manifest_digest)
+            .unwrap()
+            .and_then(|bytes| match engine::image::Document::parse(&bytes) {
+                Ok(engine::image::Document::Manifest(m)) => store.blob(m.config.digest).unwrap(),
+                _ => None,
+            })
+            .unwrap(),
+    );
+    store
+        .set_image(
+            "docker.io/library/mine:latest",
+            base.manifest_digest,
+            config,
+            &base.layers,
+        )
+        .unwrap();
+    let found = find(&store, &ImageSource::Named("mine".to_owned())).unwrap();
+    assert_eq!(found.manifest_digest, base.manifest_digest);
+    assert_eq!(found.name, "docker.io/library/mine:latest");
+}

@@ -1,0 +1,146 @@
+//! A registry that misbehaves on purpose: a few lines of HTTP whose answers the test writes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// What came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    pub path: String,
+    pub range: Option<u64>,
+    pub authorization: Option<String>,
+}
+
+/// What goes back.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<String>,
+    pub body: Vec<u8>,
+    /// Length that is announced, if it is not the body's.
+    pub claims: Option<u64>,
+    /// Send nothing, and wait until the other side gives up.
+    pub hang: bool,
+}
+
+impl Answer {
+    pub fn new(status: u16, body: &[u8]) -> Self {
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.to_vec(),
+            claims: None,
+            hang: false,
+        }
+    }
+
+    pub fn ok(body: &[u8]) -> Self {
+        Self::new(200, body)
+    }
+}
+
+/// Ends with the value.
+pub struct Server {
+    pub port: u16,
+    pub asked: Arc<Mutex<Vec<Asked>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Server {
+    pub fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Self {
+            port: listener.local_addr().unwrap().port(),
+            asked: Arc::default(),
+            stop: Arc::default(),
+        };
+        let (asked, stop, answer) = (server.asked.clone(), server.stop.clone(), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (asked, answer) = (asked.clone(), answer.clone());
+                std::thread::spawn(move || serve(stream, &asked, &*answer));
+            }
+        });
+        server
+    }
+
+    /// How `repository:tag` is called.
+    pub fn name(&self, name: &str) -> String {
+        format!("127.0.0.1:{}/{name}", self.port)
+    }
+
+    pub fn paths(&self) -> Vec<String> {
+        self.asked
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|asked| asked.path.clone())
+            .collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+    }
+}
+
+fn serve(stream: TcpStream, asked: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -> Answer) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let Some(request) = read_request(&mut reader) else {
+        return;
+    };
+    asked.lock().unwrap().push(request.clone());
+    let answer = answer(&request);
+    if answer.hang {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok();
+        return;
+    }
+    let length = answer.claims.unwrap_or(answer.body.len() as u64);
+    let mut head = format!(
+        "HTTP/1.1 {} X\r\nContent-Length: {length}\r\nConnection: close\r\n",
+        answer.status
+    );
+    for header in &answer.headers {
+        head = format!("{head}{header}\r\n");
+    }
+    let mut stream = stream;
+    stream.write_all(format!("{head}\r\n").as_bytes()).ok();
+    stream.write_all(&answer.body).ok();
+}
+
+fn read_request(reader: &mut impl BufRead) -> Option<Asked> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let mut asked = Asked {
+        path: line.split(' ').nth(1)?.to_owned(),
+        ..Asked::default()
+    };
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let line = line.trim();
+        if line.is_empty() {
+            return Some(asked);
+        }
+        let (key, value) = line.split_once(": ")?;
+        match key.to_ascii_lowercase().as_str() {
+            "range" => {
+                asked.range = value
+                    .strip_prefix("bytes=")?
+                    .strip_suffix('-')?
+                    .parse()
+                    .ok();
+            }
+            "authorization" => asked.authorization = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! How work with a guest can fail. The axis is who has to do something about it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use wire::frame::ReadError;
+use wire::{Failure, FailureKind};
+
+/// Why a guest cannot be used any more. Its VM is destroyed.
+#[derive(Debug, Error)]
+pub enum Lost {
+    /// It did not answer heartbeats.
+    #[error("the builder VM did not answer for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The control connection ended.
+    #[error("the builder VM closed its control connection")]
+    Closed,
+    /// The control connection failed.
+    #[error("the control connection to the builder VM failed")]
+    Connection(#[source] io::Error),
+    /// It broke the protocol.
+    #[error("the builder VM broke the protocol: {0}")]
+    Violation(String),
+    /// It is of another version.
+    #[error(
+        "the VM image does not fit: `{guest}` in it speaks protocol {theirs}, `{host}` speaks {ours} \
+         (make the image again with `cargo xtask image`)"
+    )]
+    Version {
+        /// Software of the guest.
+        guest: String,
+        /// Its protocol.
+        theirs: u16,
+        /// Software of the host.
+        host: String,
+        /// Its protocol.
+        ours: u16,
+    },
+    /// It does not know the number that this VM was told: it is not our VM.
+    #[error("a foreign VM answered: it does not know the nonce of this one")]
+    Nonce,
+    /// It did not do what it was told in time.
+    #[error("the builder VM did not {what} within {} s", limit.as_secs())]
+    TooLate {
+        /// What it should have done.
+        what: &'static str,
+        /// The time it had.
+        limit: Duration,
+    },
+    /// The monitor ended.
+    #[error("the monitor of the builder VM ended: {0}")]
+    MonitorEnded(String),
+    /// It was ended by us.
+    #[error("the builder VM was ended")]
+    Ended,
+}
+
+/// Why a request to the guest has no result.
+#[derive(Debug, Clone, Error)]
+pub enum SessionError {
+    /// The guest is lost.
+    #[error(transparent)]
+    Lost(Arc<Lost>),
+    /// The caller's cancel came first.
+    #[error("cancelled")]
+    Cancelled,
+    /// The guest is well and says that it cannot do this.
+    #[error("{}", .0.text)]
+    Refused(Failure),
+    /// The host could not do its part.
+    #[error("{what}")]
+    Host {
+        /// What could not be done.
+        what: &'static str,
+        /// Why.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SessionError {
+    /// The host could not do `what`.
+    pub(crate) fn host(
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Host {
+            what,
+            source: Arc::from(source.into()),
+        }
+    }
+
+    /// The guest's disk is full.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Refused(failure) if failure.kind == FailureKind::DiskFull)
+    }
+}
+
+impl From<Lost> for SessionError {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(Arc::new(lost))
+    }
+}
+
+impl From<ReadError<io::Error>> for Lost {
+    fn from(error: ReadError<io::Error>) -> Self {
+        match error {
+            ReadError::Source(err) => Self::Connection(err),
+            ReadError::Frame(err) => Self::Violation(err.to_string()),
+            ReadError::Cut => Self::Violation("the connection ended inside a frame".into()),
+        }
+    }
+}

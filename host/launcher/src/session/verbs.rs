@@ -1,0 +1,309 @@
+//! What can be asked of a guest, each verb to its end.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::Cancel;
+use engine::executor::{Output, Stream};
+use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
+
+use super::reply::{Pending, Waited};
+use super::stream::{ReceiveError, SendError, send_all};
+use super::{Limits, Lost, Session, SessionError};
+
+impl Session {
+    /// The layers that are sealed on the guest disk.
+    pub(crate) fn list(&self) -> Result<Vec<LayerName>, SessionError> {
+        match self
+            .ask(&Request::List)?
+            .insist("list its layers", self.limits().short)?
+        {
+            Reply::Layers(layers) => Ok(layers),
+            other => Err(self.unfitting("List", &other)),
+        }
+    }
+
+    /// Use of the guest's disk and memory.
+    pub(crate) fn stat(&self) -> Result<Stat, SessionError> {
+        match self
+            .ask(&Request::Stat)?
+            .insist("say what it uses", self.limits().short)?
+        {
+            Reply::Stat(stat) => Ok(stat),
+            other => Err(self.unfitting("Stat", &other)),
+        }
+    }
+
+    /// Deletes sealed layers.
+    pub(crate) fn remove(&self, layers: Vec<LayerName>) -> Result<(), SessionError> {
+        let pending = self.ask(&Request::Remove { layers })?;
+        self.done(
+            "Remove",
+            pending.insist("remove layers", self.limits().remove)?,
+        )
+    }
+
+    /// Deletes all that is left of a step, and kills it if it runs.
+    pub(crate) fn discard(&self, step: u64) -> Result<(), SessionError> {
+        let pending = self.ask(&Request::Discard { step })?;
+        self.done(
+            "Discard",
+            pending.insist("remove a step", self.limits().remove)?,
+        )
+    }
+
+    /// Keeps the changes of a step as a sealed layer.
+    pub(crate) fn seal(&self, step: u64, layer: LayerName) -> Result<(), SessionError> {
+        let pending = self.ask(&Request::Seal { step, layer })?;
+        self.done(
+            "Seal",
+            pending.insist("seal a layer", self.limits().remove)?,
+        )
+    }
+
+    /// Ends the guest in order: it has synced and unmounted its disk when this returns.
+    pub(crate) fn quit(&self, limit: Duration) -> Result<(), SessionError> {
+        self.shared.quitting.store(true, Ordering::Release);
+        let pending = self.ask(&Request::Quit)?;
+        self.done("Quit", pending.insist("power off", limit)?)?;
+        self.lose(Lost::Ended);
+        Ok(())
+    }
+
+    /// Sends a layer, which the guest unpacks and seals.
+    pub(crate) fn put(
+        &self,
+        layer: LayerName,
+        size: u64,
+        source: &mut dyn Read,
+        cancel: &Cancel,
+    ) -> Result<(), SessionError> {
+        let expected = self.shared.expect();
+        let pending = self.ask(&Request::Put {
+            layer,
+            transfer: expected.id,
+            size,
+        })?;
+        let opened = expected.wait(Some(cancel), || pending.has_come())?;
+        if let Some(link) = opened {
+            let watch = self.shared.watch(&link, Some(cancel), None);
+            let sent = send_all(&link, expected.id, source, size);
+            drop(watch);
+            self.settle_put(sent, &pending, cancel)?;
+        }
+        match pending.wait(Some(cancel), None)? {
+            Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
+            Waited::Answer(reply) => self.done("Put", reply),
+            Waited::Cancelled | Waited::TimeUp => Err(SessionError::Cancelled),
+        }
+    }
+
+    /// Finds out why a layer could not be sent.
+    fn settle_put(
+        &self,
+        sent: Result<(), SendError>,
+        pending: &Pending,
+        cancel: &Cancel,
+    ) -> Result<(), SessionError> {
+        match sent {
+            Ok(()) => Ok(()),
+            Err(SendError::Source(err)) => Err(SessionError::host("cannot read a layer", err)),
+            Err(SendError::Link(_)) if cancel.is_cancelled() => Err(SessionError::Cancelled),
+            // The guest gave up; the reply says why.
+            Err(SendError::Link(err)) => {
+                pending.insist("say why it refuses a layer", self.limits().short)?;
+                Err(self.shared.broken(&format!(
+                    "a layer counts as received that was cut off ({err})"
+                )))
+            }
+        }
+    }
+
+    /// Runs a step to its end. Its output is complete when this returns.
+    ///
+    /// A cancel kills the step; a guest that does not manage that in time is lost.
+    pub(crate) fn run(
+        &self,
+        mut step: RunStep,
+        output: &mut dyn Output,
+        cancel: &Cancel,
+    ) -> Result<Exit, SessionError> {
+        let expected = self.shared.expect();
+        let number = step.step;
+        step.output = expected.id;
+        let pending = self.ask(&Request::Run(step))?;
+        let progress = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let pump = thread::Builder::new()
+                .name("output".into())
+                .spawn_scoped(scope, || {
+                    let link = expected.wait(None, || pending.has_come())?;
+                    let Some(link) = link else { return Ok(()) };
+                    self.pump(&link, expected.id, output, &progress)
+                });
+            let pump = pump.map_err(|err| {
+                self.lose(Lost::Connection(std::io::Error::other("no thread")));
+                SessionError::host("cannot start a thread", err)
+            })?;
+            let exit = self.wait_for_exit(number, &pending, cancel);
+            self.wait_for_output(&progress, || pump.is_finished());
+            let pumped = pump.join().unwrap_or_else(|_| {
+                Err(
+                    SessionError::host("cannot show the output of a step", "a thread panicked")
+                        .into(),
+                )
+            });
+            // A step that never began, or was killed, may have no whole output; its own failure is
+            // the one that matters.
+            let exit = exit?;
+            match pumped {
+                Ok(()) => Ok(exit),
+                Err(ReceiveError::Session(err)) => Err(err),
+                Err(ReceiveError::Cut(how)) => Err(self.shared.broken(&how)),
+            }
+        })
+    }
+
+    fn pump(
+        &self,
+        link: &Arc<dyn super::Link>,
+        id: u64,
+        output: &mut dyn Output,
+        progress: &AtomicU64,
+    ) -> Result<(), ReceiveError> {
+        self.shared.receive_all(link, id, None, |flags, bytes| {
+            let stream = if flags & 1 == 0 {
+                Stream::Stdout
+            } else {
+                Stream::Stderr
+            };
+            output.write(stream, bytes);
+            progress.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn wait_for_exit(
+        &self,
+        step: u64,
+        pending: &Pending,
+        cancel: &Cancel,
+    ) -> Result<Exit, SessionError> {
+        match pending.wait(Some(cancel), None)? {
+            Waited::Answer(reply) => self.exited(reply),
+            Waited::Cancelled | Waited::TimeUp => {
+                self.ask(&Request::Cancel { step })?;
+                pending
+                    .insist("kill a step", self.limits().kill)
+                    .map_err(|err| match err {
+                        SessionError::Refused(_) => SessionError::Cancelled,
+                        other => other,
+                    })?;
+                Err(SessionError::Cancelled)
+            }
+        }
+    }
+
+    fn exited(&self, reply: Reply) -> Result<Exit, SessionError> {
+        match reply {
+            Reply::Exited(exit) => Ok(exit),
+            Reply::Failed(failure) => Err(SessionError::Refused(failure)),
+            other => Err(self.unfitting("Run", &other)),
+        }
+    }
+
+    /// The step is dead, so its output ends soon. A guest that neither sends nor ends it is lost:
+    /// then the pump ends as well.
+    fn wait_for_output(&self, progress: &AtomicU64, finished: impl Fn() -> bool) {
+        let mut seen = progress.load(Ordering::Relaxed);
+        let mut since = Instant::now();
+        // Short, because it delays the end of each step; the pump is nearly always done already.
+        while !finished() && self.lost().is_none() {
+            thread::sleep(Duration::from_millis(1));
+            let now = progress.load(Ordering::Relaxed);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+            let limit = self.limits().output;
+            if since.elapsed() > limit {
+                self.lose(Lost::TooLate {
+                    what: "end the output of a dead step",
+                    limit,
+                });
+            }
+        }
+    }
+
+    /// Receives the changes of a step that exited, as a layer tar, and returns its length. Only
+    /// then are the bytes in `out` worth anything.
+    pub(crate) fn take(
+        &self,
+        step: u64,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<u64, SessionError> {
+        let expected = self.shared.expect();
+        let pending = self.ask(&Request::Take {
+            step,
+            transfer: expected.id,
+        })?;
+        let Some(link) = expected.wait(Some(cancel), || pending.has_come())? else {
+            let reply = pending.insist("send a layer", self.limits().short)?;
+            return Err(self.unfitting("Take", &reply));
+        };
+        let received = self
+            .shared
+            .receive_all(&link, expected.id, Some(cancel), |_, bytes| {
+                out.write_all(bytes)
+                    .map_err(|err| SessionError::host("cannot store a layer", err))
+            });
+        let received = match received {
+            Ok(received) => received,
+            Err(ReceiveError::Session(err)) => {
+                link.reset();
+                return Err(err);
+            }
+            // The guest gave up; the reply says why.
+            Err(ReceiveError::Cut(how)) => {
+                pending.insist("say why it gave up a layer", self.limits().short)?;
+                return Err(self.shared.broken(&how));
+            }
+        };
+        match pending.insist("confirm what it sent", self.limits().short)? {
+            Reply::Taken { size } if size == received => Ok(received),
+            Reply::Taken { size } => {
+                let differ = format!("it sent a layer of {received} bytes and says {size}");
+                Err(self.shared.broken(&differ))
+            }
+            other => Err(self.unfitting("Take", &other)),
+        }
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    fn done(&self, request: &str, reply: Reply) -> Result<(), SessionError> {
+        match reply {
+            Reply::Done => Ok(()),
+            other => Err(self.unfitting(request, &other)),
+        }
+    }
+
+    fn unfitting(&self, request: &str, reply: &Reply) -> SessionError {
+        let reply = match reply {
+            Reply::Done => "Done",
+            Reply::Layers(_) => "Layers",
+            Reply::Exited(_) => "Exited",
+            Reply::Taken { .. } => "Taken",
+            Reply::Stat(_) => "Stat",
+            Reply::Failed(_) => "Failed",
+        };
+        self.shared
+            .broken(&format!("the reply to {request} is {reply}"))
+    }
+}

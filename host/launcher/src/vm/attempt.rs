@@ -1,0 +1,300 @@
+//! One attempt to boot a VM, with one engine.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine::Cancel;
+use thiserror::Error;
+use vsock::{Config, Device, DeviceError, GuestCid, Listener};
+
+use super::boot::Context;
+use super::home::{HomeError, Thing};
+use super::{End, Parts, Vm, last_words, limits};
+use crate::disk::{Disk, DiskError};
+use crate::image::ImageError;
+use crate::monitor::process::{Monitor, Spec};
+use crate::monitor::qemu::{Engine, Machine, QemuError};
+use crate::session::{Door, Link, Lost, Pulse, Session, Terms};
+
+/// The context id of every guest: each has a device of its own.
+const CID: u32 = 3;
+
+/// Connections of a guest at a time: control, two per step that runs, a few that just end. Each may
+/// hold a receive window of the host's memory.
+const MAX_CONNECTIONS: usize = 2 * wire::limits::MAX_STEPS + 32;
+
+/// Name of the device's socket in the VM's directory, which is the monitor's working directory:
+/// the path of a socket must be short, and that of the directory may be long.
+const SOCKET: &str = "vsock";
+
+/// A guest that runs on the processor reaches its agent in about a second. One that has not
+/// written a byte to its console by then never will: some nested hosts hang a guest silently.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How often a boot looks at its monitor and at the cancel.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Why a VM did not boot.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The VM image cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// QEMU cannot be used.
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    /// There is no guest disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The vsock device cannot be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The host cannot do its part.
+    #[error("cannot start the builder VM")]
+    Host(#[from] io::Error),
+    /// The store cannot record what would be made.
+    #[error("cannot record the builder VM")]
+    Record(#[source] HomeError),
+    /// The monitor ended before the agent said hello.
+    #[error("the monitor of the builder VM ended ({status}) before the agent was ready{words}")]
+    Ended {
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it and the console said, each line indented.
+        words: String,
+    },
+    /// The guest never said anything.
+    #[error("the builder VM stays silent for {} s{words}", after.as_secs())]
+    Silent {
+        /// How long it had.
+        after: Duration,
+        /// What the monitor said.
+        words: String,
+    },
+    /// The agent was there, but no conversation came about.
+    #[error("the agent in the builder VM cannot be used{words}")]
+    Agent {
+        /// Why.
+        source: Lost,
+        /// What the console said.
+        words: String,
+    },
+}
+
+impl BootError {
+    /// Whether another engine or disk may help: everything that shows only in the guest. What is
+    /// wrong with the host itself does not change.
+    pub(super) fn is_the_guests(&self) -> bool {
+        match self {
+            Self::Ended { .. } | Self::Silent { .. } => true,
+            Self::Agent { source, .. } => !matches!(source, Lost::Version { .. } | Lost::Nonce),
+            Self::Cancelled
+            | Self::Image(_)
+            | Self::Qemu(_)
+            | Self::Disk(_)
+            | Self::Device(_)
+            | Self::Host(_)
+            | Self::Record(_) => false,
+        }
+    }
+}
+
+/// Boots a VM on this disk. Whatever happens, nothing of a failed attempt stays.
+pub(super) fn attempt(
+    context: &Context<'_>,
+    engine: Engine,
+    disk: Disk,
+    stop: &Cancel,
+) -> Result<Vm, BootError> {
+    let mut parts = Parts::default();
+    match assemble(context, engine, disk, stop, &mut parts) {
+        Ok((session, monitor, boot)) => Ok(Vm {
+            session,
+            monitor,
+            limits: limits(engine),
+            boot,
+            engine,
+            parts: Mutex::new(parts),
+        }),
+        Err(err) => {
+            parts.end(End::Kill);
+            Err(err)
+        }
+    }
+}
+
+fn assemble(
+    context: &Context<'_>,
+    engine: Engine,
+    disk: Disk,
+    stop: &Cancel,
+    parts: &mut Parts,
+) -> Result<(Arc<Session>, Arc<Monitor>, Duration), BootError> {
+    let image = disk.image().to_owned();
+    let recorded = context.home.record(&Thing::Disk(image.clone()));
+    parts.disk = Some(disk);
+    parts.disk_row = Some(recorded.map_err(BootError::Record)?);
+    let dir = make_dir(context, parts)?;
+    let (device, door) = start_device(&dir, parts)?;
+    parts.device = Some(device);
+    let began = Instant::now();
+    let monitor = start_monitor(context, engine, &dir, &image, parts)?;
+    let control = first_connection(&monitor, &door, engine, began, stop)?;
+    let mut nonce = [0; 16];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    let terms = Terms {
+        nonce,
+        limits: limits(engine),
+        pulse: Pulse::default(),
+    };
+    let session =
+        Session::open(control, Box::new(door), terms).map_err(|source| BootError::Agent {
+            source,
+            words: last_words(&monitor),
+        })?;
+    let session = Arc::new(session);
+    parts.session = Some(Arc::clone(&session));
+    Ok((session, monitor, began.elapsed()))
+}
+
+/// Makes the VM's directory, which must not exist.
+fn make_dir(context: &Context<'_>, parts: &mut Parts) -> Result<PathBuf, BootError> {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    let name = format!("vm-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let dir = context.home.scratch().join(name);
+    let row = context
+        .home
+        .record(&Thing::Directory(dir.clone()))
+        .map_err(BootError::Record)?;
+    parts.dir_row = Some(row);
+    DirBuilder::new().mode(0o700).create(&dir)?;
+    parts.dir = Some(dir.clone());
+    Ok(dir)
+}
+
+fn start_device(dir: &Path, parts: &mut Parts) -> Result<(Device, Listener), BootError> {
+    let fd = File::open(dir)?;
+    let socket = format!("/proc/self/fd/{}/{SOCKET}", fd.as_raw_fd());
+    parts.dir_fd = Some(fd.into());
+    let cid = GuestCid::try_from(CID).map_err(io::Error::other)?;
+    let config = Config {
+        max_connections: MAX_CONNECTIONS,
+        ..Config::new(cid)
+    };
+    let device = Device::start(Path::new(&socket), config)?;
+    let door = device.listen(wire::PORT)?;
+    Ok((device, door))
+}
+
+fn start_monitor(
+    context: &Context<'_>,
+    engine: Engine,
+    dir: &Path,
+    disk: &Path,
+    parts: &mut Parts,
+) -> Result<Arc<Monitor>, BootError> {
+    let image = &context.options.image;
+    let machine = Machine {
+        engine,
+        memory_mib: context.memory_mib,
+        cpus: context.cpus,
+        kernel: &fs::canonicalize(&image.kernel)?,
+        initramfs: &fs::canonicalize(&image.initramfs)?,
+        cmdline: &image.manifest.cmdline,
+        disk,
+        socket: Path::new(SOCKET),
+        network: context.options.network,
+    };
+    let path = dir.join("lock");
+    let unborn = Thing::Monitor {
+        lock: path.clone(),
+        pid: 0,
+    };
+    parts.monitor_row = Some(context.home.record(&unborn).map_err(BootError::Record)?);
+    let lock = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    lock.lock()?;
+    let spec = Spec {
+        program: context.qemu.program.clone(),
+        args: machine.arguments(),
+        dir: dir.into(),
+        lock,
+    };
+    let monitor = Arc::new(Monitor::start(spec, &context.options.trampoline)?);
+    parts.monitor = Some(Arc::clone(&monitor));
+    // Now that it has a process id, its record says which: the lock alone proves that it lives,
+    // but does not say whom to end.
+    let born = Thing::Monitor {
+        lock: path,
+        pid: monitor.id(),
+    };
+    let row = context.home.record(&born).map_err(BootError::Record)?;
+    if let Some(unborn) = parts.monitor_row.replace(row) {
+        unborn.remove().map_err(BootError::Record)?;
+    }
+    Ok(monitor)
+}
+
+/// Waits until the agent connects.
+fn first_connection(
+    monitor: &Monitor,
+    door: &Listener,
+    engine: Engine,
+    began: Instant,
+    stop: &Cancel,
+) -> Result<Arc<dyn Link>, BootError> {
+    let limit = boot_limit(engine);
+    loop {
+        match Door::accept(door, TICK) {
+            Ok(control) => return Ok(control),
+            // The device also ends when the monitor does, which says more.
+            Err(_) if stop.is_cancelled() => return Err(BootError::Cancelled),
+            Err(err) => {
+                let patience = if err.kind() == io::ErrorKind::TimedOut {
+                    0
+                } else {
+                    1000
+                };
+                if let Some(status) = monitor.wait(Duration::from_millis(patience))? {
+                    monitor.kill(TICK)?;
+                    return Err(BootError::Ended {
+                        status,
+                        words: last_words(monitor),
+                    });
+                }
+                if patience > 0 {
+                    return Err(err.into());
+                }
+            }
+        }
+        let after = began.elapsed();
+        let mute = engine == Engine::Kvm && monitor.console.total() == 0;
+        if after >= limit || (mute && after >= SILENCE) {
+            return Err(BootError::Silent {
+                after,
+                words: last_words(monitor),
+            });
+        }
+    }
+}
+
+/// How long a boot may take. Emulation takes four seconds on an idle host, and many times that on
+/// one where several VMs share few processors.
+fn boot_limit(engine: Engine) -> Duration {
+    match engine {
+        Engine::Kvm => Duration::from_secs(40),
+        Engine::Tcg => Duration::from_secs(240),
+    }
+}

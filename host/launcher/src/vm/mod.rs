@@ -1,0 +1,132 @@
+//! One builder VM from its boot to its end.
+
+mod attempt;
+mod boot;
+pub(crate) mod home;
+mod parts;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use vsock::{Listener, Stream};
+
+pub use attempt::BootError;
+pub(crate) use boot::{Context, boot};
+pub(crate) use parts::{End, Parts};
+
+use crate::monitor::process::Monitor;
+use crate::monitor::qemu::Engine;
+use crate::options::VmReport;
+use crate::session::{Door, Limits, Link, Lost, Session};
+
+/// How long a VM whose connection ended may take to show that its monitor ended too.
+const END_SHOWS: Duration = Duration::from_secs(2);
+
+/// Lines of a console that help to understand an end.
+const LAST_LINES: usize = 12;
+
+/// A VM whose agent said hello.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    session: Arc<Session>,
+    monitor: Arc<Monitor>,
+    limits: Limits,
+    boot: Duration,
+    engine: Engine,
+    parts: Mutex<Parts>,
+}
+
+impl Vm {
+    /// The conversation with its agent.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Ends it. Returns what could not be done; doing it again changes nothing.
+    pub(crate) fn end(&self, how: End) -> Vec<home::HomeError> {
+        self.parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end(how)
+    }
+
+    /// What is known about it. Asks the guest for what it alone knows.
+    pub(crate) fn report(&self) -> VmReport {
+        let agent_memory_peak = self.session.stat().map_or(0, |stat| stat.agent_memory_peak);
+        VmReport {
+            boot: self.boot,
+            accelerator: match self.engine {
+                Engine::Kvm => "kvm",
+                Engine::Tcg => "tcg",
+            },
+            agent: self.session.software.clone(),
+            agent_memory_peak,
+        }
+    }
+
+    /// How long single waits for its guest may last.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Says why the VM was lost, with what its monitor and its console have to say about it.
+    pub(crate) fn explain(&self, lost: &Lost) -> String {
+        let mut text = lost.to_string();
+        if matches!(
+            lost,
+            Lost::Closed | Lost::Connection(_) | Lost::Violation(_)
+        ) && let Ok(Some(status)) = self.monitor.wait(END_SHOWS)
+        {
+            text = format!("its monitor ended ({status})");
+        }
+        text + &last_words(&self.monitor)
+    }
+}
+
+/// What monitor and console said last, as an appendix to a message.
+fn last_words(monitor: &Monitor) -> String {
+    let mut text = String::new();
+    for (who, tail) in [
+        ("monitor", &monitor.messages),
+        ("console", &monitor.console),
+    ] {
+        for line in tail.last_lines(LAST_LINES) {
+            text.push_str(&format!("\n  {who}: {line}"));
+        }
+    }
+    text
+}
+
+/// What executes the guest decides how slow it may be.
+fn limits(engine: Engine) -> Limits {
+    match engine {
+        Engine::Kvm => Limits::native(),
+        Engine::Tcg => Limits::emulated(),
+    }
+}
+
+impl Link for Stream {
+    fn read(&self, buf: &mut [u8]) -> std::io::Result<usize> {
+        Self::read(self, buf)
+    }
+
+    fn send(&self, data: Vec<u8>) -> std::io::Result<()> {
+        Self::send(self, data)
+    }
+
+    fn finish(&self) -> std::io::Result<()> {
+        self.shutdown_write()
+    }
+
+    fn reset(&self) {
+        Self::reset(self);
+    }
+}
+
+impl Door for Listener {
+    fn accept(&self, timeout: Duration) -> std::io::Result<Arc<dyn Link>> {
+        Ok(Arc::new(Self::accept(self, Some(timeout))?))
+    }
+}

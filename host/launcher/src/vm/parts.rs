@@ -1,0 +1,165 @@
+//! What a VM is made of, and the one way in which all of it is taken apart.
+//!
+//! Success, failure, cancel and a boot that got half-way end here. Each part was recorded before it
+//! was made, and its record goes only after its absence was observed. The steps do not depend on
+//! each other more than they must: one that fails is reported, leaves its record, and the
+//! next ones are done all the same. Then the process that reaps this one finishes the work.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vsock::Device;
+
+use super::home::{HomeError, Row};
+use crate::disk::Disk;
+use crate::monitor::process::Monitor;
+use crate::session::{Limits, Session};
+
+/// How long the kernel may take to end a killed monitor. Its memory is given back in this time.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+/// The parts that exist so far.
+#[derive(Default)]
+pub(crate) struct Parts {
+    pub(super) session: Option<Arc<Session>>,
+    pub(super) monitor: Option<Arc<Monitor>>,
+    pub(super) monitor_row: Option<Box<dyn Row>>,
+    pub(super) device: Option<Device>,
+    pub(super) disk: Option<Disk>,
+    pub(super) disk_row: Option<Box<dyn Row>>,
+    pub(super) dir: Option<PathBuf>,
+    pub(super) dir_row: Option<Box<dyn Row>>,
+    /// Keeps the path of the device's socket valid.
+    pub(super) dir_fd: Option<OwnedFd>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("monitor", &self.monitor.is_some())
+            .field("disk", &self.disk)
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How to end a VM.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum End {
+    /// Ask the guest to sync, unmount and power off first, within these bounds.
+    Orderly(Limits),
+    /// At once.
+    Kill,
+}
+
+impl Parts {
+    /// Ends the VM and removes what it left on the host. Returns what could not be done. Doing it
+    /// again changes nothing.
+    pub(crate) fn end(&mut self, how: End) -> Vec<HomeError> {
+        let mut problems = Vec::new();
+        let clean = match how {
+            End::Orderly(limits) => self.quit(limits),
+            End::Kill => false,
+        };
+        if let Some(session) = self.session.take() {
+            session.close();
+        }
+        let dead = self.end_monitor(&mut problems);
+        if let Some(device) = self.device.take() {
+            device.shutdown();
+        }
+        if dead {
+            self.end_disk(clean, &mut problems);
+            self.end_dir(&mut problems);
+        } else {
+            // Whoever reaps this process kills the monitor and then removes the rest.
+            problems.push("the VM's monitor could not be ended; its disk stays in use".into());
+            self.disk = None;
+        }
+        for problem in &problems {
+            log::warn!("while ending the builder VM: {problem}");
+        }
+        problems
+    }
+
+    /// Asks the guest to power off. Whether its disk is clean.
+    fn quit(&self, limits: Limits) -> bool {
+        let (Some(session), Some(monitor)) = (&self.session, &self.monitor) else {
+            return false;
+        };
+        if session.lost().is_some() {
+            return false;
+        }
+        if let Err(err) = session.quit(limits.short) {
+            log::warn!("the builder VM did not power off: {err}");
+            return false;
+        }
+        // The disk was synced and unmounted before the guest replied. That the monitor then ends
+        // by itself is not needed, only nice: nothing is written any more.
+        match monitor.wait(limits.kill) {
+            Ok(Some(_)) => {}
+            Ok(None) => log::debug!("the monitor did not end by itself"),
+            Err(err) => log::debug!("the monitor cannot be waited for: {err}"),
+        }
+        true
+    }
+
+    /// Kills the monitor unless it ended already. Whether no monitor is left.
+    fn end_monitor(&mut self, problems: &mut Vec<HomeError>) -> bool {
+        let Some(monitor) = self.monitor.take() else {
+            remove_row(&mut self.monitor_row, problems);
+            return true;
+        };
+        match monitor.kill(KILL_LIMIT) {
+            Ok(Some(_)) => {
+                remove_row(&mut self.monitor_row, problems);
+                true
+            }
+            Ok(None) => false,
+            Err(err) => {
+                problems.push(err.into());
+                false
+            }
+        }
+    }
+
+    fn end_disk(&mut self, clean: bool, problems: &mut Vec<HomeError>) {
+        let Some(disk) = self.disk.take() else {
+            remove_row(&mut self.disk_row, problems);
+            return;
+        };
+        match if clean {
+            disk.release()
+        } else {
+            disk.discard()
+        } {
+            Ok(()) => remove_row(&mut self.disk_row, problems),
+            Err(err) => problems.push(err.into()),
+        }
+    }
+
+    fn end_dir(&mut self, problems: &mut Vec<HomeError>) {
+        self.dir_fd = None;
+        if let Some(dir) = self.dir.take() {
+            match fs::remove_dir_all(&dir) {
+                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                    problems.push(format!("cannot remove `{}`: {err}", dir.display()).into());
+                    return;
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        remove_row(&mut self.dir_row, problems);
+    }
+}
+
+fn remove_row(row: &mut Option<Box<dyn Row>>, problems: &mut Vec<HomeError>) {
+    if let Some(row) = row.take()
+        && let Err(err) = row.remove()
+    {
+        problems.push(err);
+    }
+}

@@ -1,0 +1,265 @@
+//! Boots: refused ones with stand-in monitors, and real ones where there is an image.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use engine::Cancel;
+
+use super::home::{Home, HomeError, Row, Thing};
+use super::{BootError, Context, End, boot};
+use crate::VmImage;
+use crate::accel::Accel;
+use crate::image;
+use crate::monitor::trampoline::Trampoline;
+use crate::options::{Notice, Options, Watcher};
+
+/// A home that is a plain directory, and remembers what was recorded.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    dir: tempfile::TempDir,
+    scratch: PathBuf,
+    rows: Arc<Mutex<Vec<Thing>>>,
+}
+
+impl Plain {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let scratch = dir.path().join("scratch");
+        fs::create_dir(&scratch).unwrap();
+        fs::create_dir(dir.path().join("disks")).unwrap();
+        Self {
+            dir,
+            scratch,
+            rows: Arc::default(),
+        }
+    }
+
+    /// What is recorded now.
+    pub(crate) fn rows(&self) -> Vec<Thing> {
+        self.rows.lock().unwrap().clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn check_clean(&self) {
+        assert_eq!(self.rows(), []);
+        assert_eq!(fs::read_dir(&self.scratch).unwrap().count(), 0);
+    }
+}
+
+struct PlainRow(Arc<Mutex<Vec<Thing>>>, Thing);
+
+impl Row for PlainRow {
+    fn remove(self: Box<Self>) -> Result<(), HomeError> {
+        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) =
+            &self.1;
+        if let Thing::Monitor { pid: 0, .. } = &self.1 {
+            // It was replaced by one that knows the process.
+        } else if let Thing::Monitor { lock, .. } = &self.1 {
+            // Free, if it still exists: nobody holds it any more.
+            if let Ok(file) = fs::File::open(lock) {
+                file.try_lock()?;
+            }
+        } else {
+            let used = path.exists() && !path.with_extension("clean").exists();
+            assert!(!used, "{path:?} is still there");
+        }
+        self.0.lock().unwrap().retain(|thing| *thing != self.1);
+        Ok(())
+    }
+}
+
+impl Home for Plain {
+    fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    fn disks(&self) -> PathBuf {
+        self.dir.path().join("disks")
+    }
+
+    fn record(&self, thing: &Thing) -> Result<Box<dyn Row>, HomeError> {
+        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) =
+            thing;
+        assert!(
+            matches!(thing, Thing::Disk(_)) || !path.exists(),
+            "recorded before it is made"
+        );
+        self.rows.lock().unwrap().push(thing.clone());
+        Ok(Box::new(PlainRow(Arc::clone(&self.rows), thing.clone())))
+    }
+
+    fn load(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.dir.path().join(name)).ok()
+    }
+
+    fn save(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
+        Ok(fs::write(self.dir.path().join(name), bytes)?)
+    }
+}
+
+/// How tests become monitors: by util-linux, since the test harness would write its own lines to
+/// what becomes the guest's console. The first argument is the owner, which goes.
+pub(crate) fn trampoline() -> Trampoline {
+    let script = "shift; exec setpriv --pdeathsig KILL -- \"$@\"";
+    Trampoline {
+        program: "sh".into(),
+        args: ["-c", script, "sh"].map(Into::into).into(),
+    }
+}
+
+/// A QEMU of a few lines of shell: it knows its version, and then does what `script` says.
+fn fake_qemu(dir: &Path, script: &str) -> PathBuf {
+    let path = dir.join("qemu");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 9.9.9'; exit; fi\n{script}\n"
+    );
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn options(image: &Path, qemu: PathBuf, accel: Accel) -> (Options, Arc<Mutex<Vec<Notice>>>) {
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&notices);
+    let options = Options {
+        qemu,
+        accel,
+        memory_mib: Some(512),
+        cpus: Some(1),
+        disk_size: 1 << 30,
+        trampoline: trampoline(),
+        watcher: Watcher::new(move |notice| heard.lock().unwrap().push(notice.clone())),
+        ..Options::new(VmImage::open(image).unwrap())
+    };
+    (options, notices)
+}
+
+#[track_caller]
+fn check_refused(script: &str, stop: &Cancel) -> BootError {
+    let dir = tempfile::tempdir().unwrap();
+    image::tests::write(dir.path(), wire::PROTOCOL);
+    let home = Plain::new();
+    let (options, _) = options(dir.path(), fake_qemu(dir.path(), script), Accel::Tcg);
+    let context = Context::new(&options, &home).unwrap();
+    let refused = boot(&context, stop).unwrap_err();
+    home.check_clean();
+    assert_eq!(
+        fs::read_dir(home.disks()).unwrap().count(),
+        0,
+        "an unclean disk is thrown away"
+    );
+    refused
+}
+
+#[test]
+fn a_monitor_that_ends_at_once_is_reported_with_its_own_words() {
+    let refused = check_refused("echo 'failed to set MSR' >&2; exit 1", &Cancel::new());
+    assert!(matches!(refused, BootError::Ended { .. }));
+    let text = refused.to_string();
+    assert!(
+        text.contains("failed to set MSR") && text.contains("exit status: 1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_the_kernel_said_last_is_in_the_report() {
+    let refused = check_refused("echo 'Kernel panic - not syncing'; exit 0", &Cancel::new());
+    assert!(
+        refused.to_string().contains("console: Kernel panic"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_boot_that_is_cancelled_ends_and_leaves_nothing() {
+    let stop = Cancel::new();
+    let later = stop.clone();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        later.cancel();
+    });
+    assert!(matches!(
+        check_refused("exec sleep 600", &stop),
+        BootError::Cancelled
+    ));
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_host_without_qemu_is_told_what_to_install() {
+    let dir = tempfile::tempdir().unwrap();
+    image::tests::write(dir.path(), wire::PROTOCOL);
+    let home = Plain::new();
+    let (options, _) = options(dir.path(), "/nonexistent/qemu".into(), Accel::Tcg);
+    let Err(refused) = Context::new(&options, &home) else {
+        panic!("there is none")
+    };
+    assert!(refused.to_string().contains("apt install"), "{refused}");
+}
+
+/// Where the image for real boots is, if this run has one.
+pub(crate) fn real_image() -> Option<PathBuf> {
+    let image = std::env::var_os("COFFERDAM_VM_IMAGE").map(PathBuf::from);
+    if image.is_none() {
+        eprintln!(
+            "skipped: needs COFFERDAM_VM_IMAGE, the directory that `cargo xtask image` fills"
+        );
+    }
+    image
+}
+
+#[test]
+fn a_real_vm_boots_answers_powers_off_and_gives_its_disk_back() {
+    let Some(image) = real_image() else { return };
+    let home = Plain::new();
+    let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Tcg);
+    let context = Context::new(&options, &home).unwrap();
+    let vm = boot(&context, &Cancel::new()).unwrap_or_else(|err| panic!("{err}"));
+    assert_eq!(home.rows().len(), 3);
+    assert_eq!(vm.session().list().unwrap(), [[0; 32]; 0]);
+    let problems = vm.end(End::Orderly(vm.limits()));
+    assert!(problems.is_empty(), "{problems:?}");
+    home.check_clean();
+    let names: Vec<_> = fs::read_dir(home.disks())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(
+        names
+            .iter()
+            .any(|path| path.extension().unwrap() == "clean"),
+        "{names:?}"
+    );
+    let notices = notices.lock().unwrap();
+    assert!(matches!(
+        notices[..],
+        [Notice::Booting { emulated: true }, Notice::Ready { .. }]
+    ));
+    eprintln!("{}", notices[1]);
+}
+
+#[test]
+fn a_vm_boots_with_whatever_this_host_has_and_the_verdict_is_remembered() {
+    let Some(image) = real_image() else { return };
+    if crate::accel::open_device().is_err() {
+        eprintln!("skipped: needs /dev/kvm, working or not");
+        return;
+    }
+    let home = Plain::new();
+    let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Auto);
+    for round in 0..2 {
+        let context = Context::new(&options, &home).unwrap();
+        let vm = boot(&context, &Cancel::new()).unwrap_or_else(|err| panic!("{err}"));
+        vm.end(End::Orderly(vm.limits()));
+        home.check_clean();
+        let heard = std::mem::take(&mut *notices.lock().unwrap());
+        let tried = heard.contains(&Notice::Booting { emulated: false });
+        let emulated = heard.contains(&Notice::Booting { emulated: true });
+        eprintln!("{heard:?}");
+        // Where KVM does not work, only the first round finds out.
+        assert_eq!(tried, !emulated || round == 0);
+    }
+}

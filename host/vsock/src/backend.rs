@@ -1,0 +1,207 @@
+//! The device as vhost-user-backend sees it.
+//!
+//! That crate runs two threads for us: one that answers the monitor, and one, the vring worker,
+//! that calls [`Backend::handle_event`] for kicks and for our own bell. The worker ends when a call
+//! fails, and only so: a call made after the end of the device therefore fails.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VringT};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::epoll::EventSet;
+
+use crate::chain::Memory;
+use crate::monitor::Link;
+use crate::mux::Mux;
+use crate::worker::{Left, RX_QUEUE, RingFault, TX_QUEUE, Vring, Worker};
+
+/// Receive, send, and the event queue, which monitors keep for themselves.
+const QUEUES: usize = 3;
+
+/// Descriptors per ring that a monitor may ask for.
+const QUEUE_SIZE: usize = 1024;
+
+/// The number under which the worker hears our bell; those up to [`QUEUES`] are taken.
+pub(crate) const BELL: u16 = 4;
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    mux: Arc<Mux>,
+    link: Arc<Link>,
+    worker: Mutex<Worker>,
+    rings: OnceLock<Rings>,
+}
+
+struct Rings {
+    rx: Vring,
+    tx: Vring,
+}
+
+impl std::fmt::Debug for Rings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rings")
+    }
+}
+
+impl Backend {
+    pub(crate) fn new(mux: Arc<Mux>, link: Arc<Link>, memory: GuestMemoryAtomic<Memory>) -> Self {
+        let worker = Mutex::new(Worker::new(Arc::clone(&mux), memory));
+        Self {
+            mux,
+            link,
+            worker,
+            rings: OnceLock::new(),
+        }
+    }
+
+    /// Handles what the guest sent last. Its memory outlives it, and it may have said something
+    /// important before it powered off.
+    pub(crate) fn hear_last_words(&self) {
+        let Some(rings) = self.rings.get() else {
+            return;
+        };
+        // A ring holds at most `QUEUE_SIZE` chains, unless the guest lives and adds more.
+        for _ in 0..QUEUE_SIZE {
+            let drained = self.worker().drain_tx(&rings.tx);
+            match self.checked(drained) {
+                Left::Something => {}
+                Left::Nothing => return,
+            }
+        }
+    }
+
+    fn work(&self, rings: &Rings) {
+        let mut worker = self.worker();
+        let sent = worker.drain_tx(&rings.tx);
+        let sent = self.checked(sent);
+        let filled = worker.fill_rx(&rings.rx);
+        let filled = self.checked(filled);
+        if (sent, filled) != (Left::Nothing, Left::Nothing) {
+            self.mux.bell.ring();
+        }
+    }
+
+    /// Ends the device if a ring is beyond use.
+    fn checked(&self, result: Result<Left, RingFault>) -> Left {
+        result.unwrap_or_else(|fault| {
+            let source = std::error::Error::source(&fault);
+            let source = source
+                .map(|source| format!(": {source}"))
+                .unwrap_or_default();
+            self.mux
+                .give_up(format!("the guest broke its virtqueue: {fault}{source}"));
+            Left::Nothing
+        })
+    }
+
+    fn worker(&self) -> MutexGuard<'_, Worker> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1 | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let config = u64::from(self.mux.config().guest_cid.get()).to_le_bytes();
+        let from = offset as usize;
+        let to = from.saturating_add(size as usize);
+        config.get(from..to).map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    fn update_memory(&self, _memory: GuestMemoryAtomic<Memory>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn stop_vring(&self, index: u32) -> io::Result<()> {
+        match index as usize {
+            RX_QUEUE => self.worker().rx_stopped(),
+            TX_QUEUE => {
+                if let Some(rings) = self.rings.get() {
+                    // The crate has just marked the ring as stopped. The guest waits for us, so
+                    // the ring is still as good as before.
+                    rings.tx.set_queue_ready(true);
+                    self.hear_last_words();
+                    rings.tx.set_queue_ready(false);
+                }
+                self.mux.guest_stopped();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _events: EventSet,
+        vrings: &[Vring],
+        _thread: usize,
+    ) -> io::Result<()> {
+        watch(&self.mux, &self.link);
+        if event == BELL {
+            self.mux.bell.answer();
+        }
+        if let (Some(rx), Some(tx)) = (vrings.get(RX_QUEUE), vrings.get(TX_QUEUE)) {
+            let rings = || Rings {
+                rx: rx.clone(),
+                tx: tx.clone(),
+            };
+            self.work(self.rings.get_or_init(rings));
+        }
+        if self.mux.has_ended() {
+            return Err(io::Error::other("the device has ended"));
+        }
+        Ok(())
+    }
+}
+
+/// Notices the end of the vring worker, whatever the reason: nobody else would tell.
+struct Watch(Weak<Mux>, Arc<Link>);
+
+thread_local! {
+    static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+}
+
+fn watch(mux: &Arc<Mux>, link: &Arc<Link>) {
+    WATCH.with_borrow_mut(|watch| {
+        watch.get_or_insert_with(|| Watch(Arc::downgrade(mux), Arc::clone(link)));
+    });
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(mux) = self.0.upgrade()
+            && !mux.has_ended()
+        {
+            mux.give_up("the vring worker ended unexpectedly".to_owned());
+        }
+        self.1.hang_up();
+    }
+}

@@ -1,0 +1,524 @@
+//! One connection: what its two sides have said, without threads, clock or guest memory.
+//!
+//! Packets of the guest go in through [`Connection::handle_packet`], the application's wishes
+//! through methods named after them, and packets for the guest are pulled with
+//! [`Connection::poll_packet`] until there are none. What has to be sent is never a queue of
+//! packets but a set of intentions, so whatever the guest does, a connection owes it at most one
+//! packet of each kind.
+//!
+//! Law: every byte that the application sent goes out once and in order, or the application is told
+//! that it did not; every byte of the guest is buffered within the granted credit, or the
+//! connection is reset.
+//!
+//! ```text
+//!   host connects                              guest connects
+//!        │                                           │
+//!        ▼          response                         ▼
+//!   Requesting ──────────────────────────────────► Open ◄─┐ each direction ends by itself
+//!        │                                           │  ──┘ (`Shutdown`)
+//!        │ reset                   host hung up and   │ both ended, reset, violation,
+//!        │                         has sent all  ┌────┤ or the device ends
+//!        ▼                                       ▼    ▼
+//!     Closed(Refused)                      Leaving ► Closed(Cause)
+//! ```
+
+use bytes::Bytes;
+
+use crate::buffer::{Payload, ReceiveBuffer, SendQueue, Unreadable};
+use crate::counters::Violation;
+use crate::credit::{RxCredit, TxCredit};
+use crate::packet::{HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
+
+/// Room at the peer that always justifies a packet. Peers tell about room in steps of this at the
+/// latest (Linux announces credit when less than 64 KiB of the last grant is left), so waiting for
+/// more could be waiting for ever.
+const WORTHWHILE: u32 = 64 * 1024;
+
+/// Whose connection it is: the guest's context id and both ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    pub(crate) guest_cid: u32,
+    pub(crate) guest_port: u32,
+    pub(crate) host_port: u32,
+}
+
+/// Why a connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Both sides were done, or this side hung up.
+    Finished,
+    /// The guest did not want the connection.
+    Refused,
+    /// The guest reset it.
+    ResetByGuest,
+    /// The application reset it.
+    ResetByHost,
+    /// The guest broke the rules on it.
+    Violation(Violation),
+    /// The guest reset its driver, rebooted or powered off.
+    GuestStopped,
+    /// The monitor has gone away.
+    MonitorGone,
+    /// The device gave up on the guest.
+    DeviceFailed,
+    /// The application shut the device down.
+    DeviceStopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// We asked for a connection, or shall do so with the next packet.
+    Requesting { asked: bool },
+    /// Bytes may flow in each direction that nobody has ended.
+    Open,
+    /// We have said goodbye, and the guest answers with a reset when it has read everything. What
+    /// it says before is of no interest, but a reset for it could make a guest throw away what it
+    /// has not read.
+    Leaving,
+    /// Nothing will happen any more, save that a reset may still be owed.
+    Closed(Cause),
+}
+
+/// What a connection wants to send next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    Reset,
+    Request,
+    Response,
+    Data(u32),
+    CreditUpdate,
+    Shutdown,
+}
+
+impl Intent {
+    /// Whether this goes before the data of other connections.
+    pub(crate) fn is_urgent(self) -> bool {
+        !matches!(self, Self::Data(_))
+    }
+}
+
+/// What went wrong with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The guest's doing: it breaks the rules of vsock.
+    Violation(Violation),
+    /// The payload could not be read.
+    Unreadable,
+}
+
+impl From<Violation> for Fault {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+impl From<Unreadable> for Fault {
+    fn from(Unreadable: Unreadable) -> Self {
+        Self::Unreadable
+    }
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    address: Address,
+    state: State,
+    tx: TxCredit,
+    rx: RxCredit,
+    queue: SendQueue,
+    inbox: ReceiveBuffer,
+    /// What the application has ended, what of it the guest knows, and what the guest has ended.
+    ended: Shutdown,
+    announced: Shutdown,
+    ended_by_guest: Shutdown,
+    owes_reset: bool,
+    owes_response: bool,
+    owes_credit: bool,
+    /// Bytes that the application sent and that will never reach the guest.
+    lost: bool,
+    /// Payload that the last descriptor had room for: a guess about the next one.
+    capacity: u32,
+}
+
+impl Connection {
+    /// A connection that the host asks for.
+    pub(crate) fn to_guest(address: Address, buf_alloc: u32) -> Self {
+        Self::new(
+            address,
+            State::Requesting { asked: false },
+            TxCredit::new(0),
+            buf_alloc,
+        )
+    }
+
+    /// A connection that the guest asked for with `request`, and gets.
+    pub(crate) fn from_guest(address: Address, buf_alloc: u32, request: &Header) -> Self {
+        let mut made = Self::new(
+            address,
+            State::Open,
+            TxCredit::new(request.buf_alloc),
+            buf_alloc,
+        );
+        made.owes_response = true;
+        made
+    }
+
+    fn new(address: Address, state: State, tx: TxCredit, buf_alloc: u32) -> Self {
+        Self {
+            address,
+            state,
+            tx,
+            rx: RxCredit::new(buf_alloc),
+            queue: SendQueue::default(),
+            inbox: ReceiveBuffer::default(),
+            ended: Shutdown::default(),
+            announced: Shutdown::default(),
+            ended_by_guest: Shutdown::default(),
+            owes_reset: false,
+            owes_response: false,
+            owes_credit: false,
+            lost: false,
+            capacity: 1,
+        }
+    }
+
+    // ---- What the guest says -------------------------------------------------------------------
+
+    /// Takes a packet of this connection. A fault has closed the connection already.
+    pub(crate) fn handle_packet(
+        &mut self,
+        op: Op,
+        header: &Header,
+        payload: &mut impl Payload,
+    ) -> Result<(), Fault> {
+        let heard = self.on_packet(op, header, payload);
+        match heard {
+            Ok(()) => {}
+            Err(Fault::Violation(violation)) => self.abort(Cause::Violation(violation)),
+            Err(Fault::Unreadable) => self.abort(Cause::Violation(Violation::MalformedChain)),
+        }
+        heard
+    }
+
+    fn on_packet(
+        &mut self,
+        op: Op,
+        header: &Header,
+        payload: &mut impl Payload,
+    ) -> Result<(), Fault> {
+        // A reset need not carry counters: its sender may have no connection to take them from.
+        if op != Op::Reset && !matches!(self.state, State::Closed(_)) {
+            self.tx.on_packet(header.buf_alloc, header.fwd_cnt)?;
+        }
+        match (self.state, op) {
+            (State::Requesting { asked: true }, Op::Response) => self.state = State::Open,
+            (State::Requesting { .. }, Op::Reset) => self.close(Cause::Refused),
+            (State::Open, Op::Data) => self.on_data(header.len, payload)?,
+            (State::Open, Op::Shutdown) => self.on_shutdown(Shutdown::from_wire(header.flags)),
+            (State::Open, Op::Reset) => self.close(Cause::ResetByGuest),
+            (State::Open, Op::CreditUpdate) => {}
+            (State::Open, Op::CreditRequest) => self.owes_credit = true,
+            (State::Leaving, Op::Reset) => self.close(Cause::Finished),
+            (State::Leaving, Op::Shutdown) => self.on_shutdown(Shutdown::from_wire(header.flags)),
+            (State::Leaving, Op::Data | Op::CreditUpdate | Op::CreditRequest) => {}
+            (State::Requesting { asked: false }, Op::Response)
+            | (
+                State::Requesting { .. },
+                Op::Request | Op::Data | Op::Shutdown | Op::CreditUpdate | Op::CreditRequest,
+            )
+            | (State::Open | State::Leaving, Op::Request | Op::Response) => {
+                return Err(Violation::UnexpectedOperation.into());
+            }
+            // The guest hears our reset only after these.
+            (
+                State::Closed(_),
+                Op::Request
+                | Op::Response
+                | Op::Data
+                | Op::Shutdown
+                | Op::CreditUpdate
+                | Op::CreditRequest,
+            ) => {}
+            // Both sides gave up at once: an answer would reach nobody.
+            (State::Closed(_), Op::Reset) => self.owes_reset = false,
+        }
+        Ok(())
+    }
+
+    fn on_data(&mut self, len: u32, payload: &mut impl Payload) -> Result<(), Fault> {
+        if self.ended_by_guest.contains(Shutdown::SEND) {
+            return Err(Violation::DataAfterShutdown.into());
+        }
+        self.rx.accept(len)?;
+        if self.ended.contains(Shutdown::RECEIVE) {
+            // The application has hung up, but what it sent before is still on its way.
+            self.rx.consume(len);
+        } else {
+            self.inbox.push(len as usize, payload)?;
+        }
+        Ok(())
+    }
+
+    fn on_shutdown(&mut self, ended: Shutdown) {
+        self.ended_by_guest.insert(ended);
+        if self.ended_by_guest.contains(Shutdown::RECEIVE) {
+            self.drop_queue();
+        }
+        if self.ended_by_guest.contains(Shutdown::BOTH) {
+            // The guest forgets the connection when it sees our reset.
+            self.abort(Cause::Finished);
+        }
+    }
+
+    // ---- What the application wants ------------------------------------------------------------
+
+    /// Queues bytes. The caller has asked [`Self::may_send`].
+    pub(crate) fn send(&mut self, data: Bytes) {
+        self.queue.push(data);
+    }
+
+    /// Queues a copy of bytes. The caller has asked [`Self::may_send`].
+    pub(crate) fn send_copy(&mut self, data: &[u8]) {
+        self.queue.push_copy(data);
+    }
+
+    /// Whether bytes can still reach the guest.
+    pub(crate) fn may_send(&self) -> Result<(), Cause> {
+        match self.state {
+            State::Closed(cause) => Err(cause),
+            State::Leaving => Err(Cause::Finished),
+            State::Requesting { .. } | State::Open => {
+                let deaf = self.ended_by_guest.contains(Shutdown::RECEIVE);
+                let done = self.ended.contains(Shutdown::SEND);
+                if deaf || done {
+                    Err(Cause::Finished)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Bytes that are not in a packet yet, or the news that some will never be.
+    pub(crate) fn unsent(&self) -> Result<usize, Cause> {
+        match (self.state, self.lost) {
+            (_, false) => Ok(self.queue.len()),
+            (State::Closed(cause), true) => Err(cause),
+            (State::Requesting { .. } | State::Open | State::Leaving, true) => Err(Cause::Finished),
+        }
+    }
+
+    /// Moves received bytes into `to`. `Ok(None)` means that there are none yet, `Ok(Some(0))` that
+    /// the guest has sent all.
+    pub(crate) fn receive(&mut self, to: &mut [u8]) -> Result<Option<usize>, Cause> {
+        let n = self.inbox.pop(to);
+        if n > 0 || to.is_empty() {
+            self.rx.consume(u32::try_from(n).unwrap_or(u32::MAX));
+            return Ok(Some(n));
+        }
+        if self.state == State::Closed(Cause::DeviceStopped) {
+            return Err(Cause::DeviceStopped);
+        }
+        if self.ended_by_guest.contains(Shutdown::SEND) {
+            return Ok(Some(0));
+        }
+        match self.state {
+            State::Closed(cause) => Err(cause),
+            State::Requesting { .. } | State::Open | State::Leaving => Ok(None),
+        }
+    }
+
+    /// The application will not send any more; the guest learns it behind the last byte.
+    pub(crate) fn finish_sending(&mut self) {
+        self.ended.insert(Shutdown::SEND);
+    }
+
+    /// The application has forgotten the connection. What it sent is still delivered.
+    pub(crate) fn hang_up(&mut self) {
+        self.ended.insert(Shutdown::BOTH);
+        let unread = u32::try_from(self.inbox.len()).unwrap_or(u32::MAX);
+        self.rx.consume(unread);
+        self.inbox.clear();
+        if matches!(self.state, State::Requesting { .. }) {
+            self.reset();
+        }
+    }
+
+    /// The application wants the connection dead at once.
+    pub(crate) fn reset(&mut self) {
+        match self.state {
+            State::Requesting { asked: false } => self.close(Cause::ResetByHost),
+            State::Requesting { asked: true } | State::Open | State::Leaving => {
+                self.abort(Cause::ResetByHost);
+            }
+            State::Closed(_) => {}
+        }
+    }
+
+    /// The device has ended for `cause`: nothing is sent any more. What was received stays
+    /// readable, since a guest's last words come before it powers off, unless it is the
+    /// application itself that ended the device.
+    pub(crate) fn cut(&mut self, cause: Cause) {
+        self.close(cause);
+        self.owes_reset = false;
+        if cause == Cause::DeviceStopped {
+            self.state = State::Closed(cause);
+            self.inbox.clear();
+        }
+    }
+
+    // ---- What goes to the guest ----------------------------------------------------------------
+
+    /// What the next packet would be, judged by the last descriptor's size.
+    #[must_use]
+    pub(crate) fn intent(&self) -> Option<Intent> {
+        self.intent_for(self.capacity)
+    }
+
+    /// Makes the next packet for a descriptor that has room for `capacity` bytes behind the header,
+    /// and puts its payload at the end of `payload`. `None` until something happens; asking too
+    /// often is harmless.
+    #[must_use]
+    pub(crate) fn poll_packet(
+        &mut self,
+        capacity: u32,
+        payload: &mut Vec<Bytes>,
+    ) -> Option<Header> {
+        self.capacity = capacity;
+        let header = match self.intent_for(capacity)? {
+            Intent::Reset => {
+                self.owes_reset = false;
+                self.header(Op::Reset, 0, 0)
+            }
+            Intent::Request => {
+                self.state = State::Requesting { asked: true };
+                self.header(Op::Request, 0, 0)
+            }
+            Intent::Response => {
+                self.owes_response = false;
+                self.header(Op::Response, 0, 0)
+            }
+            Intent::Data(want) => {
+                let len = self.tx.take(want);
+                self.queue.take(len as usize, payload);
+                self.header(Op::Data, len, 0)
+            }
+            Intent::CreditUpdate => {
+                self.owes_credit = false;
+                self.header(Op::CreditUpdate, 0, 0)
+            }
+            Intent::Shutdown => self.announce_end(),
+        };
+        Some(header)
+    }
+
+    /// Whether the connection is closed and owes nothing: it can be forgotten.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, State::Closed(_)) && !self.owes_reset
+    }
+
+    /// Whether the connection only waits for the guest's goodbye: it can be forgotten if its place
+    /// is needed.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.state == State::Leaving
+    }
+
+    /// Whether the guest has not answered our request yet, or why there will be no answer.
+    pub(crate) fn is_requesting(&self) -> Result<bool, Cause> {
+        match self.state {
+            State::Requesting { .. } => Ok(true),
+            State::Open | State::Leaving => Ok(false),
+            State::Closed(cause) => Err(cause),
+        }
+    }
+
+    /// Whose connection it is.
+    pub(crate) fn address(&self) -> Address {
+        self.address
+    }
+
+    fn intent_for(&self, capacity: u32) -> Option<Intent> {
+        if self.owes_reset {
+            return Some(Intent::Reset);
+        }
+        match self.state {
+            State::Leaving | State::Closed(_) | State::Requesting { asked: true } => return None,
+            State::Requesting { asked: false } => return Some(Intent::Request),
+            State::Open => {}
+        }
+        if self.owes_response {
+            return Some(Intent::Response);
+        }
+        // Data before credit: it carries the counters too.
+        if let Some(len) = self.sendable(capacity) {
+            return Some(Intent::Data(len));
+        }
+        if self.owes_credit || self.rx.owes_update(self.tx.buf_alloc()) {
+            return Some(Intent::CreditUpdate);
+        }
+        let all_sent = self.queue.is_empty();
+        (all_sent && !self.announced.contains(self.ended)).then_some(Intent::Shutdown)
+    }
+
+    /// How many bytes the next packet should carry, if any.
+    ///
+    /// As much as there is or fits. When the peer has less room than that, a sliver of credit is
+    /// not worth a packet and a descriptor; but see [`WORTHWHILE`]. Half of the peer's buffer is
+    /// worth one too: a peer that has taken all has announced at least that much.
+    fn sendable(&self, capacity: u32) -> Option<u32> {
+        let queued = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let want = queued.min(capacity);
+        let room = self.tx.room();
+        let enough = want.min(WORTHWHILE).min((self.tx.buf_alloc() / 2).max(1));
+        (want > 0 && room >= enough).then_some(want.min(room))
+    }
+
+    fn announce_end(&mut self) -> Header {
+        self.announced = self.ended;
+        let header = self.header(Op::Shutdown, 0, self.ended.to_wire());
+        if self.announced.contains(Shutdown::BOTH) {
+            self.state = State::Leaving;
+        }
+        header
+    }
+
+    fn header(&mut self, op: Op, len: u32, flags: u32) -> Header {
+        let (buf_alloc, fwd_cnt) = self.rx.announce();
+        Header {
+            src_cid: HOST_CID,
+            dst_cid: self.address.guest_cid.into(),
+            src_port: self.address.host_port,
+            dst_port: self.address.guest_port,
+            len,
+            kind: TYPE_STREAM,
+            op: op.to_wire(),
+            flags,
+            buf_alloc,
+            fwd_cnt,
+        }
+    }
+
+    /// Closes, and tells the guest.
+    fn abort(&mut self, cause: Cause) {
+        if !matches!(self.state, State::Closed(_)) {
+            self.close(cause);
+            self.owes_reset = true;
+        }
+    }
+
+    /// Closes without a word. The first cause stays.
+    fn close(&mut self, cause: Cause) {
+        if !matches!(self.state, State::Closed(_)) {
+            self.state = State::Closed(cause);
+            self.drop_queue();
+        }
+    }
+
+    fn drop_queue(&mut self) {
+        self.lost |= !self.queue.is_empty();
+        self.queue.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

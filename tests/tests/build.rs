@@ -1,0 +1,179 @@
+//! Whole builds in a real VM, checked by tools that share no code with us.
+
+use std::fs;
+
+use tests::{BUSYBOX, Bench, list, run, unpack};
+
+#[test]
+fn a_step_changes_exactly_what_it_changed() {
+    let bench = Bench::new();
+    let dockerfile = format!(
+        "{BUSYBOX}\
+RUN mkdir -p /etc /a/kept /a/gone /b && echo one >/a/file && echo two >/a/other && ln /a/file /a/hard \\
+ && ln -s file /a/soft && mkfifo /a/pipe && chmod 4755 /a/file && chmod 1777 /b \\
+ && chown 1000:1001 /a/other && touch -d '2001-02-03 04:05:06' /a/other && echo x >/a/gone/x
+RUN rm -r /a/gone && rm /a/soft && rm -r /b && mkdir /b && echo new >/b/new && mv /a/other /a/renamed
+RUN [\"/bin/busybox\", \"true\"]
+"
+    );
+    let layout = bench.out().join("layout");
+    let output = format!("type=oci,tar=false,dest={}", layout.display());
+    let done = bench
+        .build(&dockerfile, &["-t", "diff:1", "-o", &output])
+        .expect_status(0);
+    let tree = unpack(&layout, "1", &bench.out().join("bundle"));
+    let facts = |path: &str| {
+        tree.get(path)
+            .cloned()
+            .unwrap_or_else(|| panic!("{path}: {done:?}\n{tree:?}"))
+    };
+    let file = facts("a/file");
+    assert!(file.starts_with("f 4755 0:0 4 "), "{file}");
+    assert_eq!(file, facts("a/hard"));
+    assert!(facts("a/pipe").starts_with("p 644 0:0 0 "));
+    assert!(
+        facts("a/renamed").starts_with("f 644 1000:1001 4 981173106.0"),
+        "{}",
+        facts("a/renamed")
+    );
+    assert!(facts("b").starts_with("d 755 0:0"));
+    assert!(facts("b/new").starts_with("f 644 0:0 4 "));
+    assert!(facts("bin/sh").ends_with(" /bin/busybox"));
+    for absent in [
+        "a/gone",
+        "a/soft",
+        "a/other",
+        "proc",
+        "sys",
+        "dev",
+        "etc/hosts",
+        "etc/resolv.conf",
+    ] {
+        assert!(!tree.contains_key(absent), "{absent} is in the image");
+    }
+    bench.check_clean();
+}
+
+#[test]
+fn a_build_with_nothing_new_is_all_hits_and_starts_no_process() {
+    let bench = Bench::new();
+    bench.write("src/main.txt", "hello");
+    let dockerfile = format!(
+        "{BUSYBOX}WORKDIR /work\nCOPY src .\nRUN cat main.txt >out && date >>out\nENV A=1\nRUN echo $A >>out\n"
+    );
+    let image_id = |done: &tests::Done| done.stdout.trim().to_owned();
+    let first = bench
+        .build(&dockerfile, &["-q", "-t", "cached"])
+        .expect_status(0);
+    // No search path: a build that wanted QEMU could not find it.
+    let mut again = bench.build_command(&["-t", "cached"]);
+    again.env("PATH", "/nonexistent");
+    let again = run(again).expect_status(0);
+    for step in ["COPY busybox", "WORKDIR", "COPY src", "RUN cat", "RUN echo"] {
+        let line = again
+            .stderr
+            .lines()
+            .find(|l| l.contains(step))
+            .unwrap_or_else(|| panic!("{step}: {again:?}"));
+        let number = line.split(' ').next().unwrap();
+        assert!(
+            again.stderr.contains(&format!("{number} CACHED")),
+            "{step}: {}",
+            again.stderr
+        );
+    }
+    let mut quiet = bench.build_command(&["-q", "-t", "cached"]);
+    quiet.env("PATH", "/nonexistent");
+    assert_eq!(
+        image_id(&run(quiet).expect_status(0)),
+        image_id(&first),
+        "the image differs"
+    );
+    bench.check_clean();
+}
+
+#[test]
+fn stages_run_side_by_side_and_only_the_needed_ones() {
+    let bench = Bench::new();
+    let dockerfile = format!(
+        "FROM scratch AS base\n{}\
+FROM base AS left\nRUN echo left >/left\n\
+FROM base AS right\nRUN echo right >/right\n\
+FROM base AS unneeded\nRUN false\n\
+FROM scratch\nCOPY --from=left /left /out/\nCOPY --from=right /right /out/\n",
+        BUSYBOX.replacen("FROM scratch\n", "", 1)
+    );
+    let dest = bench.out().join("tree");
+    let _built = bench
+        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
+        .expect_status(0);
+    assert_eq!(fs::read_to_string(dest.join("out/left")).unwrap(), "left\n");
+    assert_eq!(
+        fs::read_to_string(dest.join("out/right")).unwrap(),
+        "right\n"
+    );
+    assert_eq!(list(&dest).len(), 3);
+    bench.check_clean();
+}
+
+#[test]
+fn a_step_that_ran_again_with_equal_content_keeps_what_follows_cached() {
+    let bench = Bench::new();
+    let dockerfile = |tag: &str| {
+        format!(
+            "{BUSYBOX}ARG STAMP={tag}\nRUN echo same >/same\nFROM scratch\nCOPY --from=0 /same /same\n"
+        )
+    };
+    let _first = bench.build(&dockerfile("1"), &[]).expect_status(0);
+    let second = bench.build(&dockerfile("2"), &[]).expect_status(0);
+    let line = second
+        .stderr
+        .lines()
+        .find(|l| l.contains("COPY --from=0"))
+        .unwrap();
+    let number = line.split(' ').next().unwrap();
+    assert!(
+        second.stderr.contains(&format!("{number} CACHED")),
+        "{}",
+        second.stderr
+    );
+    bench.check_clean();
+}
+
+#[test]
+fn a_step_sees_the_user_directory_and_environment_that_it_was_given() {
+    let bench = Bench::new();
+    bench.write(
+        "passwd",
+        "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n",
+    );
+    bench.write("group", "root:x:0:\nann:x:1000:\nmore:x:2000:ann\n");
+    let dockerfile = format!(
+        "{BUSYBOX}COPY passwd group /etc/\nARG FLAVOUR\nENV COLOUR=blue\nWORKDIR /w\nUSER ann\n\
+RUN echo \"$(id -u) $(id -g) $(id -G) $HOME $PWD $COLOUR $FLAVOUR $PATH\"; echo problem >&2\n"
+    );
+    let done = bench
+        .build(&dockerfile, &["--build-arg", "FLAVOUR=sweet"])
+        .expect_status(0);
+    done.says(&[
+        "1000 1000 1000 2000 /home/ann /w blue sweet /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "problem",
+    ]);
+    bench.check_clean();
+}
+
+#[test]
+fn a_large_layer_arrives_whole_in_both_directions() {
+    let bench = Bench::new();
+    let data: Vec<u8> = (0..20_000_000_u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    bench.write("data", &data);
+    let dockerfile = format!("{BUSYBOX}COPY data /data\nRUN cp /data /copy && cmp /data /copy\n");
+    let dest = bench.out().join("tree");
+    let _built = bench
+        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
+        .expect_status(0);
+    assert!(fs::read(dest.join("copy")).unwrap() == data);
+    bench.check_clean();
+}

@@ -1,0 +1,196 @@
+//! What must hold when something goes wrong: a clear error, the right exit status, nothing lost and
+//! nothing left over.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::{BUSYBOX, Bench, finish, run};
+
+/// A Dockerfile whose last step never ends.
+fn endless() -> String {
+    format!("{BUSYBOX}RUN echo running-now; while true; do sleep 1; done\n")
+}
+
+/// Starts a build in a process group of its own and waits until its step runs.
+fn start_endless(bench: &Bench) -> (std::process::Child, Command) {
+    bench.write("Dockerfile", endless());
+    let log = bench.out().join("progress");
+    let mut command = bench.build_command(&[]);
+    command
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&log).unwrap())
+        .process_group(0);
+    let child = command.spawn().unwrap();
+    bench.until("the step runs", || {
+        fs::read_to_string(&log)
+            .unwrap()
+            .lines()
+            .any(|l| l.ends_with(" running-now"))
+    });
+    (child, command)
+}
+
+fn pid(child: &std::process::Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
+#[test]
+fn killing_the_builder_leaves_no_vm_and_the_next_build_works() {
+    let bench = Bench::new();
+    let (mut child, _) = start_endless(&bench);
+    assert_eq!(bench.monitors().len(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    bench.until("the VM is gone", || bench.monitors().is_empty());
+    let _next = bench
+        .build(&format!("{BUSYBOX}RUN echo fine >/fine\n"), &[])
+        .expect_status(0);
+    bench.check_clean();
+}
+
+#[test]
+fn an_interrupt_ends_the_build_with_130_and_leaves_nothing() {
+    let bench = Bench::new();
+    let (child, command) = start_endless(&bench);
+    kill(pid(&child), Signal::SIGINT).unwrap();
+    let done = finish(child, &command);
+    assert_eq!(
+        done.status,
+        Some(130),
+        "{}",
+        fs::read_to_string(bench.out().join("progress")).unwrap()
+    );
+    bench.check_clean();
+}
+
+#[test]
+fn a_monitor_that_dies_is_the_hosts_failure_and_ends_the_build() {
+    let bench = Bench::new();
+    bench.write("Dockerfile", endless());
+    let (child, command) = start_endless(&bench);
+    // The step is tried once more in a new VM; that one dies too.
+    for _ in 0..2 {
+        bench.until("a VM runs", || !bench.monitors().is_empty());
+        for monitor in bench.monitors() {
+            kill(
+                Pid::from_raw(i32::try_from(monitor).unwrap()),
+                Signal::SIGKILL,
+            )
+            .ok();
+            bench.until("that VM is gone", || !bench.monitors().contains(&monitor));
+        }
+    }
+    let done = finish(child, &command);
+    let progress = fs::read_to_string(bench.out().join("progress")).unwrap();
+    assert_eq!(done.status, Some(125), "{progress}");
+    assert!(progress.contains("VM"), "{progress}");
+    bench.check_clean();
+}
+
+#[test]
+fn a_failing_step_names_its_line_its_status_and_its_log() {
+    let bench = Bench::new();
+    let done = bench
+        .build(
+            &format!("{BUSYBOX}\nRUN echo about to fail && exit 7\n"),
+            &[],
+        )
+        .expect_status(1);
+    done.says(&[
+        "Dockerfile:5",
+        ">>> RUN echo about to fail && exit 7",
+        "exit code: 7",
+        "about to fail",
+        ".log",
+    ]);
+    bench.check_clean();
+}
+
+#[test]
+fn a_daemon_that_a_step_leaves_behind_is_dead_before_the_layer_is_taken() {
+    let bench = Bench::new();
+    let dockerfile = format!(
+        "{BUSYBOX}RUN (setsid sh -c 'while true; do echo x >>/late; sleep 0.01; done' &) ; sleep 0.3; echo end\n\
+RUN a=$(wc -c </late); sleep 1; b=$(wc -c </late); echo \"$a $b\"; test $a = $b\n"
+    );
+    let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    bench.check_clean();
+}
+
+#[test]
+fn a_step_reaches_neither_devices_nor_vsock_nor_the_hosts_loopback() {
+    let bench = Bench::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let dockerfile = format!(
+        "{BUSYBOX}RUN test ! -e /dev/vda && ! (mknod /disk b 254 0 && head -c 1 /disk) && ! ls /dev/vsock \\\n\
+ && ! nc -w 5 10.0.2.2 {port} </dev/null && ! mount -t tmpfs none /bin && ! cat /proc/kcore \\\n\
+ && test \"$(cat /proc/sys/kernel/hostname)\" = buildkitsandbox\n"
+    );
+    let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    assert!(
+        listener.accept().is_err(),
+        "a step connected to the host's loopback"
+    );
+    bench.check_clean();
+}
+
+#[test]
+fn two_builds_of_the_same_steps_run_each_step_once() {
+    let bench = Bench::new();
+    let dockerfile = format!("{BUSYBOX}RUN sleep 3; cat /proc/sys/kernel/random/uuid >/once\n");
+    bench.write("Dockerfile", &dockerfile);
+    let spawn = |name: &str| {
+        let dest = bench.out().join(name);
+        let mut command = bench.build_command(&["-o", dest.to_str().unwrap()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        (command.spawn().unwrap(), command)
+    };
+    let (one, other) = (spawn("one"), spawn("other"));
+    for (child, command) in [one, other] {
+        let _built = finish(child, &command).expect_status(0);
+    }
+    let once = |name: &str| fs::read_to_string(bench.out().join(name).join("once")).unwrap();
+    assert_eq!(once("one"), once("other"));
+    bench.check_clean();
+}
+
+#[test]
+fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
+    let bench = Bench::new();
+    fs::create_dir(bench.store()).unwrap();
+    let mut mount = Command::new("mount");
+    mount
+        .args(["-t", "tmpfs", "-o", "size=40m", "none"])
+        .arg(bench.store());
+    if run(mount).status != Some(0) {
+        #[expect(
+            clippy::print_stderr,
+            reason = "who runs the tests must know what was skipped"
+        )]
+        {
+            eprintln!("skipped: mounting a small file system needs root");
+        }
+        return;
+    }
+    bench.write("big", vec![7_u8; 60 << 20]);
+    let done = bench.build("FROM scratch\nCOPY busybox /a\nCOPY big /big\n", &[]);
+    fs::remove_file(bench.context().join("big")).unwrap();
+    let after = bench.build("FROM scratch\nCOPY busybox /a\n", &[]);
+    let check = run(bench.cofferdam(["store", "check"]));
+    let mut umount = Command::new("umount");
+    umount.arg(bench.store());
+    let _unmounted = run(umount).expect_status(0);
+    assert_eq!(done.status, Some(125), "{done:?}");
+    assert!(done.stderr.to_lowercase().contains("no space"), "{done:?}");
+    assert_eq!(after.status, Some(0), "{after:?}");
+    assert_eq!(check.status, Some(0), "{check:?}");
+}

@@ -1,0 +1,142 @@
+//! `cargo xtask bench NAME`: measures what the project promises about speed and memory.
+//!
+//! Machines are noisy, so what is compared runs interleaved in one run, medians are quoted, and a
+//! ratio says more than a time. Nothing here passes or fails; tests do that.
+
+mod boot;
+mod cached;
+mod table;
+mod transfer;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::build;
+use crate::image;
+use crate::setup;
+use crate::shell;
+use crate::workspace::Workspace;
+
+/// Measure speed and memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure.
+    name: Name,
+    /// Less data and fewer rounds: ends within a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Write the figures to this file as well.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// The benchmarks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// Start of the monitor to the agent's greeting, against a bare busybox on the same kernel.
+    Boot,
+    /// Builds that find everything in the store.
+    Cached,
+    /// A large context through COPY and RUN: time and peak memory of both sides.
+    Transfer,
+}
+
+/// What a benchmark works with.
+#[derive(Debug)]
+struct Bench {
+    /// The release binary.
+    cofferdam: PathBuf,
+    /// The image of the builder VM.
+    image: PathBuf,
+    /// A directory for everything else, on the disk that holds the target directory.
+    scratch: tempfile::TempDir,
+    quick: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::require(&[setup::VM])?;
+    let workspace = Workspace::find()?;
+    let bench = Bench {
+        cofferdam: build::cofferdam_release(&workspace)?,
+        image: image::build(&workspace, &image::Args::default())?,
+        scratch: tempfile::tempdir_in(&workspace.target).context("cannot make a directory")?,
+        quick: args.quick,
+    };
+    let report = match args.name {
+        Name::Boot => boot::run(&bench)?,
+        Name::Cached => cached::run(&bench)?,
+        Name::Transfer => transfer::run(&bench)?,
+    };
+    report.print();
+    args.json
+        .as_deref()
+        .map_or(Ok(()), |file| report.write(file))
+}
+
+impl Bench {
+    /// A `cofferdam` command on the benchmark's own store.
+    fn cofferdam<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = shell::command(&self.cofferdam, args);
+        command
+            .env("COFFERDAM_STORE", self.scratch.path().join("store"))
+            .env("COFFERDAM_VM_IMAGE", &self.image);
+        command
+    }
+
+    /// A fresh directory for a build context, with a static busybox in it.
+    fn context(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.scratch.path().join(name);
+        std::fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::copy("/bin/busybox", dir.join("busybox"))
+            .context("cannot copy /bin/busybox: install the package busybox-static")?;
+        Ok(dir)
+    }
+
+    /// Builds a context and says how long that took.
+    fn build(&self, context: &Path) -> Result<Duration> {
+        let mut command = self.cofferdam(["build", "--progress", "plain", "."]);
+        timed(command.current_dir(context))
+    }
+
+    /// As [`Self::build`], where nothing may be started: there is no search path.
+    fn build_cached(&self, context: &Path) -> Result<Duration> {
+        let mut command = self.cofferdam(["build", "--progress", "plain", "."]);
+        timed(command.current_dir(context).env("PATH", "/nonexistent"))
+    }
+}
+
+/// Runs a command, which must succeed, and says how long it took.
+fn timed(command: &mut Command) -> Result<Duration> {
+    let begin = Instant::now();
+    shell::output(command)?;
+    Ok(begin.elapsed())
+}
+
+/// Smallest, middle and largest of some times.
+#[derive(Debug, Clone, Copy)]
+struct Spread {
+    min: Duration,
+    median: Duration,
+    max: Duration,
+}
+
+impl Spread {
+    fn of(mut times: Vec<Duration>) -> Result<Self> {
+        times.sort_unstable();
+        let (Some(&min), Some(&max)) = (times.first(), times.last()) else {
+            bail!("nothing was measured");
+        };
+        let median = times.get(times.len() / 2).copied().unwrap_or(max);
+        Ok(Self { min, median, max })
+    }
+}
+
+/// Milliseconds, with fractions.
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

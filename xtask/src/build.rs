@@ -1,0 +1,29 @@
+//! Compiles the programs that the other commands use.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::shell;
+use crate::workspace::Workspace;
+
+/// The `cofferdam` command in the development profile, which the tests use as well, so that a
+/// newcomer compiles everything once. Dependencies are optimised in it.
+pub(crate) fn cofferdam(workspace: &Workspace) -> Result<PathBuf> {
+    cargo(workspace, &["build", "--package", "cli", "--locked"])?;
+    Ok(workspace.target.join("debug/cofferdam"))
+}
+
+/// The `cofferdam` command as users run it.
+pub(crate) fn cofferdam_release(workspace: &Workspace) -> Result<PathBuf> {
+    cargo(
+        workspace,
+        &["build", "--release", "--package", "cli", "--locked"],
+    )?;
+    Ok(workspace.target.join("release/cofferdam"))
+}
+
+/// Runs cargo at the top of the workspace.
+pub(crate) fn cargo(workspace: &Workspace, words: &[&str]) -> Result<()> {
+    shell::run(shell::command("cargo", words).current_dir(&workspace.root))
+}

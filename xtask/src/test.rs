@@ -1,0 +1,60 @@
+//! `cargo xtask test` and `cargo xtask vm-test`.
+
+use anyhow::Result;
+
+use crate::build;
+use crate::image;
+use crate::setup;
+use crate::shell;
+use crate::workspace::Workspace;
+
+/// VMs at the same time: each emulated one keeps a processor busy.
+const VMS: &str = "2";
+
+/// Run all tests: unit, integration, and whole builds in VMs.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Everything; the builds in VMs come last.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
+    let workspace = Workspace::find()?;
+    let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
+    // The image first: some integration tests boot it.
+    let vm_image = image::build(&workspace, &image::Args::default())?;
+    let mut words = vec![
+        "test",
+        "--workspace",
+        "--exclude",
+        "tests",
+        "--locked",
+        "--all-targets",
+    ];
+    words.extend(&filter);
+    shell::run(
+        shell::command("cargo", words)
+            .current_dir(&workspace.root)
+            .env("COFFERDAM_VM_IMAGE", &vm_image),
+    )?;
+    run_vm(args)
+}
+
+/// Whole builds in VMs.
+pub(crate) fn run_vm(args: &Args) -> Result<()> {
+    setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
+    let workspace = Workspace::find()?;
+    let cofferdam = build::cofferdam(&workspace)?;
+    let vm_image = image::build(&workspace, &image::Args::default())?;
+    let mut words = vec!["test", "--package", "tests", "--locked", "--no-fail-fast"];
+    words.extend(args.filter.as_deref());
+    words.extend(["--", "--test-threads", VMS]);
+    shell::run(
+        shell::command("cargo", words)
+            .current_dir(&workspace.root)
+            .env("COFFERDAM_BIN", cofferdam)
+            .env("COFFERDAM_VM_IMAGE", vm_image),
+    )
+}

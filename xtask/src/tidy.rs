@@ -1,0 +1,125 @@
+//! Tests about the tree itself: who may depend on whom, and that documents name what exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use cargo_metadata::MetadataCommand;
+
+/// Who may depend on whom. This table is the architecture: change it in a commit of its own.
+///
+/// Nothing of the guest names anything of the host; of the guest, the host names only `wire`.
+const EDGES: &[(&str, &[&str])] = &[
+    ("agent", &["wire"]),
+    ("cli", &["engine", "launcher", "store"]),
+    ("engine", &["store"]),
+    ("launcher", &["engine", "store", "vsock", "wire"]),
+    ("store", &[]),
+    ("tests", &[]),
+    ("vmimage", &[]),
+    ("vsock", &[]),
+    ("wire", &[]),
+    ("xtask", &["vmimage"]),
+];
+
+/// Longest source file, tests included.
+const MAX_LINES: usize = 700;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
+}
+
+#[test]
+fn crates_depend_only_on_what_the_table_allows() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .unwrap();
+    let members: BTreeSet<String> = metadata
+        .packages
+        .iter()
+        .map(|package| package.name.to_string())
+        .collect();
+    let found: BTreeMap<String, BTreeSet<String>> = metadata
+        .packages
+        .iter()
+        .map(|package| {
+            let edges = package.dependencies.iter().filter(|on| on.path.is_some());
+            (
+                package.name.to_string(),
+                edges.map(|on| on.name.clone()).collect(),
+            )
+        })
+        .collect();
+    let allowed: BTreeMap<String, BTreeSet<String>> = EDGES
+        .iter()
+        .map(|(from, to)| {
+            (
+                (*from).to_owned(),
+                to.iter().map(|to| (*to).to_owned()).collect(),
+            )
+        })
+        .collect();
+    assert_eq!(members, allowed.keys().cloned().collect());
+    assert_eq!(found, allowed);
+}
+
+#[test]
+fn no_source_file_is_too_long_to_read() {
+    let mut long = Vec::new();
+    for file in files(&root(), &["rs"]) {
+        let lines = std::fs::read_to_string(&file).unwrap().lines().count();
+        if lines > MAX_LINES {
+            long.push(format!("{}: {lines}", file.display()));
+        }
+    }
+    assert!(long.is_empty(), "split by noun: {long:#?}");
+}
+
+#[test]
+fn documents_name_only_paths_that_exist() {
+    let root = root();
+    let mut missing = Vec::new();
+    for document in files(&root, &["md"]) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        // Every second piece between backticks is code; a path has a slash and no blank.
+        for name in text.split('`').skip(1).step_by(2) {
+            let first = name.split('/').next().unwrap_or_default();
+            let in_tree = [
+                "guest", "host", "vmimage", "xtask", "tests", "docs", "examples", ".ci",
+            ];
+            if in_tree.contains(&first)
+                && name.contains('/')
+                && !name.contains([' ', '*', '<', '…'])
+                && !root.join(name).exists()
+            {
+                missing.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Files of the tree with one of these extensions.
+fn files(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && name != ".git" {
+                dirs.push(path);
+            } else if path
+                .extension()
+                .is_some_and(|e| extensions.iter().any(|x| e == *x))
+            {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
