@@ -4,6 +4,8 @@ use std::io;
 
 use anyhow::Error;
 
+use crate::progress::clean;
+
 /// Whose fault an error is. Each class has an exit status of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
@@ -77,8 +79,14 @@ impl Failure {
         Self::new(Class::Host, error)
     }
 
-    /// What the user sees: the place, then the error with all its causes, once each.
+    /// What the user sees: the place, then the error with all its causes, once each. What a guest
+    /// wrote may be part of it, so it is made safe to show.
     pub(crate) fn lines(&self) -> Vec<String> {
+        let text = self.text().join("\n");
+        text.lines().map(|line| clean(line.as_bytes())).collect()
+    }
+
+    fn text(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(excerpt) = &self.excerpt {
             lines.extend(excerpt.trim_end().lines().map(str::to_owned));

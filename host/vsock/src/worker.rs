@@ -47,8 +47,8 @@ pub(crate) enum RingFault {
     Available(#[source] virtio_queue::Error),
     #[error("the used ring cannot be written")]
     Used(#[source] virtio_queue::Error),
-    #[error("the ring cannot be read")]
-    Unreadable,
+    #[error("the ring is not in memory")]
+    OutOfMemory,
     #[error("a receive buffer vanished while it was filled")]
     BufferVanished,
 }
@@ -86,11 +86,11 @@ impl Worker {
     /// Handles packets that the guest has sent.
     pub(crate) fn drain_tx(&mut self, ring: &Vring) -> Result<Left, RingFault> {
         let mut state = ring.get_mut();
-        if !state.get_queue().ready() {
-            return Ok(Left::Nothing);
-        }
         let memory = self.memory.memory();
         let memory: &Memory = &memory;
+        if !is_usable(&state, memory)? {
+            return Ok(Left::Nothing);
+        }
         let mut left = Left::Something;
         let mut done = 0;
         while done < BUDGET {
@@ -116,11 +116,11 @@ impl Worker {
     /// Fills the guest's receive buffers with what the connections have to send.
     pub(crate) fn fill_rx(&mut self, ring: &Vring) -> Result<Left, RingFault> {
         let mut state = ring.get_mut();
-        if !state.get_queue().ready() {
-            return Ok(Left::Nothing);
-        }
         let memory = self.memory.memory();
         let memory: &Memory = &memory;
+        if !is_usable(&state, memory)? {
+            return Ok(Left::Nothing);
+        }
         let mut unsaid = None;
         for _ in 0..BUDGET {
             if !self.mux.has_packets() {
@@ -281,7 +281,7 @@ impl Worker {
         let flags = GuestAddress(state.get_queue().avail_ring());
         let flags: u16 = memory
             .load(flags, Ordering::Relaxed)
-            .map_err(|_| RingFault::Unreadable)?;
+            .map_err(|_| RingFault::OutOfMemory)?;
         if u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0 {
             self.mux.tallies.interrupts.add(1);
             if let Err(failed) = state.signal_used_queue() {
@@ -296,6 +296,23 @@ impl Worker {
 struct Head {
     index: u16,
     whole: Option<u16>,
+}
+
+/// Whether the ring is running. Rings become ready one at a time, in any order, so this is asked
+/// of each ring each time.
+fn is_usable(
+    state: &VringState<GuestMemoryAtomic<Memory>>,
+    memory: &Memory,
+) -> Result<bool, RingFault> {
+    let queue = state.get_queue();
+    if !queue.ready() || !state.is_enabled() {
+        return Ok(false);
+    }
+    if queue.is_valid(memory) {
+        Ok(true)
+    } else {
+        Err(RingFault::OutOfMemory)
+    }
 }
 
 fn give_back(queue: &mut Queue, memory: &Memory, head: u16, len: u32) -> Result<(), RingFault> {

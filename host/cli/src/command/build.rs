@@ -3,6 +3,7 @@
 mod args;
 mod request;
 mod results;
+mod vm;
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -10,9 +11,10 @@ use std::sync::Arc;
 
 use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, BuildResult};
-use ::store::Store;
+use serde_json::Value;
 
 pub(super) use args::Args;
+use vm::Vm;
 
 use super::Common;
 use crate::exit::{Class, Failure};
@@ -20,10 +22,10 @@ use crate::progress::{End, Mode, Progress};
 use crate::{logging, signals};
 
 /// Runs the command.
-pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
-    let request = request::from(&args)?;
+pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
+    let request = request::from(args)?;
     refuse_terminal(&request)?;
-    results::forget(&args)?;
+    results::forget(args)?;
     let mode = if args.quiet { Mode::Quiet } else { args.progress };
     let progress = Arc::new(Progress::start(mode).map_err(|e| Failure::usage(e.to_string()))?);
     let cancel = Cancel::new();
@@ -33,13 +35,9 @@ pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
     })?;
     let display = Arc::clone(&progress);
     logging::send_to(Some(Arc::new(move |line| display.note(line))));
-    let done = build(&args, &request, common, &*progress, &cancel);
-    let done = done.and_then(|built| {
-        results::write(&args, &built)?;
-        Ok(built)
-    });
+    let done = build(args, &request, common, &progress, &cancel);
     logging::send_to(None);
-    finish(&args, &progress, done)
+    finish(args, &progress, done)
 }
 
 /// Builds with everything that a build needs, and settles it all whatever comes of the build.
@@ -47,15 +45,20 @@ fn build(
     args: &Args,
     request: &BuildRequest,
     common: &Common,
-    progress: &Progress,
+    progress: &Arc<Progress>,
     cancel: &Cancel,
-) -> Result<BuildResult, Failure> {
-    let store = common.open()?;
-    let executor = executor(args, &store)?;
-    let built = engine::build::build(request, &store, &executor, progress, cancel);
-    executor.shutdown();
+) -> Result<BuildResult, (Failure, Option<Value>)> {
+    let store = common.open().map_err(|failure| (failure, None))?;
+    let vm = Vm::new(args, &store, Arc::clone(progress));
+    let built = engine::build::build(request, &store, &vm, &**progress, cancel);
+    let report = vm.end();
+    drop(vm);
     common.close(store);
-    built.map_err(failure)
+    let built = built.map_err(failure).and_then(|built| {
+        results::write(args, &built, report.as_ref())?;
+        Ok(built)
+    });
+    built.map_err(|failure| (failure, report))
 }
 
 /// An archive on a terminal helps nobody.
@@ -65,7 +68,8 @@ fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
         return Err(Failure::usage("only one output can go to standard output"));
     }
     if stdout == 1 && io::stdout().is_terminal() {
-        return Err(Failure::usage("will not write an archive to a terminal; add dest=FILE to --output"));
+        let text = "will not write an archive to a terminal; add dest=FILE to --output";
+        return Err(Failure::usage(text));
     }
     Ok(())
 }
@@ -74,7 +78,7 @@ fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
 fn finish(
     args: &Args,
     progress: &Progress,
-    done: Result<BuildResult, Failure>,
+    done: Result<BuildResult, (Failure, Option<Value>)>,
 ) -> Result<ExitCode, Failure> {
     match done {
         Ok(built) => {
@@ -84,9 +88,9 @@ fn finish(
             }
             super::print(|out| writeln!(out, "{}", built.image.config))
         }
-        Err(failure) => {
+        Err((failure, report)) => {
             let mut closing = failure.lines();
-            if let Err(second) = results::write_failure(args, &failure) {
+            if let Err(second) = results::write_failure(args, &failure, report.as_ref()) {
                 closing.extend(second.lines());
             }
             progress.finish(End { class: Some(failure.class), closing });
@@ -103,18 +107,8 @@ fn failure(error: BuildError) -> Failure {
         engine::build::Class::Host => Class::Host,
         engine::build::Class::Cancelled => Class::Cancelled,
     };
-    let excerpt = error.excerpt().map(|(place, text)| {
-        // Errors of the parser begin with their place.
-        if text.starts_with(&place) { text.to_owned() } else { format!("{place}\n{text}") }
-    });
-    let mut failure = Failure::new(class, anyhow::Error::msg(String::new()));
-    failure.excerpt = excerpt;
-    if let BuildError::Step { log, .. } = &error {
-        failure.log = Some(log.clone());
-    }
-    if let BuildError::Dockerfile(wrong) = &error {
-        failure.hint.clone_from(&wrong.hint);
-    }
-    failure.error = error.into();
-    failure
+    let excerpt = error.excerpt().map(str::to_owned);
+    let log = if let BuildError::Step { log, .. } = &error { Some(log.clone()) } else { None };
+    let hint = if let BuildError::Dockerfile(wrong) = &error { wrong.hint.clone() } else { None };
+    Failure { class, excerpt, log, hint, error: error.into() }
 }

@@ -2,10 +2,7 @@
 
 mod build;
 mod doctor;
-mod du;
 mod images;
-mod prune;
-mod store;
 mod version;
 
 use std::ffi::OsString;
@@ -51,9 +48,6 @@ enum Command {
     #[command(visible_alias = "b")]
     Build(Box<build::Args>),
     Images(images::Args),
-    Du(du::Args),
-    Prune(prune::Args),
-    Store(store::Args),
     Doctor(doctor::Args),
     Version(version::Args),
 }
@@ -103,11 +97,8 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let common = Common { store: cli.store, line };
     let done = match cli.command {
-        Command::Build(args) => build::run(*args, &common),
+        Command::Build(args) => build::run(&args, &common),
         Command::Images(args) => images::run(args, &common),
-        Command::Du(args) => du::run(&args, &common),
-        Command::Prune(args) => prune::run(&args, &common),
-        Command::Store(args) => store::run(args, &common),
         Command::Doctor(args) => doctor::run(&args, &common),
         Command::Version(args) => version::run(&args),
     };

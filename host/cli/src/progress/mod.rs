@@ -23,6 +23,8 @@ use clap::ValueEnum;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::event::{Event, Reporter};
 
+pub(crate) use lines::clean;
+
 use crate::exit::Class;
 use plain::Plain;
 use queue::{Item, Queue};

@@ -97,11 +97,6 @@ impl Ignore {
         })
     }
 
-    /// Whether there is nothing to ignore.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rules.is_empty()
-    }
-
     /// What is known of the root.
     pub(crate) fn root(&self) -> Above {
         Above {

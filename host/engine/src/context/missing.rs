@@ -66,13 +66,13 @@ impl Context {
         let (dir, name) = path::split(path);
         let mut at: Option<OwnedFd> = None;
         for element in path::elements(dir) {
-            let here = at.as_ref().map_or(self.0.root.as_fd(), OwnedFd::as_fd);
+            let here = at.as_ref().unwrap_or(&self.0.root).as_fd();
             match directory(here, element) {
                 Ok(next) => at = Some(next),
                 Err(_) => return false,
             }
         }
-        let here = at.as_ref().map_or(self.0.root.as_fd(), OwnedFd::as_fd);
+        let here = at.as_ref().unwrap_or(&self.0.root).as_fd();
         fstatat(here, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 

@@ -16,7 +16,8 @@ fn matches(pattern: &[char], path: &[char], start: bool) -> bool {
             if rest.is_empty() || start && glued && plain {
                 return path.ends_with(rest);
             }
-            let behind = |(at, c): (usize, &char)| *c == '/' && matches(rest, &path[at + 1..], false);
+            let behind =
+                |(at, c): (usize, &char)| *c == '/' && matches(rest, &path[at + 1..], false);
             matches(rest, path, false) || path.iter().enumerate().any(behind)
         }
         (['*', rest @ ..], _) => {
@@ -45,10 +46,12 @@ fn slow(pattern: &str, path: &str) -> bool {
 fn slowly_ignored(patterns: &[String], path: &str) -> bool {
     let parents = path.match_indices('/').map(|(at, _)| &path[..at]);
     let paths: Vec<&str> = parents.chain([path]).collect();
-    patterns.iter().fold(false, |ignored, pattern| match pattern.strip_prefix('!') {
-        Some(kept) => ignored && !paths.iter().any(|path| slow(kept, path)),
-        None => ignored || paths.iter().any(|path| slow(pattern, path)),
-    })
+    patterns
+        .iter()
+        .fold(false, |ignored, pattern| match pattern.strip_prefix('!') {
+            Some(kept) => ignored && !paths.iter().any(|path| slow(kept, path)),
+            None => ignored || paths.iter().any(|path| slow(pattern, path)),
+        })
 }
 
 fn element() -> impl Strategy<Value = String> {
@@ -92,7 +95,7 @@ proptest! {
         prop_assert_eq!(glob.matches(path.as_bytes()), slow(&pattern, &path));
         for (at, _) in path.match_indices('/') {
             if slow(&pattern, &path) {
-                prop_assert!(glob.can_match_below(path[..at].as_bytes()), "below {}", &path[..at]);
+                prop_assert!(glob.can_match_below(&path.as_bytes()[..at]), "below {}", &path[..at]);
             }
         }
     }
@@ -106,7 +109,7 @@ proptest! {
         // A directory that is not entered has nothing below it that is kept.
         let mut above = ignore.root();
         for (at, _) in path.match_indices('/') {
-            let dir = path[..at].as_bytes();
+            let dir = &path.as_bytes()[..at];
             let rule = ignore.ignores(&above, dir);
             above = ignore.enter(&above, dir);
             if rule.is_some() && !ignore.may_keep_below(&above, dir) {

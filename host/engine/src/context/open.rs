@@ -117,7 +117,7 @@ impl Opened {
         }
         let settled = self.stat.is_settled(self.since);
         context.learn(self.node, |known| {
-            known.settled = settled && known.stat == self.stat
+            known.settled = settled && known.stat == self.stat;
         });
         Ok(())
     }

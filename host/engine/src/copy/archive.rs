@@ -86,17 +86,25 @@ fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// Whether the checksum of a header is right. Blocks of zeroes have none.
 fn is_header(block: &[u8; BLOCK]) -> bool {
-    let Some(field) = block.get(CHECKSUM) else { return false };
+    let Some(field) = block.get(CHECKSUM) else {
+        return false;
+    };
     let digits: String = field
         .iter()
         .map(|byte| char::from(*byte))
         .skip_while(|c| *c == ' ')
         .take_while(|c| c.is_digit(8))
         .collect();
-    let Ok(wanted) = u32::from_str_radix(&digits, 8) else { return false };
+    let Ok(wanted) = u32::from_str_radix(&digits, 8) else {
+        return false;
+    };
     // The field itself counts as blanks.
     let counted = |(at, byte): (usize, &u8)| if CHECKSUM.contains(&at) { b' ' } else { *byte };
-    let sum: u32 = block.iter().enumerate().map(|entry| u32::from(counted(entry))).sum();
+    let sum: u32 = block
+        .iter()
+        .enumerate()
+        .map(|entry| u32::from(counted(entry)))
+        .sum();
     sum == wanted
 }
 
@@ -110,7 +118,8 @@ mod tests {
     fn archive() -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut tar = Tar::new(&mut bytes);
-        tar.header(b"d", &Meta::default(), &EntryKind::Directory).expect("a header");
+        tar.header(b"d", &Meta::default(), &EntryKind::Directory)
+            .expect("a header");
         tar.finish().expect("an end");
         bytes
     }

@@ -113,7 +113,9 @@ impl fmt::Display for MissingSource {
         }
         match &self.why {
             Missing::Absent => Ok(()),
-            why => write!(f, ": {why}"),
+            why @ (Missing::Ignored(_) | Missing::Outside | Missing::Misspelt(_)) => {
+                write!(f, ": {why}")
+            }
         }
     }
 }

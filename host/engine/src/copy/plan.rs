@@ -49,11 +49,19 @@ pub fn plan(
     target: &Rootfs,
     cancel: &Cancel,
 ) -> Result<CopyPlan, CopyError> {
-    let owner = spec.chown.as_deref().map(|owner| target.owner(owner)).transpose()?;
-    let mode = spec.chmod.as_deref().map(|text| {
-        ModeChange::parse(text).ok_or_else(|| CopyError::Mode(text.to_owned()))
-    });
-    let changes = Changes { owner, mode: mode.transpose()? };
+    let owner = spec
+        .chown
+        .as_deref()
+        .map(|owner| target.owner(owner))
+        .transpose()?;
+    let mode = spec
+        .chmod
+        .as_deref()
+        .map(|text| ModeChange::parse(text).ok_or_else(|| CopyError::Mode(text.to_owned())));
+    let changes = Changes {
+        owner,
+        mode: mode.transpose()?,
+    };
     // An independent layer is made as if there were nothing below it.
     let nothing = Rootfs::empty();
     let draft = Draft::new(if spec.link { &nothing } else { target });
@@ -91,8 +99,13 @@ pub fn plan_workdir(
         None => {}
     }
     let (uid, gid) = target.workdir_owner(user)?;
-    let made =
-        super::draft::Meta { mode: WORKDIR_MODE, uid, gid, mtime: UNDATED, xattrs: Vec::new() };
+    let made = super::draft::Meta {
+        mode: WORKDIR_MODE,
+        uid,
+        gid,
+        mtime: UNDATED,
+        xattrs: Vec::new(),
+    };
     draft.directory(&place.path, &made)?;
     Ok(Some(CopyPlan {
         items: draft.finish(),
@@ -113,8 +126,11 @@ impl CopyPlan {
             None => None,
         };
         let known: &[Known] = known.as_ref().map_or(&[], |known| known.as_slice());
-        let entries: Option<Vec<Entry>> =
-            self.items.iter().map(|item| self.entry(item, known)).collect();
+        let entries: Option<Vec<Entry>> = self
+            .items
+            .iter()
+            .map(|item| self.entry(item, known))
+            .collect();
         Some(store::content_id(&entries?))
     }
 
@@ -127,8 +143,12 @@ impl CopyPlan {
             let ItemBody::New(super::draft::Body::File(Bytes::Context(node))) = item.body else {
                 continue;
             };
-            let Ok(at) = written.binary_search_by_key(&node, |(node, _)| *node) else { continue };
-            let Some((_, stat)) = written.get(at) else { continue };
+            let Ok(at) = written.binary_search_by_key(&node, |(node, _)| *node) else {
+                continue;
+            };
+            let Some((_, stat)) = written.get(at) else {
+                continue;
+            };
             let found = find(index, &item.path);
             if let Some(EntryKind::File { size, digest, .. }) = found.map(|entry| &entry.kind)
                 && *size == stat.size
@@ -151,7 +171,7 @@ impl CopyPlan {
                 meta.xattrs.clone_from(&known.xattrs);
                 Some((known.stat.size, known.digest?))
             }
-            other => self.size_and_digest(other),
+            other @ (Bytes::Rootfs { .. } | Bytes::Inline { .. }) => self.size_and_digest(other),
         })?;
         Some(Entry {
             path: item.path.clone(),
@@ -186,6 +206,8 @@ impl CopyPlan {
 
 fn find<'i>(index: &'i Index, path: &[u8]) -> Option<&'i Entry> {
     let entries = index.entries();
-    let at = entries.binary_search_by(|entry| path::compare(&entry.path, path)).ok()?;
+    let at = entries
+        .binary_search_by(|entry| path::compare(&entry.path, path))
+        .ok()?;
     entries.get(at)
 }

@@ -11,10 +11,10 @@ use super::select;
 use super::source::{Node, Source, Thing, UNDATED, inline};
 use super::walk::{Filter, Walk};
 use super::{CopyError, CopySource, CopySpec};
-use crate::context::ignore::Ignore;
 use crate::Cancel;
-use crate::rootfs::{Rootfs, path};
+use crate::context::ignore::Ignore;
 use crate::rootfs::resolve::{Kind, Tree, resolve};
+use crate::rootfs::{Rootfs, path};
 
 /// Mode of a directory that is made on the way.
 const MADE_DIRECTORY: u32 = 0o755;
@@ -40,7 +40,12 @@ impl Changes {
                 Body::File(_) | Body::CharDevice { .. } | Body::BlockDevice { .. } | Body::Fifo,
             ) => change.apply(meta.mode, false),
         };
-        Meta { mode, uid, gid, ..meta }
+        Meta {
+            mode,
+            uid,
+            gid,
+            ..meta
+        }
     }
 
     /// The metadata of a directory that is made because it is missing.
@@ -48,7 +53,13 @@ impl Changes {
         let (uid, gid) = self.owner.unwrap_or_default();
         let octal = self.mode.as_ref().and_then(ModeChange::octal);
         let mode = octal.unwrap_or(MADE_DIRECTORY);
-        Meta { mode, uid, gid, mtime: UNDATED, xattrs: Vec::new() }
+        Meta {
+            mode,
+            uid,
+            gid,
+            mtime: UNDATED,
+            xattrs: Vec::new(),
+        }
     }
 }
 
@@ -65,8 +76,15 @@ impl Destination {
     /// Reads it as written, relative to `cwd`.
     pub(super) fn new(dest: &str, cwd: &str) -> Self {
         let directory = ["", "."].contains(&dest) || dest.ends_with('/') || dest.ends_with("/.");
-        let whole = if dest.starts_with('/') { dest.to_owned() } else { format!("{cwd}/{dest}") };
-        Self { path: path::clean(whole.as_bytes()), directory }
+        let whole = if dest.starts_with('/') {
+            dest.to_owned()
+        } else {
+            format!("{cwd}/{dest}")
+        };
+        Self {
+            path: path::clean(whole.as_bytes()),
+            directory,
+        }
     }
 }
 
@@ -101,7 +119,17 @@ impl<'a> Planner<'a> {
             Source::Context(..) => Vec::new(),
         };
         let (warnings, n_sources) = (Vec::new(), 0);
-        Self { spec, source, draft, changes, dest, warnings, roots, n_sources, cancel }
+        Self {
+            spec,
+            source,
+            draft,
+            changes,
+            dest,
+            warnings,
+            roots,
+            n_sources,
+            cancel,
+        }
     }
 
     /// Takes all sources in order.
@@ -121,17 +149,24 @@ impl<'a> Planner<'a> {
     fn path(&mut self, written: &str) -> Result<(), CopyError> {
         let paths = select::paths(&self.source, written)?;
         if paths.is_empty() {
-            self.warnings.push(format!("`{written}` matches nothing; nothing is copied"));
+            self.warnings
+                .push(format!("`{written}` matches nothing; nothing is copied"));
         }
         for path in paths {
             let node = select::find(&self.source, written, &path)?;
             self.n_sources += 1;
             match self.source.thing(node) {
                 Thing::Special(what) => {
-                    return Err(CopyError::Special { path: self.source.path(node), what });
+                    return Err(CopyError::Special {
+                        path: self.source.path(node),
+                        what,
+                    });
                 }
                 Thing::Unreadable(source) => {
-                    return Err(CopyError::Unreadable { path: self.source.path(node), source });
+                    return Err(CopyError::Unreadable {
+                        path: self.source.path(node),
+                        source,
+                    });
                 }
                 Thing::Copy(Body::Directory, _) => {
                     self.refuse_nothing()?;
@@ -163,13 +198,16 @@ impl<'a> Planner<'a> {
             let node = select::find(&self.source, written, &base)?;
             self.n_sources += 1;
             let exclude = Ignore::from_patterns("--exclude", &self.spec.exclude)?;
-            let filter = Filter::only(&kept, is_pattern, exclude).map_err(|reason| {
-                CopyError::Pattern { pattern: written.to_owned(), reason }
-            })?;
+            let filter =
+                Filter::only(&kept, is_pattern, exclude).map_err(|reason| CopyError::Pattern {
+                    pattern: written.to_owned(),
+                    reason,
+                })?;
             found |= self.directory(node, filter)?;
         }
         if !found && is_pattern {
-            self.warnings.push(format!("`{written}` matches nothing; nothing is copied"));
+            self.warnings
+                .push(format!("`{written}` matches nothing; nothing is copied"));
         } else if !found {
             let whole = path::join(&path::clean(pivot.as_bytes()), &kept);
             return Err(select::missing(&self.source, written, &whole, &whole)?);
@@ -180,18 +218,35 @@ impl<'a> Planner<'a> {
     /// A file whose content stands in the Dockerfile.
     fn heredoc(&mut self, name: &[u8], data: &[u8]) -> Result<(), CopyError> {
         let body = Body::File(inline(data));
-        let meta = Meta { mode: MADE_FILE, mtime: UNDATED, ..Meta::default() };
+        let meta = Meta {
+            mode: MADE_FILE,
+            mtime: UNDATED,
+            ..Meta::default()
+        };
         let meta = self.changes.apply(meta, &body);
         let name = path::clean(name);
-        self.file(path::split(&name).1, Planned { meta, body, same: None })
+        self.file(
+            path::split(&name).1,
+            Planned {
+                meta,
+                body,
+                same: None,
+            },
+        )
     }
 
     /// Puts anything but a directory at the destination, or into it if that is a directory.
     fn file(&mut self, name: &[u8], planned: Planned) -> Result<(), CopyError> {
         let place = resolve(&self.draft, &self.dest.path, true)?;
         let into = self.dest.directory
-            || place.node.is_some_and(|spot| self.draft.kind(spot) == Kind::Directory);
-        let (dir, name) = if into { (place.path.as_slice(), name) } else { path::split(&place.path) };
+            || place
+                .node
+                .is_some_and(|spot| self.draft.kind(spot) == Kind::Directory);
+        let (dir, name) = if into {
+            (place.path.as_slice(), name)
+        } else {
+            path::split(&place.path)
+        };
         let dir = self.draft.directory(dir, &self.changes.made())?;
         self.draft.put_file(dir, name, planned)
     }
@@ -207,7 +262,10 @@ impl<'a> Planner<'a> {
     /// The destination as a directory, made if it is missing.
     pub(super) fn destination(&mut self, changes: &Changes) -> Result<usize, CopyError> {
         let place = resolve(&self.draft, &self.dest.path, true)?;
-        if place.node.is_some_and(|spot| self.draft.kind(spot) != Kind::Directory) {
+        if place
+            .node
+            .is_some_and(|spot| self.draft.kind(spot) != Kind::Directory)
+        {
             return Err(CopyError::NonDirectory(path::show(&place.path)));
         }
         Ok(self.draft.directory(&place.path, &changes.made())?)
@@ -222,7 +280,9 @@ impl<'a> Planner<'a> {
 
     /// An ignore file that leaves nothing at all is a mistake, not a wish.
     fn refuse_nothing(&self) -> Result<(), CopyError> {
-        let Source::Context(context, scan) = self.source else { return Ok(()) };
+        let Source::Context(context, scan) = self.source else {
+            return Ok(());
+        };
         match context.first_ignored() {
             Some((_, rule)) if scan.all().next().is_none() => Err(CopyError::AllIgnored(rule)),
             Some(_) | None => Ok(()),

@@ -11,15 +11,6 @@ use crate::context::glob::{Dialect, Glob, has_wildcard};
 use crate::rootfs::path;
 use crate::rootfs::resolve::{Kind, Tree, resolve};
 
-/// A source that is there.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chosen<'n, 'a> {
-    /// Its last element as written or matched: the name it gets in a directory.
-    pub(super) name: &'n [u8],
-    /// Where it leads.
-    pub(super) node: Node<'a>,
-}
-
 /// All that `written` names: one path, or what a pattern matches, which may be nothing.
 pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, CopyError> {
     let cleaned = path::clean(written.as_bytes());

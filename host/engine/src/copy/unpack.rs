@@ -29,10 +29,20 @@ impl<'a> Planner<'a> {
         let (Source::Context(context, _), Node::Context(number)) = (self.source, node) else {
             return Ok(false);
         };
-        let Some(store) = context.store() else { return Ok(false) };
+        let Some(store) = context.store() else {
+            return Ok(false);
+        };
         let name = self.source.path(node);
-        let taking = Taking { context, store, number, name: &name, cancel: self.cancel };
-        let Some(layer) = taking.layer()? else { return Ok(false) };
+        let taking = Taking {
+            context,
+            store,
+            number,
+            name: &name,
+            cancel: self.cancel,
+        };
+        let Some(layer) = taking.layer()? else {
+            return Ok(false);
+        };
         let root = Rootfs::new(store, &[layer.diff_id])?;
         let index = store.index(layer.diff_id)?;
         self.unpack_entries(&name, index.entries(), &root)?;
@@ -58,14 +68,17 @@ impl<'a> Planner<'a> {
         for entry in entries.iter().filter(|entry| !entry.path.is_empty()) {
             let below = leaf.and_then(|leaf| entry.path.strip_prefix(leaf));
             if below.is_some_and(|rest| rest.starts_with(b"/")) {
-                return Err(refused(&entry.path, "lies below something that is no directory"));
+                return Err(refused(
+                    &entry.path,
+                    "lies below something that is no directory",
+                ));
             }
             if entry.kind != EntryKind::Directory {
                 leaf = Some(&entry.path);
             }
-            let (body, same) = self
-                .member(entry, root)
-                .ok_or_else(|| refused(&entry.path, "is a name or a link that no image can have"))?;
+            let (body, same) = self.member(entry, root).ok_or_else(|| {
+                refused(&entry.path, "is a name or a link that no image can have")
+            })?;
             let (dir, name) = path::split(&entry.path);
             let place = resolve(&self.draft, &path::join(&top, dir), true)?;
             let dir = self.draft.directory(&place.path, &changes.made())?;
@@ -84,25 +97,35 @@ impl<'a> Planner<'a> {
 
     /// What an entry becomes. Names that mean removal in a layer, and hard links to what is not
     /// in the archive, become nothing.
-    fn member(
-        &self,
-        entry: &Entry,
-        root: &Rootfs,
-    ) -> Option<(Body, Option<(usize, SameFile)>)> {
+    fn member(&self, entry: &Entry, root: &Rootfs) -> Option<(Body, Option<(usize, SameFile)>)> {
         Some(match &entry.kind {
             EntryKind::Directory => (Body::Directory, None),
             EntryKind::Symlink { target } => (Body::Link(target.clone()), None),
-            EntryKind::CharDevice { major, minor } => {
-                (Body::CharDevice { major: *major, minor: *minor }, None)
-            }
-            EntryKind::BlockDevice { major, minor } => {
-                (Body::BlockDevice { major: *major, minor: *minor }, None)
-            }
+            EntryKind::CharDevice { major, minor } => (
+                Body::CharDevice {
+                    major: *major,
+                    minor: *minor,
+                },
+                None,
+            ),
+            EntryKind::BlockDevice { major, minor } => (
+                Body::BlockDevice {
+                    major: *major,
+                    minor: *minor,
+                },
+                None,
+            ),
             EntryKind::Fifo => (Body::Fifo, None),
             EntryKind::File { .. } | EntryKind::Hardlink { .. } => {
                 let inode = root.find(&entry.path)?.inode()?;
                 let same = Some((self.n_sources, SameFile::Rootfs(inode)));
-                (Body::File(Bytes::Rootfs { root: self.roots.len(), inode }), same)
+                (
+                    Body::File(Bytes::Rootfs {
+                        root: self.roots.len(),
+                        inode,
+                    }),
+                    same,
+                )
             }
             EntryKind::Whiteout | EntryKind::Opaque => return None,
         })
@@ -135,9 +158,13 @@ impl Taking<'_> {
     fn known(&self) -> Result<Option<Layer>, CopyError> {
         let digest = {
             let known = self.context.known()?;
-            known.get(self.number as usize).and_then(|known| known.digest)
+            known
+                .get(self.number as usize)
+                .and_then(|known| known.digest)
         };
-        let Some(digest) = digest else { return Ok(None) };
+        let Some(digest) = digest else {
+            return Ok(None);
+        };
         let fact = self.store.fact(FACT, &digest.to_string())?;
         match fact.and_then(|diff_id| diff_id.parse().ok()) {
             Some(diff_id) => Ok(self.store.layer(diff_id)?),
@@ -157,7 +184,11 @@ impl Taking<'_> {
     ) -> Result<Layer, CopyError> {
         let mut opened = self.open(reader)?;
         let stat = *opened.stat();
-        let mut hashing = Hashing { from: &mut opened, hasher: Hasher::new(), failed: None };
+        let mut hashing = Hashing {
+            from: &mut opened,
+            hasher: Hasher::new(),
+            failed: None,
+        };
         let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
         let copied = self.decompress(compression, &mut hashing, &mut writer);
         if let Some(error) = hashing.failed.take() {
@@ -170,13 +201,16 @@ impl Taking<'_> {
         }
         let layer = writer.finish().map_err(|error| self.refused(error))?;
         let digest = hashing.hasher.finish();
-        opened.finish(self.context).map_err(|error| self.failed(error))?;
+        opened
+            .finish(self.context)
+            .map_err(|error| self.failed(error))?;
         self.context.learn(self.number, |known| {
             if known.stat == stat {
                 known.digest = Some(digest);
             }
         });
-        self.store.set_fact(FACT, &digest.to_string(), &layer.diff_id.to_string())?;
+        self.store
+            .set_fact(FACT, &digest.to_string(), &layer.diff_id.to_string())?;
         Ok(layer)
     }
 
@@ -188,30 +222,43 @@ impl Taking<'_> {
     ) -> Result<(), CopyError> {
         let mut piece = vec![0; PIECE];
         {
-            let mut content =
-                compression.reader(&mut *hashing).map_err(|error| self.damaged(&error))?;
-            while let n_bytes @ 1.. =
-                content.read(&mut piece).map_err(|error| self.damaged(&error))?
+            let mut content = compression
+                .reader(&mut *hashing)
+                .map_err(|error| self.damaged(&error))?;
+            while let n_bytes @ 1.. = content
+                .read(&mut piece)
+                .map_err(|error| self.damaged(&error))?
             {
                 self.check()?;
                 let piece = piece.get(..n_bytes).unwrap_or_default();
-                out.write_all(piece).map_err(|error| self.not_taken(error))?;
+                out.write_all(piece)
+                    .map_err(|error| self.not_taken(error))?;
             }
         }
         // Whatever stands behind the archive is part of the file.
-        while let 1.. = hashing.read(&mut piece).map_err(|error| self.damaged(&error))? {
+        while let 1.. = hashing
+            .read(&mut piece)
+            .map_err(|error| self.damaged(&error))?
+        {
             self.check()?;
         }
         Ok(())
     }
 
     fn check(&self) -> Result<(), CopyError> {
-        if self.cancel.is_cancelled() { Err(CopyError::Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(CopyError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     /// The store's own word is inside the error of a write.
     fn not_taken(&self, error: io::Error) -> CopyError {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<IngestError>()) {
+        match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<IngestError>())
+        {
             Some(refused) => self.refused(refused.clone()),
             None => CopyError::Write(error),
         }
@@ -225,7 +272,10 @@ impl Taking<'_> {
     }
 
     fn damaged(&self, error: &dyn std::error::Error) -> CopyError {
-        CopyError::Archive { archive: self.name.to_owned(), reason: error.to_string() }
+        CopyError::Archive {
+            archive: self.name.to_owned(),
+            reason: error.to_string(),
+        }
     }
 
     fn failed(&self, error: OpenError) -> CopyError {

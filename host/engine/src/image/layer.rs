@@ -4,18 +4,19 @@
 //! the layer is committed only when the compressed bytes have the length and the digest that the
 //! manifest says. What a small blob can unpack to has a bound.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 
 use sha2::{Digest as _, Sha256};
 use store::{DiffId, Digest, IngestError, Layer, LayerWriter, Store};
 
+use super::ahead::{Gone, Pipe, write_ahead};
 use super::error::ImageError;
 use super::manifest::Descriptor;
 use super::source::Connection;
 use super::{Progress, ProgressFn};
 use crate::halt::Halt;
 
-/// Unit of copying.
+/// Unit of reading.
 const PIECE: usize = 256 << 10;
 /// Largest unpacked layer.
 const MAX_UNPACKED: u64 = 128 << 30;
@@ -52,13 +53,14 @@ pub(crate) fn take_in(
         failure: None,
     };
     let mut writer = job.store.layer_writer(&format!("pull {}", job.name))?;
-    let unpacked = match unpack(&mut blob, &mut writer, layer.size) {
-        Ok(()) => Ok(writer),
-        Err(Trouble::Unpack(reason)) => {
+    let (unpacked, written) = write_ahead(&mut writer, |pipe| unpack(&mut blob, &pipe, layer.size));
+    let unpacked = match (unpacked, written) {
+        (_, Err(_)) => Err(refused(job, layer, writer)),
+        (Ok(()), Ok(())) => Ok(writer),
+        (Err(reason), Ok(())) => {
             writer.abandon();
             Err(broken(job, layer, &reason))
         }
-        Err(Trouble::Write) => Err(refused(job, layer, writer)),
     };
     let unpacked = match unpacked {
         // The layer is not to blame, so there is no need to see the rest of it.
@@ -157,46 +159,47 @@ fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError 
     }
 }
 
-/// Why unpacking stopped.
-enum Trouble {
-    /// The compressed stream is at fault.
-    Unpack(String),
-    /// The ingest refused it; the writer knows why.
-    Write,
+/// Unpacks the blob into the pipe. An error is the reason why the stream is at fault.
+fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
+    let halt = blob.job.halt;
+    let plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
+    pump(plain, pipe, most_unpacked(compressed), halt)
 }
 
-fn unpack(
-    blob: &mut Counted<'_, '_>,
-    writer: &mut LayerWriter,
-    compressed: u64,
-) -> Result<(), Trouble> {
-    let halt = blob.job.halt;
-    let limit =
-        MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
-    let mut plain = decompressor(BufReader::with_capacity(PIECE, blob))
-        .map_err(|error| Trouble::Unpack(error.to_string()))?;
-    let mut piece = vec![0; PIECE];
+/// How much a blob may unpack to.
+fn most_unpacked(compressed: u64) -> u64 {
+    let by_ratio = compressed.saturating_mul(MAX_RATIO);
+    MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(by_ratio))
+}
+
+/// Moves at most `limit` bytes into the pipe.
+fn pump(mut plain: impl Read, pipe: &Pipe, limit: u64, halt: &Halt) -> Result<(), String> {
     let mut total: u64 = 0;
     loop {
         // A little input can unpack to very much, so it does not suffice to look when reading.
         if halt.is_stopped() {
-            return Err(Trouble::Unpack("stopped".to_owned()));
+            return Err("stopped".to_owned());
         }
+        let mut piece = pipe.buffer();
         let count = match plain.read(&mut piece) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Trouble::Unpack(error.to_string())),
+            Err(error) => return Err(text(error)),
         };
         total = total.saturating_add(count as u64);
         if total > limit {
-            return Err(Trouble::Unpack(format!(
-                "its {compressed} bytes unpack to more than {limit}"
-            )));
+            return Err(format!("it unpacks to more than {limit} bytes"));
         }
-        let bytes = piece.get(..count).unwrap_or_default();
-        writer.write_all(bytes).map_err(|_| Trouble::Write)?;
+        if pipe.put(piece, count) == Err(Gone) {
+            // The writer knows why.
+            return Ok(());
+        }
     }
+}
+
+fn text(error: io::Error) -> String {
+    error.to_string()
 }
 
 /// Finds out the compression by the first bytes, since media types are often wrong, and what comes
@@ -256,4 +259,62 @@ impl Read for Counted<'_, '_> {
 pub(crate) fn short_digest(digest: Digest) -> String {
     let hex = digest.hex();
     format!("sha256:{}", hex.get(..12).unwrap_or(&hex))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cancel::Cancel;
+
+    /// Unpacks into memory.
+    fn unpacked(blob: &[u8], limit: u64, cancel: &Cancel) -> (Vec<u8>, Result<(), String>) {
+        let mut out = Vec::new();
+        let halt = Halt::new(cancel);
+        let plain = decompressor(blob).unwrap();
+        let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, limit, &halt));
+        written.unwrap();
+        (out, done)
+    }
+
+    #[test]
+    fn the_form_is_told_by_the_first_bytes() {
+        let plain = b"some text".repeat(1000);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, &plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        let twice = [plain.as_slice(), &plain].concat();
+        for (blob, expected) in [
+            (gzip.clone(), &plain),
+            ([gzip.as_slice(), &gzip].concat(), &twice),
+            (zstd.clone(), &plain),
+            ([zstd.as_slice(), &zstd].concat(), &twice),
+            (plain.clone(), &plain),
+        ] {
+            let (out, done) = unpacked(&blob, 1 << 20, &Cancel::new());
+            done.unwrap();
+            assert!(out == *expected);
+        }
+    }
+
+    #[test]
+    fn a_small_blob_cannot_unpack_without_bound() {
+        let zeros = vec![0; 8 << 20];
+        let bomb = zstd::encode_all(zeros.as_slice(), 1).unwrap();
+        assert!(bomb.len() < 2000);
+        let (out, done) = unpacked(&bomb, 1 << 20, &Cancel::new());
+        assert!(done.unwrap_err().contains("more than 1048576 bytes"));
+        assert!(out.len() <= 1 << 20);
+        assert_eq!(most_unpacked(1000), (1 << 30) + 1_100_000);
+        assert_eq!(most_unpacked(u64::MAX), MAX_UNPACKED);
+    }
+
+    #[test]
+    fn unpacking_stops_when_cancelled() {
+        let bomb = zstd::encode_all(vec![0; 8 << 20].as_slice(), 1).unwrap();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let (out, done) = unpacked(&bomb, u64::MAX, &cancel);
+        assert_eq!((out.len(), done), (0, Err("stopped".to_owned())));
+    }
 }

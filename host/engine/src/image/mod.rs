@@ -7,6 +7,7 @@
 //! on them; an image is returned only when the store holds all of it and leases all of it; equal
 //! inputs make equal images.
 
+mod ahead;
 mod assemble;
 mod choose;
 mod config;

@@ -31,7 +31,7 @@ pub(crate) struct Node {
     /// `None` for a directory that is only implied by what is below it.
     pub(crate) origin: Option<Origin>,
     /// Sorted by name.
-    pub(crate) children: Vec<Arc<Node>>,
+    pub(crate) children: Vec<Arc<Self>>,
 }
 
 impl Node {
@@ -192,7 +192,9 @@ fn set(parent: &mut Node, name: &[u8], origin: Origin, directory: bool) {
 fn linked(lower: &Node, layer: u32, entries: &[Entry], target: &[u8]) -> Option<Origin> {
     let mut target = target;
     for _ in 0..MAX_LINKS {
-        let here = entries.binary_search_by(|entry| path::compare(&entry.path, target)).ok();
+        let here = entries
+            .binary_search_by(|entry| path::compare(&entry.path, target))
+            .ok();
         match here.and_then(|at| Some((u32::try_from(at).ok()?, &entries.get(at)?.kind))) {
             Some((_, EntryKind::Hardlink { target: next })) => target = next,
             Some((_, EntryKind::Whiteout)) | None => return lower.get(target)?.origin,

@@ -129,6 +129,11 @@ impl Ring {
     fn used_at(&self) -> u64 {
         self.at + 0x4000
     }
+
+    /// Puts the ring somewhere else. To be called before it starts.
+    pub(crate) fn move_to(&mut self, at: u64) {
+        self.at = at;
+    }
 }
 
 /// The guest.
@@ -287,6 +292,23 @@ impl Guest {
         }
     }
 
+    /// Kicks, whatever the device wants.
+    pub(crate) fn ring_bell(&self, ring: usize) {
+        self.rings[ring].kick.write(1).unwrap();
+    }
+
+    /// Waits until the device has hung up on the monitor.
+    pub(crate) fn frontend_is_gone(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if self.frontend.get_features().is_err() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
+    }
+
     /// The next chain that the device has given back, and how much it wrote.
     pub(crate) fn pop_used(&mut self, ring: usize) -> Option<(u16, u32)> {
         let ring = &mut self.rings[ring];
@@ -393,6 +415,44 @@ impl Guest {
         }
     }
 
+    /// Receives a packet without copying its payload: only its first and last byte.
+    pub(crate) fn receive_ends(&mut self) -> (Packet, Option<[u8; 2]>) {
+        let (slot, len) = self
+            .wait_used(RX, PATIENCE)
+            .expect("the device says nothing");
+        let mut bytes = vec![0; HEADER];
+        let at = self.rx_at(slot);
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
+        let byte = |at| self.memory.read_obj(GuestAddress(at)).unwrap();
+        let ends = (len > 44).then(|| [byte(at + 44), byte(at + u64::from(len) - 1)]);
+        self.publish(RX, slot);
+        self.kick(RX);
+        (Packet::from_bytes(&bytes), ends)
+    }
+
+    /// Writes `payload` into all slots for packets, behind the header.
+    pub(crate) fn prepare(&mut self, payload: &[u8]) {
+        self.wait_idle();
+        for slot in 0..SIZE / 2 {
+            let at = GuestAddress(Self::tx_at(slot) + HEADER as u64);
+            self.memory.write_slice(payload, at).unwrap();
+        }
+    }
+
+    /// Sends a packet with the payload that its slot has already.
+    pub(crate) fn send_prepared(&mut self, packet: Packet) {
+        let slot = self.free_slot();
+        let at = Self::tx_at(slot);
+        self.memory
+            .write_slice(&packet.to_bytes(), GuestAddress(at))
+            .unwrap();
+        self.describe(TX, slot, at, 44 + packet.len, 0, 0);
+        self.publish(TX, slot);
+        self.kick(TX);
+    }
+
     /// Ignores what the device says until it is silent. Returns how many packets that were.
     pub(crate) fn hush(&mut self) -> usize {
         self.wait_idle();
@@ -472,18 +532,31 @@ impl Peer {
 
     /// Takes a packet of the host. Says whether it must know about new room.
     pub(crate) fn on_packet(&mut self, packet: &Packet, payload: &[u8]) -> bool {
+        let first = self.received;
+        assert!(
+            payload.iter().zip(first..).all(|(&b, i)| b == nth(i)),
+            "wrong bytes"
+        );
+        self.on_header(packet)
+    }
+
+    /// The same, for a packet of which only the first and the last byte are known.
+    pub(crate) fn on_ends(&mut self, packet: &Packet, ends: Option<[u8; 2]>) -> bool {
+        if let Some(ends) = ends {
+            let last = self.received + u64::from(packet.len) - 1;
+            assert_eq!(ends, [nth(self.received), nth(last)], "wrong bytes");
+        }
+        self.on_header(packet)
+    }
+
+    fn on_header(&mut self, packet: &Packet) -> bool {
         assert_ne!(packet.op, RST, "the host reset the connection");
         self.host_buf_alloc = packet.buf_alloc;
         self.host_fwd_cnt = packet.fwd_cnt;
         if packet.op == SHUTDOWN {
             self.ended |= packet.flags & 2 != 0;
         }
-        let first = self.received;
-        assert!(
-            payload.iter().zip(first..).all(|(&b, i)| b == nth(i)),
-            "wrong bytes"
-        );
-        self.received += payload.len() as u64;
+        self.received += u64::from(packet.len);
         self.fwd_cnt = self.fwd_cnt.wrapping_add(packet.len);
         assert!(packet.len <= self.buf_alloc, "more than there is credit");
         self.fwd_cnt.wrapping_sub(self.told) >= (self.buf_alloc / 2).max(1)

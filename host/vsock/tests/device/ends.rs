@@ -151,7 +151,11 @@ fn a_reset_interrupts_reader_and_writer() {
     let stream = listener.accept(Some(PATIENCE)).unwrap();
     thread::scope(|scope| {
         let reader = scope.spawn(|| stream.read(&mut [0; 10]).unwrap_err());
-        let writer = scope.spawn(|| stream.send(vec![0; 1 << 20]).and(stream.flush(None)));
+        let writer = scope.spawn(|| {
+            stream
+                .send(vec![0; 1 << 20])
+                .and_then(|()| stream.flush(None))
+        });
         thread::sleep(Duration::from_millis(50));
         promptly(|| {
             stream.reset();

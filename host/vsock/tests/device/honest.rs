@@ -2,9 +2,9 @@
 
 use std::io::{ErrorKind, Read};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use vsock::Stream;
+use vsock::{Bytes, Stream};
 
 use crate::Bench;
 use crate::driver::*;
@@ -139,6 +139,97 @@ fn every_byte_and_the_end_reach_the_host_whatever_the_sizes() {
         assert_eq!(host.join().unwrap(), total);
         assert!(bench.device.counters().violations.is_empty());
     }
+}
+
+/// The counters of vsock have 32 bits; a connection may carry more. Also says how fast it is.
+#[test]
+fn more_than_four_gibibytes_go_through_one_connection() {
+    const TOTAL: u64 = (9 << 30) / 2;
+    let bench = Bench::new();
+    let listener = bench.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&bench.socket, 1 << 18);
+    let started = Instant::now();
+    let host = thread::spawn(move || {
+        let stream = listener.accept(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE));
+        // A multiple of the pattern's period, so that it goes on from one to the next.
+        let piece = Bytes::from(bytes(0, 251 * 4000));
+        let mut sent = 0;
+        while sent < TOTAL {
+            let n = usize::try_from(TOTAL - sent)
+                .unwrap_or(usize::MAX)
+                .min(piece.len());
+            stream.send(piece.slice(..n)).unwrap();
+            sent += n as u64;
+        }
+        stream.shutdown_write().unwrap();
+        stream
+    });
+    let mut peer = guest.open(1, 7, 8 << 20);
+    while !peer.ended {
+        let (packet, ends) = guest.receive_ends();
+        if peer.on_ends(&packet, ends) {
+            let update = peer.packet(CREDIT_UPDATE);
+            guest.send(update, &[]);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    assert_eq!(peer.received, TOTAL);
+    eprintln!("to the guest: {:.1} GiB/s", 4.5 / seconds);
+
+    let stream = host.join().unwrap();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            stream.set_read_timeout(Some(PATIENCE));
+            let mut buf = vec![0; 1 << 20];
+            let mut got = 0;
+            loop {
+                let n = stream.read(&mut buf).unwrap();
+                let ends = [buf[0], buf[n.max(1) - 1]];
+                got += n as u64;
+                if n == 0 {
+                    return got;
+                }
+                assert_eq!(ends, [nth(got - n as u64), nth(got - 1)]);
+            }
+        });
+        pour_the_same(&mut guest, &mut peer, TOTAL);
+        assert_eq!(reader.join().unwrap(), TOTAL);
+    });
+    eprintln!(
+        "from the guest: {:.1} GiB/s",
+        4.5 / started.elapsed().as_secs_f64()
+    );
+    assert!(bench.device.counters().violations.is_empty());
+}
+
+/// Sends `total` bytes of the pattern from memory that is prepared once.
+fn pour_the_same(guest: &mut Guest, peer: &mut Peer, total: u64) {
+    // Packets of a multiple of the period, save the last.
+    const PIECE: u32 = 251 * 260;
+    guest.prepare(&bytes(0, PIECE as usize));
+    while peer.sent < total {
+        while let Some((packet, payload)) = guest.try_receive() {
+            peer.on_packet(&packet, &payload);
+        }
+        let n = PIECE.min(u32::try_from(total - peer.sent).unwrap_or(u32::MAX));
+        if peer.room() < n {
+            thread::yield_now();
+            continue;
+        }
+        peer.sent += u64::from(n);
+        let packet = Packet {
+            len: n,
+            ..peer.packet(RW)
+        };
+        guest.send_prepared(packet);
+    }
+    let end = Packet {
+        flags: 2,
+        ..peer.packet(SHUTDOWN)
+    };
+    guest.send(end, &[]);
 }
 
 #[test]

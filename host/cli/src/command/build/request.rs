@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::Error;
-use engine::build::{BuildRequest, DockerfileSource, NamedContext};
+use engine::build::{BuildRequest, DockerfileSource};
 use engine::executor::StepNetwork;
 use engine::image::{ImageSource, Platform};
 
@@ -159,18 +159,18 @@ fn network(name: &str) -> Result<StepNetwork, Failure> {
     }
 }
 
-fn named((name, value): &(String, String)) -> Result<(String, NamedContext), Failure> {
-    let context = if let Some(image) = value.strip_prefix("docker-image://") {
-        NamedContext::Image(image.to_owned())
+fn named((name, value): &(String, String)) -> Result<(String, ImageSource), Failure> {
+    let source = if let Some(image) = value.strip_prefix("docker-image://") {
+        ImageSource::Named(image.to_owned())
     } else if let Some(layout) = value.strip_prefix("oci-layout://") {
-        NamedContext::OciLayout(layout_source(layout)?)
+        layout_source(layout)?
     } else {
         return Err(Failure::usage(format!(
             "--build-context {name}={value}: write docker-image://REF or oci-layout://DIR[:TAG]; \
              directories and URLs are not supported yet"
         )));
     };
-    Ok((name.clone(), context))
+    Ok((name.clone(), source))
 }
 
 /// `DIR[:TAG][@DIGEST]`

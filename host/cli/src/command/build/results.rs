@@ -29,17 +29,25 @@ pub(super) fn forget(args: &Args) -> Result<(), Failure> {
 }
 
 /// Writes the image id and the description of a build that succeeded.
-pub(super) fn write(args: &Args, built: &BuildResult) -> Result<(), Failure> {
+pub(super) fn write(
+    args: &Args,
+    built: &BuildResult,
+    vm: Option<&Value>,
+) -> Result<(), Failure> {
     if let Some(path) = &args.iidfile {
         // No line end: scripts compare the content as it is.
         replace(path, built.image.config.to_string().as_bytes())?;
     }
     let Some(path) = &args.metadata_file else { return Ok(()) };
-    describe(path, &of_success(built))
+    describe(path, of_success(built), vm)
 }
 
 /// Writes the description of a build that failed.
-pub(super) fn write_failure(args: &Args, failure: &Failure) -> Result<(), Failure> {
+pub(super) fn write_failure(
+    args: &Args,
+    failure: &Failure,
+    vm: Option<&Value>,
+) -> Result<(), Failure> {
     let Some(path) = &args.metadata_file else { return Ok(()) };
     let log = failure.log.as_ref().map(|log| log.display().to_string());
     let member = json!({
@@ -48,7 +56,7 @@ pub(super) fn write_failure(args: &Args, failure: &Failure) -> Result<(), Failur
         "error": chain(&failure.error),
         "log": log,
     });
-    describe(path, &json!({ "cofferdam.build": member }))
+    describe(path, json!({ "cofferdam.build": member }), vm)
 }
 
 fn of_success(built: &BuildResult) -> Value {
@@ -67,7 +75,11 @@ fn of_success(built: &BuildResult) -> Value {
     value
 }
 
-fn describe(path: &Path, value: &Value) -> Result<(), Failure> {
+/// Writes the description, with what is known of the VM if there was one.
+fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> Result<(), Failure> {
+    if let (Value::Object(members), Some(vm)) = (&mut value, vm) {
+        members.insert("cofferdam.vm".into(), vm.clone());
+    }
     replace(path, format!("{value:#}\n").as_bytes())
 }
 

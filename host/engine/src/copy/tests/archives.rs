@@ -15,7 +15,8 @@ fn tar(lines: &[&str]) -> Vec<u8> {
     let mut tar = Tar::new(&mut bytes);
     for line in lines {
         let (entry, data) = Line::parse(line).entry();
-        tar.header(&entry.path, &Meta::of(&entry), &entry.kind).expect("a header");
+        tar.header(&entry.path, &Meta::of(&entry), &entry.kind)
+            .expect("a header");
         tar.data(&data).expect("data");
         tar.pad(data.len() as u64).expect("padding");
     }
@@ -48,24 +49,48 @@ fn fails(lines: &[&str], target: &[&str], want: &str) {
     assert_eq!(kit.error("ADD a.tar /d"), want);
 }
 
-const LINES: [&str; 4] = ["s/ [700 1:2]", "s/f = text [4755 3:4]", "s/h == s/f", "s/l -> /x"];
-const UNPACKED: [&str; 5] =
-    ["d/", "d/s/ [700 1:2]", "d/s/f = text [4755 3:4]", "d/s/h == d/s/f [4755 3:4]", "d/s/l -> /x"];
+const LINES: [&str; 4] = [
+    "s/ [700 1:2]",
+    "s/f = text [4755 3:4]",
+    "s/h == s/f",
+    "s/l -> /x",
+];
+const UNPACKED: [&str; 5] = [
+    "d/",
+    "d/s/ [700 1:2]",
+    "d/s/f = text [4755 3:4]",
+    "d/s/h == d/s/f [4755 3:4]",
+    "d/s/l -> /x",
+];
 
 #[test]
 fn the_destination_is_a_directory_whatever_its_name() {
-    for archive in [tar(&LINES), gzip(&tar(&LINES)), zstd::encode_all(&*tar(&LINES), 1).expect("zstd")] {
+    for archive in [
+        tar(&LINES),
+        gzip(&tar(&LINES)),
+        zstd::encode_all(&*tar(&LINES), 1).expect("zstd"),
+    ] {
         check(&archive, &[], "ADD a.tar /d", &UNPACKED);
         check(&archive, &[], "ADD a.tar /d/", &UNPACKED);
     }
-    check(&tar(&["f"]), &[], "ADD a.tar /opt/a.tar", &["opt/", "opt/a.tar/", "opt/a.tar/f"]);
+    check(
+        &tar(&["f"]),
+        &[],
+        "ADD a.tar /opt/a.tar",
+        &["opt/", "opt/a.tar/", "opt/a.tar/f"],
+    );
 }
 
 #[test]
 fn other_compressions_are_known() {
     let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
     encoder.write_all(&tar(&LINES)).expect("compressed");
-    check(&encoder.finish().expect("compressed"), &[], "ADD a.tar /d", &UNPACKED);
+    check(
+        &encoder.finish().expect("compressed"),
+        &[],
+        "ADD a.tar /d",
+        &UNPACKED,
+    );
     // `tar c f | xz`, where f is an empty file.
     let xz = hex::decode(XZ).expect("hexadecimal");
     check(&xz, &[], "ADD a.tar /d", &["d/", "d/f = "]);
@@ -80,10 +105,25 @@ const XZ: &str = "\
 
 #[test]
 fn only_the_owner_can_be_changed() {
-    check(&tar(&["f [600 1:2]"]), &[], "ADD --chmod=777 a.tar /d", &["d/", "d/f [600 1:2]"]);
+    check(
+        &tar(&["f [600 1:2]"]),
+        &[],
+        "ADD --chmod=777 a.tar /d",
+        &["d/", "d/f [600 1:2]"],
+    );
     let want = ["d/ [755 5:6]", "d/f [600 5:6]"];
-    check(&tar(&["f [600 1:2]"]), &[], "ADD --chown=5:6 a.tar /d", &want);
-    check(&tar(&["f", "g"]), &[], "ADD --exclude=f a.tar /d", &["d/", "d/f", "d/g"]);
+    check(
+        &tar(&["f [600 1:2]"]),
+        &[],
+        "ADD --chown=5:6 a.tar /d",
+        &want,
+    );
+    check(
+        &tar(&["f", "g"]),
+        &[],
+        "ADD --exclude=f a.tar /d",
+        &["d/", "d/f", "d/g"],
+    );
 }
 
 #[test]
@@ -101,15 +141,35 @@ fn an_archive_goes_through_the_links_of_the_target() {
     let target = ["lib -> usr/lib", "usr/", "usr/lib/ [711]"];
     let want = ["usr/", "usr/lib/ [711]", "usr/lib/x"];
     check(&tar(&["lib/x"]), &target, "ADD a.tar /", &want);
-    check(&tar(&["lib/", "lib/x"]), &target, "ADD a.tar /", &["lib/", "lib/x"]);
+    check(
+        &tar(&["lib/", "lib/x"]),
+        &target,
+        "ADD a.tar /",
+        &["lib/", "lib/x"],
+    );
 }
 
 #[test]
 fn an_archive_replaces_what_is_in_its_way() {
     let target = ["d/", "d/x/", "d/x/y", "d/z [600]"];
-    check(&tar(&["x = file"]), &target, "ADD a.tar /d", &["d/", "d/x = file"]);
-    check(&tar(&["z/", "z/a"]), &target, "ADD a.tar /d", &["d/", "d/z/", "d/z/a"]);
-    check(&tar(&["x/ [700]"]), &target, "ADD a.tar /d", &["d/", "d/x/ [700]"]);
+    check(
+        &tar(&["x = file"]),
+        &target,
+        "ADD a.tar /d",
+        &["d/", "d/x = file"],
+    );
+    check(
+        &tar(&["z/", "z/a"]),
+        &target,
+        "ADD a.tar /d",
+        &["d/", "d/z/", "d/z/a"],
+    );
+    check(
+        &tar(&["x/ [700]"]),
+        &target,
+        "ADD a.tar /d",
+        &["d/", "d/x/ [700]"],
+    );
 }
 
 #[test]
@@ -156,10 +216,16 @@ fn an_archive_is_read_once() {
     let path = kit.path().join("a.tar");
     fs::write(&path, tar(&LINES)).expect("an archive");
     let context = kit.context();
-    let first = kit.plan_from(&context, "ADD a.tar /d").expect("a plan").content_id();
+    let first = kit
+        .plan_from(&context, "ADD a.tar /d")
+        .expect("a plan")
+        .content_id();
     assert!(first.is_some(), "the result is known before it is written");
     // Were it read again, it would be found missing.
     fs::remove_file(&path).expect("removed");
-    let again = kit.plan_from(&context, "ADD a.tar /d").expect("a plan").content_id();
+    let again = kit
+        .plan_from(&context, "ADD a.tar /d")
+        .expect("a plan")
+        .content_id();
     assert_eq!(first, again);
 }

@@ -60,7 +60,11 @@ fn chmod(path: &Path, mode: u32) {
 /// Names of a layer with their kinds.
 fn names(kit: &Kit, layer: &Layer) -> Vec<Vec<u8>> {
     let index = kit.store.index(layer.diff_id).expect("an index");
-    index.entries().iter().map(|entry| entry.path.clone()).collect()
+    index
+        .entries()
+        .iter()
+        .map(|entry| entry.path.clone())
+        .collect()
 }
 
 #[test]
@@ -72,7 +76,12 @@ fn the_root_may_be_a_link_or_lie_below_one() {
     assert_eq!(kit.list(&want), ["a", "d/", "d/b"]);
     for path in ["link", "link/", "up/context", "up/link/d/..", "context/."] {
         let context = Context::open(&kit.dir.path().join(path), None, None).expect("a context");
-        let plan = plan(&spec("COPY . /"), &SourceTree::Context(&context), &kit.target, &Cancel::new());
+        let plan = plan(
+            &spec("COPY . /"),
+            &SourceTree::Context(&context),
+            &kit.target,
+            &Cancel::new(),
+        );
         let layer = kit.ingest(&plan.expect("a plan"));
         assert_eq!(layer, want, "{path}");
     }
@@ -92,8 +101,24 @@ fn names_are_bytes() {
     let kit = Kit::new(&[], &[]);
     let long = [b'n'; 255];
     let mut want: Vec<&[u8]> = vec![
-        b"a,b", b"%20", b"100%", b"new\nline", b"-dash", b"back\\slash", b"]", b"space ", b" ",
-        b"\xff\xfe", b"caf\xc3\xa9", b"*", b"[x]", b"tab\t", b"#", b"!x", b"...", &long,
+        b"a,b",
+        b"%20",
+        b"100%",
+        b"new\nline",
+        b"-dash",
+        b"back\\slash",
+        b"]",
+        b"space ",
+        b" ",
+        b"\xff\xfe",
+        b"caf\xc3\xa9",
+        b"*",
+        b"[x]",
+        b"tab\t",
+        b"#",
+        b"!x",
+        b"...",
+        &long,
     ];
     for name in &want {
         fs::write(kit.path().join(OsStr::from_bytes(name)), name).expect("a file");
@@ -102,8 +127,16 @@ fn names_are_bytes() {
     want.sort_unstable();
     assert_eq!(names(&kit, &layer), want);
     let again = kit.ingest(&kit.plan("COPY * /").expect("a plan"));
-    assert_eq!(again.content_id, layer.content_id, "a pattern finds them all");
-    check(&["back\\slash"], &[], "COPY back\\slash /d/", &["d/", "d/back\\slash"]);
+    assert_eq!(
+        again.content_id, layer.content_id,
+        "a pattern finds them all"
+    );
+    check(
+        &["back\\slash"],
+        &[],
+        "COPY back\\slash /d/",
+        &["d/", "d/back\\slash"],
+    );
 }
 
 #[test]
@@ -127,12 +160,22 @@ fn paths_may_be_longer_than_the_system_takes_at_once() {
         at = openat(at.as_fd(), name.as_str(), OFlag::O_DIRECTORY, Mode::empty()).expect("it");
     }
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY;
-    let mut file: File = openat(at.as_fd(), "f", flags, Mode::S_IRUSR).expect("a file").into();
+    let mut file: File = openat(at.as_fd(), "f", flags, Mode::S_IRUSR)
+        .expect("a file")
+        .into();
     file.write_all(b"text").expect("data");
     let mut archive = Vec::new();
-    kit.plan("COPY . /").expect("a plan").write(&mut archive, &Cancel::new()).expect("written");
+    kit.plan("COPY . /")
+        .expect("a plan")
+        .write(&mut archive, &Cancel::new())
+        .expect("written");
     let mut reader = tar::Archive::new(archive.as_slice());
-    let last = reader.entries().expect("entries").last().expect("one").expect("whole");
+    let last = reader
+        .entries()
+        .expect("entries")
+        .last()
+        .expect("one")
+        .expect("whole");
     assert_eq!(last.path_bytes().len(), 20 * 251 + 1);
     assert_eq!(last.size(), 4);
 }
@@ -145,10 +188,18 @@ fn what_is_neither_file_nor_directory_nor_link_is_skipped_with_a_warning() {
     let plan = kit.plan("COPY . /").expect("a plan");
     assert_eq!(
         plan.warnings,
-        ["d/pipe is a named pipe and was skipped", "d/socket is a socket and was skipped"]
+        [
+            "d/pipe is a named pipe and was skipped",
+            "d/socket is a socket and was skipped"
+        ]
     );
     assert_eq!(kit.list(&kit.ingest(&plan)), ["d/", "d/f"]);
-    assert!(kit.plan("COPY --exclude=d/p* --exclude=d/s* . /").expect("a plan").warnings.is_empty());
+    assert!(
+        kit.plan("COPY --exclude=d/p* --exclude=d/s* . /")
+            .expect("a plan")
+            .warnings
+            .is_empty()
+    );
     assert_eq!(
         kit.error("COPY d/pipe /"),
         "d/pipe: a named pipe in the build context cannot be copied"
@@ -159,35 +210,95 @@ fn what_is_neither_file_nor_directory_nor_link_is_skipped_with_a_warning() {
 #[test]
 fn metadata_survives() {
     let kit = Kit::new(
-        &["a [777]", "b [666]", "c [4755]", "d/ [1777]", "g/ [2755]", "h == a", "l -> /abs/../x"],
+        &[
+            "a [777]",
+            "b [666]",
+            "c [4755]",
+            "d/ [1777]",
+            "g/ [2755]",
+            "h == a",
+            "l -> /abs/../x",
+        ],
         &[],
     );
     let time = UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789);
-    let file = File::options().write(true).open(kit.path().join("b")).expect("a file");
-    file.set_times(FileTimes::new().set_modified(time)).expect("a time");
+    let file = File::options()
+        .write(true)
+        .open(kit.path().join("b"))
+        .expect("a file");
+    file.set_times(FileTimes::new().set_modified(time))
+        .expect("a time");
     // Not every file system has them.
     let with_xattr = xattr::set(kit.path().join("c"), "user.colour", b"red\n").is_ok()
         && xattr::set(kit.path().join("d"), "user.shape", b"round").is_ok();
     let layer = kit.ingest(&kit.plan("COPY . /").expect("a plan"));
-    let want =
-        ["a [777]", "b [666]", "c [4755]", "d/ [1777]", "g/ [2755]", "h == a [777]", "l -> /abs/../x"];
+    let want = [
+        "a [777]",
+        "b [666]",
+        "c [4755]",
+        "d/ [1777]",
+        "g/ [2755]",
+        "h == a [777]",
+        "l -> /abs/../x",
+    ];
     assert_eq!(kit.list(&layer), want);
     let index = kit.store.index(layer.diff_id).expect("an index");
-    let entry = |path: &[u8]| index.entries().iter().find(|entry| entry.path == path).expect("it");
-    assert_eq!((entry(b"b").mtime.secs, entry(b"b").mtime.nanos), (1_600_000_000, 123_456_789));
+    let entry = |path: &[u8]| {
+        index
+            .entries()
+            .iter()
+            .find(|entry| entry.path == path)
+            .expect("it")
+    };
+    assert_eq!(
+        (entry(b"b").mtime.secs, entry(b"b").mtime.nanos),
+        (1_600_000_000, 123_456_789)
+    );
     if with_xattr {
-        assert_eq!(entry(b"c").xattrs, [(b"user.colour".to_vec(), b"red\n".to_vec())]);
-        assert_eq!(entry(b"d").xattrs, [(b"user.shape".to_vec(), b"round".to_vec())]);
+        assert_eq!(
+            entry(b"c").xattrs,
+            [(b"user.colour".to_vec(), b"red\n".to_vec())]
+        );
+        assert_eq!(
+            entry(b"d").xattrs,
+            [(b"user.shape".to_vec(), b"round".to_vec())]
+        );
     }
 }
 
 #[test]
 fn hard_links_are_kept_inside_one_source_only() {
     let context = ["d/a = text", "d/b == d/a", "e == d/a"];
-    check(&context, &[], "COPY d /o", &["o/", "o/a = text", "o/b == o/a"]);
-    check(&context, &[], "COPY . /o", &["o/", "o/d/", "o/d/a = text", "o/d/b == o/d/a", "o/e == o/d/a"]);
-    check(&context, &[], "COPY d/a e /o/", &["o/", "o/a = text", "o/e = text"]);
-    check(&["d/a = text", "d/b == d/a", "f/a = new"], &[], "COPY d f /o", &["o/", "o/a = new", "o/b = text"]);
+    check(
+        &context,
+        &[],
+        "COPY d /o",
+        &["o/", "o/a = text", "o/b == o/a"],
+    );
+    check(
+        &context,
+        &[],
+        "COPY . /o",
+        &[
+            "o/",
+            "o/d/",
+            "o/d/a = text",
+            "o/d/b == o/d/a",
+            "o/e == o/d/a",
+        ],
+    );
+    check(
+        &context,
+        &[],
+        "COPY d/a e /o/",
+        &["o/", "o/a = text", "o/e = text"],
+    );
+    check(
+        &["d/a = text", "d/b == d/a", "f/a = new"],
+        &[],
+        "COPY d f /o",
+        &["o/", "o/a = new", "o/b = text"],
+    );
 }
 
 #[test]
@@ -196,15 +307,23 @@ fn an_unreadable_file_matters_only_if_it_is_needed() {
     chmod(&kit.path().join("secret"), 0);
     unprivileged(|| {
         assert_eq!(written(&kit, "COPY ok /"), ["ok"]);
-        assert_eq!(written(&kit, "COPY --exclude=locked . /"), [".dockerignore", "ok"]);
+        assert_eq!(
+            written(&kit, "COPY --exclude=locked . /"),
+            [".dockerignore", "ok"]
+        );
         let plan = kit.plan("COPY . /").expect("a plan");
-        let error = plan.write(&mut io::sink(), &Cancel::new()).expect_err("an error");
+        let error = plan
+            .write(&mut io::sink(), &Cancel::new())
+            .expect_err("an error");
         assert_eq!(error.to_string(), "cannot read locked in the build context");
         assert!(!error.is_host());
     });
     fs::write(kit.path().join(".dockerignore"), "locked\n").expect("an ignore file");
     unprivileged(|| {
-        assert_eq!(kit.error("COPY . /"), "cannot read secret in the build context");
+        assert_eq!(
+            kit.error("COPY . /"),
+            "cannot read secret in the build context"
+        );
         assert_eq!(kit.plan("COPY ok /").expect("a plan").items.len(), 1);
     });
 }
@@ -222,10 +341,17 @@ fn the_context_is_never_written_to() {
 #[test]
 fn modes_are_content_and_times_are_not() {
     let kit = Kit::new(&["f", "d/g"], &[]);
-    let id = || kit.ingest(&kit.plan("COPY . /").expect("a plan")).content_id;
+    let id = || {
+        kit.ingest(&kit.plan("COPY . /").expect("a plan"))
+            .content_id
+    };
     let first = id();
-    let file = File::options().write(true).open(kit.path().join("f")).expect("a file");
-    file.set_times(FileTimes::new().set_modified(UNIX_EPOCH)).expect("a time");
+    let file = File::options()
+        .write(true)
+        .open(kit.path().join("f"))
+        .expect("a file");
+    file.set_times(FileTimes::new().set_modified(UNIX_EPOCH))
+        .expect("a time");
     assert_eq!(id(), first, "touched");
     chmod(&kit.path().join("f"), 0o755);
     assert_ne!(id(), first, "chmod");
@@ -243,7 +369,9 @@ fn an_unchanged_file_is_not_read_again() {
         let context = kit.context();
         let plan = kit.plan_from(&context, "COPY f /").expect("a plan");
         assert_eq!(plan.content_id().is_some(), want_known);
-        let id = plan.content_id().unwrap_or_else(|| kit.ingest(&plan).content_id);
+        let id = plan
+            .content_id()
+            .unwrap_or_else(|| kit.ingest(&plan).content_id);
         context.save_cache();
         id
     };
@@ -253,10 +381,13 @@ fn an_unchanged_file_is_not_read_again() {
     assert_eq!(build(false), first);
     assert_eq!(build(true), first);
     // The same length and the same time, but another text.
-    let time = fs::metadata(&path).and_then(|metadata| metadata.modified()).expect("a time");
+    let time = fs::metadata(&path)
+        .and_then(|metadata| metadata.modified())
+        .expect("a time");
     fs::write(&path, "two").expect("written");
     let file = File::options().write(true).open(&path).expect("a file");
-    file.set_times(FileTimes::new().set_modified(time)).expect("a time");
+    file.set_times(FileTimes::new().set_modified(time))
+        .expect("a time");
     assert_ne!(build(false), first);
 }
 
@@ -292,9 +423,16 @@ fn a_file_that_changes_while_it_is_read_fails_the_step() {
         let path = kit.path().join("f");
         let meddle = || fs::write(&path, changed).expect("written");
         let plan = kit.plan("COPY f /").expect("a plan");
-        let mut out = Meddling { after: 1024, meddle, n_bytes: 0 };
+        let mut out = Meddling {
+            after: 1024,
+            meddle,
+            n_bytes: 0,
+        };
         let error = plan.write(&mut out, &Cancel::new()).expect_err("an error");
-        assert!(matches!(&error, CopyError::Changed(path) if path == "f"), "{error}");
+        assert!(
+            matches!(&error, CopyError::Changed(path) if path == "f"),
+            "{error}"
+        );
         assert_eq!(plan.content_id(), None, "nothing was learnt");
     }
 }
@@ -308,7 +446,9 @@ fn a_file_that_changed_before_it_is_read_is_taken_as_it_is() {
     assert_eq!(kit.list(&kit.ingest(&plan)), ["a", "f = new and longer"]);
     let plan = kit.plan("COPY . /").expect("a plan");
     chmod(&kit.path().join("f"), 0o600);
-    let error = plan.write(&mut io::sink(), &Cancel::new()).expect_err("an error");
+    let error = plan
+        .write(&mut io::sink(), &Cancel::new())
+        .expect_err("an error");
     assert!(matches!(error, CopyError::Changed(_)), "{error}");
 }
 
@@ -328,13 +468,23 @@ fn nothing_from_outside_gets_in() {
     plan.write(&mut out, &Cancel::new()).expect_err("an error");
     fs::remove_file(kit.path().join("f")).expect("removed");
     mkfifo(&kit.path().join("f"), Mode::S_IRWXU).expect("a fifo");
-    plan.write(&mut out, &Cancel::new()).expect_err("an error, and no waiting for a writer");
+    plan.write(&mut out, &Cancel::new())
+        .expect_err("an error, and no waiting for a writer");
 }
 
 #[test]
 fn the_ignore_file_of_the_dockerfile_comes_first() {
     let of_dockerfile = "sub/Dockerfile.dockerignore = b\n";
-    let kit = Kit::new(&["a", "b", ".dockerignore = a\n", "sub/Dockerfile", of_dockerfile], &[]);
+    let kit = Kit::new(
+        &[
+            "a",
+            "b",
+            ".dockerignore = a\n",
+            "sub/Dockerfile",
+            of_dockerfile,
+        ],
+        &[],
+    );
     let list = |dockerfile: Option<&Path>| {
         let context = Context::open(&kit.path(), dockerfile, None).expect("a context");
         kit.list(&kit.ingest(&kit.plan_from(&context, "COPY ? /d/").expect("a plan")))
@@ -345,7 +495,9 @@ fn the_ignore_file_of_the_dockerfile_comes_first() {
     assert_eq!(list(Some(&kit.path().join("other"))), ["d/", "d/b"]);
     let context = Context::open(&kit.path(), Some(&dockerfile), None).expect("a context");
     assert_eq!(
-        kit.plan_from(&context, "COPY b /b").expect_err("an error").to_string(),
+        kit.plan_from(&context, "COPY b /b")
+            .expect_err("an error")
+            .to_string(),
         "`b` is not in the build context: it is ignored by sub/Dockerfile.dockerignore line 1: `b`"
     );
 }
@@ -366,7 +518,17 @@ fn ignored_files_are_not_there() {
         "logs/1",
         "kept",
     ];
-    let want = ["d/", "d/e/", "foo/", "foo/.gitkeep", "kept", "logs/", "parent/ [700]", "parent/child/", "parent/child/y"];
+    let want = [
+        "d/",
+        "d/e/",
+        "foo/",
+        "foo/.gitkeep",
+        "kept",
+        "logs/",
+        "parent/ [700]",
+        "parent/child/",
+        "parent/child/y",
+    ];
     check(&context, &[], "COPY . /", &want);
 }
 
@@ -374,7 +536,10 @@ fn ignored_files_are_not_there() {
 fn a_broken_ignore_file_is_an_error() {
     let kit = Kit::new(&[".dockerignore = a\n[\n"], &[]);
     let error = Context::open(&kit.path(), None, None).expect_err("an error");
-    assert!(error.to_string().starts_with(".dockerignore:2: `[`"), "{error}");
+    assert!(
+        error.to_string().starts_with(".dockerignore:2: `[`"),
+        "{error}"
+    );
     let kit = Kit::new(&[".dockerignore/"], &[]);
     Context::open(&kit.path(), None, None).expect_err("a directory is no ignore file");
 }
@@ -384,7 +549,10 @@ fn cancelling_ends_the_writing() {
     let kit = Kit::new(&["a", "b"], &[]);
     let cancel = Cancel::new();
     cancel.cancel();
-    let error = kit.plan("COPY . /").expect("a plan").write(&mut io::sink(), &cancel);
+    let error = kit
+        .plan("COPY . /")
+        .expect("a plan")
+        .write(&mut io::sink(), &cancel);
     assert!(matches!(error, Err(CopyError::Cancelled)));
 }
 
@@ -393,15 +561,23 @@ fn the_same_files_give_the_same_bytes() {
     let kit = Kit::new(&["d/a", "d/b -> a", "c"], &[]);
     let bytes = || {
         let mut bytes = Vec::new();
-        let plan = kit.plan("COPY . <<n=text /made/on/the/way/").expect("a plan");
+        let plan = kit
+            .plan("COPY . <<n=text /made/on/the/way/")
+            .expect("a plan");
         plan.write(&mut bytes, &Cancel::new()).expect("written");
         bytes
     };
     assert_eq!(bytes(), bytes());
     let root = Rootfs::empty();
-    let made = crate::copy::plan_workdir("/a/b", "", &root).expect("a plan").expect("missing");
+    let made = crate::copy::plan_workdir("/a/b", "", &root)
+        .expect("a plan")
+        .expect("missing");
     let layer = kit.ingest(&made);
     let index = kit.store.index(layer.diff_id).expect("an index");
-    assert!(index.entries().iter().all(|entry| entry.mtime.secs > 0
-        && entry.kind == EntryKind::Directory));
+    assert!(
+        index
+            .entries()
+            .iter()
+            .all(|entry| entry.mtime.secs > 0 && entry.kind == EntryKind::Directory)
+    );
 }

@@ -1,8 +1,8 @@
 //! What the flags do.
 
 use super::{Kit, check, fails, spec};
-use crate::copy::{SourceTree, plan};
 use crate::Cancel;
+use crate::copy::{SourceTree, plan};
 use crate::rootfs::Rootfs;
 
 const PASSWD: &str = "etc/passwd = root:x:0:0::/root:/bin/sh\napp:x:7:8::/home/app:/bin/sh\n";
@@ -21,29 +21,65 @@ fn owners_are_numbers_or_names_of_the_target() {
         ("app:", "f [644 7:0]"),
         ("root", "f"),
     ] {
-        check(&["f"], &target, &format!("COPY --chown={owner} f /f"), &[want]);
+        check(
+            &["f"],
+            &target,
+            &format!("COPY --chown={owner} f /f"),
+            &[want],
+        );
     }
 }
 
 #[test]
 fn an_unknown_owner_is_an_error_that_helps() {
     let target = ["etc/", PASSWD, GROUP];
-    fails(&["a"], &target, "COPY --chown=aps a /a", "no user `aps` in /etc/passwd (did you mean `app`?)");
-    fails(&["a"], &target, "COPY --chown=app:wheel a /a", "no group `wheel` in /etc/group");
+    fails(
+        &["a"],
+        &target,
+        "COPY --chown=aps a /a",
+        "no user `aps` in /etc/passwd (did you mean `app`?)",
+    );
+    fails(
+        &["a"],
+        &target,
+        "COPY --chown=app:wheel a /a",
+        "no group `wheel` in /etc/group",
+    );
     fails(
         &["a"],
         &[],
         "COPY --chown=app a /a",
         "no user `app` in /etc/passwd (the image has no such file; use a number)",
     );
-    check(&["a"], &[], "COPY --chown=1000 a /a", &["a [644 1000:1000]"]);
+    check(
+        &["a"],
+        &[],
+        "COPY --chown=1000 a /a",
+        &["a [644 1000:1000]"],
+    );
 }
 
 #[test]
 fn an_octal_mode_is_for_directories_too() {
-    let want = ["a/ [644]", "a/b/ [644]", "a/b/s/ [644]", "a/b/s/f", "a/b/s/l -> f"];
-    check(&["dir/s/f [755]", "dir/s/l -> f"], &[], "COPY --chmod=644 dir /a/b/", &want);
-    fails(&["a"], &[], "COPY --chmod=9 a /a", "`9` is not a mode: octal up to 07777, or symbolic as in `u=rwX,go=rX`");
+    let want = [
+        "a/ [644]",
+        "a/b/ [644]",
+        "a/b/s/ [644]",
+        "a/b/s/f",
+        "a/b/s/l -> f",
+    ];
+    check(
+        &["dir/s/f [755]", "dir/s/l -> f"],
+        &[],
+        "COPY --chmod=644 dir /a/b/",
+        &want,
+    );
+    fails(
+        &["a"],
+        &[],
+        "COPY --chmod=9 a /a",
+        "`9` is not a mode: octal up to 07777, or symbolic as in `u=rwX,go=rX`",
+    );
 }
 
 #[test]
@@ -65,27 +101,76 @@ fn what_is_made_on_the_way_belongs_to_the_new_owner() {
 #[test]
 fn excluded_paths_are_relative_to_what_is_copied() {
     let context = ["a.txt", "b.txt", "d/a.txt", "d/e/a.txt", "d/e/b.txt"];
-    check(&context, &[], "COPY --exclude=a.txt *.txt /d/", &["d/", "d/a.txt", "d/b.txt"]);
-    check(&context, &[], "COPY --exclude=a.txt --exclude=d . /e/", &["e/", "e/b.txt"]);
-    check(&context, &[], "COPY --exclude=a.txt d /e/", &["e/", "e/e/", "e/e/a.txt", "e/e/b.txt"]);
-    check(&context, &[], "COPY --exclude=**/a.txt d /e/", &["e/", "e/e/", "e/e/b.txt"]);
+    check(
+        &context,
+        &[],
+        "COPY --exclude=a.txt *.txt /d/",
+        &["d/", "d/a.txt", "d/b.txt"],
+    );
+    check(
+        &context,
+        &[],
+        "COPY --exclude=a.txt --exclude=d . /e/",
+        &["e/", "e/b.txt"],
+    );
+    check(
+        &context,
+        &[],
+        "COPY --exclude=a.txt d /e/",
+        &["e/", "e/e/", "e/e/a.txt", "e/e/b.txt"],
+    );
+    check(
+        &context,
+        &[],
+        "COPY --exclude=**/a.txt d /e/",
+        &["e/", "e/e/", "e/e/b.txt"],
+    );
     let instruction = "COPY --exclude=e --exclude=!e/b.txt --exclude=a.txt d /e/";
     check(&context, &[], instruction, &["e/", "e/e/", "e/e/b.txt"]);
 }
 
 #[test]
 fn parents_are_kept() {
-    let context = ["a/ [711]", "a/b/ [750]", "a/b/c.txt", "a/b/d.txt", "a/x/c.txt"];
+    let context = [
+        "a/ [711]",
+        "a/b/ [750]",
+        "a/b/c.txt",
+        "a/b/d.txt",
+        "a/x/c.txt",
+    ];
     let want = ["d/", "d/a/ [711]", "d/a/b/ [750]", "d/a/b/c.txt"];
     check(&context, &[], "COPY --parents a/b/c.txt /d/", &want);
     check(&context, &[], "COPY --parents ./a/b/c.txt /d/", &want);
-    check(&context, &[], "COPY --parents a/./b/c.txt /d/", &["d/", "d/b/ [750]", "d/b/c.txt"]);
-    let want = ["d/", "d/a/ [711]", "d/a/b/ [750]", "d/a/b/c.txt", "d/a/x/", "d/a/x/c.txt"];
+    check(
+        &context,
+        &[],
+        "COPY --parents a/./b/c.txt /d/",
+        &["d/", "d/b/ [750]", "d/b/c.txt"],
+    );
+    let want = [
+        "d/",
+        "d/a/ [711]",
+        "d/a/b/ [750]",
+        "d/a/b/c.txt",
+        "d/a/x/",
+        "d/a/x/c.txt",
+    ];
     check(&context, &[], "COPY --parents **/c.txt /d/", &want);
-    let want = ["d/", "d/a/ [711]", "d/a/b/ [750]", "d/a/b/c.txt", "d/a/b/d.txt"];
+    let want = [
+        "d/",
+        "d/a/ [711]",
+        "d/a/b/ [750]",
+        "d/a/b/c.txt",
+        "d/a/b/d.txt",
+    ];
     check(&context, &[], "COPY --parents a/b /d/", &want);
     let want = ["d/", "d/a/ [711]", "d/a/b/ [750]", "d/a/b/c.txt"];
-    check(&context, &[], "COPY --parents --exclude=**/d.txt a/b /d/", &want);
+    check(
+        &context,
+        &[],
+        "COPY --parents --exclude=**/d.txt a/b /d/",
+        &want,
+    );
     let target = ["d/", "d/a/ [700 4:4]"];
     let want = ["d/", "d/a/ [711 4:4]", "d/a/x/", "d/a/x/c.txt"];
     check(&context, &target, "COPY --parents a/x/c.txt /d/", &want);
@@ -102,7 +187,12 @@ fn an_independent_layer_does_not_look_below() {
     let target = ["d -> /real", "real/"];
     check(&["f"], &target, "COPY --link f /d/", &["d/", "d/f"]);
     check(&["f"], &target, "COPY f /d/", &["real/", "real/f"]);
-    check(&["f"], &["d/ [700 3:3]"], "COPY --link --chmod=600 f /d/", &["d/ [600]", "d/f [600]"]);
+    check(
+        &["f"],
+        &["d/ [700 3:3]"],
+        "COPY --link --chmod=600 f /d/",
+        &["d/ [600]", "d/f [600]"],
+    );
 }
 
 #[test]
@@ -110,7 +200,13 @@ fn the_plan_of_an_independent_layer_is_the_same_over_any_root() {
     let kit = Kit::new(&["f"], &["d/ [700 3:3]"]);
     let context = kit.context();
     let id = |target: &Rootfs, instruction: &str| {
-        let plan = plan(&spec(instruction), &SourceTree::Context(&context), target, &Cancel::new()).expect("a plan");
+        let plan = plan(
+            &spec(instruction),
+            &SourceTree::Context(&context),
+            target,
+            &Cancel::new(),
+        )
+        .expect("a plan");
         kit.ingest(&plan).content_id
     };
     let (linked, plain) = ("COPY --link f /d/", "COPY f /d/");

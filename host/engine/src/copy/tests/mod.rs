@@ -3,6 +3,7 @@
 mod archives;
 mod context;
 mod flags;
+mod measure;
 mod model;
 mod places;
 mod roots;
@@ -55,10 +56,13 @@ impl Line {
             None => (text, ""),
         };
         let mut words = attributes.split_whitespace();
-        let mode = words.next().map(|mode| u32::from_str_radix(mode, 8).expect("a mode"));
+        let mode = words
+            .next()
+            .map(|mode| u32::from_str_radix(mode, 8).expect("a mode"));
         let owner = words.next().and_then(|owner| owner.split_once(':'));
-        let owner =
-            owner.map(|(u, g)| (u.parse().expect("uid"), g.parse().expect("gid"))).unwrap_or_default();
+        let owner = owner
+            .map(|(u, g)| (u.parse().expect("uid"), g.parse().expect("gid")))
+            .unwrap_or_default();
         let (path, kind) = if let Some((path, target)) = text.split_once(" -> ") {
             (path, LineKind::Link(target.into()))
         } else if let Some((path, target)) = text.split_once(" == ") {
@@ -74,28 +78,53 @@ impl Line {
         } else {
             (text, LineKind::File(text.into()))
         };
-        Self { path: path.into(), kind, mode, owner }
+        Self {
+            path: path.into(),
+            kind,
+            mode,
+            owner,
+        }
     }
 
     /// The text of a file; by itself its own name.
     fn data(&self, text: &str) -> String {
         let name = self.path.rsplit('/').next().unwrap_or_default();
-        if text == self.path { name.into() } else { text.into() }
+        if text == self.path {
+            name.into()
+        } else {
+            text.into()
+        }
     }
 
     fn entry(&self) -> (Entry, Vec<u8>) {
         let (kind, mode, data) = match &self.kind {
             LineKind::Directory => (EntryKind::Directory, 0o755, Vec::new()),
-            LineKind::Link(target) => {
-                (EntryKind::Symlink { target: target.clone().into() }, 0o777, Vec::new())
-            }
-            LineKind::HardLink(target) => {
-                (EntryKind::Hardlink { target: target.clone().into() }, 0o644, Vec::new())
-            }
+            LineKind::Link(target) => (
+                EntryKind::Symlink {
+                    target: target.clone().into(),
+                },
+                0o777,
+                Vec::new(),
+            ),
+            LineKind::HardLink(target) => (
+                EntryKind::Hardlink {
+                    target: target.clone().into(),
+                },
+                0o644,
+                Vec::new(),
+            ),
             LineKind::File(data) => {
                 let data = self.data(data).into_bytes();
                 let digest = store::Digest::of(&data);
-                (EntryKind::File { size: data.len() as u64, digest, offset: 0 }, 0o644, data)
+                (
+                    EntryKind::File {
+                        size: data.len() as u64,
+                        digest,
+                        offset: 0,
+                    },
+                    0o644,
+                    data,
+                )
             }
             LineKind::Whiteout => (EntryKind::Whiteout, 0, Vec::new()),
             LineKind::Opaque => (EntryKind::Opaque, 0, Vec::new()),
@@ -106,7 +135,10 @@ impl Line {
             mode: self.mode.unwrap_or(mode),
             uid: self.owner.0,
             gid: self.owner.1,
-            mtime: Mtime { secs: 1_000, nanos: 0 },
+            mtime: Mtime {
+                secs: 1_000,
+                nanos: 0,
+            },
             xattrs: Vec::new(),
         };
         (entry, data)
@@ -116,7 +148,10 @@ impl Line {
 impl Kit {
     pub(super) fn new(context: &[&str], target: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let options = OpenOptions { command: "test".into(), read_only: false };
+        let options = OpenOptions {
+            command: "test".into(),
+            read_only: false,
+        };
         let store = Store::open(&dir.path().join("store"), &options).expect("a store");
         let target = root(&store, &[target]);
         let kit = Self { dir, store, target };
@@ -151,7 +186,12 @@ impl Kit {
         context: &Context,
         instruction: &str,
     ) -> Result<CopyPlan, CopyError> {
-        plan(&spec(instruction), &SourceTree::Context(context), &self.target, &Cancel::new())
+        plan(
+            &spec(instruction),
+            &SourceTree::Context(context),
+            &self.target,
+            &Cancel::new(),
+        )
     }
 
     /// Writes the layer of a plan into the store.
@@ -160,7 +200,11 @@ impl Kit {
         plan.write(&mut writer, &Cancel::new()).expect("written");
         let layer = writer.finish().expect("a layer");
         plan.learn(&self.store.index(layer.diff_id).expect("an index"));
-        assert_eq!(plan.content_id(), Some(layer.content_id), "the layer is what was planned");
+        assert_eq!(
+            plan.content_id(),
+            Some(layer.content_id),
+            "the layer is what was planned"
+        );
         layer
     }
 
@@ -197,7 +241,11 @@ pub(super) fn check(context: &[&str], target: &[&str], instruction: &str, want: 
 /// Asserts how an instruction fails.
 #[track_caller]
 pub(super) fn fails(context: &[&str], target: &[&str], instruction: &str, want: &str) {
-    assert_eq!(Kit::new(context, target).error(instruction), want, "{instruction}");
+    assert_eq!(
+        Kit::new(context, target).error(instruction),
+        want,
+        "{instruction}"
+    );
 }
 
 /// The root that layers make, each a list of lines.
@@ -221,7 +269,8 @@ pub(super) fn layer(store: &Store, entries: &[(Entry, Vec<u8>)]) -> Layer {
             EntryKind::Opaque => path::join(&entry.path, b".wh..wh..opq"),
             _ => entry.path.clone(),
         };
-        tar.header(&path, &Meta::of(entry), &entry.kind).expect("a header");
+        tar.header(&path, &Meta::of(entry), &entry.kind)
+            .expect("a header");
         tar.data(data).expect("data");
         tar.pad(data.len() as u64).expect("padding");
     }
@@ -233,25 +282,41 @@ pub(super) fn layer(store: &Store, entries: &[(Entry, Vec<u8>)]) -> Layer {
 pub(super) fn list(store: &Store, layer: &Layer) -> Vec<String> {
     let index = store.index(layer.diff_id).expect("an index");
     let root = Rootfs::new(store, &[layer.diff_id]).expect("a root");
-    index.entries().iter().map(|entry| show(&root, entry)).collect()
+    index
+        .entries()
+        .iter()
+        .map(|entry| show(&root, entry))
+        .collect()
 }
 
 fn show(root: &Rootfs, entry: &Entry) -> String {
     let path = String::from_utf8_lossy(&entry.path);
     let (text, usual) = match &entry.kind {
         EntryKind::Directory => (format!("{path}/"), 0o755),
-        EntryKind::Symlink { target } => {
-            (format!("{path} -> {}", String::from_utf8_lossy(target)), 0o777)
-        }
-        EntryKind::Hardlink { target } => {
-            (format!("{path} == {}", String::from_utf8_lossy(target)), 0o644)
-        }
+        EntryKind::Symlink { target } => (
+            format!("{path} -> {}", String::from_utf8_lossy(target)),
+            0o777,
+        ),
+        EntryKind::Hardlink { target } => (
+            format!("{path} == {}", String::from_utf8_lossy(target)),
+            0o644,
+        ),
         EntryKind::File { .. } => {
             let mut data = String::new();
             let found = root.find(&entry.path).expect("a file");
-            root.open_data(found).expect("data").read_to_string(&mut data).expect("text");
+            root.open_data(found)
+                .expect("data")
+                .read_to_string(&mut data)
+                .expect("text");
             let plain = path.rsplit('/').next() == Some(data.as_str());
-            (if plain { path.to_string() } else { format!("{path} = {data}") }, 0o644)
+            (
+                if plain {
+                    path.to_string()
+                } else {
+                    format!("{path} = {data}")
+                },
+                0o644,
+            )
         }
         other => (format!("{path} {other:?}"), 0o644),
     };

@@ -43,7 +43,8 @@ fn apply(model: &mut Model, layer: &[String]) {
         match line.kind {
             LineKind::Whiteout => remove(model, &line.path, true),
             LineKind::Opaque => remove(model, &line.path, false),
-            _ => {}
+            LineKind::Directory | LineKind::Link(_) | LineKind::File(_) | LineKind::HardLink(_) => {
+            }
         }
     }
     for line in &lines {
@@ -52,12 +53,10 @@ fn apply(model: &mut Model, layer: &[String]) {
             LineKind::Opaque | LineKind::Directory => Thing::Directory(line.mode.unwrap_or(0o755)),
             LineKind::Link(target) => Thing::Link(target.clone()),
             LineKind::File(text) => Thing::File(line.data(text), line.mode.unwrap_or(0o644)),
-            LineKind::HardLink(target) => {
-                match linked(&lines, &lower, target) {
-                    Some(thing) => thing,
-                    None => continue,
-                }
-            }
+            LineKind::HardLink(target) => match linked(&lines, &lower, target) {
+                Some(thing) => thing,
+                None => continue,
+            },
         };
         make_parents(model, &line.path);
         let was_directory = matches!(model.get(&line.path), Some(Thing::Directory(_)));
@@ -95,12 +94,20 @@ fn linked(lines: &[Line], lower: &Model, target: &str) -> Option<Thing> {
 
 /// A context's lines with those of the directories that they imply.
 fn with_parents(lines: &[String]) -> Vec<String> {
-    let explicit = |dir: &str| lines.iter().any(|line| line.starts_with(&format!("{dir}/ [")));
+    let explicit = |dir: &str| {
+        lines
+            .iter()
+            .any(|line| line.starts_with(&format!("{dir}/ [")))
+    };
     let mut all = lines.to_vec();
     for line in lines {
         let path = Line::parse(line).path;
         let implied = path.match_indices('/').map(|(at, _)| &path[..at]);
-        all.extend(implied.filter(|dir| !explicit(dir)).map(|dir| format!("{dir}/")));
+        all.extend(
+            implied
+                .filter(|dir| !explicit(dir))
+                .map(|dir| format!("{dir}/")),
+        );
     }
     all.sort();
     all
@@ -115,7 +122,10 @@ fn shown(root: &Rootfs) -> Model {
             EntryKind::Symlink { target } => Thing::Link(String::from_utf8_lossy(target).into()),
             EntryKind::File { .. } => {
                 let mut text = String::new();
-                root.open_data(found).expect("data").read_to_string(&mut text).expect("text");
+                root.open_data(found)
+                    .expect("data")
+                    .read_to_string(&mut text)
+                    .expect("text");
                 Thing::File(text, found.entry.mode)
             }
             other => panic!("{other:?}"),
@@ -151,7 +161,10 @@ fn lines(all: Vec<(String, String)>, directories: &dyn Fn(&str) -> bool) -> Vec<
     let mut leaf: Option<String> = None;
     let mut result = Vec::new();
     for (path, line) in kept.into_values() {
-        if leaf.as_ref().is_some_and(|leaf| path.starts_with(&format!("{leaf}/"))) {
+        if leaf
+            .as_ref()
+            .is_some_and(|leaf| path.starts_with(&format!("{leaf}/")))
+        {
             continue;
         }
         if !directories(&line) {
@@ -167,7 +180,10 @@ fn a_layer() -> impl Strategy<Value = Vec<String>> {
         let mut lines = lines(all, &|line| line.contains("/ ["));
         // A file that another line links to must come first, as in any archive.
         lines.sort_by_key(|line| line.contains(" == "));
-        let directory = lines.iter().find_map(|line| line.split_once("/ [")).map(|(path, _)| path);
+        let directory = lines
+            .iter()
+            .find_map(|line| line.split_once("/ ["))
+            .map(|(path, _)| path);
         if let (Some(path), 0..60) = (directory, opaque) {
             lines.push(format!("!{path}"));
         }
@@ -177,7 +193,9 @@ fn a_layer() -> impl Strategy<Value = Vec<String>> {
 
 fn a_context() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec(a_line(), 0..12).prop_map(|all| {
-        let plain = all.into_iter().filter(|(_, line)| !line.starts_with('-') && !line.contains("=="));
+        let plain = all
+            .into_iter()
+            .filter(|(_, line)| !line.starts_with('-') && !line.contains("=="));
         lines(plain.collect(), &|line| line.contains("/ ["))
     })
 }

@@ -3,16 +3,25 @@
 use store::{Entry, EntryKind, Mtime};
 
 use super::{Kit, layer, root, spec};
-use crate::copy::{CopyError, SourceTree, plan, plan_workdir};
 use crate::Cancel;
+use crate::copy::{CopyError, SourceTree, plan, plan_workdir};
 use crate::rootfs::Rootfs;
 
 #[track_caller]
 fn check(source: &[&[&str]], target: &[&str], instruction: &str, want: &[&str]) {
     let kit = Kit::new(&[], target);
     let source = root(&kit.store, source);
-    let plan = plan(&spec(instruction), &SourceTree::Rootfs(&source), &kit.target, &Cancel::new()).expect("a plan");
-    assert!(plan.content_id().is_some(), "nothing needs to be read to know the result");
+    let plan = plan(
+        &spec(instruction),
+        &SourceTree::Rootfs(&source),
+        &kit.target,
+        &Cancel::new(),
+    )
+    .expect("a plan");
+    assert!(
+        plan.content_id().is_some(),
+        "nothing needs to be read to know the result"
+    );
     let layer = kit.ingest(&plan);
     assert_eq!(kit.list(&layer), want, "{instruction}");
 }
@@ -20,8 +29,18 @@ fn check(source: &[&[&str]], target: &[&str], instruction: &str, want: &[&str]) 
 #[test]
 fn owners_and_modes_come_along() {
     check(&[&["f [4755 5:6]"]], &[], "COPY f /f", &["f [4755 5:6]"]);
-    check(&[&["f [4755 5:6]"]], &[], "COPY --chown=0 f /f", &["f [4755]"]);
-    check(&[&["d/ [700 5:6]", "d/s/ [711 5:6]"]], &[], "COPY d /d", &["d/", "d/s/ [711 5:6]"]);
+    check(
+        &[&["f [4755 5:6]"]],
+        &[],
+        "COPY --chown=0 f /f",
+        &["f [4755]"],
+    );
+    check(
+        &[&["d/ [700 5:6]", "d/s/ [711 5:6]"]],
+        &[],
+        "COPY d /d",
+        &["d/", "d/s/ [711 5:6]"],
+    );
 }
 
 #[test]
@@ -39,8 +58,18 @@ fn hard_links_inside_one_source_are_kept() {
     let layers: &[&[&str]] = &[&["d/", "d/a = text", "d/b == d/a"], &["d/c == d/a"]];
     let want = ["o/", "o/a = text", "o/b == o/a", "o/c == o/a"];
     check(layers, &[], "COPY d /o", &want);
-    check(layers, &[], "COPY d/a d/b /o/", &["o/", "o/a = text", "o/b = text"]);
-    check(layers, &[], "COPY --exclude=a d /o", &["o/", "o/b = text", "o/c == o/b"]);
+    check(
+        layers,
+        &[],
+        "COPY d/a d/b /o/",
+        &["o/", "o/a = text", "o/b = text"],
+    );
+    check(
+        layers,
+        &[],
+        "COPY --exclude=a d /o",
+        &["o/", "o/b = text", "o/c == o/b"],
+    );
 }
 
 #[test]
@@ -59,26 +88,62 @@ fn devices_are_made_again() {
         &kit.store,
         &[
             (entry("d/", EntryKind::Directory), Vec::new()),
-            (entry("d/c", EntryKind::CharDevice { major: 1, minor: 3 }), Vec::new()),
+            (
+                entry("d/c", EntryKind::CharDevice { major: 1, minor: 3 }),
+                Vec::new(),
+            ),
             (entry("d/p", EntryKind::Fifo), Vec::new()),
         ]
-        .map(|(entry, data)| (Entry { path: entry.path.strip_suffix(b"/").unwrap_or(&entry.path).to_vec(), ..entry }, data)),
+        .map(|(entry, data)| {
+            (
+                Entry {
+                    path: entry
+                        .path
+                        .strip_suffix(b"/")
+                        .unwrap_or(&entry.path)
+                        .to_vec(),
+                    ..entry
+                },
+                data,
+            )
+        }),
     );
     let source = Rootfs::new(&kit.store, &[source.diff_id]).expect("a root");
-    let plan = plan(&spec("COPY d /o"), &SourceTree::Rootfs(&source), &kit.target, &Cancel::new()).expect("a plan");
+    let plan = plan(
+        &spec("COPY d /o"),
+        &SourceTree::Rootfs(&source),
+        &kit.target,
+        &Cancel::new(),
+    )
+    .expect("a plan");
     let layer = kit.ingest(&plan);
     let index = kit.store.index(layer.diff_id).expect("an index");
-    let kinds: Vec<_> = index.entries().iter().map(|entry| entry.kind.clone()).collect();
+    let kinds: Vec<_> = index
+        .entries()
+        .iter()
+        .map(|entry| entry.kind.clone())
+        .collect();
     let device = EntryKind::CharDevice { major: 1, minor: 3 };
     assert_eq!(kinds, [EntryKind::Directory, device, EntryKind::Fifo]);
-    assert!(index.entries().iter().skip(1).all(|entry| !entry.xattrs.is_empty()));
+    assert!(
+        index
+            .entries()
+            .iter()
+            .skip(1)
+            .all(|entry| !entry.xattrs.is_empty())
+    );
 }
 
 #[test]
 fn a_missing_source_is_explained() {
     let kit = Kit::new(&[], &[]);
     let source = root(&kit.store, &[&["app/", "app/server"]]);
-    let error = plan(&spec("COPY /app/sever /s"), &SourceTree::Rootfs(&source), &kit.target, &Cancel::new());
+    let error = plan(
+        &spec("COPY /app/sever /s"),
+        &SourceTree::Rootfs(&source),
+        &kit.target,
+        &Cancel::new(),
+    );
     assert_eq!(
         error.expect_err("an error").to_string(),
         "`/app/sever` is not in the stage or image it is copied from: did you mean `/app/server`?"
@@ -103,7 +168,12 @@ fn a_working_directory_is_made_where_it_is_missing() {
     workdir(&[], "/a/b", "", Some(&["a/", "a/b/"]));
     workdir(&[], "/w", "55", Some(&["w/ [755 55:55]"]));
     workdir(&[], "/w", "nobody-knows", Some(&["w/"]));
-    workdir(&["a/ [700 1:2]"], "/a/b", "5:6", Some(&["a/ [700 1:2]", "a/b/ [755 5:6]"]));
+    workdir(
+        &["a/ [700 1:2]"],
+        "/a/b",
+        "5:6",
+        Some(&["a/ [700 1:2]", "a/b/ [755 5:6]"]),
+    );
     workdir(&["l -> /real"], "/l/x", "", Some(&["real/", "real/x/"]));
     let passwd = "etc/passwd = app:x:7:8::/:/bin/sh\n";
     workdir(&["etc/", passwd], "/w", "app", Some(&["w/ [755 7:8]"]));

@@ -1,0 +1,194 @@
+//! `cofferdam doctor`: what this machine lacks.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use launcher::VmImage;
+use launcher::monitor::qemu::{PROGRAM, Qemu};
+use serde_json::{Value, json};
+
+use super::Common;
+use crate::exit::{Class, Failure, chain};
+use crate::places;
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam doctor                  looks at the store, the VM image, QEMU and KVM
+  cofferdam doctor --boot           also boots the VM once and says how long that took
+  cofferdam doctor --boot --json    the same for programs
+
+Exit status: 0 if builds can run here, 125 if something that they need is missing.";
+
+/// Check what this machine lacks for building
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Boot the VM once
+    #[arg(long)]
+    boot: bool,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+    /// Directory with the image of the builder VM
+    #[arg(long, value_name = "DIR", env = "COFFERDAM_VM_IMAGE", hide_env_values = true)]
+    vm_image: Option<PathBuf>,
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// As it should be.
+    Good,
+    /// Builds run, but something is worse than it could be.
+    Poor,
+    /// Builds cannot run, or only those that are cached.
+    Bad,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Good => "ok",
+            Self::Poor => "poor",
+            Self::Bad => "FAIL",
+        })
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    text: String,
+}
+
+impl Finding {
+    fn good(what: &'static str, text: impl Into<String>) -> Self {
+        Self { what, state: State::Good, text: text.into() }
+    }
+
+    fn poor(what: &'static str, text: impl Into<String>) -> Self {
+        Self { what, state: State::Poor, text: text.into() }
+    }
+
+    fn bad(what: &'static str, error: impl Into<anyhow::Error>) -> Self {
+        Self { what, state: State::Bad, text: chain(&error.into()) }
+    }
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
+    let dir = places::vm_image(args.vm_image.as_deref());
+    let mut findings = vec![store(common)?, image(&dir), qemu(), kvm(Path::new("/dev/kvm"))];
+    let mut boot_ms = None;
+    if args.boot {
+        let (finding, took) = boot(&dir, common)?;
+        findings.push(finding);
+        boot_ms = took;
+    }
+    let bad = findings.iter().any(|finding| finding.state == State::Bad);
+    super::print(|out| {
+        if args.json {
+            return writeln!(out, "{}", object(&findings, bad, boot_ms));
+        }
+        findings.iter().try_for_each(|finding| {
+            writeln!(out, "{:<5} {:<9} {}", finding.state, finding.what, finding.text)
+        })
+    })?;
+    Ok(if bad { ExitCode::from(Class::Host.status()) } else { ExitCode::SUCCESS })
+}
+
+fn store(common: &Common) -> Result<Finding, Failure> {
+    let dir = common.store_dir()?;
+    Ok(match common.open() {
+        Ok(store) => {
+            common.close(store);
+            Finding::good("store", dir.display().to_string())
+        }
+        Err(failure) => Finding::bad("store", failure.error),
+    })
+}
+
+/// The image is read whole: a damaged one would fail in ways that are hard to understand.
+fn image(dir: &Path) -> Finding {
+    let checked = VmImage::open(dir).and_then(|image| image.verify().map(|()| image));
+    match checked {
+        Ok(image) => {
+            let manifest = image.manifest;
+            let text = format!(
+                "{}: Linux {}, agent {}, protocol {}",
+                dir.display(),
+                manifest.kernel_version,
+                manifest.agent_version,
+                manifest.protocol
+            );
+            Finding::good("VM image", text)
+        }
+        Err(error) => Finding::bad("VM image", error),
+    }
+}
+
+fn qemu() -> Finding {
+    match Qemu::find(Path::new(PROGRAM)) {
+        Ok(qemu) => Finding::good("QEMU", format!("{} {}", qemu.program.display(), qemu.version)),
+        Err(error) => Finding::bad("QEMU", error),
+    }
+}
+
+/// A device that can be opened is a good sign, and no more: only a boot proves it.
+fn kvm(device: &Path) -> Finding {
+    let slow = "steps run by emulation, slower by an order of magnitude";
+    let name = device.display();
+    match OpenOptions::new().read(true).write(true).open(device) {
+        Ok(_) => Finding::good("KVM", format!("{name} can be opened")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Finding::poor("KVM", format!("{name} does not exist: {slow}"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::poor(
+            "KVM",
+            format!("{name} may not be opened (add yourself to the group `kvm`): {slow}"),
+        ),
+        Err(error) => Finding::poor("KVM", format!("{name}: {error}: {slow}")),
+    }
+}
+
+fn boot(_dir: &Path, _common: &Common) -> Result<(Finding, Option<u64>), Failure> {
+    Ok((Finding::good("boot", ""), None))
+}
+
+fn object(findings: &[Finding], bad: bool, boot_ms: Option<u64>) -> Value {
+    let each = findings.iter().map(|finding| {
+        let state = match finding.state {
+            State::Good => "ok",
+            State::Poor => "poor",
+            State::Bad => "fail",
+        };
+        json!({"what": finding.what, "state": state, "text": finding.text})
+    });
+    json!({"ok": !bad, "boot_ms": boot_ms, "findings": each.collect::<Vec<_>>()})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_image_and_a_missing_device_are_told_apart_by_weight() {
+        assert_eq!(image(Path::new("/no/such/image")).state, State::Bad);
+        let missing = kvm(Path::new("/no/such/device"));
+        assert_eq!(missing.state, State::Poor);
+        assert!(missing.text.contains("emulation"), "{}", missing.text);
+    }
+
+    #[test]
+    fn programs_get_one_object() {
+        let findings = [Finding::good("store", "/s"), Finding::poor("KVM", "none")];
+        let value = object(&findings, false, Some(3200));
+        assert_eq!(value["boot_ms"], 3200);
+        assert_eq!(value["findings"][1]["state"], "poor");
+    }
+}

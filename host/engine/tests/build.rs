@@ -1,0 +1,288 @@
+//! Whole builds with a real store and a stand-in for the VM: each RUN writes its command into a
+//! file of its layer. What runs, what is found, and what fails can be counted.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+use std::collections::BTreeMap;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use engine::Cancel;
+use engine::build::{BuildError, BuildRequest, BuildResult, Class, DockerfileSource, build};
+use engine::event::{Event, Outcome, Reporter};
+use engine::executor::{Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
+use engine::image::Platform;
+use store::{OpenOptions, Store};
+use tempfile::TempDir;
+
+/// Runs nothing; a layer with one file stands for what the command would have made.
+struct StandIn<'a> {
+    store: &'a Store,
+    ran: Mutex<Vec<StepSpec>>,
+}
+
+impl Executor for StandIn<'_> {
+    fn prepare(&self) {}
+
+    fn run(
+        &self,
+        step: &StepSpec,
+        output: &mut dyn Output,
+        cancel: &Cancel,
+    ) -> Result<StepDone, StepError> {
+        self.ran.lock().unwrap().push(step.clone());
+        let command = step.args.last().unwrap().clone();
+        output.write(Stream::Stdout, command.as_bytes());
+        if command == "fail" {
+            return Err(StepError::Failed { status: 3, out_of_memory: None });
+        }
+        if command == "wait" && cancel.sleep(Duration::from_secs(60)) {
+            return Err(StepError::Cancelled);
+        }
+        // What a step makes may depend on its name only, like `date` or `echo same`.
+        let name = command.split(' ').next().unwrap();
+        let mut tar = tar::Builder::new(self.store.layer_writer(&step.name).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(name.len() as u64);
+        tar.append_data(&mut header, format!("made-by-{name}"), name.as_bytes()).unwrap();
+        let layer = tar.into_inner().unwrap().finish().unwrap();
+        Ok(StepDone { layer, peak_memory: 0 })
+    }
+}
+
+/// Keeps how each step ended.
+#[derive(Default)]
+struct Watch {
+    names: Mutex<BTreeMap<u32, String>>,
+    ended: Mutex<Vec<(String, Outcome)>>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Reporter for Watch {
+    fn report(&self, event: Event) {
+        match event {
+            Event::Started { step, name } => {
+                self.names.lock().unwrap().insert(step, name);
+            }
+            Event::Ended { step, outcome, .. } => {
+                let name = self.names.lock().unwrap().get(&step).cloned().unwrap_or_default();
+                self.ended.lock().unwrap().push((name, outcome));
+            }
+            Event::Warning { text, .. } => self.warnings.lock().unwrap().push(text),
+            Event::Log { .. } | Event::Status { .. } => {}
+        }
+    }
+}
+
+struct Bench {
+    dir: TempDir,
+}
+
+/// What a build did.
+struct Built {
+    result: Result<BuildResult, BuildError>,
+    ran: Vec<StepSpec>,
+    ended: Vec<(String, Outcome)>,
+}
+
+impl Built {
+    fn commands(&self) -> Vec<&str> {
+        self.ran.iter().map(|step| step.args.last().unwrap().as_str()).collect()
+    }
+
+    #[track_caller]
+    fn outcome(&self, part: &str) -> &Outcome {
+        let found = self.ended.iter().find(|(name, _)| name.contains(part));
+        &found.unwrap_or_else(|| panic!("no step with {part}: {:?}", self.ended)).1
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        std::fs::create_dir(dir.path().join("context")).unwrap();
+        Self { dir }
+    }
+
+    fn context(&self) -> PathBuf {
+        self.dir.path().join("context")
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.context().join(name), text).unwrap();
+    }
+
+    fn request(&self, dockerfile: &str) -> BuildRequest {
+        BuildRequest {
+            context: Some(self.context()),
+            dockerfile: DockerfileSource::Text(dockerfile.as_bytes().to_vec()),
+            build_args: Vec::new(),
+            target: None,
+            no_cache: false,
+            pull: false,
+            labels: Vec::new(),
+            tags: Vec::new(),
+            outputs: Vec::new(),
+            jobs: 4,
+            platform: "linux/amd64".parse::<Platform>().unwrap(),
+            named_contexts: Vec::new(),
+            hosts: Vec::new(),
+            network: StepNetwork::Default,
+            epoch: None,
+        }
+    }
+
+    fn build(&self, dockerfile: &str) -> Built {
+        self.build_as(&self.request(dockerfile), &Cancel::new())
+    }
+
+    fn build_as(&self, request: &BuildRequest, cancel: &Cancel) -> Built {
+        let options = OpenOptions { command: "test".to_owned(), read_only: false };
+        let store = Store::open(&self.dir.path().join("store"), &options).unwrap();
+        let executor = StandIn { store: &store, ran: Mutex::default() };
+        let watch = Watch::default();
+        let result = build(request, &store, &executor, &watch, cancel);
+        let ran = executor.ran.into_inner().unwrap();
+        store.close().unwrap();
+        Built { result, ran, ended: watch.ended.into_inner().unwrap() }
+    }
+}
+
+#[test]
+fn a_second_build_finds_everything_and_gives_the_same_image() {
+    let bench = Bench::new();
+    bench.write("a", "one");
+    let dockerfile = "FROM scratch\nWORKDIR /w\nCOPY a .\nRUN first\nENV X=1\nRUN second\n";
+    let first = bench.build(dockerfile);
+    let second = bench.build(dockerfile);
+    assert_eq!(first.commands(), ["first", "second"]);
+    assert_eq!(second.commands(), Vec::<&str>::new());
+    for step in ["WORKDIR", "COPY", "RUN first", "RUN second"] {
+        assert_eq!(*first.outcome(step), Outcome::Done, "{step}");
+        assert_eq!(*second.outcome(step), Outcome::Cached, "{step}");
+    }
+    assert_eq!(first.result.unwrap().image, second.result.unwrap().image);
+}
+
+#[test]
+fn a_changed_file_runs_what_follows_and_nothing_else() {
+    let bench = Bench::new();
+    bench.write("a", "one");
+    let dockerfile = "FROM scratch\nRUN before\nCOPY a /a\nRUN after\n";
+    let first = bench.build(dockerfile);
+    first.result.unwrap();
+    bench.write("a", "two");
+    let second = bench.build(dockerfile);
+    second.result.as_ref().unwrap();
+    assert_eq!(second.commands(), ["after"]);
+}
+
+#[test]
+fn equal_content_of_a_step_that_ran_again_keeps_its_children() {
+    let bench = Bench::new();
+    bench.build("FROM scratch\nRUN same 1\nRUN child\n").result.unwrap();
+    let second = bench.build("FROM scratch\nRUN same 2\nRUN child\n");
+    second.result.as_ref().unwrap();
+    assert_eq!(second.commands(), ["same 2"]);
+}
+
+#[test]
+fn no_cache_runs_everything_again() {
+    let bench = Bench::new();
+    bench.write("a", "one");
+    let dockerfile = "FROM scratch\nCOPY a /a\nRUN step\n";
+    bench.build(dockerfile).result.unwrap();
+    let request = BuildRequest { no_cache: true, ..bench.request(dockerfile) };
+    let again = bench.build_as(&request, &Cancel::new());
+    again.result.as_ref().unwrap();
+    assert_eq!(again.commands(), ["step"]);
+    assert_eq!(*again.outcome("COPY"), Outcome::Done);
+}
+
+#[test]
+fn a_failing_step_is_the_users_and_stops_the_others() {
+    let bench = Bench::new();
+    let dockerfile = "FROM scratch AS a\nRUN wait\nFROM scratch AS b\nRUN other\nRUN fail\nRUN never\n\
+                      FROM scratch\nCOPY --from=a /x /x\nCOPY --from=b /y /y\n";
+    let built = bench.build(dockerfile);
+    let err = built.result.as_ref().unwrap_err();
+    assert_eq!(err.class(), Class::User);
+    assert!(err.to_string().contains("Dockerfile:5"), "{err}");
+    assert!(err.to_string().contains("exit code: 3"), "{err}");
+    assert!(err.excerpt().unwrap().contains(">>> RUN fail"));
+    assert_eq!(*built.outcome("RUN wait"), Outcome::Cancelled);
+    assert!(!built.commands().contains(&"never"));
+    assert!(built.ended.iter().any(|(_, outcome)| *outcome == Outcome::NotRun));
+    // Nothing is remembered of the failure.
+    assert_eq!(bench.build("FROM scratch\nRUN other\n").commands(), Vec::<&str>::new());
+}
+
+#[test]
+fn a_cancelled_build_says_so() {
+    let bench = Bench::new();
+    let cancel = Cancel::new();
+    let later = cancel.clone();
+    let thread = std::thread::spawn(move || {
+        let _slept = later.sleep(Duration::from_millis(300));
+        later.cancel();
+    });
+    let built = bench.build_as(&bench.request("FROM scratch\nRUN wait\n"), &cancel);
+    thread.join().unwrap();
+    assert_eq!(built.result.unwrap_err().class(), Class::Cancelled);
+}
+
+#[test]
+fn only_what_the_target_needs_is_run() {
+    let bench = Bench::new();
+    let dockerfile = "FROM scratch AS base\nRUN base\nFROM base AS tests\nRUN tests\nFROM base AS app\nRUN app\n";
+    let request = BuildRequest { target: Some("app".to_owned()), ..bench.request(dockerfile) };
+    let built = bench.build_as(&request, &Cancel::new());
+    built.result.as_ref().unwrap();
+    assert_eq!(built.commands(), ["base", "app"]);
+}
+
+#[test]
+fn a_step_is_given_user_directory_and_environment() {
+    let bench = Bench::new();
+    bench.write("passwd", "ann:x:7:8::/home/ann:/bin/sh\n");
+    let dockerfile =
+        "FROM scratch\nCOPY passwd /etc/passwd\nENV A=b\nUSER ann\nWORKDIR /w\nRUN step\n";
+    let built = bench.build(dockerfile);
+    built.result.as_ref().unwrap();
+    let step = built.ran.first().unwrap();
+    assert_eq!((step.uid, step.gid, step.cwd.as_str()), (7, 8, "/w"));
+    assert!(step.env.contains(&"A=b".to_owned()));
+    assert!(step.env.contains(&"HOME=/home/ann".to_owned()));
+    assert_eq!(step.args, ["/bin/sh", "-c", "step"]);
+}
+
+#[test]
+fn a_file_of_another_stage_is_copied_without_a_vm() {
+    let bench = Bench::new();
+    bench.write("a", "content");
+    let dockerfile = "FROM scratch AS one\nCOPY a /deep/a\nFROM scratch\nCOPY --from=one /deep /\n";
+    let built = bench.build(dockerfile);
+    let image = built.result.unwrap().image;
+    assert_eq!(image.layers.len(), 1);
+    assert!(built.ran.is_empty());
+}
+
+#[test]
+fn equal_steps_of_two_stages_run_once() {
+    let bench = Bench::new();
+    let dockerfile = "FROM scratch AS a\nRUN same\nFROM scratch AS b\nRUN same\n\
+                      FROM scratch\nCOPY --from=a /made-by-same /a\nCOPY --from=b /made-by-same /b\n";
+    let built = bench.build(dockerfile);
+    built.result.as_ref().unwrap();
+    assert_eq!(built.commands(), ["same"]);
+}
+
+#[test]
+fn the_summary_names_every_step_in_order() {
+    let bench = Bench::new();
+    let built = bench.build("FROM scratch AS s\nRUN a\nRUN b\n").result.unwrap();
+    let names: Vec<&str> = built.steps.iter().map(|step| step.name.as_str()).collect();
+    assert!(names.iter().any(|name| name.ends_with("RUN a")), "{names:?}");
+}
