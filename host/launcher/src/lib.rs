@@ -16,8 +16,8 @@
 //! * **Every wait has an end.** It is the answer, the caller's cancel, or the loss of the guest,
 //!   which a heartbeat decides on a thread that does nothing else.
 //!
-//! Read [`monitor`] for how VMs are started, [`session`] for how a guest is talked to, and
-//! [`executor`] for what a build sees.
+//! Read `monitor` for how VMs are started, `session` for how a guest is talked to, and
+//! `executor` for what a build sees.
 #![forbid(unsafe_code)]
 
 pub mod accel;
