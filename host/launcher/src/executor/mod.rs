@@ -11,6 +11,8 @@
 //! again: none of them has left anything, since a layer counts only when the store has it whole.
 //! Every VM ends through the same code, and [`VmExecutor::finish`] waits for it.
 
+#[cfg(test)]
+mod death;
 mod home;
 mod sealed;
 mod step;

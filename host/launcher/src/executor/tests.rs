@@ -14,24 +14,33 @@ use super::VmExecutor;
 use crate::vm::tests::{real_image, trampoline};
 use crate::{Accel, Notice, Options, VmImage, Watcher};
 
-/// A build: a store of its own with a base layer, and an executor.
-struct Build {
-    executor: VmExecutor,
-    store: Store,
-    base: DiffId,
+/// A build: a store with a base layer, and an executor.
+pub(super) struct Build {
+    pub(super) executor: VmExecutor,
+    pub(super) store: Store,
+    pub(super) base: DiffId,
     notices: Arc<Mutex<Vec<Notice>>>,
-    _dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
 }
 
-/// A build in a real VM; `None` if this run has no image.
+/// A build in a real VM, with a store of its own; `None` if this run has no image.
 fn build() -> Option<Build> {
-    let image = real_image()?;
     let dir = tempfile::tempdir().unwrap();
+    let build = build_in(dir.path())?;
+    Some(Build {
+        dir: Some(dir),
+        ..build
+    })
+}
+
+/// The same with the store in this directory.
+pub(super) fn build_in(dir: &Path) -> Option<Build> {
+    let image = real_image()?;
     let options = OpenOptions {
         command: "a test".into(),
         read_only: false,
     };
-    let store = Store::open(&dir.path().join("store"), &options).unwrap();
+    let store = Store::open(&dir.join("store"), &options).unwrap();
     let base = busybox(&store).diff_id;
     let notices = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notices);
@@ -49,12 +58,12 @@ fn build() -> Option<Build> {
         store,
         base,
         notices,
-        _dir: dir,
+        dir: None,
     })
 }
 
 /// A layer with a static busybox and nothing else.
-fn busybox(store: &Store) -> Layer {
+pub(super) fn busybox(store: &Store) -> Layer {
     let mut program = Vec::new();
     let path = ["/bin/busybox", "/usr/bin/busybox"]
         .into_iter()
@@ -119,7 +128,11 @@ impl Heard {
 }
 
 impl Build {
-    fn run(&self, layers: &[DiffId], script: &str) -> Result<(Layer, String), StepError> {
+    pub(super) fn run(
+        &self,
+        layers: &[DiffId],
+        script: &str,
+    ) -> Result<(Layer, String), StepError> {
         let mut heard = Heard::default();
         let done = self
             .executor
@@ -128,11 +141,14 @@ impl Build {
     }
 
     /// Ends it; nothing may be left.
-    fn end(self) {
+    pub(super) fn end(self) {
         assert_eq!(self.executor.finish(), [""; 0]);
         assert_eq!(std::fs::read_dir(self.store.scratch()).unwrap().count(), 0);
+        let report = self.store.check(false).unwrap();
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
         drop(self.executor);
         self.store.close().unwrap();
+        drop(self.dir);
     }
 }
 
@@ -245,7 +261,7 @@ fn much_output_and_a_large_layer_arrive_whole_in_bounded_memory() {
     let Some(build) = build() else { return };
     let (_, said) = build.run(&[build.base], "yes | head -c 5000000").unwrap();
     assert_eq!(said.len(), 5_000_000);
-    let size = 200 << 20;
+    let size = 64 << 20;
     let began = Instant::now();
     let script = format!("head -c {size} /dev/zero > /big");
     let (big, _) = build.run(&[build.base], &script).unwrap();
