@@ -3,8 +3,9 @@
 //! The law: each result is checked, and a removal says whether the thing is gone. Nothing else in
 //! this crate writes, syncs, renames or removes, so this is the place to make them fail in tests.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -123,6 +124,42 @@ pub(crate) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
 /// Bytes that the file system has allocated for one name; 0 if nothing has it.
 pub(crate) fn allocated(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |found| found.blocks() * STAT_BLOCK)
+}
+
+/// Bytes that the file system has allocated for a file, or for a directory with all below it. Links
+/// are not followed, and a file with several names counts once. What goes meanwhile counts nothing.
+pub(crate) fn allocated_below(path: &Path) -> Result<u64, StoreError> {
+    let mut total = 0;
+    let mut seen = HashSet::new();
+    let mut left = vec![path.to_owned()];
+    while let Some(path) = left.pop() {
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(StoreError::io("look at", &path, error)),
+        };
+        if found.is_dir() || found.nlink() == 1 || seen.insert((found.dev(), found.ino())) {
+            total += found.blocks() * STAT_BLOCK;
+        }
+        if found.is_dir() {
+            match list(&path) {
+                Ok(names) => left.extend(names.into_iter().map(|name| path.join(name))),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// Writes at the end of a file that is `end` bytes long: all of it, or nothing.
+pub(crate) fn append(file: &mut File, bytes: &[u8], end: u64) -> io::Result<()> {
+    let written = file.write_all(bytes);
+    if written.is_err() {
+        file.set_len(end)?;
+        file.seek(io::SeekFrom::Start(end))?;
+    }
+    written
 }
 
 /// Removes a file, or a link itself.

@@ -106,6 +106,11 @@ impl StoreError {
         move |source| Self::io(what, path, source)
     }
 
+    /// Whether a name was not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into() }
     }

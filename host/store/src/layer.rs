@@ -5,11 +5,9 @@ use std::io::Read;
 use std::sync::{Arc, PoisonError};
 
 use crate::ingest::Reindex;
+use crate::ingest::limits::MAX_INDEX_FILE;
 use crate::object::{self, Object, Wanted};
 use crate::{ContentId, DiffId, Index, LayerWriter, Store, StoreError, disk, index};
-
-/// Largest index file that is read. Above what the limits of ingest allow.
-const MAX_INDEX_FILE: u64 = 1 << 30;
 
 /// A valid layer on which this instance holds a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +124,12 @@ impl Store {
             self.replace_index(object.id, &index)?;
         }
         Ok(index)
+    }
+
+    /// Makes the index file of a layer again.
+    pub(crate) fn remake_index(&self, object: &Object) -> Result<(), StoreError> {
+        let index = self.reindex(object)?;
+        self.replace_index(object.id, &index)
     }
 
     /// Makes the index from the tar again. A tar that is damaged is lost.

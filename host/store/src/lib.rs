@@ -30,6 +30,8 @@ mod db;
 mod digest;
 mod disk;
 mod error;
+mod history;
+mod housekeeping;
 mod image;
 mod index;
 mod ingest;
@@ -40,9 +42,10 @@ mod lock;
 mod object;
 mod place;
 mod resource;
-#[cfg(test)]
-mod smoke;
+
 mod store;
+#[cfg(test)]
+mod tests;
 mod time;
 
 pub use action::{Claim, Lookup, Owner};
@@ -50,6 +53,12 @@ pub use blob::BlobWriter;
 pub use digest::{ContentId, DiffId, Digest, Hasher, NotADigest, StepKey};
 pub use disk::Removal;
 pub use error::{IngestError, StoreError};
+pub use history::{
+    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, LogFrame, LogReader, StepLog,
+};
+pub use housekeeping::{
+    CheckReport, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Usage,
+};
 pub use image::Image;
 pub use index::{Entry, EntryKind, Index, Mtime, content_id};
 pub use ingest::LayerWriter;

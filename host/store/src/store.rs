@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex};
 use rusqlite::{Connection, Transaction};
 
 use crate::db::{Commit, Db};
+use crate::housekeeping::{give_up_reserve, make_reserve};
 use crate::instance::{self, Me};
 use crate::layout::Layout;
+use crate::lock::Lock;
 use crate::{DiffId, Index, InstanceId, StoreError, disk, place};
 
 /// How to open a store.
@@ -38,6 +40,16 @@ pub(crate) struct Inner {
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
 }
 
+/// Where there is no reserve, makes one, unless a prune is using it up just now.
+fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
+    if disk::length(&layout.reserve())?.is_none()
+        && let Some(_lock) = Lock::try_exclusive(&layout.prune_lock())?
+    {
+        make_reserve(layout);
+    }
+    Ok(())
+}
+
 impl Store {
     /// Opens the store in the directory `root`, and makes it if it is missing. What dead instances
     /// left is settled, and this process becomes an instance.
@@ -61,6 +73,7 @@ impl Store {
             Me::watching()?
         } else {
             instance::reap(&layout, &db)?;
+            set_room_aside(&layout)?;
             Me::register(&layout, &db, &options.command)?
         };
         let inner = Inner {
@@ -75,6 +88,25 @@ impl Store {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Opens the store in order to prune it. If the disk is so full that even that fails, the room
+    /// that was set aside is given up for it; [`Self::prune`] sets it aside again.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_to_prune(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
+        match Self::open(root, options) {
+            Err(StoreError::Full { path }) => {
+                let layout = Layout::new(place::prepare(root, options.read_only)?);
+                match Lock::try_exclusive(&layout.prune_lock())? {
+                    Some(_lock) => give_up_reserve(&layout)?,
+                    None => return Err(StoreError::Full { path }),
+                }
+                Self::open(root, options)
+            }
+            opened => opened,
+        }
     }
 
     /// Ends the instance: its leases, claims, scratch, resources and lock file. Clones can only

@@ -67,6 +67,12 @@ impl Vm {
         }
     }
 
+    /// Kills its monitor behind its back.
+    #[cfg(test)]
+    pub(crate) fn kill_monitor(&self) {
+        self.monitor.kill(END_SHOWS).unwrap().unwrap();
+    }
+
     /// How long single waits for its guest may last.
     pub(crate) fn limits(&self) -> Limits {
         self.limits

@@ -22,7 +22,7 @@ const MAGIC: &[u8; 8] = b"cdmindex";
 const VERSION: u32 = 1;
 const HEADER: usize = 8 + 4 + 8 + 8 + 8;
 /// Fewest bytes that an entry can take, for a bound on what is allocated in advance.
-const MIN_ENTRY: usize = 10;
+const MIN_ENTRY: usize = 9;
 
 /// The file form.
 pub(crate) fn encode(index: &Index) -> Vec<u8> {

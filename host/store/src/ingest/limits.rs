@@ -17,6 +17,8 @@ pub(crate) const MAX_EXTENSION: u64 = 1 << 20;
 pub(crate) const MAX_ENTRIES: u64 = 2_000_000;
 /// Most bytes of names, link targets and attributes of a layer, which are held in memory, too.
 pub(crate) const MAX_NAMES: u64 = 512 << 20;
+/// Largest index file that is read, in bytes. Above what the other limits allow.
+pub(crate) const MAX_INDEX_FILE: u64 = 1 << 30;
 /// Largest file in a layer, in bytes.
 pub(crate) const MAX_FILE: u64 = 1 << 40;
 /// Largest tar of a layer, in bytes.

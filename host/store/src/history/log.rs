@@ -1,0 +1,256 @@
+//! The log of a step: an append-only file of frames.
+//!
+//! ```text
+//! length of data u32 | XXH3-64 of what follows u64 | stream u8 | milliseconds since 1970 u64 | data
+//! ```
+//!
+//! The law: a torn tail is readable up to the tear, readers read the file at their own pace, and a
+//! full disk stops neither the writer nor the step: what could not be written is counted, and the
+//! count is written as soon as there is room.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{StoreError, disk, time};
+
+const HEADER: usize = 4 + 8 + 1 + 8;
+/// Most data in a frame, in bytes; longer pieces are split.
+const MAX_FRAME: usize = 1 << 20;
+
+/// Writes a log.
+#[derive(Debug)]
+pub struct StepLog {
+    path: PathBuf,
+    file: File,
+    /// Length of the whole frames.
+    end: u64,
+    dropped: u64,
+    unmarked: u64,
+}
+
+/// One piece of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFrame {
+    /// Which stream, or [`StepLog::DROPPED`].
+    pub stream: u8,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// The bytes; of a gap, the number of lost bytes in decimal.
+    pub data: Vec<u8>,
+}
+
+impl StepLog {
+    /// Stream of a frame that tells how many bytes are missing at its place.
+    pub const DROPPED: u8 = 255;
+
+    pub(super) fn create(path: PathBuf) -> Result<Self, StoreError> {
+        let file = disk::create(&path).map_err(StoreError::at("create", &path))?;
+        Ok(Self {
+            path,
+            file,
+            end: 0,
+            dropped: 0,
+            unmarked: 0,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of output that could not be written.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Appends output. Never fails: what the disk does not take is counted in [`Self::dropped`].
+    pub fn append(&mut self, stream: u8, data: &[u8]) {
+        for piece in data.chunks(MAX_FRAME) {
+            if self.unmarked > 0 && self.put(Self::DROPPED, self.unmarked.to_string().as_bytes()) {
+                self.unmarked = 0;
+            }
+            if !self.put(stream, piece) {
+                let lost = piece.len() as u64;
+                self.dropped = self.dropped.saturating_add(lost);
+                self.unmarked = self.unmarked.saturating_add(lost);
+            }
+        }
+    }
+
+    /// Writes one frame, or nothing.
+    fn put(&mut self, stream: u8, data: &[u8]) -> bool {
+        let Ok(length) = u32::try_from(data.len()) else {
+            return false;
+        };
+        let mut frame = Vec::with_capacity(HEADER + data.len());
+        frame.extend_from_slice(&length.to_le_bytes());
+        frame.extend_from_slice(&[0; 8]);
+        frame.push(stream);
+        frame.extend_from_slice(&time::now_ms().to_le_bytes());
+        frame.extend_from_slice(data);
+        let sum = xxh3_64(frame.get(12..).unwrap_or_default());
+        if let Some(place) = frame.get_mut(4..12) {
+            place.copy_from_slice(&sum.to_le_bytes());
+        }
+        if let Err(error) = disk::append(&mut self.file, &frame, self.end) {
+            ::log::debug!("{}: {error}", self.path.display());
+            return false;
+        }
+        self.end += frame.len() as u64;
+        true
+    }
+}
+
+/// Reads a log, also one that is still written.
+#[derive(Debug)]
+pub struct LogReader<R = File> {
+    source: R,
+    /// Read, and not yet given out.
+    buffer: Vec<u8>,
+    torn: bool,
+}
+
+impl LogReader {
+    /// Opens a log.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        match disk::open(path)? {
+            Some(file) => Ok(Self::new(file)),
+            None => Err(StoreError::Unknown(format!("log {}", path.display()))),
+        }
+    }
+}
+
+impl<R: Read> LogReader<R> {
+    fn new(source: R) -> Self {
+        Self {
+            source,
+            buffer: Vec::new(),
+            torn: false,
+        }
+    }
+
+    /// The next frame; `None` if there is none yet, or the rest is torn. Ask again to follow a log
+    /// that is being written.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn next_frame(&mut self) -> std::io::Result<Option<LogFrame>> {
+        while !self.torn {
+            let length = self
+                .buffer
+                .first_chunk::<4>()
+                .map(|bytes| u32::from_le_bytes(*bytes));
+            let whole = length.map_or(HEADER, |length| HEADER + length as usize);
+            if whole > HEADER + MAX_FRAME {
+                self.torn = true;
+            } else if self.buffer.len() >= whole {
+                let rest = self.buffer.split_off(whole);
+                let frame = std::mem::replace(&mut self.buffer, rest);
+                let frame = parse(&frame);
+                self.torn = frame.is_none();
+                return Ok(frame);
+            } else {
+                let missing = (whole - self.buffer.len()) as u64;
+                let count = self
+                    .source
+                    .by_ref()
+                    .take(missing)
+                    .read_to_end(&mut self.buffer)?;
+                if count == 0 {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the log ended in the middle of something damaged.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+}
+
+fn parse(frame: &[u8]) -> Option<LogFrame> {
+    let (sum, body) = frame.get(4..)?.split_first_chunk::<8>()?;
+    if u64::from_le_bytes(*sum) != xxh3_64(body) {
+        return None;
+    }
+    let (&stream, rest) = body.split_first()?;
+    let (at, data) = rest.split_first_chunk::<8>()?;
+    Some(LogFrame {
+        stream,
+        at: u64::from_le_bytes(*at),
+        data: data.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(dir: &Path) -> StepLog {
+        let mut log = StepLog::create(dir.join("1.log")).unwrap();
+        log.append(1, b"hello ");
+        log.append(2, b"world");
+        log
+    }
+
+    fn read(bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, bool) {
+        let mut reader = LogReader::new(bytes);
+        let mut frames = Vec::new();
+        while let Some(frame) = reader.next_frame().unwrap() {
+            frames.push((frame.stream, frame.data));
+        }
+        (frames, reader.is_torn())
+    }
+
+    #[test]
+    fn a_torn_log_is_readable_up_to_the_tear() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = std::fs::read(log(dir.path()).path()).unwrap();
+        let first = HEADER + 6;
+        for cut in 0..=whole.len() {
+            let (frames, torn) = read(&whole[..cut]);
+            let expected = usize::from(cut >= first) + usize::from(cut >= whole.len());
+            assert_eq!((frames.len(), torn), (expected, false), "cut at {cut}");
+        }
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+            let (frames, _) = read(&damaged);
+            assert_eq!(frames.len(), usize::from(at >= first), "flipped at {at}");
+        }
+    }
+
+    #[test]
+    fn a_reader_follows_a_log_that_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path());
+        let mut reader = LogReader::open(log.path()).unwrap();
+        assert_eq!(reader.next_frame().unwrap().unwrap().data, b"hello ");
+        assert_eq!(reader.next_frame().unwrap().unwrap().data, b"world");
+        assert_eq!(reader.next_frame().unwrap(), None);
+        log.append(1, &vec![7; MAX_FRAME + 1]);
+        assert_eq!(reader.next_frame().unwrap().unwrap().data.len(), MAX_FRAME);
+        assert_eq!(reader.next_frame().unwrap().unwrap().data, [7]);
+        assert_eq!(reader.next_frame().unwrap(), None);
+        assert!(!reader.is_torn());
+    }
+
+    #[test]
+    fn a_log_of_the_same_step_is_not_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = log(dir.path());
+        assert!(StepLog::create(first.path().to_owned()).is_err());
+    }
+}

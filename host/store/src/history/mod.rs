@@ -1,0 +1,302 @@
+//! History: which builds there were, and how they ended.
+//!
+//! The law: the row is on disk when the build starts, and its state is computed: it has ended if
+//! the end is written down, else it runs if its instance lives, else it was interrupted. History is
+//! bounded and has no part in what objects live or die.
+
+mod log;
+
+use std::fmt;
+
+use rusqlite::Row;
+
+use crate::db::{Commit, one_row};
+use crate::lock::{Lock, Probe};
+use crate::{Digest, Removal, Store, StoreError, disk, time};
+
+pub use log::{LogFrame, LogReader, StepLog};
+
+/// Builds that are remembered.
+const KEEP: usize = 200;
+/// Builds that may pile up beyond that before some are forgotten, so that most builds forget none.
+const SLACK: usize = 50;
+/// How long a build is remembered, in seconds.
+const KEEP_FOR: i64 = 90 * 24 * 3600;
+/// Bytes of logs that are kept; beyond it the oldest go.
+const KEEP_BYTES: u64 = 1 << 30;
+/// Notes about the store itself that are kept.
+const KEEP_EVENTS: i64 = 1000;
+
+/// Number of a build, counted from the store's creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BuildId(pub i64);
+
+impl fmt::Display for BuildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is built. Must hold no secrets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildInfo {
+    /// The context, as the user named it.
+    pub context: String,
+    /// The Dockerfile, as the user named it.
+    pub dockerfile: String,
+    /// The target stage; empty for the last one.
+    pub target: String,
+}
+
+/// Whose doing an end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It worked.
+    Success,
+    /// A step failed, or the Dockerfile or the context is wrong.
+    User,
+    /// The command line is wrong.
+    Usage,
+    /// Time, silence, memory or log size.
+    Limit,
+    /// The user stopped it.
+    Cancelled,
+    /// The machine, the VM, the disk or the network.
+    Host,
+}
+
+impl Class {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Success, "success"),
+        (Self::User, "user"),
+        (Self::Usage, "usage"),
+        (Self::Limit, "limit"),
+        (Self::Cancelled, "cancelled"),
+        (Self::Host, "host"),
+    ];
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL
+            .iter()
+            .find(|(class, _)| class == self)
+            .map_or("", |(_, name)| name);
+        f.write_str(name)
+    }
+}
+
+/// How a build ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildOutcome {
+    /// Whose doing it is.
+    pub class: Class,
+    /// Exit status of the command.
+    pub status: i32,
+    /// One line; empty on success.
+    pub message: String,
+    /// Digest of the manifest that was built.
+    pub image: Option<Digest>,
+}
+
+/// What is known of a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildState {
+    /// Its instance lives.
+    Running,
+    /// Its instance died before the end.
+    Interrupted,
+    /// It ended at that time, in seconds since 1970.
+    Ended(i64, BuildOutcome),
+}
+
+/// A build of the past or present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// Its number.
+    pub id: BuildId,
+    /// What is built.
+    pub info: BuildInfo,
+    /// When it started, in seconds since 1970.
+    pub started: i64,
+    /// How it stands.
+    pub state: BuildState,
+}
+
+/// A row, before liveness is looked at.
+struct Found {
+    id: i64,
+    instance: String,
+    info: BuildInfo,
+    started: i64,
+    ended: Option<(i64, BuildOutcome)>,
+}
+
+impl Found {
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let ended = match row.get::<_, Option<i64>>(6)? {
+            None => None,
+            Some(at) => {
+                let class: String = row.get(7)?;
+                let known = Class::ALL.iter().find(|(_, name)| *name == class);
+                let outcome = BuildOutcome {
+                    class: known.map_or(Class::Host, |(class, _)| *class),
+                    status: row.get(8)?,
+                    message: row.get(9)?,
+                    image: row.get::<_, Option<[u8; 32]>>(10)?.map(Digest),
+                };
+                Some((at, outcome))
+            }
+        };
+        Ok(Self {
+            id: row.get(0)?,
+            instance: row.get(1)?,
+            info: BuildInfo {
+                context: row.get(2)?,
+                dockerfile: row.get(3)?,
+                target: row.get(4)?,
+            },
+            started: row.get(5)?,
+            ended,
+        })
+    }
+}
+
+impl Store {
+    /// Writes down that a build starts.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn start_build(&self, info: &BuildInfo) -> Result<BuildId, StoreError> {
+        let instance = self.instance().to_string();
+        self.write(Commit::Durable, |tx| {
+            let id = tx
+                .prepare_cached(
+                    "INSERT INTO build (instance, context, dockerfile, target, started) \
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .insert((
+                    instance,
+                    &info.context,
+                    &info.dockerfile,
+                    &info.target,
+                    time::now(),
+                ))?;
+            Ok(BuildId(id))
+        })
+    }
+
+    /// Writes down how a build ended, once.
+    ///
+    /// # Errors
+    /// If it has ended already, or the store fails.
+    pub fn end_build(&self, id: BuildId, outcome: &BuildOutcome) -> Result<(), StoreError> {
+        let count: i64 = self.write(Commit::Durable, |tx| {
+            let changed = tx
+                .prepare_cached(
+                    "UPDATE build SET ended = ?2, class = ?3, status = ?4, message = ?5, image = ?6 \
+                     WHERE id = ?1 AND ended IS NULL",
+                )?
+                .execute((
+                    id.0,
+                    time::now(),
+                    outcome.class.to_string(),
+                    outcome.status,
+                    &outcome.message,
+                    outcome.image.map(|digest| digest.0),
+                ))?;
+            one_row(changed, "end of a build")?;
+            Ok(tx.prepare_cached("SELECT count(*) FROM build")?.query_row([], |row| row.get(0))?)
+        })?;
+        if usize::try_from(count).is_ok_and(|count| count > KEEP + SLACK)
+            && let Err(error) = self.trim_history()
+        {
+            // The build has ended well or badly; its history must not change that.
+            ::log::warn!("cannot forget old builds: {error}");
+        }
+        Ok(())
+    }
+
+    /// The newest builds, newest first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn builds(&self, limit: usize) -> Result<Vec<Build>, StoreError> {
+        let found = self.read(|tx| {
+            let mut rows = tx.prepare_cached(
+                "SELECT id, instance, context, dockerfile, target, started, ended, class, status, \
+                 message, image FROM build ORDER BY id DESC LIMIT ?1",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = rows.query_map([limit], Found::from_row)?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        })?;
+        found.into_iter().map(|found| self.judge(found)).collect()
+    }
+
+    fn judge(&self, found: Found) -> Result<Build, StoreError> {
+        let Found {
+            id,
+            instance,
+            info,
+            started,
+            ended,
+        } = found;
+        let state = match ended {
+            Some((at, outcome)) => BuildState::Ended(at, outcome),
+            None => match Lock::probe(&self.layout().instance_lock(&instance))? {
+                Probe::Held => BuildState::Running,
+                Probe::Free(_) | Probe::Missing => BuildState::Interrupted,
+            },
+        };
+        Ok(Build {
+            id: BuildId(id),
+            info,
+            started,
+            state,
+        })
+    }
+
+    /// Begins the log of a step of a build.
+    ///
+    /// # Errors
+    /// If there is one already, or it cannot be made.
+    pub fn step_log(&self, build: BuildId, step: u32) -> Result<StepLog, StoreError> {
+        if self.is_read_only() {
+            return Err(StoreError::ReadOnly);
+        }
+        let dir = self.layout().build_logs(build.0);
+        disk::make_dir_all(&dir)?;
+        StepLog::create(dir.join(format!("{step}.log")))
+    }
+
+    /// Forgets builds beyond what is kept, by count, age and bytes, but none that runs.
+    pub(crate) fn trim_history(&self) -> Result<(), StoreError> {
+        let oldest = time::now().saturating_sub(KEEP_FOR);
+        let mut bytes: u64 = 0;
+        for (place, build) in self.builds(usize::MAX)?.iter().enumerate() {
+            let logs = self.layout().build_logs(build.id.0);
+            bytes = bytes.saturating_add(disk::allocated_below(&logs)?);
+            let old = place >= KEEP || build.started < oldest || bytes > KEEP_BYTES;
+            if old && build.state != BuildState::Running {
+                self.forget_build(build.id, &logs)?;
+            }
+        }
+        self.write(Commit::Relaxed, |tx| {
+            tx.prepare_cached("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1")?
+                .execute([KEEP_EVENTS])?;
+            Ok(())
+        })
+    }
+
+    fn forget_build(&self, id: BuildId, logs: &std::path::Path) -> Result<(), StoreError> {
+        match disk::remove_tree(logs) {
+            Removal::Gone => self.write(Commit::Relaxed, |tx| {
+                tx.prepare_cached("DELETE FROM build WHERE id = ?1")?
+                    .execute([id.0])?;
+                Ok(())
+            }),
+            Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Check: whether rows and disk agree, down to every byte.
+//!
+//! Everything that differs is a finding; at rest, with all processes gone and reaped, there is
+//! none. Repairing turns what is lost into a miss, makes indexes again, and removes what belongs to
+//! nothing. It runs beside builds: what changes meanwhile is looked at twice before it is told.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use rusqlite::Connection;
+
+use super::sweep;
+use crate::ingest::limits::MAX_INDEX_FILE;
+use crate::lock::{Lock, Probe};
+use crate::object::{self, COLUMNS, Object};
+use crate::{Digest, Removal, Store, StoreError, content_id, disk, index, instance};
+
+/// Something that should not be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// SQLite itself, or a rule about rows.
+    Database(String),
+    /// The bytes of an object are missing.
+    Missing(Digest),
+    /// The bytes of an object are not the ones that it is named for.
+    Damaged(Digest),
+    /// The index of a layer is missing, unreadable or that of another layer.
+    BadIndex(Digest),
+    /// An object that was condemned is still there.
+    Leftover {
+        /// Number of its row.
+        object: i64,
+        /// Why it could not be removed, if that was tried.
+        why: Option<String>,
+    },
+    /// A file or directory that belongs to nothing.
+    Stray(PathBuf),
+    /// A dead instance that could not be settled.
+    DeadInstance(String),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Database(what) => write!(f, "database: {what}"),
+            Self::Missing(digest) => write!(f, "{digest}: its file is missing"),
+            Self::Damaged(digest) => write!(f, "{digest}: its file does not match its digest"),
+            Self::BadIndex(digest) => write!(f, "{digest}: its index is missing or wrong"),
+            Self::Leftover { object, why: None } => write!(f, "object {object} was not removed"),
+            Self::Leftover {
+                object,
+                why: Some(why),
+            } => {
+                write!(f, "object {object} could not be removed: {why}")
+            }
+            Self::Stray(path) => write!(f, "{} belongs to nothing", path.display()),
+            Self::DeadInstance(name) => write!(f, "instance {name} is dead and not settled"),
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CheckReport {
+    /// Everything that should not be, with whether it was repaired.
+    pub findings: Vec<(Finding, bool)>,
+    /// Objects that were read.
+    pub objects: u64,
+    /// Bytes that were hashed.
+    pub bytes: u64,
+}
+
+impl CheckReport {
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    /// Whether nothing is left to repair.
+    #[must_use]
+    pub fn is_repaired(&self) -> bool {
+        self.findings.iter().all(|(_, repaired)| *repaired)
+    }
+
+    fn add(&mut self, finding: Finding, repaired: bool) {
+        self.findings.push((finding, repaired));
+    }
+}
+
+impl Store {
+    /// Compares the database with what is on disk, and hashes every object.
+    ///
+    /// # Errors
+    /// If something cannot be read. That something is wrong is no error but in the report.
+    pub fn check(&self, repair: bool) -> Result<CheckReport, StoreError> {
+        let repair = repair && !self.is_read_only();
+        let mut report = CheckReport::default();
+        for what in self.read(rules)? {
+            report.add(Finding::Database(what), false);
+        }
+        self.check_instances(repair, &mut report)?;
+        self.check_condemned(repair, &mut report)?;
+        for stray in self.strays()? {
+            let gone = repair && stray.ours && sweep::remove(&stray) == Removal::Gone;
+            report.add(Finding::Stray(stray.path), gone);
+        }
+        for (object, is_layer) in self.read(objects)? {
+            self.check_object(&object, is_layer, repair, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    fn check_instances(&self, repair: bool, report: &mut CheckReport) -> Result<(), StoreError> {
+        for name in self.read(instances)? {
+            if let Probe::Held = Lock::probe(&self.layout().instance_lock(&name))? {
+                continue;
+            }
+            if repair && let Err(error) = instance::reap(self.layout(), &self.inner.db) {
+                log::warn!("cannot settle dead instances: {error}");
+            }
+            let left = self.read(instances)?.contains(&name);
+            // One that ended meanwhile, in good order, is no finding.
+            if left || repair {
+                report.add(Finding::DeadInstance(name), !left);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_condemned(&self, repair: bool, report: &mut CheckReport) -> Result<(), StoreError> {
+        let before = self.read(condemned)?;
+        if before.is_empty() {
+            return Ok(());
+        }
+        if repair {
+            let ids: Vec<i64> = before.iter().map(|(id, _)| *id).collect();
+            object::remove(self.layout(), &self.inner.db, &ids)?;
+        }
+        let after = self.read(condemned)?;
+        for (object, why) in before {
+            let left = after.iter().find(|(id, _)| *id == object);
+            let why = left.map_or(why, |(_, why)| why.clone());
+            report.add(Finding::Leftover { object, why }, left.is_none());
+        }
+        Ok(())
+    }
+
+    fn check_object(
+        &self,
+        object: &Object,
+        is_layer: bool,
+        repair: bool,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let path = self.layout().blob(object.id);
+        report.objects += 1;
+        report.bytes += object.size;
+        let finding = match object::hash_file(&path)? {
+            None => Finding::Missing(object.digest),
+            Some(digest) if digest != object.digest => Finding::Damaged(object.digest),
+            Some(_) if is_layer && !self.index_fits(object)? => Finding::BadIndex(object.digest),
+            Some(_) => return Ok(()),
+        };
+        if !self.read(|tx| is_valid(tx, object.id))? {
+            return Ok(()); // pruned meanwhile
+        }
+        if repair && matches!(finding, Finding::BadIndex(_)) {
+            self.remake_index(object)?;
+        } else if repair {
+            self.lose(object.id, &finding.to_string())?;
+        }
+        report.add(finding, repair);
+        Ok(())
+    }
+
+    fn index_fits(&self, object: &Object) -> Result<bool, StoreError> {
+        let bytes = disk::read(&self.layout().index(object.id), MAX_INDEX_FILE)?;
+        let index = bytes.and_then(|bytes| index::decode(&bytes));
+        Ok(index.is_some_and(|index| {
+            index.entries().len() as u64 == object.entries
+                && Some(content_id(index.entries())) == object.content
+        }))
+    }
+}
+
+fn objects(tx: &Connection) -> Result<Vec<(Object, bool)>, StoreError> {
+    let mut rows = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS}, o.kind = 'layer' FROM object o WHERE o.state = 'valid' ORDER BY o.id"
+    ))?;
+    let rows = rows.query_map([], |row| Ok((Object::from_row(row)?, row.get(7)?)))?;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn is_valid(tx: &Connection, id: i64) -> Result<bool, StoreError> {
+    let mut row = tx.prepare_cached("SELECT 1 FROM object WHERE id = ?1 AND state = 'valid'")?;
+    Ok(row.exists([id])?)
+}
+
+fn instances(tx: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut rows = tx.prepare_cached("SELECT name FROM instance ORDER BY id")?;
+    let rows = rows.query_map([], |row| row.get(0))?;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Condemned objects that no lease keeps as a row.
+fn condemned(tx: &Connection) -> Result<Vec<(i64, Option<String>)>, StoreError> {
+    let mut rows = tx.prepare_cached(
+        "SELECT id, trouble FROM object WHERE state = 'condemned' \
+         AND NOT EXISTS (SELECT 1 FROM lease WHERE object = object.id) ORDER BY id",
+    )?;
+    let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// What SQLite checks, and what it cannot know.
+fn rules(tx: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut found = Vec::new();
+    let mut rows = tx.prepare("PRAGMA integrity_check")?;
+    let rows = rows.query_map([], |row| row.get::<_, String>(0))?;
+    found.extend(
+        rows.collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .filter(|text| text != "ok"),
+    );
+    let mut rows = tx.prepare("PRAGMA foreign_key_check")?;
+    let rows = rows.query_map([], |row| row.get::<_, String>(0))?;
+    for table in rows {
+        found.push(format!("a row of `{}` refers to a missing row", table?));
+    }
+    let hints: i64 = tx.query_row(
+        "SELECT count(*) FROM object o WHERE o.state <> 'valid' AND ( \
+         EXISTS (SELECT 1 FROM action WHERE object = o.id) \
+         OR EXISTS (SELECT 1 FROM edge WHERE child = o.id OR parent = o.id) \
+         OR EXISTS (SELECT 1 FROM image_layer WHERE object = o.id) \
+         OR EXISTS (SELECT 1 FROM image WHERE manifest = o.id OR config = o.id))",
+        [],
+        |row| row.get(0),
+    )?;
+    if hints > 0 {
+        found.push(format!("{hints} objects are referred to and not valid"));
+    }
+    Ok(found)
+}

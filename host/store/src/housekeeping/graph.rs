@@ -1,0 +1,176 @@
+//! All valid objects with what keeps them, read in one transaction and judged in memory.
+//!
+//! Edges lead from newer rows to older ones, so going through the rows from new to old meets every
+//! child before its parents, and one pass tells what is kept.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use rusqlite::Connection;
+
+use crate::object::unsigned;
+use crate::{Digest, StoreError};
+
+/// A valid object.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) id: i64,
+    pub(super) kind: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) created: i64,
+    pub(super) used: i64,
+    pub(super) origin: String,
+    /// Positions of the instances that lease it.
+    pub(super) leased: Vec<usize>,
+    /// Names of images that it is a part of.
+    pub(super) images: Vec<String>,
+    /// Positions of layers made on top of it.
+    pub(super) children: Vec<usize>,
+    parents: Vec<usize>,
+}
+
+impl Node {
+    /// Whether something outside the graph keeps it.
+    pub(super) fn is_pinned(&self) -> bool {
+        !self.leased.is_empty() || !self.images.is_empty()
+    }
+}
+
+/// The objects of a store at one moment.
+#[derive(Debug)]
+pub(super) struct Graph {
+    /// By row id.
+    pub(super) nodes: Vec<Node>,
+    /// Name and command of the instances.
+    pub(super) instances: Vec<(String, String)>,
+}
+
+impl Graph {
+    pub(super) fn load(tx: &Connection) -> Result<Self, StoreError> {
+        let mut graph = Self {
+            nodes: nodes(tx)?,
+            instances: Vec::new(),
+        };
+        let place: HashMap<i64, usize> = graph
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(at, node)| (node.id, at))
+            .collect();
+        for (child, parent) in pairs(tx, "SELECT child, parent FROM edge")? {
+            if let (Some(&child), Some(&parent)) = (place.get(&child), place.get(&parent)) {
+                graph.node(child, |node| node.parents.push(parent));
+                graph.node(parent, |node| node.children.push(child));
+            }
+        }
+        let mut instances = HashMap::new();
+        let mut rows = tx.prepare_cached("SELECT id, name, command FROM instance")?;
+        let mut rows = rows.query([])?;
+        while let Some(row) = rows.next()? {
+            instances.insert(row.get::<_, i64>(0)?, graph.instances.len());
+            graph.instances.push((row.get(1)?, row.get(2)?));
+        }
+        for (object, instance) in pairs(tx, "SELECT object, instance FROM lease")? {
+            if let (Some(&at), Some(&instance)) = (place.get(&object), instances.get(&instance)) {
+                graph.node(at, |node| node.leased.push(instance));
+            }
+        }
+        for (object, image) in images(tx)? {
+            if let Some(&at) = place.get(&object) {
+                graph.node(at, |node| node.images.push(image));
+            }
+        }
+        Ok(graph)
+    }
+
+    fn node(&mut self, at: usize, change: impl FnOnce(&mut Node)) {
+        if let Some(node) = self.nodes.get_mut(at) {
+            change(node);
+        }
+    }
+
+    /// For each node, whether it must stay: it is pinned, or something on top of it must stay.
+    pub(super) fn kept(&self) -> Vec<bool> {
+        let mut kept = vec![false; self.nodes.len()];
+        for (at, node) in self.nodes.iter().enumerate().rev() {
+            let stays = node.is_pinned() || node.children.iter().any(|child| is_set(&kept, *child));
+            if let Some(place) = kept.get_mut(at) {
+                *place = stays;
+            }
+        }
+        kept
+    }
+
+    /// What may go, in the order in which it may go: children before parents, and among those that
+    /// may go next the one that was not used for longest.
+    pub(super) fn removable(&self, used_before: i64) -> Vec<usize> {
+        let may_go = |node: &Node| !node.is_pinned() && node.used <= used_before;
+        let mut children: Vec<usize> = self.nodes.iter().map(|node| node.children.len()).collect();
+        let mut next: BinaryHeap<Reverse<(i64, usize)>> = self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.children.is_empty() && may_go(node))
+            .map(|(at, node)| Reverse((node.used, at)))
+            .collect();
+        let mut order = Vec::new();
+        while let Some(Reverse((_, at))) = next.pop() {
+            order.push(at);
+            let parents = self.nodes.get(at).map_or(&[][..], |node| &node.parents);
+            for &parent in parents {
+                let (Some(left), Some(node)) = (children.get_mut(parent), self.nodes.get(parent))
+                else {
+                    continue;
+                };
+                *left = left.saturating_sub(1);
+                if *left == 0 && may_go(node) {
+                    next.push(Reverse((node.used, parent)));
+                }
+            }
+        }
+        order
+    }
+}
+
+fn is_set(list: &[bool], at: usize) -> bool {
+    list.get(at).copied().unwrap_or_default()
+}
+
+fn nodes(tx: &Connection) -> Result<Vec<Node>, StoreError> {
+    let mut rows = tx.prepare_cached(
+        "SELECT id, kind, digest, size, created, used, origin FROM object \
+         WHERE state = 'valid' ORDER BY id",
+    )?;
+    let rows = rows.query_map([], |row| {
+        Ok(Node {
+            id: row.get(0)?,
+            kind: row.get(1)?,
+            digest: Digest(row.get(2)?),
+            size: unsigned(row, 3)?,
+            created: row.get(4)?,
+            used: row.get(5)?,
+            origin: row.get(6)?,
+            leased: Vec::new(),
+            images: Vec::new(),
+            children: Vec::new(),
+            parents: Vec::new(),
+        })
+    })?;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn pairs(tx: &Connection, sql: &str) -> Result<Vec<(i64, i64)>, StoreError> {
+    let mut rows = tx.prepare_cached(sql)?;
+    let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+}
+
+fn images(tx: &Connection) -> Result<Vec<(i64, String)>, StoreError> {
+    let mut rows = tx.prepare_cached(
+        "SELECT manifest, name FROM image UNION SELECT config, name FROM image \
+         UNION SELECT object, image FROM image_layer",
+    )?;
+    let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<Vec<_>, _>>()?)
+}

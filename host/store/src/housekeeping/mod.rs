@@ -1,0 +1,18 @@
+//! Usage, prune, sweep and check.
+//!
+//! The law: what keeps an object is asked of the rows each time (leases of live instances, names of
+//! images, children), never of a counter, and disk usage is what the file system has allocated for
+//! everything below the root.
+
+pub(crate) mod check;
+mod graph;
+mod prune;
+mod reserve;
+mod sweep;
+mod usage;
+
+pub use check::{CheckReport, Finding};
+pub use prune::{PruneEnd, PruneOptions, PruneReport, Pruned};
+pub use usage::{Item, Pin, Usage};
+
+pub(crate) use reserve::{give_up as give_up_reserve, make as make_reserve};

@@ -1,0 +1,345 @@
+//! Hits, claims, leases and names, between handles of one store.
+
+use super::*;
+use crate::{BuildInfo, BuildOutcome, BuildState, Class, ResourceKind, StoreError};
+
+#[test]
+fn a_layer_goes_in_and_comes_out() {
+    let root = Root::new();
+    let store = root.open();
+    let bytes = tar(&[("b/c", b"hello"), ("a", b"")]);
+    let layer = ingest(&store, &bytes).unwrap();
+    assert_eq!(layer.diff_id, DiffId(Digest::of(&bytes)));
+    assert_eq!((layer.size, layer.entries), (bytes.len() as u64, 2));
+    assert_eq!(store.layer(layer.diff_id).unwrap(), Some(layer.clone()));
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut store.open_layer(layer.diff_id).unwrap(), &mut read).unwrap();
+    assert_eq!(read, bytes);
+    let index = store.index(layer.diff_id).unwrap();
+    store.close().unwrap();
+    let again = root.open();
+    assert_eq!(*again.index(layer.diff_id).unwrap(), *index);
+    again.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn one_of_two_gets_the_claim_and_the_other_learns_who_has_it() {
+    let root = Root::new();
+    let (one, two) = (root.open(), root.open());
+    let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    let Lookup::Busy(owner) = two.lookup(key("a")).unwrap() else {
+        panic!("not busy")
+    };
+    assert_eq!(
+        (owner.instance, owner.command.as_str()),
+        (one.instance(), "test")
+    );
+    let Lookup::Busy(owner) = one.lookup(key("a")).unwrap() else {
+        panic!("not busy")
+    };
+    assert_eq!(owner.instance, one.instance());
+    let made = layer(&one, "a");
+    claim.commit(&made, &[], false).unwrap();
+    let Lookup::Hit(hit) = two.lookup(key("a")).unwrap() else {
+        panic!("no hit")
+    };
+    assert_eq!(hit, made);
+    one.close().unwrap();
+    two.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_claim_that_is_released_or_dropped_is_free() {
+    let root = Root::new();
+    let (one, two) = (root.open(), root.open());
+    let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    claim.release().unwrap();
+    let Lookup::Claimed(claim) = two.lookup(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    drop(claim);
+    let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    one.close().unwrap();
+    // Too late, and without effect on its successor.
+    let Lookup::Claimed(_successor) = two.lookup(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    assert!(matches!(claim.release(), Err(StoreError::Closed)));
+    assert!(matches!(two.lookup(key("a")).unwrap(), Lookup::Busy(_)));
+}
+
+#[test]
+fn a_late_result_does_not_replace_the_first_unless_asked_to() {
+    let root = Root::new();
+    let store = root.open();
+    let first = step(&store, "a", &[]);
+    let other = layer(&store, "something else");
+    let Lookup::Claimed(claim) = store.claim(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    assert_eq!(claim.commit(&other, &[], false).unwrap(), first);
+    assert_eq!(store.peek(key("a")).unwrap(), Some(first));
+    let Lookup::Claimed(claim) = store.claim(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    assert_eq!(claim.commit(&other, &[], true).unwrap(), other);
+    assert_eq!(store.peek(key("a")).unwrap(), Some(other));
+    let events: i64 = store
+        .read(|tx| {
+            let sql = "SELECT count(*) FROM event WHERE kind = 'result differs'";
+            Ok(tx.query_row(sql, [], |row| row.get(0))?)
+        })
+        .unwrap();
+    assert_eq!(events, 2);
+}
+
+#[test]
+fn layers_that_are_parents_of_each_other_can_still_be_pruned() {
+    let root = Root::new();
+    let store = root.open();
+    let (a, b) = (step(&store, "a", &[]), layer(&store, "b"));
+    let Lookup::Claimed(claim) = store.lookup(key("a then b")).unwrap() else {
+        panic!()
+    };
+    claim.commit(&b, &[a.diff_id], false).unwrap();
+    let Lookup::Claimed(claim) = store.lookup(key("b then a")).unwrap() else {
+        panic!()
+    };
+    claim.commit(&a, &[b.diff_id], false).unwrap();
+    store.close().unwrap();
+    let store = root.open();
+    assert_eq!(prune(&store, &PruneOptions::default()).removed, 2);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn the_same_layer_from_two_handles_is_one_object() {
+    let root = Root::new();
+    let (one, two) = (root.open(), root.open());
+    let bytes = tar(&[("file", b"x")]);
+    let mut writers = [
+        one.layer_writer("one").unwrap(),
+        two.layer_writer("two").unwrap(),
+    ];
+    for writer in &mut writers {
+        writer.write_all(&bytes).unwrap();
+    }
+    let [first, second] = writers;
+    assert_eq!(first.finish().unwrap(), second.finish().unwrap());
+    assert_eq!(names(&root.path().join("blobs")).len(), 1);
+    assert_eq!(names(&root.path().join("index")).len(), 1);
+    one.close().unwrap();
+    two.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn blobs_and_layers_with_the_same_bytes_do_not_disturb_each_other() {
+    let root = Root::new();
+    let store = root.open();
+    let bytes = tar(&[("file", b"x")]);
+    let blob = store.put_blob(&bytes, "compressed").unwrap();
+    let layer = ingest(&store, &bytes).unwrap();
+    assert_eq!(layer.diff_id.digest(), blob);
+    assert_eq!(store.blob(blob).unwrap(), Some(bytes.clone()));
+    assert_eq!(store.put_blob(&bytes, "again").unwrap(), blob);
+    assert_eq!(names(&root.path().join("blobs")).len(), 2);
+    assert_eq!(store.blob(Digest::of(b"nothing")).unwrap(), None);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn an_image_pins_its_parts_until_its_name_goes() {
+    let root = Root::new();
+    let store = root.open();
+    let made = layer(&store, "x");
+    let manifest = store.put_blob(b"manifest", "manifest").unwrap();
+    let config = store.put_blob(b"config", "config").unwrap();
+    let layers = [made.diff_id, made.diff_id];
+    store.set_image("a", manifest, config, &layers).unwrap();
+    store.set_image("b", manifest, config, &layers).unwrap();
+    assert!(matches!(
+        store.set_image("c", manifest, Digest::of(b"?"), &layers),
+        Err(StoreError::Unknown(_))
+    ));
+    store.close().unwrap();
+    let store = root.open();
+    assert_eq!(prune(&store, &PruneOptions::default()).removed, 0);
+    assert!(store.remove_image("a").unwrap());
+    assert!(!store.remove_image("a").unwrap());
+    assert_eq!(store.image("b").unwrap().unwrap().layers, layers);
+    assert_eq!(store.images().unwrap().len(), 1);
+    store.close().unwrap();
+    let store = root.open();
+    assert_eq!(
+        prune(
+            &store,
+            &PruneOptions {
+                images: true,
+                ..Default::default()
+            }
+        )
+        .removed,
+        3
+    );
+    assert_eq!(store.image("b").unwrap(), None);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn an_image_that_lost_a_layer_is_not_there_any_more() {
+    let root = Root::new();
+    let store = root.open();
+    let made = layer(&store, "x");
+    let manifest = store.put_blob(b"manifest", "manifest").unwrap();
+    let config = store.put_blob(b"config", "config").unwrap();
+    store
+        .set_image("a", manifest, config, &[made.diff_id])
+        .unwrap();
+    store.close().unwrap();
+    for file in names(&root.path().join("index")) {
+        std::fs::remove_file(root.path().join("blobs").join(file)).unwrap();
+    }
+    let store = root.open();
+    assert_eq!(store.image("a").unwrap(), None);
+    assert_eq!(store.images().unwrap(), []);
+    // It can be made again at once.
+    assert_eq!(layer(&store, "x").diff_id, made.diff_id);
+    store
+        .set_image("a", manifest, config, &[made.diff_id])
+        .unwrap();
+    assert!(store.image("a").unwrap().is_some());
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn facts_and_caches_are_kept_and_damage_is_a_miss() {
+    let root = Root::new();
+    let store = root.open();
+    assert_eq!(store.fact("a", "b").unwrap(), None);
+    store.set_fact("a", "b", "1").unwrap();
+    store.set_fact("a", "b", "2").unwrap();
+    assert_eq!(store.fact("a", "b").unwrap().as_deref(), Some("2"));
+    assert_eq!(store.load_cache("x"), None);
+    store.save_cache("x", b"one").unwrap();
+    store.save_cache("x", b"two").unwrap();
+    assert_eq!(store.load_cache("x").as_deref(), Some(&b"two"[..]));
+    assert!(store.save_cache("../x", b"").is_err());
+    let file = root.path().join("cache/x");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert_eq!(store.load_cache("x"), None);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_reader_leases_nothing_and_writes_nothing() {
+    let root = Root::new();
+    let options = OpenOptions {
+        command: String::new(),
+        read_only: true,
+    };
+    assert!(matches!(
+        Store::open(root.path(), &options),
+        Err(StoreError::Missing(_))
+    ));
+    let store = root.open();
+    let made = step(&store, "a", &[]);
+    let reader = Store::open(root.path(), &options).unwrap();
+    assert_eq!(reader.peek(key("a")).unwrap(), Some(made.clone()));
+    assert_eq!(reader.index(made.diff_id).unwrap().entries().len(), 1);
+    assert!(matches!(reader.lookup(key("b")), Err(StoreError::ReadOnly)));
+    assert!(matches!(
+        reader.put_blob(b"x", "x"),
+        Err(StoreError::ReadOnly)
+    ));
+    assert!(reader.check(true).unwrap().is_clean());
+    assert_eq!(names(&root.path().join("instances")).len(), 1);
+    reader.close().unwrap();
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn history_tells_running_ended_and_interrupted_apart() {
+    let root = Root::new();
+    let (store, other) = (root.open(), root.open());
+    let info = BuildInfo {
+        context: ".".to_owned(),
+        ..BuildInfo::default()
+    };
+    let [ended, running] = [(); 2].map(|()| store.start_build(&info).unwrap());
+    let lost = other.start_build(&info).unwrap();
+    let mut log = other.step_log(lost, 1).unwrap();
+    log.append(1, b"hello");
+    drop(other);
+    let outcome = BuildOutcome {
+        class: Class::User,
+        status: 1,
+        message: "no".to_owned(),
+        image: Some(Digest::of(b"x")),
+    };
+    store.end_build(ended, &outcome).unwrap();
+    assert!(store.end_build(ended, &outcome).is_err());
+    let builds = store.builds(10).unwrap();
+    let of = |id| &builds.iter().find(|build| build.id == id).unwrap().state;
+    assert!(matches!(of(ended), BuildState::Ended(_, found) if *found == outcome));
+    assert_eq!(*of(running), BuildState::Running);
+    assert_eq!(*of(lost), BuildState::Interrupted);
+    assert_eq!(store.builds(1).unwrap().len(), 1);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn what_an_instance_has_made_outside_goes_with_it() {
+    let root = Root::new();
+    let outside = tempfile::tempdir().unwrap();
+    let (file, dir) = (outside.path().join("file"), outside.path().join("dir"));
+    let kept = outside.path().join("kept");
+    let store = root.open();
+    store
+        .add_resource(ResourceKind::File(file.clone()))
+        .unwrap();
+    store
+        .add_resource(ResourceKind::Directory(dir.clone()))
+        .unwrap();
+    let lock = outside.path().join("vm.lock");
+    store
+        .add_resource(ResourceKind::Vm {
+            pid: 1,
+            lock: lock.clone(),
+        })
+        .unwrap();
+    let row = store
+        .add_resource(ResourceKind::File(kept.clone()))
+        .unwrap();
+    assert!(
+        store
+            .add_resource(ResourceKind::File("relative".into()))
+            .is_err()
+    );
+    for path in [&file, &kept, &lock] {
+        std::fs::write(path, b"").unwrap();
+    }
+    std::fs::create_dir_all(dir.join("below")).unwrap();
+    store.drop_resource(row).unwrap();
+    drop(store);
+    root.open().close().unwrap();
+    assert_eq!(names(outside.path()), ["kept"]);
+    root.assert_clean();
+}

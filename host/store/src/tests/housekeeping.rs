@@ -1,0 +1,388 @@
+//! Usage, prune and check.
+
+use super::*;
+use crate::{Finding, Pin, PruneEnd, Pruned, Removal};
+
+/// A chain of steps, each on top of the one before.
+fn chain(store: &Store, names: &[&str]) -> Vec<Layer> {
+    let mut layers: Vec<Layer> = Vec::new();
+    for name in names {
+        let parents: Vec<DiffId> = layers.last().iter().map(|layer| layer.diff_id).collect();
+        layers.push(step(store, name, &parents));
+    }
+    layers
+}
+
+#[test]
+fn usage_counts_what_du_counts() {
+    let root = Root::new();
+    let store = root.open();
+    chain(&store, &["a", "b"]);
+    ingest(&store, &tar(&[("big", &vec![7; 3 << 20])])).unwrap();
+    std::fs::write(store.scratch().join("x"), vec![1; 100_000]).unwrap();
+    store.save_cache("c", &[1; 5000]).unwrap();
+    let usage = store.du().unwrap();
+    let output = std::process::Command::new("du")
+        .args(["-s", "--block-size=1"])
+        .arg(root.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        usage.total.to_string(),
+        text.split_whitespace().next().unwrap()
+    );
+    assert!(usage.blobs > 3 << 20 && usage.scratch > 100_000 && usage.database > 0);
+    assert_eq!((usage.items.len(), usage.reclaimable), (3, 0));
+    let owner = Pin::Instance {
+        id: store.instance().to_string(),
+        command: "test".to_owned(),
+    };
+    assert!(usage.items.iter().all(|item| item.pins.contains(&owner)));
+    store.close().unwrap();
+    let store = root.open();
+    assert!(store.du().unwrap().reclaimable > 3 << 20);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_chain_goes_leaf_first_and_a_leased_one_stays() {
+    let root = Root::new();
+    let store = root.open();
+    let layers = chain(&store, &["a", "b", "c", "d"]);
+    store.close().unwrap();
+    let (user, pruner) = (root.open(), root.open());
+    let Lookup::Hit(_) = user.lookup(key("b")).unwrap() else {
+        panic!("no hit")
+    };
+    let mut gone = Vec::new();
+    let report = pruner
+        .prune(&PruneOptions::default(), &mut |pruned: &Pruned| {
+            gone.push(pruned.digest.unwrap());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(gone, [layers[3].diff_id.0, layers[2].diff_id.0]);
+    assert_eq!((report.end, report.removed), (PruneEnd::Complete, 2));
+    assert!(report.freed > 0);
+    let [item] = &report.in_use[..] else {
+        panic!("{:?}", report.in_use)
+    };
+    assert_eq!(item.digest, layers[1].diff_id.0);
+    assert!(matches!(user.lookup(key("a")).unwrap(), Lookup::Hit(_)));
+    assert!(matches!(user.lookup(key("c")).unwrap(), Lookup::Claimed(_)));
+    user.close().unwrap();
+    assert_eq!(prune(&pruner, &PruneOptions::default()).removed, 2);
+    assert_eq!(names(&root.path().join("blobs")).len(), 0);
+    assert_eq!(names(&root.path().join("index")).len(), 0);
+    pruner.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_dry_run_tells_and_does_nothing() {
+    let root = Root::new();
+    let store = root.open();
+    chain(&store, &["a", "b"]);
+    store.close().unwrap();
+    let store = root.open();
+    let dry = prune(
+        &store,
+        &PruneOptions {
+            dry_run: true,
+            ..Default::default()
+        },
+    );
+    assert_eq!(names(&root.path().join("blobs")).len(), 2);
+    let wet = prune(&store, &PruneOptions::default());
+    assert_eq!((dry.removed, dry.freed), (wet.removed, wet.freed));
+    store.close().unwrap();
+}
+
+#[test]
+fn prune_stops_when_enough_is_free_and_says_when_it_is_not() {
+    let root = Root::new();
+    let store = root.open();
+    for content in ["a", "b", "c", "d"] {
+        ingest(&store, &tar(&[(content, &vec![0; 1 << 20])])).unwrap();
+    }
+    store.close().unwrap();
+    let store = root.open();
+    let total = store.du().unwrap().total;
+    let down_to = |max: u64| PruneOptions {
+        max_used: Some(max),
+        ..Default::default()
+    };
+    let report = prune(&store, &down_to(total - (1 << 19)));
+    assert_eq!((report.end, report.removed), (PruneEnd::Complete, 1));
+    assert_eq!(prune(&store, &down_to(total)).removed, 0);
+    let reserved = PruneOptions {
+        reserved: total,
+        ..down_to(0)
+    };
+    assert_eq!(prune(&store, &reserved).removed, 0);
+    let recent = PruneOptions {
+        unused_for: Some(std::time::Duration::from_secs(3600)),
+        ..Default::default()
+    };
+    assert_eq!(prune(&store, &recent).removed, 0);
+    let report = prune(&store, &down_to(1));
+    assert_eq!((report.end, report.removed), (PruneEnd::Incomplete, 3));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn one_that_cannot_be_removed_stops_nothing_and_goes_later() {
+    let root = Root::new();
+    let store = root.open();
+    for content in ["a", "b", "c"] {
+        layer(&store, content);
+    }
+    store.close().unwrap();
+    // A directory in place of a file cannot be unlinked, not even by root.
+    let blobs = root.path().join("blobs");
+    let stuck = blobs.join(&names(&blobs)[0]);
+    let bytes = std::fs::read(&stuck).unwrap();
+    std::fs::remove_file(&stuck).unwrap();
+    std::fs::create_dir(&stuck).unwrap();
+    let store = root.open();
+    let report = prune(&store, &PruneOptions::default());
+    assert_eq!((report.removed, report.failed.len()), (2, 1));
+    let findings = store.check(false).unwrap().findings;
+    assert!(matches!(
+        &findings[..],
+        [(Finding::Leftover { why: Some(_), .. }, false)]
+    ));
+    assert_eq!(prune(&store, &PruneOptions::default()).failed.len(), 1);
+    std::fs::remove_dir(&stuck).unwrap();
+    std::fs::write(&stuck, bytes).unwrap();
+    let report = prune(&store, &PruneOptions::default());
+    assert_eq!((report.removed, report.failed.len()), (1, 0));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_prune_that_is_stopped_is_finished_by_the_next() {
+    let root = Root::new();
+    let store = root.open();
+    for content in ["a", "b", "c"] {
+        layer(&store, content);
+    }
+    store.close().unwrap();
+    let store = root.open();
+    let report = store
+        .prune(&PruneOptions::default(), &mut |_| ControlFlow::Break(()))
+        .unwrap();
+    assert_eq!((report.end, report.removed), (PruneEnd::Cancelled, 1));
+    assert_eq!(prune(&store, &PruneOptions::default()).removed, 2);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_second_prune_says_that_there_is_one() {
+    let root = Root::new();
+    let (one, two) = (root.open(), root.open());
+    layer(&one, "a");
+    one.close().unwrap();
+    let one = root.open();
+    let mut seen = None;
+    one.prune(&PruneOptions::default(), &mut |_| {
+        seen = Some(prune(&two, &PruneOptions::default()).end);
+        // Nothing is held that a build needs.
+        layer(&two, "b");
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(seen, Some(PruneEnd::AlreadyRunning));
+    one.close().unwrap();
+    two.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn facts_about_what_is_gone_are_forgotten() {
+    let root = Root::new();
+    let store = root.open();
+    let made = layer(&store, "a");
+    store
+        .set_fact("unpacked", "x", &made.diff_id.to_string())
+        .unwrap();
+    store.set_fact("other", "x", "no digest").unwrap();
+    prune(&store, &PruneOptions::default());
+    assert!(store.fact("unpacked", "x").unwrap().is_some());
+    store.close().unwrap();
+    let store = root.open();
+    prune(&store, &PruneOptions::default());
+    assert_eq!(store.fact("unpacked", "x").unwrap(), None);
+    assert!(store.fact("other", "x").unwrap().is_some());
+    store.close().unwrap();
+}
+
+#[track_caller]
+fn finds(root: &Root, expected: &[&str]) {
+    let store = root.open();
+    let shown = |report: &crate::CheckReport| {
+        let mut shown: Vec<String> = report
+            .findings
+            .iter()
+            .map(|(finding, _)| finding.to_string())
+            .collect();
+        shown.sort();
+        shown
+    };
+    let found = shown(&store.check(false).unwrap());
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.contains(expected), "{found} is not {expected}");
+    }
+    let repaired = store.check(true).unwrap();
+    assert_eq!(shown(&repaired), found);
+    assert!(repaired.is_repaired(), "{repaired:?}");
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn check_finds_and_repairs_each_kind_of_damage() {
+    let root = Root::new();
+    let store = root.open();
+    let layers = chain(&store, &["a", "b", "c", "d", "e"]);
+    store.close().unwrap();
+    let blob = |at: usize| {
+        let id: i64 = names(&root.path().join("index"))[at].parse().unwrap();
+        (
+            root.path().join(format!("blobs/{id}")),
+            root.path().join(format!("index/{id}")),
+        )
+    };
+    std::fs::remove_file(blob(0).0).unwrap();
+    let mut bytes = std::fs::read(blob(1).0).unwrap();
+    bytes[520] ^= 1;
+    std::fs::write(blob(1).0, &bytes).unwrap();
+    std::fs::write(blob(2).0, &bytes[..600]).unwrap();
+    std::fs::write(blob(3).1, b"no index").unwrap();
+    std::fs::copy(blob(3).0, root.path().join("blobs/999")).unwrap();
+    std::fs::write(root.path().join("blobs/foreign"), b"").unwrap();
+    std::fs::create_dir_all(root.path().join("tmp/0123/below")).unwrap();
+    std::fs::write(root.path().join("instances/0123.lock"), b"").unwrap();
+    std::fs::create_dir(root.path().join("logs/77")).unwrap();
+    // Opening removes the lock file already.
+    finds(
+        &root,
+        &[
+            "blobs/999 belongs to nothing",
+            "blobs/foreign belongs to nothing",
+            "logs/77 belongs to nothing",
+            "tmp/0123 belongs to nothing",
+            "",
+            "",
+            "",
+            "",
+        ],
+    );
+    let store = root.open();
+    for (at, name) in ["a", "b", "c", "d", "e"].iter().enumerate() {
+        let hit = store.peek(key(name)).unwrap().is_some();
+        assert_eq!(hit, at >= 3, "{name}");
+    }
+    assert_eq!(store.index(layers[3].diff_id).unwrap().entries().len(), 1);
+    store.close().unwrap();
+}
+
+#[test]
+fn damage_is_a_miss_and_the_step_can_be_done_again() {
+    let root = Root::new();
+    let store = root.open();
+    let made = step(&store, "a", &[]);
+    store.close().unwrap();
+    let file = root
+        .path()
+        .join("blobs")
+        .join(&names(&root.path().join("blobs"))[0]);
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..512]).unwrap();
+    let store = root.open();
+    assert_eq!(store.peek(key("a")).unwrap(), None);
+    assert_eq!(step(&store, "a", &[]).diff_id, made.diff_id);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_lost_index_is_made_again_and_a_damaged_tar_is_not_believed() {
+    let root = Root::new();
+    let store = root.open();
+    let made = step(&store, "a", &[]);
+    let index = store.index(made.diff_id).unwrap();
+    store.close().unwrap();
+    let name = names(&root.path().join("index")).remove(0);
+    std::fs::remove_file(root.path().join("index").join(&name)).unwrap();
+    let store = root.open();
+    assert_eq!(*store.index(made.diff_id).unwrap(), *index);
+    assert!(root.path().join("index").join(&name).exists());
+    store.close().unwrap();
+    std::fs::remove_file(root.path().join("index").join(&name)).unwrap();
+    let file = root.path().join("blobs").join(&name);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[512] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let store = root.open();
+    assert!(store.index(made.diff_id).is_err());
+    assert_eq!(store.peek(key("a")).unwrap(), None);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_foreign_file_in_the_way_of_a_new_object_is_got_round() {
+    let root = Root::new();
+    let store = root.open();
+    layer(&store, "a");
+    std::fs::write(root.path().join("blobs/2"), b"foreign").unwrap();
+    let made = layer(&store, "b");
+    assert_eq!(store.index(made.diff_id).unwrap().entries().len(), 1);
+    let swept = prune(&store, &PruneOptions::default());
+    assert_eq!(swept.failed, Vec::<String>::new());
+    assert_eq!(names(&root.path().join("blobs")), ["1", "3"]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn an_object_of_another_boot_is_hashed_before_its_first_use() {
+    let root = Root::new();
+    let store = root.open();
+    let (whole, torn) = (step(&store, "a", &[]), step(&store, "b", &[]));
+    let other_boot = "UPDATE instance SET boot = 'another'";
+    store
+        .write(crate::db::Commit::Durable, |tx| {
+            Ok(tx.execute(other_boot, [])?)
+        })
+        .unwrap();
+    drop(store);
+    let file = root.path().join("blobs/2");
+    let length = std::fs::metadata(&file).unwrap().len();
+    std::fs::write(&file, vec![0; usize::try_from(length).unwrap()]).unwrap();
+    let store = root.open();
+    assert_eq!(store.peek(key("a")).unwrap(), Some(whole));
+    assert_eq!(store.layer(torn.diff_id).unwrap(), None);
+    assert_eq!(store.peek(key("b")).unwrap(), None);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_failing_removal_tells_why() {
+    assert_eq!(
+        crate::disk::remove_file(Path::new("/nonexistent/x")),
+        Removal::Gone
+    );
+    assert!(matches!(
+        crate::disk::remove_file(Path::new("/proc/version")),
+        Removal::Failed(_)
+    ));
+}

@@ -1,0 +1,115 @@
+//! Whole ways through the store, with several handles and several processes.
+
+mod claims;
+mod housekeeping;
+mod ingest;
+mod processes;
+mod property;
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::{
+    DiffId, Digest, IngestError, Layer, Lookup, OpenOptions, PruneOptions, PruneReport, StepKey,
+    Store,
+};
+
+/// A store in a directory of its own, which is checked at the end.
+struct Root {
+    dir: TempDir,
+}
+
+impl Root {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn open(&self) -> Store {
+        open(self.path())
+    }
+
+    /// All handles are gone: nothing may be left over.
+    #[track_caller]
+    fn assert_clean(&self) {
+        let store = self.open();
+        let report = store.check(false).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+        store.close().unwrap();
+        for dir in ["instances", "tmp"] {
+            let left: Vec<_> = std::fs::read_dir(self.path().join(dir)).unwrap().collect();
+            assert!(left.is_empty(), "{dir}: {left:?}");
+        }
+    }
+}
+
+fn open(root: &Path) -> Store {
+    Store::open(
+        root,
+        &OpenOptions {
+            command: "test".to_owned(),
+            read_only: false,
+        },
+    )
+    .unwrap()
+}
+
+/// A tar with these files.
+fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, data) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, *data).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn ingest(store: &Store, tar: &[u8]) -> Result<Layer, IngestError> {
+    let mut writer = store.layer_writer("test").unwrap();
+    // What is refused says so again at the end.
+    writer.write_all(tar).ok();
+    writer.finish()
+}
+
+/// A layer with one file of that content.
+fn layer(store: &Store, content: &str) -> Layer {
+    ingest(store, &tar(&[("file", content.as_bytes())])).unwrap()
+}
+
+fn key(name: &str) -> StepKey {
+    StepKey(Digest::of(name.as_bytes()))
+}
+
+/// Does a step: claims its key and binds it to a new layer.
+fn step(store: &Store, name: &str, parents: &[DiffId]) -> Layer {
+    let Lookup::Claimed(claim) = store.lookup(key(name)).unwrap() else {
+        panic!("{name} is not free")
+    };
+    let made = layer(store, name);
+    claim.commit(&made, parents, false).unwrap()
+}
+
+fn prune(store: &Store, options: &PruneOptions) -> PruneReport {
+    store
+        .prune(options, &mut |_| ControlFlow::Continue(()))
+        .unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}

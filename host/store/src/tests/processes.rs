@@ -1,0 +1,289 @@
+//! Several processes, some of which are killed; a disk that is full.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::StoreError;
+
+const ROOT: &str = "STORE_TEST_ROOT";
+const ROLE: &str = "STORE_TEST_ROLE";
+
+/// Not a test of its own: what a child process does.
+#[test]
+fn child() {
+    let Some(root) = std::env::var_os(ROOT) else {
+        return;
+    };
+    let store = open(Path::new(&root));
+    match std::env::var(ROLE).unwrap().as_str() {
+        "hold" => {
+            let Lookup::Claimed(_claim) = store.lookup(key("held")).unwrap() else {
+                panic!()
+            };
+            layer(&store, "leased");
+            let mut writer = store.layer_writer("unfinished").unwrap();
+            writer.write_all(&vec![0; 3 << 20]).unwrap();
+            std::fs::write(store.scratch().join("left"), b"x").unwrap();
+            ready();
+            loop {
+                std::thread::park();
+            }
+        }
+        "work" => {
+            for round in 0..5 {
+                for name in ["one", "two", "three"] {
+                    work(&store, &format!("{name} {round}"));
+                }
+            }
+            store.close().unwrap();
+        }
+        role => panic!("{role}"),
+    }
+}
+
+/// Does a step or waits for whom is doing it.
+fn work(store: &Store, name: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        match store.lookup(key(name)).unwrap() {
+            Lookup::Hit(_) => return,
+            Lookup::Claimed(claim) => {
+                let made = layer(store, name);
+                claim.commit(&made, &[], false).unwrap();
+                return;
+            }
+            Lookup::Busy(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    panic!("{name} never ended");
+}
+
+/// Tells the parent, through the output that it reads.
+fn ready() {
+    let mut out = std::io::stdout();
+    out.write_all(b"\nready\n").unwrap();
+    out.flush().unwrap();
+}
+
+fn spawn(root: &Path, role: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "tests::processes::child",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env(ROOT, root)
+        .env(ROLE, role)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap()
+}
+
+fn wait_ready(child: &mut Child) {
+    let out = BufReader::new(child.stdout.take().unwrap());
+    assert!(
+        out.lines().any(|line| line.unwrap() == "ready"),
+        "the child ended early"
+    );
+}
+
+#[test]
+fn a_killed_instance_is_reaped_and_its_claim_taken_over() {
+    let root = Root::new();
+    let mut child = spawn(root.path(), "hold");
+    wait_ready(&mut child);
+    let store = root.open();
+    let Lookup::Busy(owner) = store.lookup(key("held")).unwrap() else {
+        panic!("not busy")
+    };
+    assert_ne!(owner.instance, store.instance());
+    // It lives, so nothing of it goes.
+    assert_eq!(prune(&store, &PruneOptions::default()).removed, 0);
+    assert_eq!(names(&root.path().join("blobs")).len(), 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Met in the middle of work, not only when a store is opened.
+    let Lookup::Claimed(claim) = store.lookup(key("held")).unwrap() else {
+        panic!("not free")
+    };
+    claim.release().unwrap();
+    assert_eq!(names(&root.path().join("blobs")).len(), 1);
+    assert_eq!(
+        names(&root.path().join("tmp")),
+        [store.instance().to_string()]
+    );
+    assert_eq!(prune(&store, &PruneOptions::default()).removed, 1);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_lost_lock_file_means_dead_as_well() {
+    let root = Root::new();
+    let mut child = spawn(root.path(), "hold");
+    wait_ready(&mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for name in names(&root.path().join("instances")) {
+        std::fs::remove_file(root.path().join("instances").join(name)).unwrap();
+    }
+    root.assert_clean();
+}
+
+#[test]
+fn processes_that_start_at_once_make_one_store_and_do_each_step_once() {
+    let root = Root::new();
+    let children: Vec<Child> = (0..6).map(|_| spawn(root.path(), "work")).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let store = root.open();
+    let rows: i64 = store
+        .read(|tx| Ok(tx.query_row("SELECT max(id) FROM object", [], |row| row.get(0))?))
+        .unwrap();
+    assert_eq!(rows, 15, "objects that were ever begun");
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    let root = Root::new();
+    let store = root.open();
+    store
+        .write(crate::db::Commit::Durable, |tx| {
+            Ok(tx.pragma_update(None, "user_version", 99)?)
+        })
+        .unwrap();
+    drop(store);
+    let error = Store::open(root.path(), &OpenOptions::default()).unwrap_err();
+    assert!(
+        matches!(error, StoreError::NewerSchema { found: 99, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_damaged_database_is_refused_and_not_replaced() {
+    let root = Root::new();
+    layer(&root.open(), "a");
+    for name in ["store.db", "store.db-wal"] {
+        std::fs::write(root.path().join(name), vec![0x5a; 20_000]).unwrap();
+    }
+    let error = Store::open(root.path(), &OpenOptions::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert_eq!(
+        std::fs::metadata(root.path().join("store.db"))
+            .unwrap()
+            .len(),
+        20_000
+    );
+}
+
+/// A small file system of its own.
+struct Tmpfs {
+    dir: TempDir,
+}
+
+impl Tmpfs {
+    /// `None` where this process may not mount.
+    fn new(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={size},mode=0700"),
+                "store-test",
+            ])
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then_some(Self { dir })
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        Command::new("umount")
+            .arg(self.dir.path())
+            .status()
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
+    let Some(small) = Tmpfs::new("24m") else {
+        Write::write_all(
+            &mut std::io::stderr(),
+            b"skipped: cannot mount a small file system\n",
+        )
+        .unwrap();
+        return;
+    };
+    let root = small.dir.path().join("store");
+    let store = open(&root);
+    let mut kept = Vec::new();
+    let full = loop {
+        let content = format!("{}", kept.len()).repeat(1 << 20);
+        match ingest(&store, &tar(&[("file", content.as_bytes())])) {
+            Ok(layer) => kept.push(layer),
+            Err(error) => break error,
+        }
+        assert!(kept.len() < 30, "never full");
+    };
+    assert!(
+        matches!(full, IngestError::Store(StoreError::Full { .. })),
+        "{full:?}"
+    );
+    assert!(!kept.is_empty());
+    // To the last byte, so that the reserve is what is left to prune with.
+    let filler = small.dir.path().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    store.close().ok();
+    let store = open_full(&root);
+    for layer in &kept {
+        assert!(
+            store
+                .read(|tx| {
+                    let sql = "SELECT 1 FROM object WHERE digest = ?1 AND state = 'valid'";
+                    Ok(tx.prepare(sql)?.exists([layer.diff_id.0.0])?)
+                })
+                .unwrap()
+        );
+    }
+    let report = prune(&store, &PruneOptions::default());
+    assert_eq!(report.removed, kept.len() as u64);
+    assert!(store.check(false).unwrap().is_clean());
+    layer(&store, "works again");
+    store.close().unwrap();
+    drop(file);
+    drop(store_after(&root));
+}
+
+fn open_full(root: &Path) -> Store {
+    let options = OpenOptions {
+        command: "prune".to_owned(),
+        read_only: false,
+    };
+    assert!(matches!(
+        Store::open(root, &options),
+        Err(StoreError::Full { .. })
+    ));
+    Store::open_to_prune(root, &options).unwrap()
+}
+
+fn store_after(root: &Path) -> Store {
+    let store = open(root);
+    assert!(store.check(false).unwrap().is_clean());
+    store
+}
