@@ -57,7 +57,7 @@ pub use history::{
     Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, LogFrame, LogReader, StepLog,
 };
 pub use housekeeping::{
-    CheckReport, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Usage,
+    CheckReport, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Rebuilt, Usage,
 };
 pub use image::Image;
 pub use index::{Entry, EntryKind, Index, Mtime, content_id};
