@@ -78,8 +78,6 @@ pub(crate) enum Kind {
 
 #[cfg(test)]
 mod tests {
-    use std::io::BufRead as _;
-
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -104,13 +102,16 @@ mod tests {
             if let Kind::File(size) = entry.kind {
                 let mut data = Vec::new();
                 reader
-                    .data(|piece| Ok(data.extend_from_slice(piece)))
+                    .data(|piece| {
+                        data.extend_from_slice(piece);
+                        Ok(())
+                    })
                     .unwrap();
                 assert_eq!(data, vec![7; usize::try_from(size).unwrap()]);
             }
             read.push(entry);
         }
-        assert!(reader.into_inner().fill_buf().unwrap().is_empty());
+        assert!(reader.next().is_err(), "nothing follows the end mark");
         read
     }
 

@@ -3,6 +3,9 @@
 //! Walks an upper directory of overlayfs after all processes of the step are dead. What the walk
 //! sees is what there is: a file that vanishes or shrinks meanwhile is an error, never a hole. The
 //! tree is a stranger's, so the walk neither recurses nor follows a link.
+//!
+//! The law: when it is done, tree and tar say the same. A layer has one name, whether it was sealed
+//! in place or unpacked from its tar; so what is left out of the tar is taken out of the tree.
 
 mod lower;
 mod names;
@@ -18,9 +21,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::archive::{Entry, Fill, Kind, OPAQUE, Time, WHITEOUT, Writer};
-use crate::layers::{Attributes, OPAQUE_XATTR, by_number, is_type, is_whiteout};
+use crate::layers::{Attributes, OPAQUE_XATTR, by_number, is_type, is_whiteout, set_time};
 use crate::tree;
 
 pub(crate) use lower::Lower;
@@ -95,13 +99,9 @@ impl<W: Fill> Walk<'_, W> {
     fn root(&mut self, upper: OwnedFd, before: &Attributes) -> Result<()> {
         let stat = fstat(upper.as_fd())?;
         let node = Node::new(upper, stat)?;
-        let now = node.attributes();
-        if (Attributes {
-            mtime: before.mtime,
-            ..now.clone()
-        }) != *before
-        {
-            self.writer.entry(&with_path(b".", Kind::Directory, now))?;
+        if differs(&node.attributes(), before) {
+            self.writer
+                .entry(&with_path(b".", Kind::Directory, node.attributes()))?;
         }
         self.descend(node, true)
     }
@@ -127,19 +127,15 @@ impl<W: Fill> Walk<'_, W> {
         let stat = fstatat(level.dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let separator: &[u8] = if self.path.is_empty() { b"" } else { b"/" };
         self.path.extend_from_slice(separator);
-        if is_whiteout(&stat) {
-            // Where no lower layer shows through there is nothing to remove.
-            return if merged {
-                self.mark(&[WHITEOUT, name.to_bytes()].concat())
-            } else {
-                Ok(())
-            };
+        if is_whiteout(&stat) && merged {
+            return self.mark(&[WHITEOUT, name.to_bytes()].concat());
+        }
+        // Where no lower layer shows through there is nothing to remove. No tar can hold a socket,
+        // and nobody listens on it any more.
+        if is_whiteout(&stat) || is_type(&stat, SFlag::S_IFSOCK) {
+            return leave_out(level.dir.as_fd(), name);
         }
         self.path.extend_from_slice(name.to_bytes());
-        if is_type(&stat, SFlag::S_IFSOCK) {
-            // No tar can hold a socket, and nobody listens on it any more.
-            return Ok(());
-        }
         if is_type(&stat, SFlag::S_IFDIR) {
             let node = Node::open(level.dir.as_fd(), name, tree::LIST)?;
             return self.directory(node, merged);
@@ -165,6 +161,9 @@ impl<W: Fill> Walk<'_, W> {
             self.path.push(b'/');
             self.mark(OPAQUE)?;
             self.path.truncate(length);
+        } else if node.opaque {
+            // Overlayfs marks every directory that is made in a merged one.
+            xattr::remove_deref(by_number(node.file.as_fd()), OPAQUE_XATTR)?;
         }
         self.descend(node, merged)
     }
@@ -259,6 +258,30 @@ impl Node {
     fn attributes(&self) -> Attributes {
         attributes(&self.stat, self.xattrs.clone())
     }
+}
+
+/// Whether the root directory is in the tar that [`take`] writes.
+pub(crate) fn root_changed(upper: BorrowedFd<'_>, before: &Attributes) -> Result<bool> {
+    Ok(differs(&describe(upper)?, before))
+}
+
+/// Whether more than the time differs: that of the root changes with every entry.
+fn differs(now: &Attributes, before: &Attributes) -> bool {
+    let Attributes {
+        mode,
+        uid,
+        gid,
+        mtime: _,
+        xattrs,
+    } = now;
+    (mode, uid, gid, xattrs) != (&before.mode, &before.uid, &before.gid, &before.xattrs)
+}
+
+/// Removes a name without a trace in the time of its directory, which is in the tar already.
+fn leave_out(dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    let before = attributes(&fstat(dir)?, Vec::new());
+    unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?;
+    set_time(dir, before.mtime)
 }
 
 /// What an open directory has beside its content, without the attributes of overlayfs.

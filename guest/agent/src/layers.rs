@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::syncfs;
 use wire::LayerName;
 
+use crate::diff;
 use crate::fault;
 use crate::transport::Incoming;
 use crate::tree::{self, Graveyard};
@@ -66,11 +67,6 @@ impl Drop for Chain {
 }
 
 impl Chain {
-    /// The names, lowest first.
-    pub(crate) fn names(&self) -> &[LayerName] {
-        &self.names
-    }
-
     /// The roots of the layers, lowest first, to look into them.
     pub(crate) fn open(&self) -> Result<Vec<OwnedFd>> {
         self.names
@@ -79,11 +75,15 @@ impl Chain {
             .collect()
     }
 
-    /// Directories that no layer of the chain describes at its topmost place, lowest layer first:
-    /// what each layer left implicit.
-    pub(crate) fn implicit(&self) -> Result<Vec<Implicit>> {
-        let read = |name: &LayerName| Implicit::read(self.layers.sealed.as_fd(), &file_name(name)?);
-        self.names.iter().map(read).collect()
+    /// What the topmost layer that describes it says about the root directory.
+    pub(crate) fn root_attributes(&self) -> Result<Attributes> {
+        for name in self.names.iter().rev() {
+            let implicit = Implicit::read(self.layers.sealed.as_fd(), &file_name(name)?)?;
+            if implicit.describes_root() {
+                return diff::describe(self.layers.open(name)?.as_fd());
+            }
+        }
+        Ok(Attributes::implicit())
     }
 }
 
@@ -157,7 +157,7 @@ impl Layers {
         match openat(
             self.sealed.as_fd(),
             file.as_c_str(),
-            tree::LIST | OFlag::O_PATH,
+            tree::LIST,
             Mode::empty(),
         ) {
             Err(Errno::ENOENT) => Err(fault::violation(format!(

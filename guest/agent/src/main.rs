@@ -1,10 +1,73 @@
 //! PID 1 of the builder VM.
+//!
+//! The agent carries out what the host asks and decides nothing: it unpacks layers onto the guest
+//! disk, runs steps in sandboxes over them, and sends back what they changed. Where to start
+//! reading: [`control`] for how requests come in, [`steps`] for what becomes of them, [`sandbox`]
+//! for what a step sees.
+//!
+//! Laws of the whole program:
+//!
+//! * PID 1 never returns and never panics into nothing: every end is a power off.
+//! * It listens on nothing, and the loss of the control connection ends the VM.
+//! * Exactly one thread reaps child processes.
+//! * The guest disk is a cache: a name in `layers/` means a whole layer, and nothing else counts.
+//! * Nothing of the agent, no descriptor and no word of memory, gets into a step.
+
 mod archive;
+mod boot;
 mod console;
+mod control;
 mod diff;
+mod disk;
 mod fault;
 mod layers;
+mod network;
+mod output;
+mod reap;
+mod sandbox;
+mod stat;
+mod steps;
 mod sys;
 mod transport;
 mod tree;
-fn main() {}
+mod verbs;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+
+use crate::disk::Disk;
+use crate::network::Uplink;
+use crate::reap::Reaper;
+use crate::sandbox::Sandboxes;
+use crate::steps::Steps;
+use crate::transport::{Connect as _, Transfers, Vsock};
+use crate::verbs::Guest;
+
+fn main() {
+    let mut args = std::env::args_os();
+    if args.next().is_some_and(|name| name == sandbox::init::NAME) {
+        sandbox::init::main(args.next().as_deref());
+    }
+    if std::process::id() == 1 {
+        console::install();
+        console::pid1(serve);
+    }
+}
+
+/// Makes the machine ready and serves the host.
+fn serve() -> Result<Infallible> {
+    boot::boot()?;
+    let reaper = Reaper::start()?;
+    let uplink = Uplink::set_up()?;
+    let disk = Arc::new(Disk::attach()?);
+    let sandboxes = Sandboxes::new(uplink, reaper)?;
+    let mut connection = File::from(Vsock.connect()?);
+    let nonce = control::greet(&mut connection).context("greeting")?;
+    let transfers = Arc::new(Transfers::new(Box::new(Vsock), nonce));
+    let steps = Steps::new(Arc::clone(&disk), sandboxes, Arc::clone(&transfers));
+    let guest = Guest::new(disk, transfers, steps);
+    control::serve(connection, Arc::new(guest))
+}

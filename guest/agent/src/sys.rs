@@ -20,6 +20,9 @@ use seccompiler::sock_filter;
 /// ones given to it.
 pub(crate) const SPAWN_FDS: RawFd = 16;
 
+/// `CLONE_INTO_CGROUP`, which does not fit into the type that `libc` gives it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// What [`spawn`] starts.
 #[derive(Debug)]
 pub(crate) struct Spawn<'a> {
@@ -45,7 +48,8 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
     args.push(std::ptr::null());
     let mut pidfd: RawFd = -1;
     let clone = libc::clone_args {
-        flags: (libc::CLONE_PIDFD | spawn.namespaces) as u64 | libc::CLONE_INTO_CGROUP as u64,
+        flags: u64::from((libc::CLONE_PIDFD | spawn.namespaces).cast_unsigned())
+            | CLONE_INTO_CGROUP,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
@@ -55,7 +59,7 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: spawn.cgroup.as_raw_fd() as u64,
+        cgroup: u64::from(spawn.cgroup.as_raw_fd().cast_unsigned()),
     };
     // SAFETY: `clone` is initialised and its size is passed; without CLONE_VM and with a null stack
     // this is a fork, so the child goes on with a copy of this thread's memory. `pidfd` outlives
@@ -75,14 +79,12 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
 
 /// The child's side of [`spawn`]: no allocation, no lock, no panic.
 fn exec_child(spawn: &Spawn<'_>, args: &[*const libc::c_char]) -> ! {
-    let mut number: RawFd = 0;
-    for file in spawn.files {
+    for (number, file) in (0..).zip(spawn.files) {
         // SAFETY: plain numbers. The targets are below all sources, so none is overwritten early.
         if unsafe { libc::dup2(file.as_raw_fd(), number) } < 0 {
             // SAFETY: ends this process at once, without running anything of the parent's.
             unsafe { libc::_exit(126) };
         }
-        number += 1;
     }
     let environment: [*const libc::c_char; 1] = [std::ptr::null()];
     // SAFETY: `args` ends in a null pointer and its strings are borrowed through `spawn`; the
@@ -113,6 +115,13 @@ pub(crate) fn inherited<const N: usize>(first: RawFd) -> [OwnedFd; N] {
         number += 1;
         file
     })
+}
+
+/// A copy of a descriptor, numbered [`SPAWN_FDS`] or above.
+pub(crate) fn duplicate_above(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let number = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(SPAWN_FDS))?;
+    // SAFETY: the kernel has just returned this new descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Makes all descriptors from `first` on close at the next `exec`.

@@ -242,7 +242,7 @@ mod tests {
                 .arg(&path)
                 .status();
             if !protect.is_ok_and(|status| status.success()) {
-                eprintln!("skipped: this file system or user cannot make files immutable");
+                crate::layers::testing::skipped("files cannot be made immutable here");
                 return;
             }
         }

@@ -204,40 +204,6 @@ fn a_layer_that_is_no_tar_is_refused() {
 }
 
 #[test]
-fn a_small_layer_cannot_unpack_without_bound() {
-    let store = TestStore::new();
-    let mut layout = LayoutDir::new(&store.path("layout"));
-    // A file of 2 GiB of zeros is some hundred kilobytes of zstd.
-    let mut header = support::file_header(2 << 30);
-    header.set_path("zeros").unwrap();
-    header.set_cksum();
-    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
-    std::io::Write::write_all(&mut encoder, header.as_bytes()).unwrap();
-    std::io::copy(
-        &mut std::io::Read::take(std::io::repeat(0), (2 << 30) + 1024),
-        &mut encoder,
-    )
-    .unwrap();
-    let blob = encoder.finish().unwrap();
-    let described = layout.blob("application/vnd.oci.image.layer.v1.tar+zstd", &blob);
-    let layer = TestLayer::new(tar_with("a", b""), Form::Plain);
-    let honest = layout.image("amd64", std::slice::from_ref(&layer));
-    let manifest = fs::read_to_string(layout.blob_path(honest.digest)).unwrap();
-    let mut manifest: engine::image::Document =
-        engine::image::Document::parse(manifest.as_bytes()).unwrap();
-    let engine::image::Document::Manifest(inner) = &mut manifest else {
-        panic!("no manifest")
-    };
-    inner.layers = vec![described];
-    let bytes = serde_json::to_vec(inner).unwrap();
-    let image = layout.blob("application/vnd.oci.image.manifest.v1+json", &bytes);
-    layout.tag(image, "bomb");
-
-    let error = chain(&find(&store, &layout.source(Some("bomb"))).unwrap_err());
-    assert!(error.contains("unpack to more than"), "{error}");
-}
-
-#[test]
 fn what_is_not_there_is_explained() {
     let store = TestStore::new();
     let missing = ImageSource::OciLayout {

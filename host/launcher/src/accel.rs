@@ -139,14 +139,13 @@ pub(crate) fn open_device() -> io::Result<()> {
 
 /// Why the device cannot be opened, with what to do about it.
 pub(crate) fn unusable(err: &io::Error) -> String {
-    match err.kind() {
-        io::ErrorKind::NotFound => {
-            format!("{DEVICE} does not exist (no virtualization, or the kvm module is not loaded)")
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!("{DEVICE} may not be opened (add yourself to the group `kvm`)")
-        }
-        _ => format!("{DEVICE} cannot be opened: {err}"),
+    let kind = err.kind();
+    if kind == io::ErrorKind::NotFound {
+        format!("{DEVICE} does not exist (no virtualization, or the kvm module is not loaded)")
+    } else if kind == io::ErrorKind::PermissionDenied {
+        format!("{DEVICE} may not be opened (add yourself to the group `kvm`)")
+    } else {
+        format!("{DEVICE} cannot be opened: {err}")
     }
 }
 

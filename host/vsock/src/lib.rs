@@ -19,7 +19,7 @@
 //! |---|---|
 //! | `packet`, `credit`, `buffer` | bytes of a header; counters of one direction; queues of bytes |
 //! | `connection` | what the two sides of one connection have said |
-//! | `channel`, `table`, `schedule` | who waits for a connection; which there are; whose turn it is |
+//! | `bell`, `channel`, `table`, `schedule` | how the worker is woken; who waits for a connection; which there are; whose turn it is |
 //! | `mux` | all connections: packets in, packets out |
 //! | `chain`, `worker` | descriptors and rings |
 //! | `backend`, `monitor` | vhost-user, threads, the socket |
@@ -34,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod bell;
 mod buffer;
 mod chain;
 mod channel;

@@ -8,13 +8,12 @@
 //! guest may keep us from sending is bounded too.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::bell::Bell;
 use crate::buffer::Payload;
 use crate::channel::{self, Channel, Core};
 use crate::connection::{Address, Cause, Connection, Fault};
@@ -39,49 +38,11 @@ pub(crate) struct Mux {
     failure: OnceLock<String>,
 }
 
-/// Wakes the worker.
-#[derive(Debug)]
-pub(crate) struct Bell {
-    event: EventFd,
-    rung: AtomicBool,
-}
-
 /// A packet on its way into guest memory.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(crate) header: Header,
     channel: Option<Arc<Channel>>,
-}
-
-impl Bell {
-    fn new() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let event = EventFd::from_value_and_flags(0, flags)?;
-        Ok(Self {
-            event,
-            rung: AtomicBool::new(false),
-        })
-    }
-
-    /// Wakes the worker, unless it is to wake up anyway.
-    pub(crate) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            // It can fail only if 2⁶⁴ wake-ups were pending, and then the worker wakes up.
-            self.event.write(1).ok();
-        }
-    }
-
-    /// The worker is awake. To be called before it looks for work.
-    pub(crate) fn answer(&self) {
-        // Fails if the bell was not rung, which is as good.
-        self.event.read().ok();
-        self.rung.store(false, Ordering::Release);
-    }
-
-    /// What the worker has to watch.
-    pub(crate) fn event(&self) -> &EventFd {
-        &self.event
-    }
 }
 
 impl Mux {

@@ -38,11 +38,6 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// The source, from which nothing was taken beyond what was returned.
-    pub(crate) fn into_inner(self) -> R {
-        self.source
-    }
-
     /// The next entry; `None` at the mark that ends the tar.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
         let mut extensions = Extensions::default();

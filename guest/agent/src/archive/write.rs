@@ -12,6 +12,15 @@ pub(crate) trait Fill: Write {
     fn filled(&mut self, n: usize);
 }
 
+impl<W: Fill> Fill for &mut W {
+    fn room(&mut self) -> io::Result<&mut [u8]> {
+        (**self).room()
+    }
+    fn filled(&mut self, n: usize) {
+        (**self).filled(n);
+    }
+}
+
 /// Writes a tar entry by entry.
 #[derive(Debug)]
 pub(crate) struct Writer<W> {
@@ -37,10 +46,10 @@ impl<W: Fill> Writer<W> {
         header.set_entry_type(flag);
         header.set_mode(entry.mode);
         pax.number("uid", u64::from(entry.uid), 0o7_777_777, |n| {
-            header.set_uid(n)
+            header.set_uid(n);
         });
         pax.number("gid", u64::from(entry.gid), 0o7_777_777, |n| {
-            header.set_gid(n)
+            header.set_gid(n);
         });
         pax.time(entry.mtime, |secs| header.set_mtime(secs));
         for (name, value) in &entry.xattrs {
@@ -120,7 +129,9 @@ fn fill_kind(header: &mut tar::Header, pax: &mut Pax, kind: &Kind) -> io::Result
     };
     match kind {
         Kind::File(size) => {
-            pax.number("size", *size, 0o77_777_777_777, |n| header.set_size(n));
+            pax.number("size", *size, 0o77_777_777_777, |n| {
+                header.set_size(n);
+            });
             Ok(tar::EntryType::Regular)
         }
         Kind::Directory => Ok(tar::EntryType::Directory),

@@ -21,13 +21,23 @@ use nix::sys::stat::Mode;
 pub(crate) struct Implicit(pub(crate) BTreeSet<Vec<u8>>);
 
 impl Implicit {
+    /// Only the root directory.
+    pub(crate) fn root() -> Self {
+        Self(BTreeSet::from([Vec::new()]))
+    }
+
+    /// Whether the layer says what its root directory is like.
+    pub(crate) fn describes_root(&self) -> bool {
+        !self.0.contains(b"".as_slice())
+    }
+
     /// Name of the file beside the layer's directory.
     pub(super) fn file_name(layer: &CStr) -> Result<CString> {
         Ok(CString::new([layer.to_bytes(), b".implicit"].concat())?)
     }
 
     /// Reads what was written beside a layer; no file means nothing.
-    pub(super) fn read(dir: BorrowedFd<'_>, layer: &CStr) -> Result<Self> {
+    pub(crate) fn read(dir: BorrowedFd<'_>, layer: &CStr) -> Result<Self> {
         let name = Self::file_name(layer)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut bytes = Vec::new();

@@ -42,14 +42,19 @@ pub(crate) struct Attributes {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a directory gets that no entry describes.
-const IMPLICIT: Attributes = Attributes {
-    mode: 0o755,
-    uid: 0,
-    gid: 0,
-    mtime: Time { secs: 0, nanos: 0 },
-    xattrs: Vec::new(),
-};
+impl Attributes {
+    /// What a directory gets that no entry describes.
+    pub(crate) const fn implicit() -> Self {
+        let mtime = Time { secs: 0, nanos: 0 };
+        Self {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime,
+            xattrs: Vec::new(),
+        }
+    }
+}
 
 /// Unpacks a tar below `root`, which is empty. Reads to the mark that ends the tar.
 pub(super) fn unpack(
@@ -90,7 +95,7 @@ impl<'a> Target<'a> {
             times: Vec::new(),
         };
         target.implicit.0.insert(Vec::new());
-        target.remember_time(b"", IMPLICIT.mtime);
+        target.remember_time(b"", Time::default());
         Ok(target)
     }
 
@@ -153,11 +158,15 @@ impl<'a> Target<'a> {
         for name in dir.split(|byte| *byte == b'/') {
             done += name.len();
             let name = plain(name)?;
-            match mkdirat(at.as_fd(), name.as_c_str(), mode(IMPLICIT.mode)) {
+            match mkdirat(
+                at.as_fd(),
+                name.as_c_str(),
+                mode(Attributes::implicit().mode),
+            ) {
                 Ok(()) => {
                     let path = dir.get(..done).unwrap_or(dir);
                     self.implicit.0.insert(path.to_vec());
-                    self.remember_time(path, IMPLICIT.mtime);
+                    self.remember_time(path, Time::default());
                 }
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(errno).context("cannot make a directory"),

@@ -29,14 +29,24 @@ pub enum Class {
 }
 
 impl Class {
-    /// The word for it in history and events.
+    /// The exit status of the command for it.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub fn status(self) -> i32 {
         match self {
-            Self::User => "user",
-            Self::Limit => "limit",
-            Self::Host => "host",
-            Self::Cancelled => "cancelled",
+            Self::User => 1,
+            Self::Limit => 124,
+            Self::Host => 125,
+            Self::Cancelled => 130,
+        }
+    }
+
+    /// How the history records it.
+    pub(super) fn recorded(self) -> store::Class {
+        match self {
+            Self::User => store::Class::User,
+            Self::Limit => store::Class::Limit,
+            Self::Host => store::Class::Host,
+            Self::Cancelled => store::Class::Cancelled,
         }
     }
 }

@@ -56,13 +56,7 @@ pub fn build(
     reporter: &dyn Reporter,
     cancel: &Cancel,
 ) -> Result<BuildResult, BuildError> {
-    let id = store.start_build(&store::BuildInfo {
-        context: request
-            .context
-            .as_ref()
-            .map_or_else(String::new, |dir| dir.display().to_string()),
-        target: request.target.clone(),
-    })?;
+    let id = store.start_build(&request.info())?;
     let tracker = Tracker::new(reporter);
     let result = Build {
         request,
@@ -75,10 +69,17 @@ pub fn build(
     .run();
     tracker.close();
     let outcome = match &result {
-        Ok(_) => store::BuildOutcome::Success,
-        Err(err) => store::BuildOutcome::Failed {
-            class: err.class().name(),
+        Ok(built) => store::BuildOutcome {
+            class: store::Class::Success,
+            status: 0,
+            message: String::new(),
+            image: Some(built.image.manifest),
+        },
+        Err(err) => store::BuildOutcome {
+            class: err.class().recorded(),
+            status: err.class().status(),
             message: err.to_string(),
+            image: None,
         },
     };
     let ended = store.end_build(id, &outcome);

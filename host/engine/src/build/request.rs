@@ -55,6 +55,22 @@ pub struct BuildRequest {
     pub epoch: Option<i64>,
 }
 
+impl BuildRequest {
+    /// What the history says of it.
+    pub(super) fn info(&self) -> store::BuildInfo {
+        let shown = |path: &PathBuf| path.display().to_string();
+        store::BuildInfo {
+            context: self.context.as_ref().map_or_else(String::new, shown),
+            dockerfile: match &self.dockerfile {
+                DockerfileSource::Default => String::new(),
+                DockerfileSource::Path(path) => shown(path),
+                DockerfileSource::Text(_) => "-".to_owned(),
+            },
+            target: self.target.clone().unwrap_or_default(),
+        }
+    }
+}
+
 /// What a build made.
 #[derive(Debug, Clone)]
 pub struct BuildResult {

@@ -208,7 +208,7 @@ impl Steps<'_> {
         let spec = self.specify(at, op)?;
         let mut output = Tee {
             log: self.store.step_log(self.build, at.number)?,
-            log_failed: false,
+            warned: false,
             tracker: self.tracker,
             number: at.number,
         };
@@ -397,7 +397,7 @@ impl Steps<'_> {
 /// Sends a step's output to its log file and to whoever watches.
 struct Tee<'a> {
     log: store::StepLog,
-    log_failed: bool,
+    warned: bool,
     tracker: &'a Tracker<'a>,
     number: StepId,
 }
@@ -408,13 +408,13 @@ impl Output for Tee<'_> {
             Stream::Stdout => 1,
             Stream::Stderr => 2,
         };
+        self.log.append(tag, data);
         // A log that cannot be written must not stop the step, but it must not be silent either.
-        if let Err(err) = self.log.append(tag, data)
-            && !self.log_failed
-        {
-            self.log_failed = true;
-            self.tracker
-                .warn(format!("the log of this step is incomplete: {err}"), None);
+        if self.log.dropped() > 0 && !self.warned {
+            self.warned = true;
+            let log = self.log.path().display();
+            let text = format!("the log {log} is incomplete: the disk may be full");
+            self.tracker.warn(text, None);
         }
         self.tracker.log(self.number, stream, data);
     }

@@ -159,12 +159,21 @@ fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError 
     }
 }
 
-/// Unpacks `compressed` bytes into the pipe. An error is the reason why the stream is at fault.
+/// Unpacks the blob into the pipe. An error is the reason why the stream is at fault.
 fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
     let halt = blob.job.halt;
-    let limit =
-        MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(compressed.saturating_mul(MAX_RATIO)));
-    let mut plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
+    let plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
+    pump(plain, pipe, most_unpacked(compressed), halt)
+}
+
+/// How much a blob may unpack to.
+fn most_unpacked(compressed: u64) -> u64 {
+    let by_ratio = compressed.saturating_mul(MAX_RATIO);
+    MAX_UNPACKED.min(FREE_UNPACKED.saturating_add(by_ratio))
+}
+
+/// Moves at most `limit` bytes into the pipe.
+fn pump(mut plain: impl Read, pipe: &Pipe, limit: u64, halt: &Halt) -> Result<(), String> {
     let mut total: u64 = 0;
     loop {
         // A little input can unpack to very much, so it does not suffice to look when reading.
@@ -180,9 +189,7 @@ fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<()
         };
         total = total.saturating_add(count as u64);
         if total > limit {
-            return Err(format!(
-                "its {compressed} bytes unpack to more than {limit}"
-            ));
+            return Err(format!("it unpacks to more than {limit} bytes"));
         }
         if pipe.put(piece, count) == Err(Gone) {
             // The writer knows why.
@@ -252,4 +259,62 @@ impl Read for Counted<'_, '_> {
 pub(crate) fn short_digest(digest: Digest) -> String {
     let hex = digest.hex();
     format!("sha256:{}", hex.get(..12).unwrap_or(&hex))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cancel::Cancel;
+
+    /// Unpacks into memory.
+    fn unpacked(blob: &[u8], limit: u64, cancel: &Cancel) -> (Vec<u8>, Result<(), String>) {
+        let mut out = Vec::new();
+        let halt = Halt::new(cancel);
+        let plain = decompressor(blob).unwrap();
+        let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, limit, &halt));
+        written.unwrap();
+        (out, done)
+    }
+
+    #[test]
+    fn the_form_is_told_by_the_first_bytes() {
+        let plain = b"some text".repeat(1000);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, &plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        let twice = [plain.as_slice(), &plain].concat();
+        for (blob, expected) in [
+            (gzip.clone(), &plain),
+            ([gzip.as_slice(), &gzip].concat(), &twice),
+            (zstd.clone(), &plain),
+            ([zstd.as_slice(), &zstd].concat(), &twice),
+            (plain.clone(), &plain),
+        ] {
+            let (out, done) = unpacked(&blob, 1 << 20, &Cancel::new());
+            done.unwrap();
+            assert!(out == *expected);
+        }
+    }
+
+    #[test]
+    fn a_small_blob_cannot_unpack_without_bound() {
+        let zeros = vec![0; 8 << 20];
+        let bomb = zstd::encode_all(zeros.as_slice(), 1).unwrap();
+        assert!(bomb.len() < 2000);
+        let (out, done) = unpacked(&bomb, 1 << 20, &Cancel::new());
+        assert!(done.unwrap_err().contains("more than 1048576 bytes"));
+        assert!(out.len() <= 1 << 20);
+        assert_eq!(most_unpacked(1000), (1 << 30) + 1_100_000);
+        assert_eq!(most_unpacked(u64::MAX), MAX_UNPACKED);
+    }
+
+    #[test]
+    fn unpacking_stops_when_cancelled() {
+        let bomb = zstd::encode_all(vec![0; 8 << 20].as_slice(), 1).unwrap();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let (out, done) = unpacked(&bomb, u64::MAX, &cancel);
+        assert_eq!((out.len(), done), (0, Err("stopped".to_owned())));
+    }
 }

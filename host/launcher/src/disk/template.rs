@@ -41,6 +41,7 @@ fn parse(line: &str) -> Option<(u64, Vec<u8>)> {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests {
     use std::fs;
     use std::path::Path;

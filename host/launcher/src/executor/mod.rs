@@ -11,9 +11,14 @@
 //! again: none of them has left anything, since a layer counts only when the store has it whole.
 //! Every VM ends through the same code, and [`VmExecutor::finish`] waits for it.
 
+#[cfg(test)]
+mod death;
 mod home;
 mod sealed;
 mod step;
+#[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -150,7 +150,10 @@ impl Worker<'_> {
         }
         writer.finish().map_err(|err| match err {
             IngestError::Rejected { .. } => self.rejected(&err),
-            other => host(other.into()).into(),
+            IngestError::TooLarge { .. } => {
+                StepError::Limit(format!("the changes of this step are too large: {err}")).into()
+            }
+            IngestError::Store(err) => host(err.into()).into(),
         })
     }
 

@@ -370,6 +370,10 @@ mod tests {
 
     /// Not a test of its own: an owner with a monitor, to be killed.
     #[test]
+    #[expect(
+        clippy::print_stdout,
+        reason = "the other process is talked to through it"
+    )]
     fn owner() {
         let Some(dir) = std::env::var_os(OWNER) else {
             return;

@@ -61,9 +61,12 @@ impl Qemu {
     /// # Errors
     /// If it cannot be run, or is too old.
     pub fn find(program: &Path) -> Result<Self, QemuError> {
-        let text = version_text(program).map_err(|err| match err.kind() {
-            io::ErrorKind::NotFound => QemuError::Missing(program.into()),
-            _ => QemuError::Unusable(program.into(), err),
+        let text = version_text(program).map_err(|err| {
+            if err.kind() == io::ErrorKind::NotFound {
+                QemuError::Missing(program.into())
+            } else {
+                QemuError::Unusable(program.into(), err)
+            }
         })?;
         let Some((version, number)) = parse_version(&text) else {
             let said = text.chars().take(100).collect();

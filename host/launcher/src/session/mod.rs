@@ -251,12 +251,9 @@ impl Shared {
             if let Some(first) = lost.as_ref() {
                 return Arc::clone(first);
             }
-            let why = match why {
-                Lost::Closed | Lost::Connection(_) if self.quitting.load(Ordering::Acquire) => {
-                    Lost::Ended
-                }
-                other => other,
-            };
+            let ended = matches!(why, Lost::Closed | Lost::Connection(_))
+                && self.quitting.load(Ordering::Acquire);
+            let why = if ended { Lost::Ended } else { why };
             Arc::clone(lost.insert(Arc::new(why)))
         };
         if !matches!(*why, Lost::Ended) {

@@ -111,7 +111,7 @@ fn an_honest_guest_does_every_verb() {
     let cancel = Cancel::new();
     assert_eq!(session.software, "agent of a test");
     assert_eq!(session.list().unwrap(), [[1; 32], [2; 32]]);
-    let tar: Vec<u8> = (0..9_000_000_u32).map(|n| n as u8).collect();
+    let tar: Vec<u8> = (0..9_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     session
         .put([3; 32], tar.len() as u64, &mut Cursor::new(&tar), &cancel)
         .unwrap();
@@ -603,9 +603,10 @@ fn a_bulk_transfer_that_nobody_reads_holds_up_nothing_else() {
     let (session, script) = with(|mut guest| {
         let mut stuck = Vec::new();
         while let Some((id, request)) = guest.request() {
-            match request {
-                Request::Put { transfer, .. } => stuck.push(guest.attach(transfer, NONCE)),
-                _ => guest.reply(id, &Reply::Layers(vec![])),
+            if let Request::Put { transfer, .. } = request {
+                stuck.push(guest.attach(transfer, NONCE));
+            } else {
+                guest.reply(id, &Reply::Layers(vec![]));
             }
         }
     });

@@ -57,7 +57,7 @@ pub(super) fn start_others(
         }
     })?;
     start("door", shared, threads, move |shared| {
-        shared.serve_door(door.as_ref())
+        shared.serve_door(door.as_ref());
     })
 }
 

@@ -17,24 +17,24 @@ use super::{Limits, Lost, Session, SessionError};
 impl Session {
     /// The layers that are sealed on the guest disk.
     pub(crate) fn list(&self) -> Result<Vec<LayerName>, SessionError> {
-        match self
+        let reply = self
             .ask(&Request::List)?
-            .insist("list its layers", self.limits().short)?
-        {
-            Reply::Layers(layers) => Ok(layers),
-            other => Err(self.unfitting("List", &other)),
-        }
+            .insist("list its layers", self.limits().short)?;
+        let Reply::Layers(layers) = reply else {
+            return Err(self.unfitting("List", &reply));
+        };
+        Ok(layers)
     }
 
     /// Use of the guest's disk and memory.
     pub(crate) fn stat(&self) -> Result<Stat, SessionError> {
-        match self
+        let reply = self
             .ask(&Request::Stat)?
-            .insist("say what it uses", self.limits().short)?
-        {
-            Reply::Stat(stat) => Ok(stat),
-            other => Err(self.unfitting("Stat", &other)),
-        }
+            .insist("say what it uses", self.limits().short)?;
+        let Reply::Stat(stat) = reply else {
+            return Err(self.unfitting("Stat", &reply));
+        };
+        Ok(stat)
     }
 
     /// Deletes sealed layers.
@@ -42,7 +42,7 @@ impl Session {
         let pending = self.ask(&Request::Remove { layers })?;
         self.done(
             "Remove",
-            pending.insist("remove layers", self.limits().remove)?,
+            &pending.insist("remove layers", self.limits().remove)?,
         )
     }
 
@@ -51,7 +51,7 @@ impl Session {
         let pending = self.ask(&Request::Discard { step })?;
         self.done(
             "Discard",
-            pending.insist("remove a step", self.limits().remove)?,
+            &pending.insist("remove a step", self.limits().remove)?,
         )
     }
 
@@ -60,7 +60,7 @@ impl Session {
         let pending = self.ask(&Request::Seal { step, layer })?;
         self.done(
             "Seal",
-            pending.insist("seal a layer", self.limits().remove)?,
+            &pending.insist("seal a layer", self.limits().remove)?,
         )
     }
 
@@ -68,7 +68,7 @@ impl Session {
     pub(crate) fn quit(&self, limit: Duration) -> Result<(), SessionError> {
         self.shared.quitting.store(true, Ordering::Release);
         let pending = self.ask(&Request::Quit)?;
-        self.done("Quit", pending.insist("power off", limit)?)?;
+        self.done("Quit", &pending.insist("power off", limit)?)?;
         self.lose(Lost::Ended);
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Session {
         }
         match pending.wait(Some(cancel), None)? {
             Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
-            Waited::Answer(reply) => self.done("Put", reply),
+            Waited::Answer(reply) => self.done("Put", &reply),
             Waited::Cancelled | Waited::TimeUp => Err(SessionError::Cancelled),
         }
     }
@@ -197,13 +197,11 @@ impl Session {
             Waited::Answer(reply) => self.exited(reply),
             Waited::Cancelled | Waited::TimeUp => {
                 self.ask(&Request::Cancel { step })?;
-                pending
-                    .insist("kill a step", self.limits().kill)
-                    .map_err(|err| match err {
-                        SessionError::Refused(_) => SessionError::Cancelled,
-                        other => other,
-                    })?;
-                Err(SessionError::Cancelled)
+                // Whatever the guest says of a killed step, it was cancelled.
+                match pending.insist("kill a step", self.limits().kill) {
+                    Err(lost @ SessionError::Lost(_)) => Err(lost),
+                    Ok(_) | Err(_) => Err(SessionError::Cancelled),
+                }
             }
         }
     }
@@ -212,7 +210,9 @@ impl Session {
         match reply {
             Reply::Exited(exit) => Ok(exit),
             Reply::Failed(failure) => Err(SessionError::Refused(failure)),
-            other => Err(self.unfitting("Run", &other)),
+            Reply::Done | Reply::Layers(_) | Reply::Taken { .. } | Reply::Stat(_) => {
+                Err(self.unfitting("Run", &reply))
+            }
         }
     }
 
@@ -273,24 +273,26 @@ impl Session {
                 return Err(self.shared.broken(&how));
             }
         };
-        match pending.insist("confirm what it sent", self.limits().short)? {
-            Reply::Taken { size } if size == received => Ok(received),
-            Reply::Taken { size } => {
-                let differ = format!("it sent a layer of {received} bytes and says {size}");
-                Err(self.shared.broken(&differ))
-            }
-            other => Err(self.unfitting("Take", &other)),
+        let reply = pending.insist("confirm what it sent", self.limits().short)?;
+        let Reply::Taken { size } = reply else {
+            return Err(self.unfitting("Take", &reply));
+        };
+        if size != received {
+            let differ = format!("it sent a layer of {received} bytes and says {size}");
+            return Err(self.shared.broken(&differ));
         }
+        Ok(received)
     }
 
     fn limits(&self) -> &Limits {
         &self.shared.limits
     }
 
-    fn done(&self, request: &str, reply: Reply) -> Result<(), SessionError> {
-        match reply {
-            Reply::Done => Ok(()),
-            other => Err(self.unfitting(request, &other)),
+    fn done(&self, request: &str, reply: &Reply) -> Result<(), SessionError> {
+        if *reply == Reply::Done {
+            Ok(())
+        } else {
+            Err(self.unfitting(request, reply))
         }
     }
 

@@ -5,6 +5,7 @@ mod boot;
 pub(crate) mod home;
 mod parts;
 #[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,12 @@ impl Vm {
             agent: self.session.software.clone(),
             agent_memory_peak,
         }
+    }
+
+    /// Kills its monitor behind its back.
+    #[cfg(test)]
+    pub(crate) fn kill_monitor(&self) {
+        self.monitor.kill(END_SHOWS).unwrap().unwrap();
     }
 
     /// How long single waits for its guest may last.

@@ -52,18 +52,19 @@ struct PlainRow(Arc<Mutex<Vec<Thing>>>, Thing);
 
 impl Row for PlainRow {
     fn remove(self: Box<Self>) -> Result<(), HomeError> {
-        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) =
-            &self.1;
-        if let Thing::Monitor { pid: 0, .. } = &self.1 {
+        match &self.1 {
             // It was replaced by one that knows the process.
-        } else if let Thing::Monitor { lock, .. } = &self.1 {
-            // Free, if it still exists: nobody holds it any more.
-            if let Ok(file) = fs::File::open(lock) {
-                file.try_lock()?;
+            Thing::Monitor { pid: 0, .. } => {}
+            Thing::Monitor { lock, .. } => {
+                // Free, if it still exists: nobody holds it any more.
+                if let Ok(file) = fs::File::open(lock) {
+                    file.try_lock()?;
+                }
             }
-        } else {
-            let used = path.exists() && !path.with_extension("clean").exists();
-            assert!(!used, "{path:?} is still there");
+            Thing::Disk(path) | Thing::Directory(path) => {
+                let used = path.exists() && !path.with_extension("clean").exists();
+                assert!(!used, "{path:?} is still there");
+            }
         }
         self.0.lock().unwrap().retain(|thing| *thing != self.1);
         Ok(())
@@ -80,12 +81,9 @@ impl Home for Plain {
     }
 
     fn record(&self, thing: &Thing) -> Result<Box<dyn Row>, HomeError> {
-        let (Thing::Monitor { lock: path, .. } | Thing::Disk(path) | Thing::Directory(path)) =
-            thing;
-        assert!(
-            matches!(thing, Thing::Disk(_)) || !path.exists(),
-            "recorded before it is made"
-        );
+        if let Thing::Monitor { lock: path, pid: 0 } | Thing::Directory(path) = thing {
+            assert!(!path.exists(), "recorded before it is made");
+        }
         self.rows.lock().unwrap().push(thing.clone());
         Ok(Box::new(PlainRow(Arc::clone(&self.rows), thing.clone())))
     }

@@ -143,6 +143,7 @@ fn every_byte_and_the_end_reach_the_host_whatever_the_sizes() {
 
 /// The counters of vsock have 32 bits; a connection may carry more. Also says how fast it is.
 #[test]
+#[expect(clippy::print_stderr, reason = "for those who ask with --nocapture")]
 fn more_than_four_gibibytes_go_through_one_connection() {
     const TOTAL: u64 = (9 << 30) / 2;
     let bench = Bench::new();

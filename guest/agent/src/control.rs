@@ -1,0 +1,369 @@
+//! The control connection: greeting, requests and heartbeats.
+//!
+//! One thread reads. It answers heartbeats itself and gives every request to a thread of its own,
+//! so nothing that takes time can keep a heartbeat or a cancellation waiting. The law: when this
+//! connection is lost, the VM has no owner any more, and ends.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::sys::socket::{Shutdown, shutdown};
+use wire::limits::MAX_BODY;
+use wire::{Failure, FailureKind, Frame, Hello, Kind, PROTOCOL, Reply, Request, frame, message};
+
+use crate::fault;
+use crate::transport::retry;
+
+/// Most requests that are worked on at the same time: all steps, and a few requests about each.
+const MAX_REQUESTS: usize = 256;
+
+/// Most transfers of layers at the same time: each holds a buffer of up to 4 MiB.
+const MAX_TRANSFERS: usize = 4;
+
+/// How long the host may take to read the last reply before the power goes off.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What carries out requests.
+pub(crate) trait Verbs: Send + Sync + 'static {
+    /// Does what is asked, whatever time it takes.
+    fn serve(&self, request: Request) -> Result<Reply>;
+}
+
+/// Reads the host's greeting and answers it; returns the nonce of this VM.
+pub(crate) fn greet(connection: &mut File) -> Result<[u8; 16]> {
+    let mut buf = Vec::new();
+    let frame = frame::read(&mut buf, |room| retry(|| connection.read(room)))?;
+    let frame = frame.context("the host closed the connection without a greeting")?;
+    let theirs: Hello = message::decode(&frame)?;
+    let ours = Hello {
+        protocol: PROTOCOL,
+        software: concat!("cofferdam-agent ", env!("CARGO_PKG_VERSION")).into(),
+        features: 0,
+        max_body: MAX_BODY,
+        nonce: theirs.nonce,
+    };
+    // Also if they do not match: so the host can name both versions.
+    connection.write_all(&message::encode(0, &ours)?)?;
+    ensure!(
+        theirs.protocol == PROTOCOL,
+        "{} speaks protocol {}, this agent {PROTOCOL}",
+        theirs.software,
+        theirs.protocol
+    );
+    Ok(theirs.nonce)
+}
+
+/// The sending side of the connection, for all threads.
+#[derive(Debug, Clone)]
+struct Replies(Arc<Mutex<File>>);
+
+impl Replies {
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write_all(frame)
+    }
+
+    fn reply(&self, id: u64, reply: &Reply) -> Result<()> {
+        Ok(self.send(&message::encode(id, reply)?)?)
+    }
+}
+
+/// Serves the connection until it is lost or the host asks to quit.
+pub(crate) fn serve(connection: File, verbs: Arc<impl Verbs>) -> Result<Infallible> {
+    let mut reader = connection.try_clone()?;
+    let server = Server {
+        replies: Replies(Arc::new(Mutex::new(connection))),
+        verbs,
+        active: Arc::default(),
+        transfers: Places::new(MAX_TRANSFERS),
+    };
+    let mut buf = Vec::new();
+    loop {
+        let frame = frame::read(&mut buf, |room| retry(|| reader.read(room)));
+        let frame = frame.context("the control connection is broken")?;
+        let frame = frame.context("the host closed the control connection")?;
+        server.handle(&frame)?;
+    }
+}
+
+struct Server<V> {
+    replies: Replies,
+    verbs: Arc<V>,
+    active: Arc<AtomicUsize>,
+    transfers: Places,
+}
+
+impl<V: Verbs> Server<V> {
+    fn handle(&self, frame: &Frame<'_>) -> Result<()> {
+        match frame.kind {
+            Kind::Ping => {
+                Ok(self
+                    .replies
+                    .send(&frame::encode(Kind::Pong, 0, frame.id, 0, &[])?)?)
+            }
+            Kind::Request => self.dispatch(frame.id, message::decode(frame)?),
+            Kind::Hello
+            | Kind::Reply
+            | Kind::Pong
+            | Kind::Attach
+            | Kind::Data
+            | Kind::End
+            | Kind::Abort => bail!("{:?} frame on the control connection", frame.kind),
+        }
+    }
+
+    fn dispatch(&self, id: u64, request: Request) -> Result<()> {
+        let active = Active::begin(&self.active);
+        if active.number > MAX_REQUESTS {
+            let failure = Failure::new(FailureKind::Violation, "too many requests at once");
+            return self.replies.reply(id, &Reply::Failed(failure));
+        }
+        let (replies, verbs) = (self.replies.clone(), Arc::clone(&self.verbs));
+        let transfers = self.transfers.clone();
+        thread::Builder::new()
+            .name("request".into())
+            .spawn(move || {
+                let bulk = matches!(request, Request::Put { .. } | Request::Take { .. });
+                let place = bulk.then(|| transfers.take());
+                let quit = request == Request::Quit;
+                let reply = verbs.serve(request).unwrap_or_else(|err| {
+                    log::warn!("request {id}: {err:#}");
+                    Reply::Failed(fault::failure(&err))
+                });
+                drop((place, active));
+                if let Err(err) = replies.reply(id, &reply) {
+                    // The reader notices that the connection is gone, and ends the VM.
+                    log::warn!("cannot reply to request {id}: {err:#}");
+                }
+                if quit {
+                    replies.farewell();
+                }
+            })?;
+        Ok(())
+    }
+}
+
+impl Replies {
+    /// Ends our direction, and the connection when the host had time to take everything. The
+    /// host, which waits for this, closes it earlier.
+    fn farewell(&self) {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let connection = connection.as_raw_fd();
+        shutdown(connection, Shutdown::Write).ok();
+        thread::sleep(FAREWELL);
+        shutdown(connection, Shutdown::Both).ok();
+    }
+}
+
+/// A request that is being worked on.
+struct Active {
+    all: Arc<AtomicUsize>,
+    /// How many there were with it when it began.
+    number: usize,
+}
+
+impl Active {
+    fn begin(all: &Arc<AtomicUsize>) -> Self {
+        let number = all.fetch_add(1, Ordering::Relaxed) + 1;
+        Self {
+            all: Arc::clone(all),
+            number,
+        }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A number of places, each taken by one thread at a time.
+#[derive(Debug, Clone)]
+struct Places {
+    take: Sender<()>,
+    give: Receiver<()>,
+}
+
+/// A place; dropping it frees it.
+struct Place(Receiver<()>);
+
+impl Places {
+    fn new(number: usize) -> Self {
+        let (take, give) = bounded(number);
+        Self { take, give }
+    }
+
+    /// Waits for a place. Others free theirs in bounded time or when the host closes a transfer.
+    fn take(&self) -> Place {
+        // Never fails, since we hold the other end.
+        self.take.send(()).ok();
+        Place(self.give.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // There is one message for each place that is taken.
+        self.0.try_recv().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// `Stat` waits until it is told; everything else is done at once.
+    struct FakeVerbs(Receiver<()>);
+
+    impl Verbs for FakeVerbs {
+        fn serve(&self, request: Request) -> Result<Reply> {
+            if request == Request::Stat {
+                self.0.recv().context("told nothing")?;
+            }
+            Ok(Reply::Done)
+        }
+    }
+
+    struct Host {
+        stream: UnixStream,
+        buf: Vec<u8>,
+    }
+
+    impl Host {
+        fn send(&mut self, id: u64, request: &Request) {
+            self.stream
+                .write_all(&message::encode(id, request).unwrap())
+                .unwrap();
+        }
+        fn ping(&mut self, id: u64) {
+            self.stream
+                .write_all(&frame::encode(Kind::Ping, 0, id, 0, &[]).unwrap())
+                .unwrap();
+        }
+        fn next(&mut self) -> Option<(u64, Option<Reply>)> {
+            let Self { stream, buf } = self;
+            let frame = frame::read(buf, |room| stream.read(room)).unwrap()?;
+            Some((frame.id, message::decode(&frame).ok()))
+        }
+    }
+
+    fn start() -> (Host, Sender<()>, thread::JoinHandle<String>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let (tell, told) = bounded(1000);
+        let connection = File::from(OwnedFd::from(ours));
+        let serving = thread::spawn(move || {
+            let Err(err) = serve(connection, Arc::new(FakeVerbs(told)));
+            format!("{err:#}")
+        });
+        (
+            Host {
+                stream: theirs,
+                buf: Vec::new(),
+            },
+            tell,
+            serving,
+        )
+    }
+
+    #[test]
+    fn heartbeats_and_cancels_do_not_wait_for_slow_requests() {
+        let (mut host, tell, serving) = start();
+        host.send(1, &Request::Stat);
+        host.ping(2);
+        assert_eq!(host.next(), Some((2, None)));
+        host.send(3, &Request::Cancel { step: 1 });
+        assert_eq!(host.next(), Some((3, Some(Reply::Done))));
+        tell.send(()).unwrap();
+        assert_eq!(host.next(), Some((1, Some(Reply::Done))));
+        drop(host);
+        assert_eq!(
+            serving.join().unwrap(),
+            "the host closed the control connection"
+        );
+    }
+
+    #[test]
+    fn too_many_requests_are_refused_and_not_queued() {
+        let (mut host, tell, _serving) = start();
+        for id in 0..=MAX_REQUESTS as u64 {
+            host.send(id, &Request::Stat);
+        }
+        let (id, reply) = host.next().unwrap();
+        assert_eq!(id, MAX_REQUESTS as u64);
+        assert!(
+            matches!(reply, Some(Reply::Failed(failure)) if failure.kind == FailureKind::Violation)
+        );
+        for _ in 0..MAX_REQUESTS {
+            tell.send(()).unwrap();
+        }
+        for _ in 0..MAX_REQUESTS {
+            assert_eq!(host.next().unwrap().1, Some(Reply::Done));
+        }
+    }
+
+    #[test]
+    fn a_frame_that_has_no_place_there_ends_the_connection() {
+        let (mut host, _tell, serving) = start();
+        host.stream
+            .write_all(&frame::encode(Kind::Data, 0, 1, 0, b"x").unwrap())
+            .unwrap();
+        assert_eq!(
+            serving.join().unwrap(),
+            "Data frame on the control connection"
+        );
+    }
+
+    #[test]
+    fn after_quit_the_reply_arrives_before_the_end() {
+        let (mut host, _tell, serving) = start();
+        host.send(8, &Request::Quit);
+        assert_eq!(host.next(), Some((8, Some(Reply::Done))));
+        assert_eq!(host.next(), None);
+        drop(host);
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn greetings_are_exchanged_and_another_protocol_is_named() {
+        for (protocol, want) in [(PROTOCOL, None), (99, Some("x 1 speaks protocol 99"))] {
+            let (ours, mut host) = UnixStream::pair().unwrap();
+            let hello = Hello {
+                protocol,
+                software: "x 1".into(),
+                features: 0,
+                max_body: MAX_BODY,
+                nonce: [3; 16],
+            };
+            host.write_all(&message::encode(0, &hello).unwrap())
+                .unwrap();
+            let greeted = greet(&mut File::from(OwnedFd::from(ours)));
+            let mut buf = Vec::new();
+            let frame = frame::read(&mut buf, |room| host.read(room))
+                .unwrap()
+                .unwrap();
+            let answer: Hello = message::decode(&frame).unwrap();
+            assert_eq!((answer.protocol, answer.nonce), (PROTOCOL, [3; 16]));
+            match want {
+                None => assert_eq!(greeted.unwrap(), [3; 16]),
+                Some(want) => assert!(greeted.unwrap_err().to_string().contains(want)),
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Control groups: what holds all processes of a step together.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use wire::StepLimits;
+
+/// Where control groups are mounted.
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The group of all steps; the agent itself is outside of it.
+const STEPS: &str = "/sys/fs/cgroup/steps";
+
+/// What is kept from the steps, so that the agent answers whatever they do: a 32nd of the memory,
+/// but at least this much.
+const RESERVE: u64 = 96 << 20;
+
+/// Most processes of a step if the host does not say.
+const DEFAULT_PIDS: u64 = 32_768;
+
+/// How long the processes of a step may take to die. They are killed, so only the kernel can keep
+/// one: when its disk does not answer.
+const DEATH: Duration = Duration::from_secs(60);
+
+/// Makes the group of all steps, which together may use all but the agent's share of `memory`.
+pub(crate) fn set_up(memory: u64) -> Result<()> {
+    let wanted = ["memory", "pids", "cpu", "io"];
+    for dir in [MOUNT, STEPS] {
+        make(Path::new(dir))?;
+        let available = fs::read_to_string(format!("{dir}/cgroup.controllers"))?;
+        let enable: Vec<String> = available
+            .split_whitespace()
+            .filter(|name| wanted.contains(name))
+            .map(|name| format!("+{name}"))
+            .collect();
+        write(Path::new(dir), "cgroup.subtree_control", &enable.join(" "))?;
+    }
+    let share = memory.saturating_sub(RESERVE.max(memory / 32));
+    write(Path::new(STEPS), "memory.max", &share.to_string())
+}
+
+fn make(dir: &Path) -> Result<()> {
+    match fs::create_dir(dir) {
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done.with_context(|| format!("cannot make {}", dir.display())),
+    }
+}
+
+fn write(dir: &Path, name: &str, value: &str) -> Result<()> {
+    let path = dir.join(name);
+    fs::write(&path, value).with_context(|| format!("cannot write {value:?} to {}", path.display()))
+}
+
+/// The group of one step.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    dir: File,
+}
+
+/// What a group has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    /// The kernel killed a process because memory ran out.
+    pub(crate) out_of_memory: bool,
+    /// Most memory at a time, in bytes; zero if the kernel does not tell.
+    pub(crate) peak_memory: u64,
+}
+
+impl Cgroup {
+    /// Makes the group of a step.
+    pub(crate) fn create(step: u64, limits: StepLimits) -> Result<Self> {
+        let path = Path::new(STEPS).join(step.to_string());
+        fs::create_dir(&path).context("cannot make the control group of a step")?;
+        let cgroup = Self {
+            dir: File::open(&path)?,
+            path,
+        };
+        let pids = if limits.pids == 0 {
+            DEFAULT_PIDS
+        } else {
+            limits.pids
+        };
+        write(&cgroup.path, "pids.max", &pids.to_string())?;
+        if limits.memory != 0 {
+            write(&cgroup.path, "memory.max", &limits.memory.to_string())?;
+        }
+        Ok(cgroup)
+    }
+
+    /// To start a process in it.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Kills all that is in it, also what is just being forked.
+    pub(crate) fn kill(&self) -> Result<()> {
+        write(&self.path, "cgroup.kill", "1")
+    }
+
+    /// Kills and waits until nothing is in it any more.
+    pub(crate) fn kill_and_wait(&self) -> Result<()> {
+        self.kill()?;
+        let deadline = Instant::now() + DEATH;
+        let events = File::open(self.path.join("cgroup.events"))?;
+        loop {
+            // Read before each wait: the change may have come between two of them.
+            let text = fs::read_to_string(self.path.join("cgroup.events"))?;
+            if value(&text, "populated") == Some(0) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("a process of the step does not die");
+            }
+            // Short, in case the notice of a change is lost.
+            let left = PollTimeout::try_from(left.min(Duration::from_millis(200)))?;
+            poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], left)?;
+        }
+    }
+
+    /// What the step has used.
+    pub(crate) fn usage(&self) -> Usage {
+        let read = |name| fs::read_to_string(self.path.join(name)).unwrap_or_default();
+        Usage {
+            out_of_memory: value(&read("memory.events"), "oom_kill").is_some_and(|count| count > 0),
+            // Kernels before 5.19 do not have it.
+            peak_memory: read("memory.peak").trim().parse().unwrap_or(0),
+        }
+    }
+
+    /// Removes the group, which must be empty.
+    pub(crate) fn remove(&self) -> Result<()> {
+        fs::remove_dir(&self.path).context("cannot remove the control group of a step")
+    }
+}
+
+/// A value in a file of lines `name value`.
+fn value(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_found_by_their_whole_name() {
+        let text = "oom 3\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!(value(text, "oom_kill"), Some(1));
+        assert_eq!(value(text, "oom"), Some(3));
+        assert_eq!(value(text, "kill"), None);
+    }
+}

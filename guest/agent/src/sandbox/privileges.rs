@@ -1,0 +1,88 @@
+//! What a step's processes may do, and as whom.
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use wire::RunStep;
+
+use super::filter;
+use crate::sys;
+
+/// Capabilities that a step's root user has: those that other builders give, by number.
+const KEPT: [u32; 14] = [
+    0,  // CAP_CHOWN
+    1,  // CAP_DAC_OVERRIDE
+    3,  // CAP_FOWNER
+    4,  // CAP_FSETID
+    5,  // CAP_KILL
+    6,  // CAP_SETGID
+    7,  // CAP_SETUID
+    8,  // CAP_SETPCAP
+    10, // CAP_NET_BIND_SERVICE
+    13, // CAP_NET_RAW
+    18, // CAP_SYS_CHROOT
+    27, // CAP_MKNOD
+    29, // CAP_AUDIT_WRITE
+    31, // CAP_SETFCAP
+];
+
+/// Limits on resources, soft and hard. Many programs close every descriptor that they may have, so
+/// the soft limit is the usual one; a core dump would end up in the layer.
+const LIMITS: [(Resource, u64, u64); 2] = [
+    (Resource::RLIMIT_NOFILE, 1024, 1 << 20),
+    (Resource::RLIMIT_CORE, 0, u64::MAX),
+];
+
+/// Becomes the step's user, with nothing but what a step may have. The order matters: the filter
+/// is loaded while we still may, since loading it without `no_new_privs` needs a privilege, and
+/// `no_new_privs` would break set-id programs.
+pub(super) fn give_up(step: &RunStep) -> Result<()> {
+    let filters = filter::filters()?;
+    for (resource, soft, hard) in LIMITS {
+        setrlimit(resource, soft, hard).context("cannot set a limit")?;
+    }
+    sys::join_new_keyring().context("cannot leave the keyring")?;
+    drop_bounding()?;
+    for filter in &filters {
+        sys::load_filter(filter).context("cannot load the filter of system calls")?;
+    }
+    let groups: Vec<Gid> = step
+        .groups
+        .iter()
+        .map(|group| Gid::from_raw(*group))
+        .collect();
+    setgroups(&groups).context("cannot set the groups")?;
+    let (uid, gid) = (Uid::from_raw(step.uid), Gid::from_raw(step.gid));
+    setresgid(gid, gid, gid).context("cannot set the group")?;
+    setresuid(uid, uid, uid).context("cannot set the user")?;
+    // Another user than root has lost them all with that.
+    let mask = if step.uid == 0 { mask() } else { 0 };
+    sys::set_capabilities(mask).context("cannot give up capabilities")
+}
+
+fn drop_bounding() -> Result<()> {
+    for capability in (0..64).filter(|number| !KEPT.contains(number)) {
+        match sys::drop_bounding(capability) {
+            // The kernel has none of this number, and none above.
+            Err(Errno::EINVAL) => break,
+            done => done.with_context(|| format!("cannot drop capability {capability}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn mask() -> u64 {
+    KEPT.iter().fold(0, |mask, number| mask | 1 << number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_capabilities_are_the_usual_fourteen() {
+        // As `CapEff` shows it in a container of other builders.
+        assert_eq!(mask(), 0x0000_0000_a804_25fb);
+    }
+}
