@@ -1,13 +1,14 @@
 //! Layers: leasing one, its tar and its index.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use crate::ingest::Reindex;
 use crate::ingest::limits::MAX_INDEX_FILE;
 use crate::object::{self, Object, Wanted};
-use crate::{ContentId, DiffId, Index, LayerWriter, Store, StoreError, disk, index};
+use crate::{ContentId, DiffId, Digest, Index, LayerWriter, Store, StoreError, disk, index};
 
 /// A valid layer on which this instance holds a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,20 +135,7 @@ impl Store {
 
     /// Makes the index from the tar again. A tar that is damaged is lost.
     fn reindex(&self, object: &Object) -> Result<Index, StoreError> {
-        let path = self.layout().blob(object.id);
-        let file = disk::open(&path)?.ok_or_else(|| StoreError::Unknown("a layer".to_owned()))?;
-        let mut made = Reindex::new();
-        let (mut file, mut piece) = (file, vec![0; 1 << 20]);
-        loop {
-            let count = file
-                .read(&mut piece)
-                .map_err(StoreError::at("read", &path))?;
-            if count == 0 {
-                break;
-            }
-            made.push(piece.get(..count).unwrap_or_default());
-        }
-        match made.finish() {
+        match read_tar(&self.layout().blob(object.id))? {
             Some((digest, index)) if digest == object.digest => Ok(index),
             Some(_) | None => {
                 let damage = "its tar does not match its digest";
@@ -169,5 +157,21 @@ impl Store {
             .join(format!("index-{object}-{}", hex::encode(crate::random()?)));
         disk::write(&new, &index::encode(index))?;
         disk::rename(&new, &self.layout().index(object))
+    }
+}
+
+/// Digest and index of a tar that was taken in before; `None` if it cannot be a layer.
+pub(crate) fn read_tar(path: &Path) -> Result<Option<(Digest, Index)>, StoreError> {
+    let Some(mut file) = disk::open(path)? else {
+        return Ok(None);
+    };
+    let (mut made, mut piece) = (Reindex::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(made.finish()),
+            Ok(count) => made.push(piece.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(StoreError::io("read", path, error)),
+        }
     }
 }

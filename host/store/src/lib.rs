@@ -6,7 +6,7 @@
 //!
 //! - **One arbiter.** An object exists if and only if its row is `valid`. All deciding happens in
 //!   write transactions of one SQLite database, which are ordered across processes and hold only
-//!   SQL ([`db`](self)).
+//!   SQL.
 //! - **Order.** The row comes first, as intent; then bytes, in a file named by the row's id; then
 //!   syncs; then the commit of `valid`. At the end of its life a row becomes `condemned`, durably;
 //!   then the bytes go; then the row. At any moment there may be bytes that nothing needs, and
@@ -57,7 +57,7 @@ pub use history::{
     Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, LogFrame, LogReader, StepLog,
 };
 pub use housekeeping::{
-    CheckReport, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Usage,
+    CheckReport, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Rebuilt, Usage,
 };
 pub use image::Image;
 pub use index::{Entry, EntryKind, Index, Mtime, content_id};

@@ -187,6 +187,25 @@ fn settle_version(
     }
 }
 
+/// Makes a new database that nobody else knows of.
+pub(crate) fn make(path: &Path) -> Result<Connection, StoreError> {
+    let mut connection = connect(path, false)?;
+    migrate(&mut connection)?;
+    Ok(connection)
+}
+
+/// Closes a database so that it is one file.
+pub(crate) fn fold(connection: Connection) -> Result<(), StoreError> {
+    let busy: i64 =
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if busy != 0 {
+        return Err(StoreError::Busy(
+            "the log of a database cannot be folded back".to_owned(),
+        ));
+    }
+    connection.close().map_err(|(_, error)| error.into())
+}
+
 fn version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }

@@ -7,12 +7,14 @@
 pub(crate) mod check;
 mod graph;
 mod prune;
+mod rebuild;
 mod reserve;
 mod sweep;
 mod usage;
 
 pub use check::{CheckReport, Finding};
 pub use prune::{PruneEnd, PruneOptions, PruneReport, Pruned};
+pub use rebuild::Rebuilt;
 pub use usage::{Item, Pin, Usage};
 
 pub(crate) use reserve::{give_up as give_up_reserve, make as make_reserve};

@@ -4,6 +4,7 @@
 //! refused once stays refused. A layer that is there already is taken as it is, so no lock on the
 //! name of a result exists anywhere.
 
+mod entry;
 mod header;
 pub(crate) mod limits;
 mod parser;

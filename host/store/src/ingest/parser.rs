@@ -13,16 +13,14 @@
 //! stream may end only between entries. End blocks may be missing, as readers of containers allow;
 //! whoever hands the bytes in has its own proof that none are missing.
 
+use super::entry;
 use super::header::{self, BLOCK, Block, Extension, Header, Kind, Type};
 use super::limits::{MAX_ENTRIES, MAX_EXTENSION, MAX_FILE, MAX_LAYER, MAX_NAMES};
 use super::path::{self, Name};
 use super::pax::{self, Extensions};
 use super::tree::Tree;
 use crate::digest::Hasher;
-use crate::{Digest, Entry, EntryKind, Index, IngestError, Mtime};
-
-/// The owner that means "leave it as it is" to the kernel.
-const NO_ID: u64 = u32::MAX as u64;
+use crate::{Entry, EntryKind, Index, IngestError};
 
 /// The state machine; see the module.
 #[derive(Debug)]
@@ -268,16 +266,15 @@ impl Parser {
             Name::Whiteout(_) | Name::Opaque(_) if size != 0 || kind == Kind::Directory => {
                 return Err(refuse("it removes something and yet has content"));
             }
-            Name::Whiteout(path) => Some(mark(path, EntryKind::Whiteout)),
-            Name::Opaque(path) => Some(mark(path, EntryKind::Opaque)),
-            Name::Plain(path) if kind == Kind::Directory || is_file_name(&raw, &path) => {
-                let kind = self.kind(kind, header, &extensions).map_err(refuse)?;
-                Some(plain(path, kind, header, extensions).map_err(refuse)?)
-            }
-            Name::Plain(_) => {
+            Name::Whiteout(path) => Some(entry::mark(path, EntryKind::Whiteout)),
+            Name::Opaque(path) => Some(entry::mark(path, EntryKind::Opaque)),
+            Name::Plain(_) if kind != Kind::Directory && raw.ends_with(b"/") => {
                 return Err(refuse(
                     "its name is that of a directory, and its type is not",
                 ));
+            }
+            Name::Plain(path) => {
+                Some(entry::plain(path, kind, header, extensions, self.position).map_err(refuse)?)
             }
         };
         self.count(entry.as_ref(), &raw)?;
@@ -289,42 +286,6 @@ impl Parser {
             padding,
         };
         Ok(())
-    }
-
-    fn kind(
-        &self,
-        kind: Kind,
-        header: &Header,
-        extensions: &Extensions,
-    ) -> Result<EntryKind, &'static str> {
-        let link = extensions.link.as_ref().unwrap_or(&header.link);
-        Ok(match kind {
-            Kind::File => EntryKind::File {
-                size: extensions.size.unwrap_or(header.size),
-                // Follows when the data has passed.
-                digest: Digest([0; 32]),
-                offset: self.position,
-            },
-            Kind::Directory => EntryKind::Directory,
-            Kind::Fifo => EntryKind::Fifo,
-            Kind::Hardlink => EntryKind::Hardlink {
-                target: path::link_target(link)?,
-            },
-            Kind::Symlink => EntryKind::Symlink {
-                target: path::link_text(link)?,
-            },
-            Kind::CharDevice if header.device == (0, 0) => {
-                return Err("it is the device by which overlay file systems mark removals");
-            }
-            Kind::CharDevice => {
-                let (major, minor) = device(header.device)?;
-                EntryKind::CharDevice { major, minor }
-            }
-            Kind::BlockDevice => {
-                let (major, minor) = device(header.device)?;
-                EntryKind::BlockDevice { major, minor }
-            }
-        })
     }
 
     fn count(&mut self, entry: Option<&Entry>, raw: &[u8]) -> Result<(), IngestError> {
@@ -372,36 +333,6 @@ impl State {
     }
 }
 
-/// Whether something else than a directory may have the name `raw`, whose clean form is `path`.
-fn is_file_name(raw: &[u8], path: &[u8]) -> bool {
-    !raw.ends_with(b"/") && !path.is_empty()
-}
-
-/// An entry with the properties that header and extensions give it.
-fn plain(
-    path: Vec<u8>,
-    kind: EntryKind,
-    header: &Header,
-    extensions: Extensions,
-) -> Result<Entry, &'static str> {
-    let id = |id: u64| {
-        let small = u32::try_from(id).ok().filter(|_| id != NO_ID);
-        small.ok_or("its owner is no user or group number")
-    };
-    Ok(Entry {
-        path,
-        kind,
-        mode: header.mode,
-        uid: id(extensions.uid.unwrap_or(header.uid))?,
-        gid: id(extensions.gid.unwrap_or(header.gid))?,
-        mtime: extensions.mtime.unwrap_or(Mtime {
-            secs: header.mtime,
-            nanos: 0,
-        }),
-        xattrs: extensions.xattrs,
-    })
-}
-
 /// Takes over a long name in the GNU form, which ends in a NUL.
 fn long(place: &mut Option<Vec<u8>>, bytes: &[u8]) -> Result<(), String> {
     if place.is_some() {
@@ -413,27 +344,6 @@ fn long(place: &mut Option<Vec<u8>>, bytes: &[u8]) -> Result<(), String> {
     }
     *place = Some(name.to_vec());
     Ok(())
-}
-
-/// An entry that says something about lower layers. It has no properties of its own.
-fn mark(path: Vec<u8>, kind: EntryKind) -> Entry {
-    Entry {
-        path,
-        kind,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: Mtime::default(),
-        xattrs: Vec::new(),
-    }
-}
-
-/// The kernel has twelve bits for the major number and twenty for the minor one.
-fn device((major, minor): (u64, u64)) -> Result<(u32, u32), &'static str> {
-    let fit = |number: u64, limit| u32::try_from(number).ok().filter(|number| *number < limit);
-    fit(major, 1 << 12)
-        .zip(fit(minor, 1 << 20))
-        .ok_or("its device numbers are too large")
 }
 
 fn padding(size: u64) -> u64 {

@@ -386,3 +386,38 @@ fn a_failing_removal_tells_why() {
         Removal::Failed(_)
     ));
 }
+
+#[test]
+fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
+    let root = Root::new();
+    let store = root.open();
+    let made = step(&store, "a", &[]);
+    let blob = store.put_blob(b"blob", "manifest").unwrap();
+    let index = store.index(made.diff_id).unwrap();
+    assert!(matches!(
+        Store::rebuild(root.path()),
+        Err(crate::StoreError::Busy(_))
+    ));
+    store.close().unwrap();
+    std::fs::write(root.path().join("blobs/100"), b"blob").unwrap();
+    std::fs::write(root.path().join("store.db"), vec![0x5a; 20_000]).unwrap();
+    std::fs::write(root.path().join("store.db-wal"), vec![0x5a; 20_000]).unwrap();
+    assert!(Store::open(root.path(), &OpenOptions::default()).is_err());
+    let rebuilt = Store::rebuild(root.path()).unwrap();
+    assert_eq!((rebuilt.layers, rebuilt.blobs), (1, 1));
+    let store = root.open();
+    assert_eq!(
+        store.layer(made.diff_id).unwrap().unwrap().content_id,
+        made.content_id
+    );
+    assert_eq!(*store.index(made.diff_id).unwrap(), *index);
+    assert_eq!(store.blob(blob).unwrap().unwrap(), b"blob");
+    assert_eq!(store.peek(key("a")).unwrap(), None);
+    // The copy is a leftover, and its number is not given out again.
+    prune(&store, &PruneOptions::default());
+    layer(&store, "new");
+    assert!(root.path().join("blobs/101").exists());
+    assert!(!root.path().join("blobs/100").exists());
+    store.close().unwrap();
+    root.assert_clean();
+}

@@ -39,6 +39,17 @@ fn child() {
             }
             store.close().unwrap();
         }
+        "churn" => loop {
+            layer(&store, "churn");
+            let blob = store.put_blob(b"blob", "blob").unwrap();
+            store.set_image("image", blob, blob, &[]).unwrap();
+            let build = store.start_build(&crate::BuildInfo::default()).unwrap();
+            store.step_log(build, 1).unwrap().append(1, b"output");
+            store.remove_image("image").unwrap();
+            let pruner = open(Path::new(&root));
+            prune(&pruner, &PruneOptions::default());
+            pruner.close().unwrap();
+        },
         role => panic!("{role}"),
     }
 }
@@ -146,6 +157,75 @@ fn processes_that_start_at_once_make_one_store_and_do_each_step_once() {
         .read(|tx| Ok(tx.query_row("SELECT max(id) FROM object", [], |row| row.get(0))?))
         .unwrap();
     assert_eq!(rows, 15, "objects that were ever begun");
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn wherever_processes_are_killed_the_next_one_finds_a_sound_store() {
+    let root = Root::new();
+    drop(root.open());
+    for round in 0..10u64 {
+        let mut children = [spawn(root.path(), "work"), spawn(root.path(), "churn")];
+        // Somewhere between the start of the process and the end of its work.
+        std::thread::sleep(Duration::from_millis(20 + 23 * round));
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        root.assert_clean();
+    }
+    assert!(spawn(root.path(), "work").wait().unwrap().success());
+    root.assert_clean();
+}
+
+#[test]
+fn a_build_beside_a_prune_without_pause_keeps_all_it_has_hit_or_made() {
+    let root = Root::new();
+    let (builder, pruner) = (root.open(), root.open());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                prune(&pruner, &PruneOptions::default());
+            }
+        });
+        let mut made: Vec<Layer> = Vec::new();
+        for number in 0..30 {
+            let parents: Vec<DiffId> = made.last().iter().map(|layer| layer.diff_id).collect();
+            made.push(step(&builder, &format!("step {number}"), &parents));
+        }
+        for (number, made) in made.iter().enumerate() {
+            assert_eq!(
+                builder
+                    .peek(key(&format!("step {number}")))
+                    .unwrap()
+                    .as_ref(),
+                Some(made)
+            );
+            builder.open_layer(made.diff_id).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    builder.close().unwrap();
+    pruner.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_process_that_is_stopped_in_a_transaction_makes_others_say_busy_in_bound() {
+    let root = Root::new();
+    let store = root.open();
+    let stopped = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    stopped.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let start = Instant::now();
+    assert!(matches!(store.lookup(key("a")), Err(StoreError::Busy(_))));
+    assert!(start.elapsed() < Duration::from_secs(30));
+    // Who only reads does not wait.
+    assert_eq!(store.images().unwrap(), []);
+    stopped.execute_batch("ROLLBACK").unwrap();
+    drop(stopped);
+    step(&store, "a", &[]);
     store.close().unwrap();
     root.assert_clean();
 }

@@ -1,0 +1,171 @@
+//! A new database from the object files, for when the old one is damaged.
+//!
+//! Objects are what they hash to, so they survive; the names of images, the step keys, the history
+//! and all hints are lost. Nothing here happens by itself: a damaged database is refused until the
+//! user asks for this.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Transaction};
+
+use crate::layout::Layout;
+use crate::lock::Lock;
+use crate::object::LAYER;
+use crate::{Digest, Removal, Store, StoreError, content_id, db, disk, layer, object, place, time};
+
+/// What was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rebuilt {
+    /// Layers.
+    pub layers: u64,
+    /// Other blobs.
+    pub blobs: u64,
+}
+
+/// What an object file turns out to be.
+struct Salvaged {
+    id: i64,
+    digest: Digest,
+    size: u64,
+    /// Content id and number of entries of a layer.
+    layer: Option<(Digest, u64)>,
+}
+
+impl Store {
+    /// Replaces the database of the store in `root` by one that is made from the object files.
+    /// Nobody may have the store open.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if somebody has it open.
+    pub fn rebuild(root: &Path) -> Result<Rebuilt, StoreError> {
+        let layout = Layout::new(place::prepare(root, false)?);
+        layout.make()?;
+        let Some(_alone) = Lock::try_exclusive(&layout.version_lock())? else {
+            return Err(StoreError::Busy(
+                "another process has the store open".to_owned(),
+            ));
+        };
+        let made = layout
+            .scratches()
+            .join(format!("rebuild-{}", hex::encode(crate::random()?)));
+        disk::make_dir(&made)?;
+        let database = made.join("store.db");
+        let rebuilt = fill(&layout, &database)?;
+        take_place(&layout, &database)?;
+        settled(disk::remove_tree(&made))?;
+        Ok(rebuilt)
+    }
+}
+
+/// Makes the new database, in one file that is durable.
+fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
+    let ids = numbers(&layout.blobs())?;
+    let mut connection = db::make(database)?;
+    let mut rebuilt = Rebuilt::default();
+    for id in &ids {
+        let Some(found) = salvage(layout, *id)? else {
+            continue;
+        };
+        let transaction = connection.transaction()?;
+        if insert(&transaction, &found)? {
+            match found.layer {
+                Some(_) => rebuilt.layers += 1,
+                None => rebuilt.blobs += 1,
+            }
+        }
+        transaction.commit()?;
+    }
+    // No number of before is given out again, also none of what was not kept.
+    never_again(&connection, "object", ids.last())?;
+    never_again(&connection, "build", numbers(&layout.logs())?.last())?;
+    db::fold(connection)?;
+    let file = disk::open(database)?.ok_or_else(|| StoreError::corrupt("no new database"))?;
+    disk::sync_file(&file, database)?;
+    Ok(rebuilt)
+}
+
+/// Puts the new database where the old one is. The old one's log must not be taken for the new
+/// one's, so it goes first.
+fn take_place(layout: &Layout, database: &Path) -> Result<(), StoreError> {
+    for suffix in ["db-wal", "db-shm"] {
+        settled(disk::remove_file(&layout.database().with_extension(suffix)))?;
+    }
+    disk::sync_dir(layout.root())?;
+    disk::rename(database, &layout.database())?;
+    disk::sync_dir(layout.root())
+}
+
+fn settled(removal: Removal) -> Result<(), StoreError> {
+    match removal {
+        Removal::Gone => Ok(()),
+        Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
+    }
+}
+
+/// The names in a directory that are row ids, in order.
+fn numbers(dir: &Path) -> Result<Vec<i64>, StoreError> {
+    let names = disk::list(dir)?;
+    let mut ids: Vec<i64> = names
+        .iter()
+        .filter_map(|name| name.to_str()?.parse().ok())
+        .filter(|id| *id > 0)
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Reads an object file. It is a layer if it has an index and is a tar that can be one.
+fn salvage(layout: &Layout, id: i64) -> Result<Option<Salvaged>, StoreError> {
+    let path = layout.blob(id);
+    let Some(size) = disk::length(&path)? else {
+        return Ok(None);
+    };
+    if disk::length(&layout.index(id))?.is_some()
+        && let Some((digest, index)) = layer::read_tar(&path)?
+    {
+        let layer = Some((content_id(index.entries()).0, index.entries().len() as u64));
+        return Ok(Some(Salvaged {
+            id,
+            digest,
+            size,
+            layer,
+        }));
+    }
+    let digest = object::hash_file(&path)?;
+    Ok(digest.map(|digest| Salvaged {
+        id,
+        digest,
+        size,
+        layer: None,
+    }))
+}
+
+/// Makes a row, unless there is one with the same bytes.
+fn insert(tx: &Transaction<'_>, found: &Salvaged) -> Result<bool, StoreError> {
+    let changed = tx
+        .prepare_cached(
+            "INSERT INTO object (id, kind, state, digest, size, content, entries, origin, created, \
+             used) VALUES (?1, ?2, 'valid', ?3, ?4, ?5, ?6, 'rebuilt', ?7, ?7) \
+             ON CONFLICT DO NOTHING",
+        )?
+        .execute((
+            found.id,
+            if found.layer.is_some() { LAYER } else { "blob" },
+            found.digest.0,
+            found.size.cast_signed(),
+            found.layer.map(|(content, _)| content.0),
+            found.layer.map_or(0, |(_, entries)| entries.cast_signed()),
+            time::now(),
+        ))?;
+    Ok(changed == 1)
+}
+
+fn never_again(connection: &Connection, table: &str, last: Option<&i64>) -> Result<(), StoreError> {
+    let Some(last) = last else { return Ok(()) };
+    connection.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
+    connection.execute(
+        "INSERT INTO sqlite_sequence (name, seq) VALUES (?1, ?2)",
+        (table, last),
+    )?;
+    Ok(())
+}

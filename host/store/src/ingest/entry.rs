@@ -1,0 +1,98 @@
+//! From a header and its extensions to an entry.
+
+use super::header::{Header, Kind};
+use super::path;
+use super::pax::Extensions;
+use crate::{Digest, Entry, EntryKind, Mtime};
+
+/// The owner that means "leave it as it is" to the kernel.
+const NO_ID: u64 = u32::MAX as u64;
+
+/// An entry at `path`, whose data, if it has any, begins at `offset` of the tar. The digest of a
+/// file follows when its data has passed.
+pub(super) fn plain(
+    path: Vec<u8>,
+    kind: Kind,
+    header: &Header,
+    extensions: Extensions,
+    offset: u64,
+) -> Result<Entry, &'static str> {
+    if path.is_empty() && kind != Kind::Directory {
+        return Err("its name is that of a directory, and its type is not");
+    }
+    let id = |id: u64| {
+        let small = u32::try_from(id).ok().filter(|_| id != NO_ID);
+        small.ok_or("its owner is no user or group number")
+    };
+    Ok(Entry {
+        path,
+        kind: typed(kind, header, &extensions, offset)?,
+        mode: header.mode,
+        uid: id(extensions.uid.unwrap_or(header.uid))?,
+        gid: id(extensions.gid.unwrap_or(header.gid))?,
+        mtime: extensions.mtime.unwrap_or(Mtime {
+            secs: header.mtime,
+            nanos: 0,
+        }),
+        xattrs: extensions.xattrs,
+    })
+}
+
+/// An entry that says something about lower layers. It has no properties of its own.
+pub(super) fn mark(path: Vec<u8>, kind: EntryKind) -> Entry {
+    Entry {
+        path,
+        kind,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Mtime::default(),
+        xattrs: Vec::new(),
+    }
+}
+
+fn typed(
+    kind: Kind,
+    header: &Header,
+    extensions: &Extensions,
+    offset: u64,
+) -> Result<EntryKind, &'static str> {
+    let link = extensions.link.as_ref().unwrap_or(&header.link);
+    Ok(match kind {
+        Kind::File => {
+            let size = extensions.size.unwrap_or(header.size);
+            EntryKind::File {
+                size,
+                digest: Digest([0; 32]),
+                offset,
+            }
+        }
+        Kind::Directory => EntryKind::Directory,
+        Kind::Fifo => EntryKind::Fifo,
+        Kind::Hardlink => EntryKind::Hardlink {
+            target: path::link_target(link)?,
+        },
+        Kind::Symlink => EntryKind::Symlink {
+            target: path::link_text(link)?,
+        },
+        Kind::CharDevice if header.device == (0, 0) => {
+            return Err("it is the device by which overlay file systems mark removals");
+        }
+        Kind::CharDevice => {
+            let (major, minor) = device(header.device)?;
+            EntryKind::CharDevice { major, minor }
+        }
+        Kind::BlockDevice => {
+            let (major, minor) = device(header.device)?;
+            EntryKind::BlockDevice { major, minor }
+        }
+    })
+}
+
+/// The kernel has twelve bits for the major number and twenty for the minor one.
+fn device((major, minor): (u64, u64)) -> Result<(u32, u32), &'static str> {
+    let fit = |number: u64, limit| u32::try_from(number).ok().filter(|number| *number < limit);
+    fit(major, 1 << 12)
+        .zip(fit(minor, 1 << 20))
+        .ok_or("its device numbers are too large")
+}
