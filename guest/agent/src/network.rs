@@ -107,6 +107,9 @@ fn isolate(card: &str) -> Result<OwnedFd> {
     let index = index_of(card)?;
     inside.up(LOOPBACK)?;
     set(&format!("ipv4/conf/{card}/proxy_arp"), "1")?;
+    // The monitor asks for the hardware address of a step under an address that steps may not
+    // reach. To the reverse path filter that looks forged, and the question would go unanswered.
+    set(&format!("ipv4/conf/{card}/rp_filter"), "0")?;
     set(&format!("ipv4/neigh/{card}/proxy_delay"), "0")?;
     inside.address(index, UPLINK)?;
     inside.up(index)?;
@@ -140,8 +143,9 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_forward", "1"),
-    // A step that sends with another step's address is ignored.
-    ("ipv4/conf/all/rp_filter", "1"),
+    // A step that sends with another step's address is ignored: `default` is what the devices of
+    // steps begin with, and `all` would hold for the card as well.
+    ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/accept_source_route", "0"),
     ("ipv4/conf/all/accept_redirects", "0"),
