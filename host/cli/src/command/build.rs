@@ -26,7 +26,11 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let request = request::from(args)?;
     refuse_terminal(&request)?;
     results::forget(args)?;
-    let mode = if args.quiet { Mode::Quiet } else { args.progress };
+    let mode = if args.quiet {
+        Mode::Quiet
+    } else {
+        args.progress
+    };
     let progress = Arc::new(Progress::start(mode).map_err(|e| Failure::usage(e.to_string()))?);
     let cancel = Cancel::new();
     let display = Arc::clone(&progress);
@@ -63,7 +67,11 @@ fn build(
 
 /// An archive on a terminal helps nobody.
 fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
-    let stdout = request.outputs.iter().filter(|output| output.uses_stdout()).count();
+    let stdout = request
+        .outputs
+        .iter()
+        .filter(|output| output.uses_stdout())
+        .count();
     if stdout > 1 {
         return Err(Failure::usage("only one output can go to standard output"));
     }
@@ -82,7 +90,10 @@ fn finish(
 ) -> Result<ExitCode, Failure> {
     match done {
         Ok(built) => {
-            progress.finish(End { class: None, closing: Vec::new() });
+            progress.finish(End {
+                class: None,
+                closing: Vec::new(),
+            });
             if !args.quiet {
                 return Ok(ExitCode::SUCCESS);
             }
@@ -93,7 +104,10 @@ fn finish(
             if let Err(second) = results::write_failure(args, &failure, report.as_ref()) {
                 closing.extend(second.lines());
             }
-            progress.finish(End { class: Some(failure.class), closing });
+            progress.finish(End {
+                class: Some(failure.class),
+                closing,
+            });
             Ok(ExitCode::from(failure.class.status()))
         }
     }
@@ -108,7 +122,21 @@ fn failure(error: BuildError) -> Failure {
         engine::build::Class::Cancelled => Class::Cancelled,
     };
     let excerpt = error.excerpt().map(str::to_owned);
-    let log = if let BuildError::Step { log, .. } = &error { Some(log.clone()) } else { None };
-    let hint = if let BuildError::Dockerfile(wrong) = &error { wrong.hint.clone() } else { None };
-    Failure { class, excerpt, log, hint, error: error.into() }
+    let log = if let BuildError::Step { log, .. } = &error {
+        Some(log.clone())
+    } else {
+        None
+    };
+    let hint = if let BuildError::Dockerfile(wrong) = &error {
+        wrong.hint.clone()
+    } else {
+        None
+    };
+    Failure {
+        class,
+        excerpt,
+        log,
+        hint,
+        error: error.into(),
+    }
 }

@@ -6,13 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use launcher::VmImage;
+use engine::Cancel;
 use launcher::monitor::qemu::{PROGRAM, Qemu};
+use launcher::{BootError, Options, VmImage};
 use serde_json::{Value, json};
 
 use super::Common;
 use crate::exit::{Class, Failure, chain};
-use crate::places;
+use crate::{places, signals};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,7 +34,12 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     /// Directory with the image of the builder VM
-    #[arg(long, value_name = "DIR", env = "COFFERDAM_VM_IMAGE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "COFFERDAM_VM_IMAGE",
+        hide_env_values = true
+    )]
     vm_image: Option<PathBuf>,
 }
 
@@ -68,22 +74,39 @@ struct Finding {
 
 impl Finding {
     fn good(what: &'static str, text: impl Into<String>) -> Self {
-        Self { what, state: State::Good, text: text.into() }
+        Self {
+            what,
+            state: State::Good,
+            text: text.into(),
+        }
     }
 
     fn poor(what: &'static str, text: impl Into<String>) -> Self {
-        Self { what, state: State::Poor, text: text.into() }
+        Self {
+            what,
+            state: State::Poor,
+            text: text.into(),
+        }
     }
 
     fn bad(what: &'static str, error: impl Into<anyhow::Error>) -> Self {
-        Self { what, state: State::Bad, text: chain(&error.into()) }
+        Self {
+            what,
+            state: State::Bad,
+            text: chain(&error.into()),
+        }
     }
 }
 
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let dir = places::vm_image(args.vm_image.as_deref());
-    let mut findings = vec![store(common)?, image(&dir), qemu(), kvm(Path::new("/dev/kvm"))];
+    let mut findings = vec![
+        store(common)?,
+        image(&dir),
+        qemu(),
+        kvm(Path::new("/dev/kvm")),
+    ];
     let mut boot_ms = None;
     if args.boot {
         let (finding, took) = boot(&dir, common)?;
@@ -96,10 +119,18 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
             return writeln!(out, "{}", object(&findings, bad, boot_ms));
         }
         findings.iter().try_for_each(|finding| {
-            writeln!(out, "{:<5} {:<9} {}", finding.state, finding.what, finding.text)
+            writeln!(
+                out,
+                "{:<5} {:<9} {}",
+                finding.state, finding.what, finding.text
+            )
         })
     })?;
-    Ok(if bad { ExitCode::from(Class::Host.status()) } else { ExitCode::SUCCESS })
+    Ok(if bad {
+        ExitCode::from(Class::Host.status())
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn store(common: &Common) -> Result<Finding, Failure> {
@@ -134,7 +165,10 @@ fn image(dir: &Path) -> Finding {
 
 fn qemu() -> Finding {
     match Qemu::find(Path::new(PROGRAM)) {
-        Ok(qemu) => Finding::good("QEMU", format!("{} {}", qemu.program.display(), qemu.version)),
+        Ok(qemu) => Finding::good(
+            "QEMU",
+            format!("{} {}", qemu.program.display(), qemu.version),
+        ),
         Err(error) => Finding::bad("QEMU", error),
     }
 }
@@ -156,8 +190,36 @@ fn kvm(device: &Path) -> Finding {
     }
 }
 
-fn boot(_dir: &Path, _common: &Common) -> Result<(Finding, Option<u64>), Failure> {
-    Ok((Finding::good("boot", ""), None))
+/// Boots the VM as a build would, and ends it.
+fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<u64>), Failure> {
+    let image = match VmImage::open(dir) {
+        Ok(image) => image,
+        Err(error) => return Ok((Finding::bad("boot", error), None)),
+    };
+    let cancel = Cancel::new();
+    signals::watch(&cancel, || {
+        super::complain("cancelling; once more to leave at once");
+    })?;
+    let store = common.open()?;
+    let booted = launcher::boot_once(&store, &Options::new(image), &cancel);
+    common.close(store);
+    Ok(match booted {
+        Ok(report) => {
+            let took = u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX);
+            let text = format!(
+                "{} answered after {took} ms ({})",
+                report.agent, report.accelerator
+            );
+            (Finding::good("boot", text), Some(took))
+        }
+        Err(BootError::Cancelled) => {
+            return Err(Failure::new(
+                Class::Cancelled,
+                anyhow::Error::msg("cancelled"),
+            ));
+        }
+        Err(error) => (Finding::bad("boot", error), None),
+    })
 }
 
 fn object(findings: &[Finding], bad: bool, boot_ms: Option<u64>) -> Value {

@@ -3,17 +3,17 @@
 use std::collections::HashSet;
 use std::process::ExitCode;
 
+use ::store::{Image, Store};
 use anyhow::Error;
 use clap::{Subcommand, ValueEnum};
 use engine::image::ImageRef;
 use jiff::Timestamp;
 use serde_json::json;
-use ::store::{Image, Store};
 
 use super::Common;
 use crate::exit::{Class, Failure};
-use crate::table::{self, Side};
 use crate::size;
+use crate::table::{self, Side};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,16 +84,23 @@ fn list(store: &Store, how: &List) -> Result<ExitCode, Failure> {
     }
     if how.quiet {
         return super::print(|out| {
-            sized.iter().try_for_each(|(_, image)| writeln!(out, "{}", image.config))
+            sized
+                .iter()
+                .try_for_each(|(_, image)| writeln!(out, "{}", image.config))
         });
     }
     match how.format {
         Format::Json => super::print(|out| {
-            sized.iter().try_for_each(|(size, image)| writeln!(out, "{}", object(image, *size)))
+            sized
+                .iter()
+                .try_for_each(|(size, image)| writeln!(out, "{}", object(image, *size)))
         }),
         Format::Table => {
             let now = Timestamp::now().as_second();
-            let rows: Vec<_> = sized.iter().map(|(size, image)| row(image, *size, now)).collect();
+            let rows: Vec<_> = sized
+                .iter()
+                .map(|(size, image)| row(image, *size, now))
+                .collect();
             let columns = [
                 ("NAME", Side::Left),
                 ("IMAGE ID", Side::Left),
@@ -110,7 +117,10 @@ fn size_of(store: &Store, image: &Image) -> Result<u64, Failure> {
     let mut seen = HashSet::new();
     let mut size = 0;
     for id in image.layers.iter().filter(|id| seen.insert(**id)) {
-        size += store.layer(*id).map_err(Failure::host)?.map_or(0, |layer| layer.size);
+        size += store
+            .layer(*id)
+            .map_err(Failure::host)?
+            .map_or(0, |layer| layer.size);
     }
     Ok(size)
 }
@@ -118,7 +128,12 @@ fn size_of(store: &Store, image: &Image) -> Result<u64, Failure> {
 fn row(image: &Image, bytes: u64, now: i64) -> [String; 4] {
     const ID_DIGITS: usize = 12;
     let id: String = image.config.hex().chars().take(ID_DIGITS).collect();
-    [image.name.clone(), id, table::ago(image.created, now), size::show(bytes)]
+    [
+        image.name.clone(),
+        id,
+        table::ago(image.created, now),
+        size::show(bytes),
+    ]
 }
 
 fn object(image: &Image, bytes: u64) -> serde_json::Value {

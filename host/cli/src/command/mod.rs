@@ -2,7 +2,10 @@
 
 mod build;
 mod doctor;
+mod du;
 mod images;
+mod prune;
+mod store;
 mod version;
 
 use std::ffi::OsString;
@@ -10,8 +13,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
 use ::store::{OpenOptions, Store};
+use clap::{Parser, Subcommand};
 
 use crate::exit::{Class, Failure};
 use crate::{logging, places};
@@ -28,7 +31,13 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Directory of the store [default: cofferdam in $XDG_DATA_HOME]
-    #[arg(long, global = true, value_name = "DIR", env = "COFFERDAM_STORE", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "COFFERDAM_STORE",
+        hide_env_values = true
+    )]
     store: Option<PathBuf>,
 }
 
@@ -48,6 +57,9 @@ enum Command {
     #[command(visible_alias = "b")]
     Build(Box<build::Args>),
     Images(images::Args),
+    Du(du::Args),
+    Prune(prune::Args),
+    Store(store::Args),
     Doctor(doctor::Args),
     Version(version::Args),
 }
@@ -65,13 +77,12 @@ impl Common {
         places::store(self.store.as_deref())
     }
 
-    /// Opens the store for writing.
+    /// Opens the store. That settles what dead processes left.
     fn open(&self) -> Result<Store, Failure> {
-        self.open_as(false)
-    }
-
-    fn open_as(&self, read_only: bool) -> Result<Store, Failure> {
-        let options = OpenOptions { command: self.line.clone(), read_only };
+        let options = OpenOptions {
+            command: self.line.clone(),
+            read_only: false,
+        };
         Store::open(&self.store_dir()?, &options).map_err(Failure::host)
     }
 
@@ -86,7 +97,10 @@ impl Common {
 /// Runs the program.
 pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.collect();
-    if args.get(1).is_some_and(|first| first == launcher::monitor::COMMAND) {
+    if args
+        .get(1)
+        .is_some_and(|first| first == launcher::monitor::COMMAND)
+    {
         return become_monitor(args.into_iter().skip(2));
     }
     logging::start();
@@ -95,10 +109,16 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let common = Common { store: cli.store, line };
+    let common = Common {
+        store: cli.store,
+        line,
+    };
     let done = match cli.command {
         Command::Build(args) => build::run(&args, &common),
         Command::Images(args) => images::run(args, &common),
+        Command::Du(args) => du::run(&args, &common),
+        Command::Prune(args) => prune::run(&args, &common),
+        Command::Store(args) => store::run(&args, &common),
         Command::Doctor(args) => doctor::run(&args, &common),
         Command::Version(args) => version::run(&args),
     };
@@ -116,7 +136,11 @@ fn become_monitor(args: impl Iterator<Item = OsString>) -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     // A closed output changes nothing.
     error.print().ok();
-    if error.use_stderr() { ExitCode::from(Class::Usage.status()) } else { ExitCode::SUCCESS }
+    if error.use_stderr() {
+        ExitCode::from(Class::Usage.status())
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn report(failure: &Failure) -> ExitCode {
@@ -135,9 +159,9 @@ fn complain(line: &str) {
 fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<ExitCode, Failure> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::host(anyhow::Error::new(error).context("cannot write to standard output")))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::host(
+            anyhow::Error::new(error).context("cannot write to standard output"),
+        )),
         Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
     }
 }
@@ -145,8 +169,142 @@ fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<ExitCod
 /// The command line, for people; at most a line or two of it.
 fn command_line(args: &[OsString]) -> String {
     const MOST: usize = 200;
-    let name = |arg: &OsString| Path::new(arg).file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = |arg: &OsString| {
+        Path::new(arg)
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
     let mut words: Vec<String> = args.first().and_then(name).into_iter().collect();
-    words.extend(args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()));
+    words.extend(
+        args.iter()
+            .skip(1)
+            .map(|arg| arg.to_string_lossy().into_owned()),
+    );
     words.join(" ").chars().take(MOST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(words: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("cofferdam").chain(words.split_whitespace()))
+    }
+
+    /// The help of every command, one below the other.
+    fn help() -> String {
+        let mut program = Cli::command().term_width(100);
+        program.build();
+        let mut pages = String::new();
+        let mut pending = vec![program];
+        while let Some(mut command) = pending.pop() {
+            let page = command.render_help().to_string();
+            let lines = page
+                .lines()
+                .map(str::trim_end)
+                .collect::<Vec<_>>()
+                .join("\n");
+            pages.push_str(&format!(
+                "==== {}\n{lines}\n\n",
+                command.get_bin_name().unwrap_or("")
+            ));
+            let mut below: Vec<_> = command.get_subcommands().cloned().collect();
+            below.reverse();
+            pending.extend(below);
+        }
+        pages
+    }
+
+    #[test]
+    fn the_definition_of_the_options_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_as_it_was_agreed() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/command/help.txt");
+        let agreed = std::fs::read_to_string(path).unwrap_or_default();
+        let now = help();
+        // Set this to take over a change that is meant.
+        if std::env::var_os("COFFERDAM_BLESS").is_some() {
+            std::fs::write(path, &now).unwrap();
+        } else {
+            assert_eq!(
+                now, agreed,
+                "if the change is meant, run the test with COFFERDAM_BLESS=1"
+            );
+        }
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        for command in Cli::command().get_subcommands() {
+            let examples = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let fine = examples.contains("cofferdam ") || command.get_name() == "version";
+            assert!(fine, "{} shows no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn usual_command_lines_are_understood() {
+        for words in [
+            "build .",
+            "b -t a -t b:2 -f x/Dockerfile --build-arg A=1 --build-arg B --target t .",
+            "build --no-cache --pull --label a=b --label c -q --platform linux/amd64 .",
+            "build -o out -o type=oci,dest=a.tar -o - --progress plain -",
+            "build --add-host a:10.0.0.1,b:10.0.0.2 --network none --jobs 4 -m 2g --cpus 2 .",
+            "build --accel tcg --iidfile i --metadata-file m --vm-image v --store s .",
+            "build --build-context base=oci-layout:///a:1 .",
+            "images",
+            "images ls --format json",
+            "images rm a b:1",
+            "du --format json",
+            "prune --all -f --until 24h --keep-storage 10g --dry-run",
+            "store check --repair",
+            "doctor --boot --json",
+            "version",
+        ] {
+            assert!(
+                parse(words).is_ok(),
+                "{words}: {}",
+                parse(words).unwrap_err()
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_refused_with_the_reason() {
+        for (words, reason) in [
+            ("build", "<PATH>"),
+            ("build --tagg x .", "--tag"),
+            ("build -t UPPER .", "UPPER"),
+            ("build -o type=ocy,dest=x .", "ocy"),
+            ("build --build-arg =x .", "name"),
+            ("build --jobs 0 .", "0"),
+            ("build --progress fancy .", "fancy"),
+            ("build --accel hvf .", "hvf"),
+            ("build --memory much .", "much"),
+            ("prune --until soon", "soon"),
+            ("frobnicate", "frobnicate"),
+        ] {
+            let error = parse(words).unwrap_err();
+            assert!(
+                error.use_stderr() && error.to_string().contains(reason),
+                "{words}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_told_without_the_programs_directory_and_not_at_length() {
+        let args = ["/usr/bin/cofferdam", "build", "."].map(OsString::from);
+        assert_eq!(command_line(&args), "cofferdam build .");
+        let long = ["cofferdam".into(), "x".repeat(1000).into()];
+        assert!(command_line(&long).len() <= 200);
+    }
 }

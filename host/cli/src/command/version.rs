@@ -12,7 +12,12 @@ use crate::places;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory with the image of the builder VM
-    #[arg(long, value_name = "DIR", env = "COFFERDAM_VM_IMAGE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "COFFERDAM_VM_IMAGE",
+        hide_env_values = true
+    )]
     vm_image: Option<PathBuf>,
 }
 

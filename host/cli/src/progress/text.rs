@@ -46,7 +46,7 @@ pub(crate) fn took(time: Duration) -> String {
     format!("{:.1}s", time.as_secs_f64())
 }
 
-/// The block that repeats the end of a failed step's output.
+/// The block that repeats the end of a failed step's output; nothing if there was none.
 pub(crate) fn failure(step: &Step, output: &[(Duration, Vec<u8>)]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut cutter = Lines::default();
@@ -58,6 +58,9 @@ pub(crate) fn failure(step: &Step, output: &[(Duration, Vec<u8>)]) -> Vec<String
     }
     let time = log_time(last.saturating_sub(step.started));
     cutter.finish(|line| lines.push(format!("{time} {line}")));
+    if lines.is_empty() {
+        return lines;
+    }
     let tail = lines.split_off(lines.len().saturating_sub(TAIL_LINES));
     let mut block = vec!["------".to_owned(), format!(" > {}:", step.name)];
     block.extend(tail);
@@ -99,8 +102,9 @@ pub(crate) fn summary<'a>(
         Ending::Cancelled => "Cancelled after",
     };
     let total = steps.clone().count();
+    let plural = if total == 1 { "" } else { "s" };
     let mut lines = vec![format!(
-        "{verb} {}: {total} steps, {cached} cached, {ran} done",
+        "{verb} {}: {total} step{plural}, {cached} cached, {ran} done",
         took(took_in_all)
     )];
     lines.extend(steps.map(step_line));

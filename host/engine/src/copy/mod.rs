@@ -19,7 +19,7 @@ mod planner;
 mod select;
 mod source;
 mod spec;
-mod tar;
+pub(crate) mod tar;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test that meets a new variant may fail")]
 mod tests;
@@ -27,6 +27,7 @@ mod unpack;
 mod walk;
 mod write;
 
+pub(crate) use draft::Meta;
 pub use error::{CopyError, MissingSource};
 pub use plan::{CopyPlan, plan, plan_workdir};
 pub use source::SourceTree;

@@ -16,19 +16,19 @@ const BLOCK: usize = 512;
 const MAX_NAME: usize = 100;
 
 /// A tar archive being written.
-pub(super) struct Tar<'w> {
+pub(crate) struct Tar<'w> {
     out: &'w mut dyn Write,
 }
 
 impl<'w> Tar<'w> {
     /// Begins an archive.
-    pub(super) fn new(out: &'w mut dyn Write) -> Self {
+    pub(crate) fn new(out: &'w mut dyn Write) -> Self {
         Self { out }
     }
 
     /// Writes the header of an entry. The bytes of a file must follow with [`Self::data`] and
     /// [`Self::pad`].
-    pub(super) fn header(&mut self, path: &[u8], meta: &Meta, kind: &EntryKind) -> io::Result<()> {
+    pub(crate) fn header(&mut self, path: &[u8], meta: &Meta, kind: &EntryKind) -> io::Result<()> {
         let mut name = path.to_vec();
         if *kind == EntryKind::Directory {
             name.push(b'/');
@@ -58,12 +58,12 @@ impl<'w> Tar<'w> {
     }
 
     /// Writes bytes of the file whose header came last.
-    pub(super) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.out.write_all(bytes)
     }
 
     /// Fills up the last block behind `size` bytes.
-    pub(super) fn pad(&mut self, size: u64) -> io::Result<()> {
+    pub(crate) fn pad(&mut self, size: u64) -> io::Result<()> {
         let over = usize::try_from(size % BLOCK as u64).unwrap_or_default();
         if over == 0 {
             return Ok(());
@@ -73,8 +73,19 @@ impl<'w> Tar<'w> {
     }
 
     /// Ends the archive.
-    pub(super) fn finish(self) -> io::Result<()> {
+    pub(crate) fn finish(self) -> io::Result<()> {
         self.out.write_all(&[0; 2 * BLOCK])
+    }
+}
+
+/// Bytes of the file whose header came last.
+impl Write for Tar<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

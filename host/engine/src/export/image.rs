@@ -6,11 +6,13 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use store::Digest;
+use store::{Digest, EntryKind};
 
 use super::compress::{self, Blob, Bytes, Job, Source};
 use super::spec::{ImageOptions, MediaTypes};
-use super::{Destination, ExportError, local, target, tree};
+use super::{Destination, ExportError, local, target};
+use crate::copy::Meta;
+use crate::copy::tar::Tar;
 use crate::image::{
     Assembled, DescribedPlatform, Descriptor, Document, IMAGE_NAME, ImageConfigFile, ImageIndex,
     ImageRef, MAX_JSON, Manifest, REF_NAME, media_type,
@@ -128,7 +130,7 @@ pub(super) fn write_archive(
     docker: bool,
     out: &mut dyn Write,
 ) -> Result<(), ExportError> {
-    let mut archive = Archive(out);
+    let mut archive = Archive(Tar::new(out));
     archive.file("oci-layout", LAYOUT)?;
     archive.file(
         "index.json",
@@ -137,21 +139,22 @@ pub(super) fn write_archive(
     if docker {
         archive.file("manifest.json", &docker_manifest(image)?)?;
     }
-    archive.header("blobs/", tar::EntryType::Directory, 0)?;
-    archive.header("blobs/sha256/", tar::EntryType::Directory, 0)?;
+    archive.directory("blobs")?;
+    archive.directory("blobs/sha256")?;
     for blob in &image.blobs {
-        let path = blob_path(blob.descriptor.digest);
+        let Descriptor { digest, size, .. } = blob.descriptor;
+        let path = blob_path(digest);
         match (&blob.bytes, Source::open(job.store, blob)?) {
             (Bytes::Here(bytes), _) => archive.file(&path, bytes)?,
             (_, Some(source)) => {
-                archive.header(&path, tar::EntryType::Regular, blob.descriptor.size)?;
-                compress::copy(job, source, archive.0)?;
-                archive.pad(blob.descriptor.size)?;
+                archive.begin(&path, digest, size)?;
+                compress::copy(job, source, &mut archive.0)?;
+                archive.0.pad(size).map_err(ExportError::Output)?;
             }
-            (_, None) => return Err(ExportError::BlobGone(blob.descriptor.digest)),
+            (_, None) => return Err(ExportError::BlobGone(digest)),
         }
     }
-    archive.end()
+    archive.0.finish().map_err(ExportError::Output)
 }
 
 /// What `docker load` reads first.
@@ -185,39 +188,41 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>, ExportError> {
 }
 
 /// A tar archive whose members have no owner and no time.
-struct Archive<'a>(&'a mut dyn Write);
+struct Archive<'a>(Tar<'a>);
 
 impl Archive<'_> {
+    fn directory(&mut self, path: &str) -> Result<(), ExportError> {
+        let meta = Meta {
+            mode: 0o755,
+            ..Meta::default()
+        };
+        let header = self.0.header(path.as_bytes(), &meta, &EntryKind::Directory);
+        header.map_err(ExportError::Output)
+    }
+
+    /// The header of a file; its bytes and [`Tar::pad`] follow.
+    fn begin(&mut self, path: &str, digest: Digest, size: u64) -> Result<(), ExportError> {
+        let meta = Meta {
+            mode: 0o644,
+            ..Meta::default()
+        };
+        let kind = EntryKind::File {
+            size,
+            digest,
+            offset: 0,
+        };
+        self.0
+            .header(path.as_bytes(), &meta, &kind)
+            .map_err(ExportError::Output)
+    }
+
     fn file(&mut self, path: &str, bytes: &[u8]) -> Result<(), ExportError> {
-        self.header(path, tar::EntryType::Regular, bytes.len() as u64)?;
-        self.0.write_all(bytes).map_err(ExportError::Output)?;
-        self.pad(bytes.len() as u64)
-    }
-
-    fn header(&mut self, path: &str, kind: tar::EntryType, size: u64) -> Result<(), ExportError> {
-        let mut header = tar::Header::new_gnu();
-        header.set_path(path).map_err(ExportError::Output)?;
-        header.set_entry_type(kind);
-        header.set_mode(if kind.is_dir() { 0o755 } else { 0o644 });
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size);
-        header.set_cksum();
+        let size = bytes.len() as u64;
+        self.begin(path, Digest::of(bytes), size)?;
         self.0
-            .write_all(header.as_bytes())
+            .data(bytes)
+            .and_then(|()| self.0.pad(size))
             .map_err(ExportError::Output)
-    }
-
-    /// Fills the last block of a member.
-    fn pad(&mut self, size: u64) -> Result<(), ExportError> {
-        self.0
-            .write_all(tree::padding(size))
-            .map_err(ExportError::Output)
-    }
-
-    fn end(self) -> Result<(), ExportError> {
-        self.0.write_all(tree::end()).map_err(ExportError::Output)
     }
 }
 

@@ -271,14 +271,15 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
 }
 
 fn open_full(root: &Path) -> Store {
-    Store::open(
-        root,
-        &OpenOptions {
-            command: "prune".to_owned(),
-            read_only: false,
-        },
-    )
-    .unwrap()
+    let options = OpenOptions {
+        command: "prune".to_owned(),
+        read_only: false,
+    };
+    assert!(matches!(
+        Store::open(root, &options),
+        Err(StoreError::Full { .. })
+    ));
+    Store::open_to_prune(root, &options).unwrap()
 }
 
 fn store_after(root: &Path) -> Store {

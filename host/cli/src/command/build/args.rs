@@ -99,7 +99,12 @@ pub(in crate::command) struct Args {
     pub(super) cpus: Option<u16>,
     /// Directory with the image of the builder VM [default: beside the program, at home, in the
     /// system]
-    #[arg(long, value_name = "DIR", env = "COFFERDAM_VM_IMAGE", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "COFFERDAM_VM_IMAGE",
+        hide_env_values = true
+    )]
     pub(super) vm_image: Option<PathBuf>,
     /// How the VM's processor is run: auto, kvm or tcg
     #[arg(

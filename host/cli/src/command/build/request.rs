@@ -67,12 +67,14 @@ fn sources(args: &Args) -> Result<(Option<PathBuf>, DockerfileSource), Failure> 
             Err(Failure::usage(text))
         }
         (true, None) => Ok((None, DockerfileSource::Text(read_stdin()?))),
-        (false, Some(file)) if file == stdin => {
-            Ok((Some(directory(context)?), DockerfileSource::Text(read_stdin()?)))
-        }
-        (false, Some(file)) => {
-            Ok((Some(directory(context)?), DockerfileSource::Path(file.to_owned())))
-        }
+        (false, Some(file)) if file == stdin => Ok((
+            Some(directory(context)?),
+            DockerfileSource::Text(read_stdin()?),
+        )),
+        (false, Some(file)) => Ok((
+            Some(directory(context)?),
+            DockerfileSource::Path(file.to_owned()),
+        )),
         (false, None) => Ok((Some(directory(context)?), DockerfileSource::Default)),
     }
 }
@@ -105,9 +107,14 @@ fn looks_remote(name: &str) -> bool {
 
 fn read_stdin() -> Result<Vec<u8>, Failure> {
     let mut text = Vec::new();
-    io::stdin().lock().take(MAX_DOCKERFILE + 1).read_to_end(&mut text)?;
+    io::stdin()
+        .lock()
+        .take(MAX_DOCKERFILE + 1)
+        .read_to_end(&mut text)?;
     if text.len() as u64 > MAX_DOCKERFILE {
-        return Err(user("the Dockerfile on standard input is larger than 16 MiB".into()));
+        return Err(user(
+            "the Dockerfile on standard input is larger than 16 MiB".into(),
+        ));
     }
     if is_archive(&text) {
         let what = "standard input holds an archive; unpack it and name its directory instead";
@@ -126,8 +133,10 @@ fn is_archive(bytes: &[u8]) -> bool {
 /// Build arguments. One without a value takes the environment's, and is left out if there is none.
 fn build_args(given: &[Pair], lookup: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
     let value = |pair: &Pair| pair.value.clone().or_else(|| lookup(&pair.key));
-    let mut args: Vec<(String, String)> =
-        given.iter().filter_map(|pair| Some((pair.key.clone(), value(pair)?))).collect();
+    let mut args: Vec<(String, String)> = given
+        .iter()
+        .filter_map(|pair| Some((pair.key.clone(), value(pair)?)))
+        .collect();
     // The variable becomes a build argument by itself.
     if !args.iter().any(|(name, _)| name == EPOCH) {
         let value = lookup(EPOCH).filter(|value| !value.is_empty());
@@ -137,15 +146,25 @@ fn build_args(given: &[Pair], lookup: impl Fn(&str) -> Option<String>) -> Vec<(S
 }
 
 fn epoch(build_args: &[(String, String)]) -> Result<Option<i64>, Failure> {
-    let given = build_args.iter().rev().find(|(name, value)| name == EPOCH && !value.is_empty());
+    let given = build_args
+        .iter()
+        .rev()
+        .find(|(name, value)| name == EPOCH && !value.is_empty());
     let wrong = |value: &str| {
-        Failure::usage(format!("{EPOCH} is `{value}`, which is no number of seconds since 1970"))
+        Failure::usage(format!(
+            "{EPOCH} is `{value}`, which is no number of seconds since 1970"
+        ))
     };
-    given.map(|(_, value)| value.parse().map_err(|_| wrong(value))).transpose()
+    given
+        .map(|(_, value)| value.parse().map_err(|_| wrong(value)))
+        .transpose()
 }
 
 fn labels(given: &[Pair]) -> Vec<(String, String)> {
-    given.iter().map(|pair| (pair.key.clone(), pair.value.clone().unwrap_or_default())).collect()
+    given
+        .iter()
+        .map(|pair| (pair.key.clone(), pair.value.clone().unwrap_or_default()))
+        .collect()
 }
 
 fn network(name: &str) -> Result<StepNetwork, Failure> {
@@ -155,7 +174,9 @@ fn network(name: &str) -> Result<StepNetwork, Failure> {
         "host" => Err(Failure::usage(
             "--network host is not offered: steps run in a VM of their own; use default or none",
         )),
-        other => Err(Failure::usage(format!("there is no network `{other}`; use default or none"))),
+        other => Err(Failure::usage(format!(
+            "there is no network `{other}`; use default or none"
+        ))),
     }
 }
 
@@ -177,8 +198,9 @@ fn named((name, value): &(String, String)) -> Result<(String, ImageSource), Fail
 fn layout_source(text: &str) -> Result<ImageSource, Failure> {
     let (rest, digest) = match text.rsplit_once('@') {
         Some((rest, digest)) if digest.starts_with("sha256:") => {
-            let digest =
-                digest.parse().map_err(|error| Failure::usage(format!("{text}: {error}")))?;
+            let digest = digest
+                .parse()
+                .map_err(|error| Failure::usage(format!("{text}: {error}")))?;
             (rest, Some(digest))
         }
         Some(_) | None => (text, None),
@@ -187,7 +209,11 @@ fn layout_source(text: &str) -> Result<ImageSource, Failure> {
         Some((dir, tag)) if !tag.contains('/') => (dir, Some(tag.to_owned())),
         Some(_) | None => (rest, None),
     };
-    Ok(ImageSource::OciLayout { dir: dir.into(), tag, digest })
+    Ok(ImageSource::OciLayout {
+        dir: dir.into(),
+        tag,
+        digest,
+    })
 }
 
 #[cfg(test)]
@@ -195,7 +221,10 @@ mod tests {
     use super::*;
 
     fn pairs(texts: &[&str]) -> Vec<Pair> {
-        texts.iter().map(|text| crate::values::pair(text).unwrap()).collect()
+        texts
+            .iter()
+            .map(|text| crate::values::pair(text).unwrap())
+            .collect()
     }
 
     #[test]
@@ -203,7 +232,10 @@ mod tests {
         let lookup = |name: &str| (name == "SET").then(|| "env".to_owned());
         let args = build_args(&pairs(&["A=1", "SET", "UNSET", "EMPTY="]), lookup);
         let want = [("A", "1"), ("SET", "env"), ("EMPTY", "")];
-        assert_eq!(args, want.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(
+            args,
+            want.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
     }
 
     #[test]
@@ -224,7 +256,10 @@ mod tests {
             let Ok(ImageSource::OciLayout { dir, tag, digest }) = layout_source(text) else {
                 panic!("{text}")
             };
-            assert_eq!((dir.as_path(), tag.as_deref()), (Path::new(want_dir), want_tag));
+            assert_eq!(
+                (dir.as_path(), tag.as_deref()),
+                (Path::new(want_dir), want_tag)
+            );
             assert_eq!(digest.is_some(), pinned);
         };
         check("/a/b", "/a/b", None, false);

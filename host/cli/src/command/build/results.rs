@@ -29,16 +29,14 @@ pub(super) fn forget(args: &Args) -> Result<(), Failure> {
 }
 
 /// Writes the image id and the description of a build that succeeded.
-pub(super) fn write(
-    args: &Args,
-    built: &BuildResult,
-    vm: Option<&Value>,
-) -> Result<(), Failure> {
+pub(super) fn write(args: &Args, built: &BuildResult, vm: Option<&Value>) -> Result<(), Failure> {
     if let Some(path) = &args.iidfile {
         // No line end: scripts compare the content as it is.
         replace(path, built.image.config.to_string().as_bytes())?;
     }
-    let Some(path) = &args.metadata_file else { return Ok(()) };
+    let Some(path) = &args.metadata_file else {
+        return Ok(());
+    };
     describe(path, of_success(built), vm)
 }
 
@@ -48,7 +46,9 @@ pub(super) fn write_failure(
     failure: &Failure,
     vm: Option<&Value>,
 ) -> Result<(), Failure> {
-    let Some(path) = &args.metadata_file else { return Ok(()) };
+    let Some(path) = &args.metadata_file else {
+        return Ok(());
+    };
     let log = failure.log.as_ref().map(|log| log.display().to_string());
     let member = json!({
         "status": failure.class.name(),
@@ -61,7 +61,11 @@ pub(super) fn write_failure(
 
 fn of_success(built: &BuildResult) -> Value {
     let steps = built.steps.iter().map(|step| {
-        let outcome = if step.outcome == Outcome::Cached { "cached" } else { "done" };
+        let outcome = if step.outcome == Outcome::Cached {
+            "cached"
+        } else {
+            "done"
+        };
         json!({"name": step.name, "outcome": outcome, "seconds": step.took.as_secs_f64()})
     });
     let mut value = json!({
@@ -95,5 +99,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
         // It may not exist; the error below is the one to tell.
         fs::remove_file(beside).ok();
     }
-    written.with_context(|| format!("cannot write {}", path.display())).map_err(Failure::host)
+    written
+        .with_context(|| format!("cannot write {}", path.display()))
+        .map_err(Failure::host)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ::store::Store;
 use engine::Cancel;
 use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
-use launcher::{Notice, Options, VmExecutor, VmImage, Watcher};
+use launcher::{Options, VmExecutor, VmImage, VmReport, Watcher};
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -19,32 +19,27 @@ pub(super) struct Vm<'a> {
     store: &'a Store,
     progress: Arc<Progress>,
     executor: Mutex<Option<Arc<VmExecutor>>>,
-    seen: Arc<Mutex<Seen>>,
-}
-
-/// What was learnt about the VM that ran last.
-#[derive(Debug, Default)]
-struct Seen {
-    emulated: bool,
-    boot_ms: Option<u64>,
 }
 
 impl<'a> Vm<'a> {
     pub(super) fn new(args: &'a Args, store: &'a Store, progress: Arc<Progress>) -> Self {
-        Self { args, store, progress, executor: Mutex::default(), seen: Arc::default() }
+        Self {
+            args,
+            store,
+            progress,
+            executor: Mutex::default(),
+        }
     }
 
     /// Ends the VM, if there is one, and waits until nothing of it is left. Returns what there is to
-    /// say about it, if it was ready at any time.
+    /// say about it.
     pub(super) fn end(&self) -> Option<Value> {
         let executor = self.lock().take()?;
         for trouble in executor.finish() {
-            self.progress.note(format!("cleaning up after the builder VM: {trouble}"));
+            self.progress
+                .note(format!("cleaning up after the builder VM: {trouble}"));
         }
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let accelerator = if seen.emulated { "tcg" } else { "kvm" };
-        let boot_ms = seen.boot_ms?;
-        Some(json!({"boot_ms": boot_ms, "accelerator": accelerator}))
+        executor.report().as_ref().map(described)
     }
 
     fn executor(&self) -> Result<Arc<VmExecutor>, StepError> {
@@ -65,11 +60,8 @@ impl<'a> Vm<'a> {
         options.accel = self.args.accel;
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
-        let (progress, seen) = (Arc::clone(&self.progress), Arc::clone(&self.seen));
-        options.watcher = Watcher::new(move |notice| {
-            progress.note(notice.to_string());
-            seen.lock().unwrap_or_else(PoisonError::into_inner).learn(notice);
-        });
+        let progress = Arc::clone(&self.progress);
+        options.watcher = Watcher::new(move |notice| progress.note(notice.to_string()));
         Ok(options)
     }
 
@@ -78,16 +70,14 @@ impl<'a> Vm<'a> {
     }
 }
 
-impl Seen {
-    fn learn(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Booting { emulated } => self.emulated = *emulated,
-            Notice::Ready { took } => {
-                self.boot_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-            }
-            Notice::NoKvm(_) | Notice::Lost(_) => {}
-        }
-    }
+/// What programs may want to know of a VM.
+fn described(report: &VmReport) -> Value {
+    json!({
+        "boot_ms": u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX),
+        "accelerator": report.accelerator,
+        "agent": report.agent,
+        "agent_memory_peak": report.agent_memory_peak,
+    })
 }
 
 impl Executor for Vm<'_> {

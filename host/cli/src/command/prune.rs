@@ -1,0 +1,178 @@
+//! `cofferdam prune`: makes room.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ::store::{PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store};
+use engine::Cancel;
+
+use super::{Common, complain, du};
+use crate::exit::{Class, Failure};
+use crate::progress::clean;
+use crate::table::{self, Side};
+use crate::{signals, size};
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam prune                        what no named image and no running build needs
+  cofferdam prune --all -f               images too, without asking
+  cofferdam prune --until 7d             only what was not used for a week
+  cofferdam prune --keep-storage 10g     the oldest first, until 10 GiB are left
+  cofferdam prune --dry-run              only say what would go
+
+What a running build uses is never taken. Sizes count in powers of 1024.";
+
+/// Remove what is not needed
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Also images that have names
+    #[arg(short, long)]
+    all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// Only say what would go
+    #[arg(long)]
+    dry_run: bool,
+    /// Only what was not used for this long, such as 24h or 7d
+    #[arg(long, value_name = "TIME", value_parser = size::parse_duration)]
+    until: Option<Duration>,
+    /// Stop when the store takes no more than this
+    #[arg(long, alias = "max-used-space", value_name = "SIZE", value_parser = size::parse)]
+    keep_storage: Option<u64>,
+    /// Stop when the file system has this much room
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    min_free_space: Option<u64>,
+    /// Never take the store below this
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0")]
+    reserved_space: u64,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
+    if !args.dry_run && !args.force && !confirmed(args.all)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let cancel = Cancel::new();
+    signals::watch(&cancel, || complain("stopping; once more to leave at once"))?;
+    let store = common.open()?;
+    let done = prune(args, &store, &cancel);
+    common.close(store);
+    let (tried, report) = done?;
+    show(&tried, &report, args.dry_run)?;
+    explain(&report)
+}
+
+fn confirmed(images: bool) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "there is nobody to ask; add --force to go on without asking",
+        ));
+    }
+    let what = if images {
+        "everything that no running build needs"
+    } else {
+        "everything that no named image and no running build needs"
+    };
+    complain(&format!("This removes {what} from the store. Go on? [y/N]"));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y"))
+}
+
+/// Nothing is printed during the pass: a terminal that does not read must not hold it up.
+fn prune(
+    args: &Args,
+    store: &Store,
+    cancel: &Cancel,
+) -> Result<(Vec<Pruned>, PruneReport), Failure> {
+    let options = PruneOptions {
+        images: args.all,
+        unused_for: args.until,
+        max_used: args.keep_storage,
+        min_free: args.min_free_space,
+        reserved: args.reserved_space,
+        dry_run: args.dry_run,
+    };
+    let mut tried = Vec::new();
+    let report = store
+        .prune(&options, &mut |one| {
+            tried.push(one.clone());
+            if cancel.is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .map_err(Failure::host)?;
+    Ok((tried, report))
+}
+
+fn show(tried: &[Pruned], report: &PruneReport, dry_run: bool) -> Result<(), Failure> {
+    let rows: Vec<_> = tried.iter().map(row).collect();
+    let columns = [
+        ("ID", Side::Left),
+        ("RECLAIMABLE", Side::Left),
+        ("SIZE", Side::Right),
+        ("KIND", Side::Left),
+    ];
+    super::print(|out| {
+        if !rows.is_empty() {
+            table::write(out, columns, &rows)?;
+        }
+        let word = if dry_run { "Would free:" } else { "Total:" };
+        writeln!(out, "{word}\t{}", size::show(report.freed))
+    })?;
+    Ok(())
+}
+
+fn row(one: &Pruned) -> [String; 4] {
+    const ID_DIGITS: usize = 12;
+    let id = one
+        .digest
+        .map(|digest| digest.hex().chars().take(ID_DIGITS).collect());
+    let gone = match &one.removal {
+        Removal::Gone => "true",
+        Removal::Busy(_) | Removal::Failed(_) => "false",
+    };
+    [
+        id.unwrap_or_default(),
+        gone.into(),
+        size::show(one.bytes),
+        one.kind.clone(),
+    ]
+}
+
+/// Says what stayed and why, and decides the exit status.
+fn explain(report: &PruneReport) -> Result<ExitCode, Failure> {
+    for trouble in &report.failed {
+        complain(&format!("could not remove {}", clean(trouble.as_bytes())));
+    }
+    let in_use: u64 = report.in_use.iter().map(|item| item.allocated).sum();
+    if in_use > 0 {
+        let owner = report
+            .in_use
+            .iter()
+            .flat_map(|item| &item.pins)
+            .map(du::kept_by)
+            .next();
+        let owner = owner.map(|owner| format!(" ({owner})")).unwrap_or_default();
+        complain(&format!("{} are in use{owner}", size::show(in_use)));
+    }
+    match report.end {
+        PruneEnd::Complete if report.failed.is_empty() => Ok(ExitCode::SUCCESS),
+        PruneEnd::Complete => Ok(ExitCode::from(Class::Host.status())),
+        PruneEnd::Incomplete => {
+            complain("less could be freed than was asked for");
+            Ok(ExitCode::from(Class::Host.status()))
+        }
+        PruneEnd::Cancelled => Ok(ExitCode::from(Class::Cancelled.status())),
+        PruneEnd::AlreadyRunning => {
+            complain("another process is pruning this store already");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
