@@ -25,6 +25,13 @@ use thiserror::Error;
 /// Disks whose names begin otherwise come from a version that laid them out in another way.
 const LAYOUT: &str = "ext4-1-";
 
+/// A disk on which more than this is written is not kept. It holds the layers of many builds, most
+/// of them of no use any more, and nobody knows which; to fill a new one costs less than to ask.
+const MOST_WRITTEN: u64 = 16 << 30;
+
+/// Unit in which the kernel counts what is allocated to a file.
+const STAT_BLOCK: u64 = 512;
+
 /// How often a new name is tried when another process was quicker each time.
 const ATTEMPTS: usize = 8;
 
@@ -217,7 +224,7 @@ impl Disk {
         let count = names(dir)
             .map_err(|err| DiskError::Pool(dir.into(), err))?
             .len();
-        if count > self.keep {
+        if count > self.keep || allocated(&self.files.image) > MOST_WRITTEN {
             return self.discard();
         }
         fs::write(&self.files.clean, &self.boot)
@@ -231,6 +238,28 @@ impl Disk {
     pub fn discard(self) -> Result<(), DiskError> {
         self.files.remove()
     }
+}
+
+/// Throws away every disk in `dir` that no VM uses. Returns how many bytes that frees.
+///
+/// # Errors
+/// If the directory cannot be read, or a disk cannot be removed.
+pub fn remove_free(dir: &Path) -> Result<u64, DiskError> {
+    let mut freed = 0;
+    for name in names(dir).map_err(|err| DiskError::Pool(dir.into(), err))? {
+        let files = Files::new(dir, &name);
+        if let Some(_lock) = try_lock(&files.lock) {
+            let bytes = allocated(&files.image);
+            files.remove()?;
+            freed += bytes;
+        }
+    }
+    Ok(freed)
+}
+
+/// Bytes that a file takes on the host's disk; zero if it is not there.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.blocks() * STAT_BLOCK)
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -369,6 +398,20 @@ mod tests {
         }
         let left = names(dir.path()).unwrap().len();
         assert_eq!(left, 3);
+    }
+
+    #[test]
+    fn free_disks_can_be_removed_and_those_in_use_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let used = pool(dir.path()).take().unwrap();
+        let free = pool(dir.path()).take().unwrap();
+        free.release().unwrap();
+        assert!(remove_free(dir.path()).unwrap() > 0);
+        assert!(used.image().exists());
+        check(dir.path(), &["img", "lock"]);
+        drop(used);
+        remove_free(dir.path()).unwrap();
+        check(dir.path(), &[]);
     }
 
     #[test]

@@ -58,6 +58,11 @@ impl Sealed {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a layer is there already.
+    pub(super) fn has(&self, name: &LayerName) -> bool {
+        self.lock().states.get(name) == Some(&State::Sealed)
+    }
+
     /// Keeps these layers from being removed until the guard is dropped.
     pub(super) fn hold(&self, names: &[LayerName]) -> InUse<'_> {
         let mut inner = self.lock();

@@ -1,7 +1,10 @@
 //! One step in one VM: its layers to the guest, its output to the engine, its changes to the store.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use engine::Cancel;
 use engine::executor::{Output, StepDone, StepError, StepNetwork, StepSpec};
@@ -14,6 +17,9 @@ use crate::session::{Lost, Session, SessionError};
 /// Layers that are sent at the same time. Unpacking keeps one processor of the guest busy, and each
 /// holds two pieces in this process's memory.
 const PUTS: usize = 2;
+
+/// With less room than this on its disk, in bytes, a guest cannot write.
+const FULL: u64 = 1 << 20;
 
 /// Why a step gave no layer in this VM.
 #[derive(Debug)]
@@ -71,9 +77,7 @@ impl Worker<'_> {
     ) -> Result<StepDone, Trouble> {
         let chain: Vec<LayerName> = spec.layers.iter().map(|layer| layer.digest().0).collect();
         let _held = self.sealed.hold(&chain);
-        for layer in &spec.layers {
-            self.bring(*layer, cancel)?;
-        }
+        self.bring_all(&spec.layers, cancel)?;
         let done = self.run_and_take(number, spec, chain, output, cancel);
         // Whatever came of it, nothing of the step stays. A lost guest has nothing to discard.
         match self.session.discard(number) {
@@ -94,12 +98,69 @@ impl Worker<'_> {
         let exit = self
             .session
             .run(wire_step(number, spec, chain), output, cancel)?;
-        check_exit(exit)?;
+        check_exit(exit).map_err(|err| self.explain(err))?;
         let layer = self.take(number, spec, cancel)?;
         self.seal(number, &layer);
         Ok(StepDone {
             layer,
             peak_memory: exit.peak_memory,
+        })
+    }
+
+    /// A step that failed on a full disk was not at fault: it has nowhere to write.
+    fn explain(&self, failed: StepError) -> StepError {
+        let StepError::Failed {
+            status,
+            out_of_memory: None,
+        } = failed
+        else {
+            return failed;
+        };
+        match self.session.stat() {
+            Ok(stat) if stat.disk_free < FULL => StepError::Limit(format!(
+                "exit code: {status}; the disk of the builder VM is full ({} GiB)",
+                stat.disk_size >> 30
+            )),
+            Ok(_) | Err(_) => failed,
+        }
+    }
+
+    /// Puts what the guest lacks of a chain, several layers at a time.
+    fn bring_all(&self, layers: &[DiffId], cancel: &Cancel) -> Result<(), Trouble> {
+        let missing: Vec<DiffId> = layers
+            .iter()
+            .copied()
+            .filter(|layer| !self.sealed.has(&layer.digest().0))
+            .collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(layer) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(err) = self.bring(*layer, cancel) {
+                    // The others would only make the failure later.
+                    next.store(missing.len(), Ordering::Relaxed);
+                    return Err(err);
+                }
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let helpers: Vec<_> = (1..PUTS.min(missing.len()))
+                // Without a helper it only takes longer.
+                .filter_map(|_| {
+                    thread::Builder::new()
+                        .name("put".into())
+                        .spawn_scoped(scope, work)
+                        .ok()
+                })
+                .collect();
+            let mut done = work();
+            for helper in helpers {
+                let theirs = helper.join().unwrap_or_else(|_| {
+                    Err(SessionError::host("cannot send a layer", "a thread panicked").into())
+                });
+                done = done.and(theirs);
+            }
+            done
         })
     }
 
@@ -225,7 +286,7 @@ fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
 
 /// Places for layers on their way.
 #[derive(Debug, Default)]
-pub(super) struct Puts(Mutex<usize>, std::sync::Condvar);
+pub(super) struct Puts(Mutex<usize>, Condvar);
 
 impl Puts {
     fn take(&self, cancel: &Cancel) -> Result<Place<'_>, SessionError> {
@@ -234,7 +295,7 @@ impl Puts {
             if cancel.is_cancelled() {
                 return Err(SessionError::Cancelled);
             }
-            let tick = std::time::Duration::from_millis(50);
+            let tick = Duration::from_millis(50);
             used = self
                 .1
                 .wait_timeout(used, tick)

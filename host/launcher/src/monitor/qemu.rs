@@ -13,7 +13,7 @@ use thiserror::Error;
 /// The program, looked up in `PATH` unless another one is named.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
-/// The first version with everything that [`Machine::arguments`] uses.
+/// The first version that has everything that a builder VM is made of.
 pub const MINIMUM: (u32, u32) = (6, 0);
 
 /// Printing a version takes milliseconds; a host that swaps takes longer.
