@@ -85,10 +85,7 @@ fn row(item: &Item, now: i64) -> [String; 6] {
         size::show(item.allocated),
         table::ago(item.used, now),
         item.kind.clone(),
-        item.pins
-            .first()
-            .map(kept_by)
-            .unwrap_or_default(),
+        item.pins.first().map(kept_by).unwrap_or_default(),
     ]
 }
 
