@@ -169,7 +169,7 @@ pub(crate) fn reap(layout: &Layout, db: &Db) -> Result<(), StoreError> {
             finish(lock, layout, name)?;
         }
     }
-    Ok(())
+    object::finish_condemned(layout, db)
 }
 
 /// Settles an instance by name, if it is dead; tells whether it lives.

@@ -342,6 +342,20 @@ pub(crate) fn remove(layout: &Layout, db: &Db, ids: &[i64]) -> Result<(), StoreE
     settle_removals(db, &removals)
 }
 
+/// Goes on where a process was killed between condemning and removing. What failed to be removed
+/// before is left to a prune.
+pub(crate) fn finish_condemned(layout: &Layout, db: &Db) -> Result<(), StoreError> {
+    let ids = db.read(|tx| {
+        let mut rows = tx.prepare_cached(
+            "SELECT id FROM object WHERE state <> 'valid' AND state = 'condemned' AND tries = 0 \
+             AND NOT EXISTS (SELECT 1 FROM lease WHERE object = object.id)",
+        )?;
+        let rows = rows.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<Result<Vec<i64>, _>>()?)
+    })?;
+    remove(layout, db, &ids)
+}
+
 /// Removes the files of one condemned object.
 pub(crate) fn remove_files(layout: &Layout, id: i64) -> Removal {
     match (

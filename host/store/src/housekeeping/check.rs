@@ -100,7 +100,7 @@ impl Store {
             report.add(Finding::Database(what), false);
         }
         self.check_instances(repair, &mut report)?;
-        self.check_condemned(repair, &mut report)?;
+        let before = self.read(condemned)?;
         for stray in self.strays()? {
             let gone = repair && stray.ours && sweep::remove(&stray) == Removal::Gone;
             report.add(Finding::Stray(stray.path), gone);
@@ -108,6 +108,7 @@ impl Store {
         for (object, is_layer) in self.read(objects)? {
             self.check_object(&object, is_layer, repair, &mut report)?;
         }
+        self.check_condemned(&before, repair, &mut report)?;
         Ok(report)
     }
 
@@ -128,17 +129,22 @@ impl Store {
         Ok(())
     }
 
-    fn check_condemned(&self, repair: bool, report: &mut CheckReport) -> Result<(), StoreError> {
-        let before = self.read(condemned)?;
-        if before.is_empty() {
-            return Ok(());
-        }
+    /// What was condemned when the check began and is still there is a leftover; what went
+    /// meanwhile was somebody's work.
+    fn check_condemned(
+        &self,
+        before: &[(i64, Option<String>)],
+        repair: bool,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let mut still = self.read(condemned)?;
+        still.retain(|(id, _)| before.iter().any(|(old, _)| old == id));
         if repair {
-            let ids: Vec<i64> = before.iter().map(|(id, _)| *id).collect();
+            let ids: Vec<i64> = still.iter().map(|(id, _)| *id).collect();
             object::remove(self.layout(), &self.inner.db, &ids)?;
         }
         let after = self.read(condemned)?;
-        for (object, why) in before {
+        for (object, why) in still {
             let left = after.iter().find(|(id, _)| *id == object);
             let why = left.map_or(why, |(_, why)| why.clone());
             report.add(Finding::Leftover { object, why }, left.is_none());
@@ -206,7 +212,7 @@ fn instances(tx: &Connection) -> Result<Vec<String>, StoreError> {
 /// Condemned objects that no lease keeps as a row.
 fn condemned(tx: &Connection) -> Result<Vec<(i64, Option<String>)>, StoreError> {
     let mut rows = tx.prepare_cached(
-        "SELECT id, trouble FROM object WHERE state = 'condemned' \
+        "SELECT id, trouble FROM object WHERE state <> 'valid' AND state = 'condemned' \
          AND NOT EXISTS (SELECT 1 FROM lease WHERE object = object.id) ORDER BY id",
     )?;
     let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;

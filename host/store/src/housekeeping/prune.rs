@@ -140,10 +140,10 @@ impl Pass<'_> {
     fn run(&mut self, options: &PruneOptions) -> Result<(), StoreError> {
         let store = self.store;
         if !self.dry_run {
-            instance::reap(store.layout(), &store.inner.db)?;
             if self.finish_condemned()?.is_break() {
                 return Ok(());
             }
+            instance::reap(store.layout(), &store.inner.db)?;
             if options.images {
                 store.forget_images()?;
             }
@@ -161,7 +161,8 @@ impl Pass<'_> {
     fn finish_condemned(&mut self) -> Result<ControlFlow<()>, StoreError> {
         let condemned = self.store.read(|tx| {
             let mut rows = tx.prepare_cached(
-                "SELECT id, digest, kind FROM object WHERE state = 'condemned' ORDER BY id",
+                "SELECT id, digest, kind FROM object WHERE state <> 'valid' AND state = 'condemned' \
+                 ORDER BY id",
             )?;
             let rows = rows.query_map([], |row| {
                 let digest: Option<[u8; 32]> = row.get(1)?;

@@ -73,13 +73,16 @@ pub(super) fn parse(block: &Block) -> Result<Header, String> {
     let format = format(block);
     let path = path(block, format)?;
     let kind = kind(block, format, &path)?;
-    let device = if matches!(kind, Type::Entry(Kind::CharDevice | Kind::BlockDevice)) {
-        (
+    let device = match (
+        matches!(kind, Type::Entry(Kind::CharDevice | Kind::BlockDevice)),
+        format,
+    ) {
+        (true, Format::Old) => return Err("it is a device without numbers".to_owned()),
+        (true, Format::Ustar | Format::Gnu) => (
             unsigned(block, 329, 8, "device")?,
             unsigned(block, 337, 8, "device")?,
-        )
-    } else {
-        (0, 0)
+        ),
+        (false, _) => (0, 0),
     };
     let [m0, m1, ..] = unsigned(block, 100, 8, "mode")?.to_le_bytes();
     Ok(Header {

@@ -226,6 +226,11 @@ impl Parser {
                 let unit = "bytes in an extended header";
                 return Err(too_large(Some(&header.path), unit, MAX_EXTENSION));
             }
+            // Readers disagree whether that size is the one of this header, too.
+            Type::Extension(_) if self.extensions.size.is_some() => {
+                let reason = "a header stands between an entry and the header that sets its size";
+                return Err(IngestError::rejected(None, reason));
+            }
             Type::Extension(kind) => {
                 let (left, padding) = (header.size, padding(header.size));
                 self.state = State::Extension {

@@ -289,6 +289,14 @@ fn what_readers_disagree_about_is_refused() {
     let long = || raw(b'L', b"l", b"name\0");
     refused(vec![long(), long(), raw(b'0', b"x", b"")], "twice");
     refused(
+        vec![pax(&[("size", b"0")]), long(), raw(b'0', b"x", b"")],
+        "stands between",
+    );
+    refused(
+        vec![raw(b'4', b"x", b"").set(257, &[0; 8])],
+        "without numbers",
+    );
+    refused(
         vec![long(), pax(&[("path", b"a")]), raw(b'0', b"x", b"")],
         "twice",
     );
