@@ -133,7 +133,10 @@ impl Bench {
             .env("COFFERDAM_VM_IMAGE", needed("COFFERDAM_VM_IMAGE"))
             // Each test has a store of its own, so none would remember what another one found out
             // about this machine's KVM; xtask finds out once.
-            .env("COFFERDAM_ACCEL", std::env::var_os("COFFERDAM_ACCEL").unwrap_or("auto".into()))
+            .env(
+                "COFFERDAM_ACCEL",
+                std::env::var_os("COFFERDAM_ACCEL").unwrap_or("auto".into()),
+            )
             .env("NO_COLOR", "1")
             .current_dir(self.context())
             .stdin(Stdio::null());

@@ -1,6 +1,9 @@
 //! Whole builds with a real store and a stand-in for the VM: each RUN writes its command into a
 //! file of its layer. What runs, what is found, and what fails can be counted.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
 
 use std::collections::BTreeMap;
 
@@ -35,7 +38,10 @@ impl Executor for StandIn<'_> {
         let command = step.args.last().unwrap().clone();
         output.write(Stream::Stdout, command.as_bytes());
         if command == "fail" {
-            return Err(StepError::Failed { status: 3, out_of_memory: None });
+            return Err(StepError::Failed {
+                status: 3,
+                out_of_memory: None,
+            });
         }
         if command == "wait" && cancel.sleep(Duration::from_secs(60)) {
             return Err(StepError::Cancelled);
@@ -46,9 +52,13 @@ impl Executor for StandIn<'_> {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
         header.set_size(name.len() as u64);
-        tar.append_data(&mut header, format!("made-by-{name}"), name.as_bytes()).unwrap();
+        tar.append_data(&mut header, format!("made-by-{name}"), name.as_bytes())
+            .unwrap();
         let layer = tar.into_inner().unwrap().finish().unwrap();
-        Ok(StepDone { layer, peak_memory: 0 })
+        Ok(StepDone {
+            layer,
+            peak_memory: 0,
+        })
     }
 }
 
@@ -67,7 +77,13 @@ impl Reporter for Watch {
                 self.names.lock().unwrap().insert(step, name);
             }
             Event::Ended { step, outcome, .. } => {
-                let name = self.names.lock().unwrap().get(&step).cloned().unwrap_or_default();
+                let name = self
+                    .names
+                    .lock()
+                    .unwrap()
+                    .get(&step)
+                    .cloned()
+                    .unwrap_or_default();
                 self.ended.lock().unwrap().push((name, outcome));
             }
             Event::Warning { text, .. } => self.warnings.lock().unwrap().push(text),
@@ -89,13 +105,18 @@ struct Built {
 
 impl Built {
     fn commands(&self) -> Vec<&str> {
-        self.ran.iter().map(|step| step.args.last().unwrap().as_str()).collect()
+        self.ran
+            .iter()
+            .map(|step| step.args.last().unwrap().as_str())
+            .collect()
     }
 
     #[track_caller]
     fn outcome(&self, part: &str) -> &Outcome {
         let found = self.ended.iter().find(|(name, _)| name.contains(part));
-        &found.unwrap_or_else(|| panic!("no step with {part}: {:?}", self.ended)).1
+        &found
+            .unwrap_or_else(|| panic!("no step with {part}: {:?}", self.ended))
+            .1
     }
 }
 
@@ -139,14 +160,24 @@ impl Bench {
     }
 
     fn build_as(&self, request: &BuildRequest, cancel: &Cancel) -> Built {
-        let options = OpenOptions { command: "test".to_owned(), read_only: false };
+        let options = OpenOptions {
+            command: "test".to_owned(),
+            read_only: false,
+        };
         let store = Store::open(&self.dir.path().join("store"), &options).unwrap();
-        let executor = StandIn { store: &store, ran: Mutex::default() };
+        let executor = StandIn {
+            store: &store,
+            ran: Mutex::default(),
+        };
         let watch = Watch::default();
         let result = build(request, &store, &executor, &watch, cancel);
         let ran = executor.ran.into_inner().unwrap();
         store.close().unwrap();
-        Built { result, ran, ended: watch.ended.into_inner().unwrap() }
+        Built {
+            result,
+            ran,
+            ended: watch.ended.into_inner().unwrap(),
+        }
     }
 }
 
@@ -182,7 +213,10 @@ fn a_changed_file_runs_what_follows_and_nothing_else() {
 #[test]
 fn equal_content_of_a_step_that_ran_again_keeps_its_children() {
     let bench = Bench::new();
-    bench.build("FROM scratch\nRUN same 1\nRUN child\n").result.unwrap();
+    bench
+        .build("FROM scratch\nRUN same 1\nRUN child\n")
+        .result
+        .unwrap();
     let second = bench.build("FROM scratch\nRUN same 2\nRUN child\n");
     second.result.as_ref().unwrap();
     assert_eq!(second.commands(), ["same 2"]);
@@ -194,7 +228,10 @@ fn no_cache_runs_everything_again() {
     bench.write("a", "one");
     let dockerfile = "FROM scratch\nCOPY a /a\nRUN step\n";
     bench.build(dockerfile).result.unwrap();
-    let request = BuildRequest { no_cache: true, ..bench.request(dockerfile) };
+    let request = BuildRequest {
+        no_cache: true,
+        ..bench.request(dockerfile)
+    };
     let again = bench.build_as(&request, &Cancel::new());
     again.result.as_ref().unwrap();
     assert_eq!(again.commands(), ["step"]);
@@ -214,9 +251,17 @@ fn a_failing_step_is_the_users_and_stops_the_others() {
     assert!(err.excerpt().unwrap().contains(">>> RUN fail"));
     assert_eq!(*built.outcome("RUN wait"), Outcome::Cancelled);
     assert!(!built.commands().contains(&"never"));
-    assert!(built.ended.iter().any(|(_, outcome)| *outcome == Outcome::NotRun));
+    assert!(
+        built
+            .ended
+            .iter()
+            .any(|(_, outcome)| *outcome == Outcome::NotRun)
+    );
     // Nothing is remembered of the failure.
-    assert_eq!(bench.build("FROM scratch\nRUN other\n").commands(), Vec::<&str>::new());
+    assert_eq!(
+        bench.build("FROM scratch\nRUN other\n").commands(),
+        Vec::<&str>::new()
+    );
 }
 
 #[test]
@@ -237,7 +282,10 @@ fn a_cancelled_build_says_so() {
 fn only_what_the_target_needs_is_run() {
     let bench = Bench::new();
     let dockerfile = "FROM scratch AS base\nRUN base\nFROM base AS tests\nRUN tests\nFROM base AS app\nRUN app\n";
-    let request = BuildRequest { target: Some("app".to_owned()), ..bench.request(dockerfile) };
+    let request = BuildRequest {
+        target: Some("app".to_owned()),
+        ..bench.request(dockerfile)
+    };
     let built = bench.build_as(&request, &Cancel::new());
     built.result.as_ref().unwrap();
     assert_eq!(built.commands(), ["base", "app"]);
@@ -282,7 +330,13 @@ fn equal_steps_of_two_stages_run_once() {
 #[test]
 fn the_summary_names_every_step_in_order() {
     let bench = Bench::new();
-    let built = bench.build("FROM scratch AS s\nRUN a\nRUN b\n").result.unwrap();
+    let built = bench
+        .build("FROM scratch AS s\nRUN a\nRUN b\n")
+        .result
+        .unwrap();
     let names: Vec<&str> = built.steps.iter().map(|step| step.name.as_str()).collect();
-    assert!(names.iter().any(|name| name.ends_with("RUN a")), "{names:?}");
+    assert!(
+        names.iter().any(|name| name.ends_with("RUN a")),
+        "{names:?}"
+    );
 }

@@ -292,8 +292,8 @@ impl Steps<'_> {
         let source = source_root
             .as_deref()
             .map_or(SourceTree::Context(self.context), SourceTree::Rootfs);
-        let plan =
-            copy::plan(spec, &source, &target, self.cancel).map_err(|source| self.copy_error(at, source))?;
+        let plan = copy::plan(spec, &source, &target, self.cancel)
+            .map_err(|source| self.copy_error(at, source))?;
         for warning in &plan.warnings {
             self.tracker.warn(warning.clone(), Some(at.step.line));
         }

@@ -21,7 +21,10 @@ mod source;
 mod spec;
 pub(crate) mod tar;
 #[cfg(test)]
-#[expect(clippy::wildcard_enum_match_arm, reason = "a test that meets a new variant may fail")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that meets a new variant may fail"
+)]
 mod tests;
 mod unpack;
 mod walk;

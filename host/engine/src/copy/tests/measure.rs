@@ -25,7 +25,11 @@ fn measure_a_context_of_50_000_files() {
         let path = kit.path().join(format!("module-{}/sub-{dir}", dir % 20));
         fs::create_dir_all(&path).expect("a directory");
         for file in 0..100 {
-            fs::write(path.join(format!("some-source-file-{file}.rs")), [b'x'; 100]).expect("a file");
+            fs::write(
+                path.join(format!("some-source-file-{file}.rs")),
+                [b'x'; 100],
+            )
+            .expect("a file");
         }
     }
     let ignore = "**/*.o\n**/target\n.git\nnode_modules\n*.log\n**/__pycache__\n!**/keep\n";
@@ -34,14 +38,18 @@ fn measure_a_context_of_50_000_files() {
     std::thread::sleep(std::time::Duration::from_secs(4));
     let context = kit.context();
     timed("cold: scan", || context.scan().map(|_| ()).expect("a scan"));
-    let plan = timed("cold: plan", || kit.plan_from(&context, "COPY . /app/").expect("a plan"));
+    let plan = timed("cold: plan", || {
+        kit.plan_from(&context, "COPY . /app/").expect("a plan")
+    });
     timed("cold: write and learn", || kit.ingest(&plan));
     timed("save", || context.save_cache());
     for _ in 0..3 {
         let context = kit.context();
         let whole = Instant::now();
         timed("warm: scan", || context.scan().map(|_| ()).expect("a scan"));
-        let plan = timed("warm: plan", || kit.plan_from(&context, "COPY . /app/").expect("a plan"));
+        let plan = timed("warm: plan", || {
+            kit.plan_from(&context, "COPY . /app/").expect("a plan")
+        });
         timed("warm: content id", || plan.content_id().expect("all known"));
         println!("warm in all: {:.1} ms", whole.elapsed().as_secs_f64() * 1e3);
     }
@@ -57,7 +65,11 @@ fn measure_merging_roots() {
             let path = format!("usr/share/dir-{dir:05}");
             entries.push((entry(&path, EntryKind::Directory), Vec::new()));
             for file in 0..n_files {
-                let kind = EntryKind::File { size: 0, digest: Digest::of(b""), offset: 0 };
+                let kind = EntryKind::File {
+                    size: 0,
+                    digest: Digest::of(b""),
+                    offset: 0,
+                };
                 entries.push((entry(&format!("{path}/file-{file:05}"), kind), Vec::new()));
             }
         }
@@ -65,9 +77,12 @@ fn measure_merging_roots() {
         let top = layer(&kit.store, &entries[..20]);
         kit.store.index(base.diff_id).expect("an index");
         let what = format!("merge {} entries", entries.len());
-        let root =
-            timed(&what, || Rootfs::new(&kit.store, &[base.diff_id]).expect("a root"));
-        timed("put 20 entries on top", || root.with_layer(top.diff_id).expect("a root"));
+        let root = timed(&what, || {
+            Rootfs::new(&kit.store, &[base.diff_id]).expect("a root")
+        });
+        timed("put 20 entries on top", || {
+            root.with_layer(top.diff_id).expect("a root")
+        });
         timed("walk", || root.walk().count());
     }
 }
