@@ -135,7 +135,7 @@ impl Bench {
             // about this machine's KVM; xtask finds out once.
             .env(
                 "COFFERDAM_ACCEL",
-                std::env::var_os("COFFERDAM_ACCEL").unwrap_or("auto".into()),
+                std::env::var_os("COFFERDAM_ACCEL").unwrap_or_else(|| "auto".into()),
             )
             .env("NO_COLOR", "1")
             .current_dir(self.context())

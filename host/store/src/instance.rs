@@ -232,6 +232,7 @@ fn finish(lock: Lock, layout: &Layout, name: &str) -> Result<(), StoreError> {
 /// independent of the others and can be repeated; the row goes last, if nothing is left.
 fn settle(layout: &Layout, db: &Db, dead: &Instance) -> Result<Settled, StoreError> {
     let same_boot = dead.boot == boot_id()?;
+    object::remove_drafts_of(layout, db, dead.row)?;
     let condemned = db.write(Commit::Relaxed, |tx| {
         tx.prepare_cached("DELETE FROM claim WHERE instance = ?1")?
             .execute([dead.row])?;

@@ -257,6 +257,9 @@ impl Store {
 
     /// Gives up a draft. What cannot be removed now goes when the instance ends.
     pub(crate) fn discard(&self, draft: &Draft) -> Result<(), StoreError> {
+        // Nothing ever needed the bytes, so they may go before the row says so: on a full disk it is
+        // their room that lets the row be written. What cannot go is told by `remove` below.
+        make_room(self.layout(), draft.id);
         self.write(Commit::Relaxed, |tx| condemn_draft(tx, draft.id))?;
         remove(self.layout(), &self.inner.db, &[draft.id])
     }
@@ -354,6 +357,29 @@ pub(crate) fn finish_condemned(layout: &Layout, db: &Db) -> Result<(), StoreErro
         Ok(rows.collect::<Result<Vec<i64>, _>>()?)
     })?;
     remove(layout, db, &ids)
+}
+
+/// Removes the bytes of drafts whose maker is dead, so that there is room for their rows on a full
+/// disk. The rows are settled afterwards, also those of bytes that could not be removed.
+pub(crate) fn remove_drafts_of(layout: &Layout, db: &Db, maker: i64) -> Result<(), StoreError> {
+    let drafts = db.read(|tx| {
+        let mut rows =
+            tx.prepare_cached("SELECT id FROM object WHERE maker = ?1 AND state = 'writing'")?;
+        let rows = rows.query_map([maker], |row| row.get(0))?;
+        Ok(rows.collect::<Result<Vec<i64>, _>>()?)
+    })?;
+    for id in drafts {
+        make_room(layout, id);
+    }
+    Ok(())
+}
+
+/// Removes the bytes of a draft ahead of its row. Failing is no loss here: the row stays until the
+/// bytes are gone.
+fn make_room(layout: &Layout, id: i64) {
+    if let Removal::Busy(why) | Removal::Failed(why) = remove_files(layout, id) {
+        log::debug!("the bytes of draft {id} stay for now: {why}");
+    }
 }
 
 /// Removes the files of one condemned object.

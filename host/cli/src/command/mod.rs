@@ -79,11 +79,19 @@ impl Common {
 
     /// Opens the store. That settles what dead processes left.
     fn open(&self) -> Result<Store, Failure> {
-        let options = OpenOptions {
+        Store::open(&self.store_dir()?, &self.options()).map_err(Failure::host)
+    }
+
+    /// Opens the store even if the disk is full, to make room.
+    fn open_to_prune(&self) -> Result<Store, Failure> {
+        Store::open_to_prune(&self.store_dir()?, &self.options()).map_err(Failure::host)
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions {
             command: self.line.clone(),
             read_only: false,
-        };
-        Store::open(&self.store_dir()?, &options).map_err(Failure::host)
+        }
     }
 
     /// Leaves the store. If that fails, the next command settles it.

@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     }
     let cancel = Cancel::new();
     signals::watch(&cancel, || complain("stopping; once more to leave at once"))?;
-    let store = common.open()?;
+    let store = common.open_to_prune()?;
     let done = prune(args, &store, &cancel);
     common.close(store);
     let (tried, report) = done?;

@@ -147,7 +147,7 @@ pub enum BuildError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The image is in the store but could not be put where it was asked for.
-    #[error("the image is built, but writing the output {output} failed")]
+    #[error("cannot write the output {output}")]
     Export {
         /// The output.
         output: String,

@@ -99,6 +99,9 @@ struct Build<'a> {
 
 impl Build<'_> {
     fn run(&self) -> Result<BuildResult, BuildError> {
+        for output in &self.request.outputs {
+            export::check(output).map_err(|err| export_error(output, err))?;
+        }
         let (file, path, text) = self.load()?;
         let dockerfile = dockerfile::parse(&file, &text)?;
         let options = self.plan_options();
@@ -381,13 +384,7 @@ impl Build<'_> {
             let step = self.tracker.announce(format!("exporting to {output}"));
             self.tracker
                 .during(step, || self.export(step, image, output))
-                .map_err(|err| {
-                    let source = Box::new(err);
-                    BuildError::Export {
-                        output: output.to_string(),
-                        source,
-                    }
-                })?;
+                .map_err(|err| export_error(output, err))?;
         }
         Ok(())
     }
@@ -416,6 +413,13 @@ impl Build<'_> {
             self.tracker.warn(warning, None);
         }
         Ok(())
+    }
+}
+
+fn export_error(output: &OutputSpec, err: export::ExportError) -> BuildError {
+    BuildError::Export {
+        output: output.to_string(),
+        source: Box::new(err),
     }
 }
 

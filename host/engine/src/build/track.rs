@@ -72,7 +72,11 @@ impl<'a> Tracker<'a> {
             .began
             .map_or(Duration::ZERO, |began| began.elapsed());
         standing.ended = Some((outcome.clone(), took));
+        let unheard = standing.began.is_none().then(|| standing.name.clone());
         drop(steps);
+        if let Some(name) = unheard {
+            self.reporter.report(Event::Started { step, name });
+        }
         self.reporter.report(Event::Ended {
             step,
             outcome,

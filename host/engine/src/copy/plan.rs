@@ -116,6 +116,23 @@ pub fn plan_workdir(
     }))
 }
 
+/// Gives each hard link the attributes of its file, as the store does.
+fn share_xattrs(entries: &mut [Entry]) {
+    let of_target = |entry: &Entry| {
+        let EntryKind::Hardlink { target } = &entry.kind else {
+            return None;
+        };
+        let at = entries.binary_search_by(|other| path::compare(&other.path, target));
+        Some(entries.get(at.ok()?)?.xattrs.clone())
+    };
+    let shared: Vec<_> = entries.iter().map(of_target).collect();
+    for (entry, xattrs) in entries.iter_mut().zip(shared) {
+        if let Some(xattrs) = xattrs {
+            entry.xattrs = xattrs;
+        }
+    }
+}
+
 impl CopyPlan {
     /// The content id of the layer, if the digests of all files are known: from an earlier
     /// build, or because the layer was written and [`Self::learn`]ed.
@@ -131,7 +148,9 @@ impl CopyPlan {
             .iter()
             .map(|item| self.entry(item, known))
             .collect();
-        Some(store::content_id(&entries?))
+        let mut entries = entries?;
+        share_xattrs(&mut entries);
+        Some(store::content_id(&entries))
     }
 
     /// Takes over the digests of files of the context from the index of the layer that was

@@ -15,7 +15,7 @@ use super::draft::{Body, Bytes, Meta, Planned, SameFile};
 use super::planner::{Changes, Planner};
 use super::source::{Node, Source};
 use crate::context::{Context, OpenError, Opened, Reader};
-use crate::rootfs::resolve::{Kind, Tree, resolve};
+use crate::rootfs::resolve::{Kind, resolve};
 use crate::rootfs::{Rootfs, path};
 
 /// Kind of the facts that say which layer an archive became.
