@@ -106,6 +106,7 @@ fn isolate(card: &str) -> Result<OwnedFd> {
     let mut inside = Netlink::open()?;
     let index = index_of(card)?;
     inside.up(LOOPBACK)?;
+    set(&format!("ipv4/conf/{card}/rp_filter"), "0")?;
     set(&format!("ipv4/conf/{card}/proxy_arp"), "1")?;
     set(&format!("ipv4/neigh/{card}/proxy_delay"), "0")?;
     inside.address(index, UPLINK)?;
@@ -125,8 +126,9 @@ fn isolate(card: &str) -> Result<OwnedFd> {
             via: Some(NAMESERVER),
             device: index,
         })?;
+        // Also for our own answers to a step that pretends to be the monitor.
+        inside.prohibit(table, NETWORK)?;
     }
-    inside.prohibit(Table::Steps, NETWORK)?;
     inside.rule(100, Some(card), Table::Main)?;
     inside.rule(101, Some("lo"), Table::Main)?;
     inside.rule(102, None, Table::Steps)?;
@@ -140,8 +142,9 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_forward", "1"),
-    // A step that sends with another step's address is ignored.
-    ("ipv4/conf/all/rp_filter", "1"),
+    // A step that sends with another step's address is ignored. The card is excepted, below: the
+    // monitor asks for a step's hardware address from its own, to which no step has a way back.
+    ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/accept_source_route", "0"),
     ("ipv4/conf/all/accept_redirects", "0"),
