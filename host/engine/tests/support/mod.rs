@@ -2,11 +2,13 @@
 #![expect(
     dead_code,
     unreachable_pub,
+    unused_imports,
     clippy::unwrap_used,
     clippy::print_stderr,
     reason = "each test program uses a part of it, and a test that cannot go on fails"
 )]
 
+pub mod exports;
 pub mod http;
 pub mod registry;
 pub mod tree;

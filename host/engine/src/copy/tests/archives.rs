@@ -185,7 +185,7 @@ fn hostile_archives_are_refused() {
     fails(
         &["l -> /etc", "l/passwd = evil"],
         &[],
-        "cannot unpack a.tar: `l/passwd` lies below something that is no directory",
+        "cannot unpack a.tar: `l/passwd`: it is below something that is no directory",
     );
     fails(
         &["h == nowhere"],
