@@ -1,11 +1,14 @@
 //! `cargo xtask test` and `cargo xtask vm-test`.
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use crate::build;
 use crate::image;
 use crate::setup;
-use crate::shell;
+use crate::shell::{self, say};
 use crate::workspace::Workspace;
 
 /// VMs at the same time: each emulated one keeps a processor busy.
@@ -48,6 +51,7 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
     let workspace = Workspace::find()?;
     let cofferdam = build::cofferdam(&workspace)?;
     let vm_image = image::build(&workspace, &image::Args::default())?;
+    let accelerator = accelerator(&workspace, &cofferdam, &vm_image)?;
     let mut words = vec!["test", "--package", "tests", "--locked", "--no-fail-fast"];
     words.extend(args.filter.as_deref());
     words.extend(["--", "--test-threads", VMS]);
@@ -55,6 +59,23 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
         shell::command("cargo", words)
             .current_dir(&workspace.root)
             .env("COFFERDAM_BIN", cofferdam)
+            .env("COFFERDAM_ACCEL", accelerator)
             .env("COFFERDAM_VM_IMAGE", vm_image),
     )
+}
+
+/// Boots the VM once and says by which accelerator. Each test has a store of its own and would
+/// otherwise have to find out anew that this machine's KVM does not work.
+fn accelerator(workspace: &Workspace, cofferdam: &Path, vm_image: &Path) -> Result<String> {
+    let said = shell::output(
+        shell::command(cofferdam, ["doctor", "--boot", "--json"])
+            .env("COFFERDAM_STORE", workspace.target.join("test-store"))
+            .env("COFFERDAM_VM_IMAGE", vm_image),
+    )
+    .context("the builder VM does not boot")?;
+    let report: Value = serde_json::from_slice(&said).context("report of `doctor --boot`")?;
+    let accelerator = report.pointer("/boot/accelerator").and_then(Value::as_str);
+    let accelerator = accelerator.context("`doctor --boot` names no accelerator")?;
+    say(format!("the builder VM boots with {accelerator}"));
+    Ok(accelerator.to_owned())
 }

@@ -1,6 +1,5 @@
 //! Results outside of the store, as other tools see them.
 #![expect(
-    clippy::unwrap_used,
     clippy::print_stderr,
     reason = "a test that cannot go on fails or says that it did not run"
 )]

@@ -1,7 +1,6 @@
 //! Where results go: targets that are of no use, that lead elsewhere, or that are interrupted.
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stderr,
     reason = "a test that cannot go on fails or says that it did not run"
 )]
 
