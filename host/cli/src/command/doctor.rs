@@ -107,16 +107,16 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
         qemu(),
         kvm(Path::new("/dev/kvm")),
     ];
-    let mut boot_ms = None;
+    let mut booted = None;
     if args.boot {
-        let (finding, took) = boot(&dir, common)?;
+        let (finding, report) = boot(&dir, common)?;
         findings.push(finding);
-        boot_ms = took;
+        booted = report;
     }
     let bad = findings.iter().any(|finding| finding.state == State::Bad);
     super::print(|out| {
         if args.json {
-            return writeln!(out, "{}", object(&findings, bad, boot_ms));
+            return writeln!(out, "{}", object(&findings, bad, booted));
         }
         findings.iter().try_for_each(|finding| {
             writeln!(
@@ -191,7 +191,7 @@ fn kvm(device: &Path) -> Finding {
 }
 
 /// Boots the VM as a build would, and ends it.
-fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<u64>), Failure> {
+fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<(u64, String)>), Failure> {
     let image = match VmImage::open(dir) {
         Ok(image) => image,
         Err(error) => return Ok((Finding::bad("boot", error), None)),
@@ -210,7 +210,8 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<u64>), Failure> 
                 "{} answered after {took} ms ({})",
                 report.agent, report.accelerator
             );
-            (Finding::good("boot", text), Some(took))
+            let booted = (took, report.accelerator.to_owned());
+            (Finding::good("boot", text), Some(booted))
         }
         Err(BootError::Cancelled) => {
             return Err(Failure::new(
@@ -222,7 +223,8 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<u64>), Failure> 
     })
 }
 
-fn object(findings: &[Finding], bad: bool, boot_ms: Option<u64>) -> Value {
+/// `booted` is the time to the agent's greeting in milliseconds, and the accelerator.
+fn object(findings: &[Finding], bad: bool, booted: Option<(u64, String)>) -> Value {
     let each = findings.iter().map(|finding| {
         let state = match finding.state {
             State::Good => "ok",
@@ -231,7 +233,8 @@ fn object(findings: &[Finding], bad: bool, boot_ms: Option<u64>) -> Value {
         };
         json!({"what": finding.what, "state": state, "text": finding.text})
     });
-    json!({"ok": !bad, "boot_ms": boot_ms, "findings": each.collect::<Vec<_>>()})
+    let boot = booted.map(|(ms, accelerator)| json!({"boot_ms": ms, "accelerator": accelerator}));
+    json!({"ok": !bad, "boot": boot, "findings": each.collect::<Vec<_>>()})
 }
 
 #[cfg(test)]
@@ -249,8 +252,9 @@ mod tests {
     #[test]
     fn programs_get_one_object() {
         let findings = [Finding::good("store", "/s"), Finding::poor("KVM", "none")];
-        let value = object(&findings, false, Some(3200));
-        assert_eq!(value["boot_ms"], 3200);
+        let value = object(&findings, false, Some((3200, "tcg".to_owned())));
+        assert_eq!(value["boot"]["boot_ms"], 3200);
+        assert_eq!(value["boot"]["accelerator"], "tcg");
         assert_eq!(value["findings"][1]["state"], "poor");
     }
 }
