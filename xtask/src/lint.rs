@@ -38,6 +38,7 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
     shell::run(
         shell::command("cargo", words)
             .current_dir(&workspace.root)
-            .env("RUSTDOCFLAGS", "-D warnings"),
+            // Private items are documented here, so links to them lead somewhere.
+            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
     )
 }

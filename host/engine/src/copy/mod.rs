@@ -1,6 +1,6 @@
 //! COPY, ADD of local files, and WORKDIR: layers that the host makes by itself.
 //!
-//! The law: [`plan`] decides everything that a layer will hold from names and metadata alone,
+//! The law: [`plan()`] decides everything that a layer will hold from names and metadata alone,
 //! [`CopyPlan::write`] only carries it out. What is decided depends on nothing but the
 //! instruction, the files it names, and the root it is copied into; no clock, no umask, no
 //! order of directories is part of it. Where Docker takes the time of day (directories made on

@@ -1,6 +1,6 @@
 //! Images: their configuration, and how they are found and put together.
 //!
-//! [`resolve`] finds an image by name and takes it into the store; [`assemble`] makes a new one of
+//! [`resolve()`] finds an image by name and takes it into the store; [`assemble()`] makes a new one of
 //! layers that are there.
 //!
 //! The law: a digest that somebody else stated is compared with the bytes before anything depends
