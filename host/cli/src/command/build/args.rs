@@ -73,7 +73,7 @@ pub(in crate::command) struct Args {
     #[arg(long, value_name = "OS/ARCH")]
     pub(super) platform: Option<Platform>,
     /// Name for an image that FROM and --from then mean: docker-image://REF or
-    /// oci-layout://DIR[:TAG][@DIGEST]; may be repeated
+    /// oci-layout://DIR{:TAG}{@DIGEST}; may be repeated
     #[arg(long = "build-context", value_name = "NAME=VALUE", value_parser = assignment)]
     pub(super) build_contexts: Vec<(String, String)>,
     /// Line for /etc/hosts of RUN steps; may be repeated
