@@ -39,6 +39,9 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
         shell::command("cargo", words)
             .current_dir(&workspace.root)
             // Private items are documented here, so links to them lead somewhere.
-            .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
+            .env(
+                "RUSTDOCFLAGS",
+                "-D warnings -A rustdoc::private-intra-doc-links",
+            ),
     )
 }
