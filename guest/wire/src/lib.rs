@@ -36,7 +36,7 @@ pub mod transfer;
 pub use frame::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use message::{
     Attach, Exit, Failure, FailureKind, Hello, LayerName, Message, MessageError, Network, Reply,
-    Request, RunStep, Stat, StepLimits,
+    Request, RunStep, Script, Stat, StepLimits,
 };
 pub use transfer::{Event, Receiver, Sender, Violation};
 
@@ -45,4 +45,4 @@ pub const PORT: u32 = 0x0cfd;
 
 /// Version of this protocol. Both sides must speak the same one; a mismatch closes the control
 /// connection without effect and names both versions.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;

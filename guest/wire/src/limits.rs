@@ -15,6 +15,13 @@ pub const MAX_FAILURE: u32 = 8 << 10;
 /// NUL and the pointer that the kernel adds: a quarter of the default stack limit of 8 MiB.
 pub const MAX_ARGS: usize = 2 << 20;
 
+/// Longest script of a step, in bytes: what a Dockerfile of some size can hold. With the longest
+/// arguments it still fits into a message.
+pub const MAX_SCRIPT: usize = 1 << 20;
+
+/// Longest name of a script, in bytes: the longest element of a path.
+pub const MAX_SCRIPT_NAME: usize = 255;
+
 /// Most layer names in one message: names of 32 bytes that fill it.
 pub const MAX_NAMES: usize = 100_000;
 

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::frame::{self, Frame, FrameError, Kind};
 use crate::limits::{
     MAX_ARG, MAX_ARGS, MAX_FAILURE_TEXT, MAX_GROUPS, MAX_HOSTNAME, MAX_LAYERS, MAX_NAMES, MAX_PATH,
+    MAX_SCRIPT, MAX_SCRIPT_NAME,
 };
 
 /// The `diff_id` of a layer: sha256 of its uncompressed tar. On the guest disk it is only a name;
@@ -42,6 +43,10 @@ pub struct Attach {
 /// What the host asks. The frame's `id` is the number of the request; the reply repeats it.
 /// Requests run concurrently and replies come in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a request is made, sent and forgotten; there is never a collection of them"
+)]
 pub enum Request {
     /// Which layers are sealed on the guest disk? → [`Reply::Layers`]
     List,
@@ -124,6 +129,18 @@ pub struct RunStep {
     pub network: Network,
     /// Bounds on resources.
     pub limits: StepLimits,
+    /// A program that comes with the step, such as the body of a heredoc that begins with `#!`.
+    pub script: Option<Script>,
+}
+
+/// A program that is no part of any layer: the step sees it, read-only and executable, as
+/// `/dev/pipes/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Script {
+    /// A single element of a path.
+    pub name: String,
+    /// Its content.
+    pub data: Vec<u8>,
 }
 
 /// Network of a step.
@@ -386,7 +403,11 @@ impl RunStep {
         let total = strings()
             .map(|len| len.saturating_add(1 + size_of::<u64>()))
             .sum();
-        at_most("arguments and environment together", total, MAX_ARGS)
+        at_most("arguments and environment together", total, MAX_ARGS)?;
+        self.script.as_ref().map_or(Ok(()), |script| {
+            at_most("name of the script", script.name.len(), MAX_SCRIPT_NAME)?;
+            at_most("script", script.data.len(), MAX_SCRIPT)
+        })
     }
 }
 
@@ -427,6 +448,10 @@ mod tests {
             hosts: vec![("::1".into(), "l".into())],
             network: Network::Default,
             limits: StepLimits { memory: 5, pids: 6 },
+            script: Some(Script {
+                name: "E".into(),
+                data: vec![7, 8],
+            }),
         }
     }
 
@@ -471,7 +496,9 @@ mod tests {
             &[
                 1, 2, b's', b'h', 1, 3, b'A', b'=', b'b', 1, b'/', 3, 0xac, 2, 1, 4, 1, b'h',
             ],
-            &[1, 3, b':', b':', b'1', 1, b'l', 1, 5, 6],
+            &[
+                1, 3, b':', b':', b'1', 1, b'l', 1, 5, 6, 1, 1, b'E', 2, 7, 8,
+            ],
         ];
         check(&Request::Run(step()), &run.concat());
         check(

@@ -33,6 +33,26 @@ pub struct StepSpec {
     pub hosts: Vec<(String, String)>,
     /// What network the step has.
     pub network: StepNetwork,
+    /// A program that comes with the step.
+    pub script: Option<StepScript>,
+}
+
+/// A program that is in no layer: the step finds it at [`StepScript::path`], read-only and
+/// executable. It is the body of a heredoc that begins with `#!`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepScript {
+    /// A single element of a path.
+    pub name: String,
+    /// Its text.
+    pub data: String,
+}
+
+impl StepScript {
+    /// Where the step finds it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/dev/pipes/{}", self.name)
+    }
 }
 
 /// Network of a step.

@@ -63,6 +63,10 @@ pub(crate) fn run(op: &RunOp, root: &[ContentId], platform: &Platform) -> StepKe
     // Addresses may differ from machine to machine; only the names are the author's choice.
     parts.add("hostname", op.hostname.as_bytes());
     parts.add_all("hosts", op.hosts.iter().map(|(_, name)| name));
+    if let Some(script) = &op.script {
+        // Its name is in the arguments.
+        parts.add("script", script.data.as_bytes());
+    }
     parts.add_all("root", root.iter().map(|id| id.digest().0));
     parts.finish()
 }

@@ -133,9 +133,10 @@ impl From<rusqlite::Error> for StoreError {
             Some(ErrorCode::DiskFull) => Self::Full {
                 path: PathBuf::from("store.db"),
             },
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                Self::corrupt(format!("the database of the store is damaged ({error})"))
-            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::corrupt(format!(
+                "the database of the store is damaged ({error}): \
+                     `cofferdam store check --repair` saves what can be saved"
+            )),
             Some(_) | None => Self::Database(Arc::new(error)),
         }
     }

@@ -38,28 +38,36 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// The next entry; `None` at the mark that ends the tar.
+    /// The next entry; `None` at the end of the tar. The mark that ends it may be missing, as
+    /// other readers allow: whether bytes are missing is the transport's business, not the tar's.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
         let mut extensions = Extensions::default();
+        let mut extended = false;
         loop {
             self.skip()?;
             let Some(block) = self.header()? else {
+                ensure!(!extended, "the tar ends after an extension header");
                 return Ok(None);
             };
             let header = tar::Header::from_byte_slice(&block);
             let fields = header.as_old();
-            let size = match extensions.size {
-                Some(size) => size,
-                None => number(&fields.size).and_then(|size| Ok(u64::try_from(size)?))?,
-            };
+            let size = u64::try_from(number(&fields.size)?)?;
             match fields.linkflag {
                 [b'x'] => extensions.read_pax(&self.extension(size)?)?,
                 // What holds for all files of an archive means nothing in a layer.
-                [b'g'] => drop(self.extension(size)?),
+                [b'g'] => {
+                    drop(self.extension(size)?);
+                    continue;
+                }
                 [b'L'] => extensions.path = Some(until_nul(&self.extension(size)?).to_vec()),
                 [b'K'] => extensions.link = Some(until_nul(&self.extension(size)?).to_vec()),
-                [flag] => return self.entry(header, flag, size, extensions).map(Some),
+                [flag] => {
+                    // It speaks of the entry, not of headers between them.
+                    let size = extensions.size.unwrap_or(size);
+                    return self.entry(header, flag, size, extensions).map(Some);
+                }
             }
+            extended = true;
         }
     }
 
@@ -85,9 +93,12 @@ impl<R: BufRead> Reader<R> {
         self.data(|_| Ok(()))
     }
 
-    /// The next header block; `None` at the end mark, a block of zeros.
+    /// The next header block; `None` at the end of the source, or at the end mark, a block of zeros.
     fn header(&mut self) -> Result<Option<[u8; BLOCK]>> {
         let mut block = [0; BLOCK];
+        if self.source.fill_buf()?.is_empty() {
+            return Ok(None);
+        }
         self.source.read_exact(&mut block).map_err(cut)?;
         if block.iter().all(|byte| *byte == 0) {
             // The mark is two such blocks, but some writers stop after one.
@@ -307,7 +318,7 @@ fn cut(err: io::Error) -> anyhow::Error {
     let cut = err.kind() == io::ErrorKind::UnexpectedEof;
     let err = anyhow::Error::from(err);
     if cut {
-        err.context("the tar ends without its end mark")
+        err.context("the tar ends inside a header")
     } else {
         err
     }
@@ -375,9 +386,34 @@ mod tests {
     }
 
     #[test]
-    fn a_tar_without_its_end_mark_is_cut() {
-        let err = Reader::new(&[][..]).next().unwrap_err();
-        assert!(format!("{err:#}").contains("without its end mark"));
+    fn an_end_mark_may_be_missing_but_no_part_of_a_header() {
+        assert!(Reader::new(&[][..]).next().unwrap().is_none());
         assert!(Reader::new(&[0; BLOCK][..]).next().unwrap().is_none());
+        let err = Reader::new(&[0; 100][..]).next().unwrap_err();
+        assert!(format!("{err:#}").contains("inside a header"), "{err:#}");
+    }
+
+    #[test]
+    fn a_size_is_that_of_the_entry_and_not_of_headers_before_it() {
+        let mut tar = Vec::new();
+        for (flag, body) in [
+            (b'x', &b"9 size=3\n"[..]),
+            (b'L', b"name\0"),
+            (b'0', b"abc"),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.as_old_mut().linkflag = [flag];
+            header.set_size(if flag == b'0' { 0 } else { body.len() as u64 });
+            header.set_cksum();
+            tar.extend_from_slice(header.as_bytes());
+            tar.extend_from_slice(body);
+            tar.resize(tar.len().next_multiple_of(BLOCK), 0);
+        }
+        let mut reader = Reader::new(&tar[..]);
+        let entry = reader.next().unwrap().unwrap();
+        assert_eq!((entry.path, entry.kind), (b"name".to_vec(), Kind::File(3)));
+        assert!(reader.next().unwrap().is_none());
+        let err = Reader::new(&tar[..4 * BLOCK]).next().unwrap_err();
+        assert!(format!("{err:#}").contains("extension header"), "{err:#}");
     }
 }

@@ -115,7 +115,10 @@ pub(super) struct Piece {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Content {
     Device(u64, u64),
+    /// A file that the image or the skeleton has, too.
     File(String),
+    /// A program in `/dev`.
+    Script(Vec<u8>),
 }
 
 /// Makes the skeleton in an empty directory of the guest disk.
@@ -162,6 +165,13 @@ pub(super) fn plan(step: &RunStep) -> Vec<Op> {
     mount("cgroup2", "/sys/fs/cgroup", READ_ONLY, "");
     ops.extend(devices());
     ops.push(Op::Place(files(step)));
+    if let Some(script) = &step.script {
+        ops.push(Op::Make(SCRIPTS));
+        ops.push(Op::Place(vec![Piece {
+            at: format!("{SCRIPTS}/{}", script.name),
+            content: Content::Script(script.data.clone()),
+        }]));
+    }
     ops.extend(MASKED.map(Op::Mask));
     ops.extend(PROTECTED.map(Op::Protect));
     ops
@@ -202,6 +212,8 @@ fn devices() -> Vec<Op> {
     ops
 }
 
+/// Where a step finds the program that comes with it.
+const SCRIPTS: &str = "/dev/pipes";
 const PTS: &str = "newinstance,ptmxmode=0666,mode=0620,gid=5";
 const DEV: &str = "mode=755,size=65536k";
 
@@ -306,7 +318,10 @@ fn place(pieces: &[Piece]) -> Result<()> {
     }
     for (piece, mount) in pieces.iter().zip(&made) {
         let at = CString::new(piece.at.as_str())?;
-        if matches!(piece.content, Content::File(_)) {
+        if let Content::Script(_) = piece.content {
+            File::create(&piece.at)?;
+        }
+        if !matches!(piece.content, Content::Device(..)) {
             sys::set_read_only(mount.as_fd())?;
         }
         match sys::move_mount(mount.as_fd(), &at) {
@@ -329,16 +344,16 @@ fn make(number: usize, piece: &Piece) -> Result<OwnedFd> {
             let mode = Mode::from_bits_truncate(0o666);
             mknod(path.as_str(), SFlag::S_IFCHR, mode, makedev(*major, *minor))?;
         }
-        Content::File(text) => {
-            let mut file = File::options()
-                .write(true)
-                .create_new(true)
-                .mode(0o644)
-                .open(&path)?;
-            file.write_all(text.as_bytes())?;
-        }
+        Content::File(text) => write(&path, 0o644, text.as_bytes())?,
+        Content::Script(data) => write(&path, 0o755, data)?,
     }
     Ok(sys::open_tree(&CString::new(path)?)?)
+}
+
+fn write(path: &str, mode: u32, data: &[u8]) -> Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(mode);
+    Ok(options.open(path)?.write_all(data)?)
 }
 
 fn mask(path: &str) -> Result<()> {
@@ -412,6 +427,7 @@ mod tests {
             hosts: vec![("10.1.1.1".into(), "db".into())],
             network,
             limits: StepLimits::default(),
+            script: None,
         }
     }
 
@@ -474,7 +490,7 @@ mod tests {
         fn map_texts(self) -> [String; 2] {
             let text = |piece: Piece| match piece.content {
                 Content::File(text) => text,
-                Content::Device(..) => panic!("a device"),
+                Content::Device(..) | Content::Script(_) => panic!("no such file"),
             };
             self.into_iter()
                 .map(text)

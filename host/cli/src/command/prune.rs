@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::store::{PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store};
 use engine::Cancel;
+use launcher::disk;
 
 use super::{Common, complain, du};
 use crate::exit::{Class, Failure};
@@ -89,7 +90,7 @@ fn prune(
     store: &Store,
     cancel: &Cancel,
 ) -> Result<(Vec<Pruned>, PruneReport), Failure> {
-    let options = PruneOptions {
+    let mut options = PruneOptions {
         images: args.all,
         unused_for: args.until,
         max_used: args.keep_storage,
@@ -97,8 +98,15 @@ fn prune(
         reserved: args.reserved_space,
         dry_run: args.dry_run,
     };
-    let mut tried = Vec::new();
-    let report = store
+    let mut tried = prune_disks(&options, store)?;
+    let disks: u64 = tried.iter().map(freed).sum();
+    let stuck: Vec<String> = tried.iter().filter_map(why_not).collect();
+    if options.dry_run {
+        // They are there still, and must not count a second time.
+        options.max_used = options.max_used.map(|most| most.saturating_add(disks));
+        options.min_free = options.min_free.map(|least| least.saturating_sub(disks));
+    }
+    let mut report = store
         .prune(&options, &mut |one| {
             tried.push(one.clone());
             if cancel.is_cancelled() {
@@ -108,7 +116,57 @@ fn prune(
             }
         })
         .map_err(Failure::host)?;
+    report.freed += disks;
+    report.failed.extend(stuck);
     Ok((tried, report))
+}
+
+/// Disks of VMs go first: what is on them is in the store too.
+fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<Pruned>, Failure> {
+    let mut goal = store.prune_goal(options).map_err(Failure::host)?;
+    let mut tried = Vec::new();
+    for disk in disk::free(&store.disks_dir()).map_err(Failure::host)? {
+        let idle = disk.given_back().and_then(|since| since.elapsed().ok());
+        let wanted = options.unused_for.zip(idle);
+        if goal == 0 {
+            break;
+        } else if wanted.is_some_and(|(wanted, idle)| idle < wanted) {
+            continue;
+        }
+        let bytes = disk.allocated();
+        let removal = if options.dry_run {
+            Removal::Gone
+        } else {
+            match disk.remove() {
+                Ok(()) => Removal::Gone,
+                Err(error) => Removal::Failed(format!("{:#}", anyhow::Error::new(error))),
+            }
+        };
+        let (digest, kind) = (None, "disk of a VM".to_owned());
+        let one = Pruned {
+            digest,
+            kind,
+            bytes,
+            removal,
+        };
+        goal = goal.saturating_sub(freed(&one));
+        tried.push(one);
+    }
+    Ok(tried)
+}
+
+fn why_not(one: &Pruned) -> Option<String> {
+    match &one.removal {
+        Removal::Failed(why) => Some(why.clone()),
+        Removal::Gone | Removal::Busy(_) => None,
+    }
+}
+
+fn freed(one: &Pruned) -> u64 {
+    match one.removal {
+        Removal::Gone => one.bytes,
+        Removal::Busy(_) | Removal::Failed(_) => 0,
+    }
 }
 
 fn show(tried: &[Pruned], report: &PruneReport, dry_run: bool) -> Result<(), Failure> {

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use ::store::CheckReport;
+use ::store::{CheckReport, Store, StoreError};
 use clap::Subcommand;
 
-use super::Common;
+use super::{Common, complain};
 use crate::exit::{Class, Failure};
 use crate::progress::clean;
 use crate::size;
@@ -13,7 +13,8 @@ use crate::size;
 const EXAMPLES: &str = "\
 Examples:
   cofferdam store check             compare the database with what is on disk, and hash everything
-  cofferdam store check --repair    also remove what belongs to nothing and forget what is damaged
+  cofferdam store check --repair    also remove what belongs to nothing and forget what is damaged;
+                                    a database that cannot be read is made anew from the layers
 
 Exit status of check: 0 if nothing is wrong (any more), 125 otherwise. What it forgets is made anew by
 the next build that needs it.";
@@ -40,7 +41,14 @@ enum Action {
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let Action::Check { repair } = args.action;
-    let store = common.open()?;
+    let store = match common.open() {
+        Err(failure) if repair && is_damaged(&failure) => {
+            complain(&format!("{}", failure.error));
+            rebuild(common)?;
+            common.open()?
+        }
+        opened => opened?,
+    };
     let report = store.check(repair).map_err(Failure::host);
     common.close(store);
     let report = report?;
@@ -51,6 +59,22 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     } else {
         ExitCode::from(Class::Host.status())
     })
+}
+
+/// Whether the database cannot even be opened.
+fn is_damaged(failure: &Failure) -> bool {
+    let error = failure.error.downcast_ref::<StoreError>();
+    matches!(error, Some(StoreError::Corrupt { .. }))
+}
+
+fn rebuild(common: &Common) -> Result<(), Failure> {
+    complain("making a new database from the layers and blobs; all of them are read");
+    let kept = Store::rebuild(&common.store_dir()?).map_err(Failure::host)?;
+    complain(&format!(
+        "kept {} layers and {} other blobs; names of images, results of steps and history are lost",
+        kept.layers, kept.blobs
+    ));
+    Ok(())
 }
 
 fn show(report: &CheckReport) -> Result<ExitCode, Failure> {

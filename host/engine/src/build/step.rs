@@ -248,6 +248,7 @@ impl Steps<'_> {
             hostname: op.hostname.clone(),
             hosts: op.hosts.clone(),
             network: op.network,
+            script: op.script.clone(),
         })
     }
 

@@ -27,7 +27,7 @@ use crate::copy::CopySpec;
 use crate::dockerfile::{
     Checks, Dockerfile, DockerfileError, Fault, is_own_syntax, unsupported_syntax,
 };
-use crate::executor::StepNetwork;
+use crate::executor::{StepNetwork, StepScript};
 use crate::image::{ImageConfig, ImageConfigFile, Platform};
 
 use eval::Stages;
@@ -205,6 +205,8 @@ pub struct RunOp {
     pub hostname: String,
     /// Lines for `/etc/hosts`: address and name.
     pub hosts: Vec<(String, String)>,
+    /// The program, if it comes from the Dockerfile itself.
+    pub script: Option<StepScript>,
 }
 
 /// The images that the target needs, without duplicates, in the order of lines.

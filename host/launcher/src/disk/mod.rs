@@ -240,21 +240,48 @@ impl Disk {
     }
 }
 
-/// Throws away every disk in `dir` that no VM uses. Returns how many bytes that frees.
+/// A disk that no VM uses. As long as the value lives, none can take it.
+#[derive(Debug)]
+pub struct FreeDisk {
+    files: Files,
+    _lock: File,
+}
+
+/// The disks in `dir` that no VM uses, those that were used last at the end.
 ///
 /// # Errors
-/// If the directory cannot be read, or a disk cannot be removed.
-pub fn remove_free(dir: &Path) -> Result<u64, DiskError> {
-    let mut freed = 0;
-    for name in names(dir).map_err(|err| DiskError::Pool(dir.into(), err))? {
-        let files = Files::new(dir, &name);
-        if let Some(_lock) = try_lock(&files.lock) {
-            let bytes = allocated(&files.image);
-            files.remove()?;
-            freed += bytes;
-        }
+/// If the directory cannot be read.
+pub fn free(dir: &Path) -> Result<Vec<FreeDisk>, DiskError> {
+    let names = names(dir).map_err(|err| DiskError::Pool(dir.into(), err))?;
+    let mut free: Vec<FreeDisk> = names
+        .iter()
+        .map(|name| Files::new(dir, name))
+        .filter_map(|files| try_lock(&files.lock).map(|_lock| FreeDisk { files, _lock }))
+        .collect();
+    free.sort_by_key(FreeDisk::given_back);
+    Ok(free)
+}
+
+impl FreeDisk {
+    /// Bytes that it takes on the host's disk.
+    #[must_use]
+    pub fn allocated(&self) -> u64 {
+        allocated(&self.files.image)
     }
-    Ok(freed)
+
+    /// When its last VM ended, if that ended in good order; otherwise the disk is of no use.
+    #[must_use]
+    pub fn given_back(&self) -> Option<SystemTime> {
+        fs::metadata(&self.files.clean).ok()?.modified().ok()
+    }
+
+    /// Throws it away.
+    ///
+    /// # Errors
+    /// If its files cannot be removed; then the next process tries again.
+    pub fn remove(self) -> Result<(), DiskError> {
+        self.files.remove()
+    }
 }
 
 /// Bytes that a file takes on the host's disk; zero if it is not there.
@@ -406,11 +433,19 @@ mod tests {
         let used = pool(dir.path()).take().unwrap();
         let free = pool(dir.path()).take().unwrap();
         free.release().unwrap();
-        assert!(remove_free(dir.path()).unwrap() > 0);
+        let [free] = <[FreeDisk; 1]>::try_from(super::free(dir.path()).unwrap()).unwrap();
+        assert!(free.allocated() > 0 && free.given_back().is_some());
+        let other = pool(dir.path()).take().unwrap();
+        assert!(other.is_fresh(), "a disk that is looked at cannot be taken");
+        other.discard().unwrap();
+        free.remove().unwrap();
         assert!(used.image().exists());
         check(dir.path(), &["img", "lock"]);
         drop(used);
-        remove_free(dir.path()).unwrap();
+        for free in super::free(dir.path()).unwrap() {
+            assert_eq!(free.given_back(), None);
+            free.remove().unwrap();
+        }
         check(dir.path(), &[]);
     }
 

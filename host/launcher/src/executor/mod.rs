@@ -26,7 +26,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use engine::Cancel;
-use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
+use engine::executor::{Executor, Output, StepDone, StepError, StepSpec, Stream};
 use store::Store;
 use thiserror::Error;
 
@@ -106,6 +106,9 @@ enum NoVm {
 #[derive(Debug, Error)]
 #[error(transparent)]
 struct SharedNoVm(Arc<NoVm>);
+
+/// Stands in the output of a step between what it printed in two VMs.
+const AGAIN: &[u8] = b"\n[the builder VM was lost; the step is run again in a new one]\n";
 
 impl VmExecutor {
     /// An executor whose VMs are as `options` say, for the build that has `store` open.
@@ -208,7 +211,8 @@ impl Executor for VmExecutor {
             if cancel.is_cancelled() {
                 return Err(StepError::Cancelled);
             }
-            log::info!("`{}` is run again in a new builder VM", step.name);
+            // What it printed until now stays in the log, so the log says why it goes on like this.
+            output.write(Stream::Stderr, AGAIN);
         }
     }
 }

@@ -281,6 +281,10 @@ fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
             StepNetwork::Default => Network::Default,
         },
         limits: StepLimits::default(),
+        script: spec.script.as_ref().map(|script| wire::Script {
+            name: script.name.clone(),
+            data: script.data.clone().into_bytes(),
+        }),
     }
 }
 

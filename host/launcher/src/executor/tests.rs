@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::Cancel;
-use engine::executor::{Executor, Output, StepError, StepNetwork, StepSpec, Stream};
+use engine::executor::{Executor, Output, StepError, StepNetwork, StepScript, StepSpec, Stream};
 use store::{DiffId, Layer, OpenOptions, Store};
 
 use super::VmExecutor;
@@ -109,6 +109,7 @@ fn step(layers: &[DiffId], script: &str) -> StepSpec {
         hostname: "build".into(),
         hosts: vec![],
         network: StepNetwork::None,
+        script: None,
     }
 }
 
@@ -196,6 +197,30 @@ fn a_program_that_does_not_exist_is_an_error_of_set_up_and_the_vm_lives_on() {
         .unwrap_err();
     assert!(matches!(failed, StepError::Setup(_)), "{failed:?}");
     build.run(&[build.base], "echo fine").unwrap();
+    build.end();
+}
+
+#[test]
+fn a_script_that_comes_with_a_step_is_a_program_and_leaves_no_trace() {
+    let Some(build) = build() else { return };
+    let script = StepScript {
+        name: "E".into(),
+        data: "#!/bin/sh -e\necho \"$0 and $#\"; echo >>$0 || cat $0\n".into(),
+    };
+    let spec = StepSpec {
+        args: vec![script.path(), "one".into()],
+        script: Some(script),
+        ..step(&[build.base], "")
+    };
+    let heard = Heard::default();
+    let done = build
+        .executor
+        .run(&spec, &mut heard.clone(), &Cancel::new());
+    let layer = done.unwrap().layer;
+    assert_eq!(layer.entries, 0, "{}", heard.text());
+    let text = heard.text();
+    assert!(text.contains("/dev/pipes/E and 1\n"), "{text}");
+    assert!(text.contains("#!/bin/sh -e"), "{text}");
     build.end();
 }
 

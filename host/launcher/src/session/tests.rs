@@ -46,6 +46,7 @@ fn step(number: u64) -> RunStep {
         hosts: vec![],
         network: Network::None,
         limits: StepLimits::default(),
+        script: None,
     }
 }
 

@@ -134,6 +134,26 @@ impl Store {
         done?;
         Ok(pass.report)
     }
+
+    /// How many bytes a prune with these options sets out to free; [`u64::MAX`] if there is no goal.
+    ///
+    /// # Errors
+    /// If the store or its file system cannot be looked at.
+    pub fn prune_goal(&self, options: &PruneOptions) -> Result<u64, StoreError> {
+        if options.max_used.is_none() && options.min_free.is_none() && options.reserved == 0 {
+            return Ok(u64::MAX);
+        }
+        let layout = self.layout();
+        let total = disk::allocated_below(layout.root())?;
+        let mut keep = options.max_used.unwrap_or(u64::MAX);
+        if let Some(min_free) = options.min_free {
+            keep = keep.min(total.saturating_sub(min_free.saturating_sub(reserve::free(layout)?)));
+        }
+        if options.max_used.is_none() && options.min_free.is_none() {
+            keep = 0;
+        }
+        Ok(total.saturating_sub(keep.max(options.reserved)))
+    }
 }
 
 impl Pass<'_> {
@@ -193,7 +213,7 @@ impl Pass<'_> {
             .unused_for
             .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         let order = graph.removable(time::now().saturating_sub(age));
-        let goal = self.goal(options)?;
+        let goal = store.prune_goal(options)?;
         let start = self.report.freed;
         let mut left = order.into_iter();
         loop {
@@ -224,23 +244,6 @@ impl Pass<'_> {
                 return Ok(());
             }
         }
-    }
-
-    /// How many bytes shall go.
-    fn goal(&self, options: &PruneOptions) -> Result<u64, StoreError> {
-        if options.max_used.is_none() && options.min_free.is_none() && options.reserved == 0 {
-            return Ok(u64::MAX);
-        }
-        let layout = self.store.layout();
-        let total = disk::allocated_below(layout.root())?;
-        let mut keep = options.max_used.unwrap_or(u64::MAX);
-        if let Some(min_free) = options.min_free {
-            keep = keep.min(total.saturating_sub(min_free.saturating_sub(reserve::free(layout)?)));
-        }
-        if options.max_used.is_none() && options.min_free.is_none() {
-            keep = 0;
-        }
-        Ok(total.saturating_sub(keep.max(options.reserved)))
     }
 
     /// Removes the files of condemned objects and tells of each.

@@ -5,12 +5,14 @@ use super::super::eval::Work;
 use super::super::text::clean_path;
 use super::super::{Op, RunOp};
 use crate::dockerfile::{Command, Fault, Heredoc, Instruction, Run};
-use crate::executor::StepNetwork;
+use crate::executor::{StepNetwork, StepScript};
 
 /// The shell of the shell form, unless SHELL says otherwise.
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
 /// Host name of a RUN, unless the user chooses one.
 const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
+/// Longest script of a heredoc with `#!`, in bytes: what an executor takes.
+const MAX_SCRIPT: usize = 1 << 20;
 
 impl Work<'_, '_> {
     fn shell(&self) -> Vec<String> {
@@ -34,7 +36,11 @@ impl Work<'_, '_> {
 
     pub(super) fn run(&mut self, at: &Instruction, run: &Run) -> Result<(), Fault> {
         let network = run_flags(run, self.all.o.network)?;
-        let args = self.argv(&with_heredocs(run)?);
+        let script = shebang(run)?;
+        let args = match &script {
+            Some(script) => vec![script.path()],
+            None => self.argv(&with_heredocs(run)?),
+        };
         let env = self.state.env.entries();
         self.all.charge(env.iter().map(String::len).sum())?;
         let given = &self.all.scope.given;
@@ -50,10 +56,11 @@ impl Work<'_, '_> {
             hostname: hostname.to_owned(),
             hosts: self.all.o.hosts.clone(),
             args,
+            script,
         };
         let created_by = created::run(&op.args, &self.state.declared, &self.state.env);
         self.push_counted(at, created_by, Op::Run(op))?;
-        if let (Some(heredoc), Some(step)) = (script(run), self.steps.last_mut()) {
+        if let (Some(heredoc), Some(step)) = (alone(run), self.steps.last_mut()) {
             step.display.push_str(&summary(&heredoc.body));
         }
         Ok(())
@@ -88,8 +95,8 @@ fn run_flags(run: &Run, default: StepNetwork) -> Result<StepNetwork, Fault> {
     }
 }
 
-/// The heredoc that is the whole script of a RUN.
-fn script(run: &Run) -> Option<&Heredoc> {
+/// The heredoc that is the whole command of a RUN.
+fn alone(run: &Run) -> Option<&Heredoc> {
     match (&run.command, run.heredocs.as_slice()) {
         (Command::Shell(line), [heredoc]) if heredoc.is_word(line) => Some(heredoc),
         _ => None,
@@ -105,21 +112,46 @@ fn summary(body: &[u8]) -> String {
     format!(" ({first}{more})")
 }
 
+/// A heredoc alone that names its own interpreter: no shell reads it, it is a program.
+fn shebang(run: &Run) -> Result<Option<StepScript>, Fault> {
+    let Some(heredoc) = alone(run).filter(|heredoc| heredoc.body.starts_with(b"#!")) else {
+        return Ok(None);
+    };
+    let name = &heredoc.name;
+    if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) || name.len() > 255 {
+        return Err(Fault::new(format!(
+            "a script that begins with #! becomes a file with the name of its heredoc, \
+             and \"{name}\" is no file name"
+        )));
+    }
+    let data = utf8(heredoc.content())?;
+    if data.len() > MAX_SCRIPT {
+        return Err(Fault::new(format!(
+            "a script that begins with #! may have {MAX_SCRIPT} bytes, and this one has {}",
+            data.len()
+        )));
+    }
+    Ok(Some(StepScript {
+        name: name.clone(),
+        data,
+    }))
+}
+
+fn utf8(data: Vec<u8>) -> Result<String, Fault> {
+    match String::from_utf8(data) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        Ok(_) => Err(Fault::new("the heredoc holds a NUL byte")),
+        Err(_) => Err(Fault::new("the heredoc is not valid UTF-8")),
+    }
+}
+
 /// The command with its heredocs: a single one alone is the script itself; otherwise the shell
 /// reads line and bodies as they stand in the file.
 fn with_heredocs(run: &Run) -> Result<Command, Fault> {
     let (Command::Shell(line), [_, ..]) = (&run.command, run.heredocs.as_slice()) else {
         return Ok(run.command.clone());
     };
-    let utf8 = |data: Vec<u8>| match String::from_utf8(data) {
-        Ok(text) if !text.contains('\0') => Ok(text),
-        Ok(_) => Err(Fault::new("the heredoc holds a NUL byte")),
-        Err(_) => Err(Fault::new("the heredoc is not valid UTF-8")),
-    };
-    if let Some(script) = script(run) {
-        if script.body.starts_with(b"#!") {
-            return Err(Fault::unsupported("a heredoc that begins with #!"));
-        }
+    if let Some(script) = alone(run) {
         return Ok(Command::Shell(utf8(script.content())?));
     }
     let mut text = line.clone();

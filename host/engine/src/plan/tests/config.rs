@@ -241,6 +241,25 @@ fn a_heredoc_alone_is_the_script() {
 }
 
 #[test]
+fn a_heredoc_that_names_its_interpreter_is_a_program() {
+    let stage = target_of("FROM a\nSHELL [\"/bin/bash\"]\nRUN <<-E\n#!/bin/python\n\tx = $X\nE");
+    let run = runs(&stage)[0];
+    assert_eq!(run.args, ["/dev/pipes/E"]);
+    let script = run.script.as_ref().unwrap();
+    assert_eq!(
+        (script.name.as_str(), script.data.as_str()),
+        ("E", "#!/bin/python\nx = $X\n")
+    );
+    for (name, quoted) in [("..", "\"..\""), ("a/b", "\"a/b\"")] {
+        let text = format!("FROM a\nRUN <<{name}\n#!/bin/sh\n{name}");
+        refused(&text, 2, &format!("{quoted} is no file name"));
+    }
+    // Left to the shell, which passes it on.
+    let stage = target_of("FROM a\nRUN cat <<E\n#!/bin/sh\nE");
+    assert_eq!(runs(&stage)[0].script, None);
+}
+
+#[test]
 fn other_heredocs_are_left_to_the_shell() {
     let stage =
         target_of("FROM a\nRUN cat <<-A <<B >f\n\t1\n\tA\n2\nB\nRUN python3 <<E\nprint(1)\nE");

@@ -388,7 +388,6 @@ fn what_cannot_be_built_yet_is_refused_only_where_it_is_needed() {
             "ADD git@github.com:a/b.git /",
             "ADD of a git repository is not supported yet",
         ),
-        ("RUN <<E\n#!/bin/python\nE", "#! is not supported yet"),
     ] {
         refused(&format!("FROM a\n{instruction}"), 2, part);
         plan_of(&format!("FROM a\n{instruction}\nFROM a\nRUN x"));
