@@ -22,6 +22,9 @@ pub struct Wanted {
     pub name: String,
     /// What the VM does with it.
     pub why: String,
+    /// The agent needs it to greet the host. The others are loaded meanwhile.
+    #[serde(default)]
+    pub first: bool,
 }
 
 /// The list is not written as it should be.
@@ -46,6 +49,15 @@ impl Recipe {
     /// If it is no TOML, or has a key that does not exist.
     pub fn parse(text: &str) -> Result<Self, RecipeError> {
         toml::from_str(text).map_err(RecipeError)
+    }
+
+    /// The modules that the agent needs to greet the host, then the others: their names.
+    #[must_use]
+    pub fn names(&self) -> [Vec<&str>; 2] {
+        [true, false].map(|first| {
+            let modules = self.modules.iter().filter(|module| module.first == first);
+            modules.map(|module| module.name.as_str()).collect()
+        })
     }
 
     /// The kernel command line.

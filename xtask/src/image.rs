@@ -53,12 +53,16 @@ pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     };
     let recipe = Recipe::built_in()?;
     let tree = kernel.modules()?;
-    let names = recipe.modules.iter().map(|module| module.name.as_str());
-    let modules = vmimage::in_load_order(names, |name| tree.find(name))
-        .with_context(|| format!("modules of kernel {}", kernel.version))?;
+    let [first, others] = recipe.names();
+    let ordered = |names: &[&str]| {
+        vmimage::in_load_order(names.iter().copied(), |name| tree.find(name))
+            .with_context(|| format!("modules of kernel {}", kernel.version))
+    };
+    let greeting = ordered(&first)?.len();
+    let modules = ordered(&[first, others].concat())?;
     let program = read(&agent.program)?;
     let parts = Parts {
-        initramfs: vmimage::initramfs(&program, &modules),
+        initramfs: vmimage::initramfs(&program, &modules, greeting),
         kernel: read(&kernel.image)?,
         program,
         modules,

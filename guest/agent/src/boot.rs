@@ -4,18 +4,20 @@
 //! agent first moves a tmpfs over it. What is to be mounted is a list ([`MOUNTS`]); a failure there
 //! ends the VM with a word on the console.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, chroot};
+use nix::unistd::{UnlinkatFlags, chdir, chroot, unlinkat};
 
 use crate::sandbox::{CGROUP_MOUNT, set_up_cgroups};
 use crate::stat;
@@ -70,11 +72,13 @@ const MOUNTS: &[Mount] = &[
 /// is one of them.
 const DIRECTORIES: &[&str] = &["/mnt", "/disk"];
 
-/// Makes this process's surroundings.
-pub(crate) fn boot() -> Result<()> {
+/// Makes this process's surroundings, as far as greeting the host needs them. The modules that are
+/// returned are still to be loaded.
+pub(crate) fn boot() -> Result<Modules> {
     // Modes are what they are said to be, in layers as elsewhere.
     umask(Mode::empty());
-    load_modules()?;
+    let (first, others) = Modules::find()?;
+    first.load()?;
     leave_initramfs()?;
     for dir in DIRECTORIES {
         fs::create_dir(dir)?;
@@ -88,7 +92,8 @@ pub(crate) fn boot() -> Result<()> {
     let most = 1 << 20;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
         .context("cannot raise the limit of descriptors")?;
-    set_up_cgroups(stat::memory()?)
+    set_up_cgroups(stat::memory()?)?;
+    Ok(others)
 }
 
 fn apply(
@@ -107,20 +112,52 @@ fn apply(
         .with_context(|| format!("cannot mount {at}"))
 }
 
-/// Loads all modules in their order, and frees the memory that their files take.
-fn load_modules() -> Result<()> {
-    let dir = Path::new(MODULES);
-    let order = fs::read_to_string(dir.join("order")).context("cannot read the list of modules")?;
-    for name in order.lines() {
-        let path = dir.join(name);
-        let file = File::open(&path).with_context(|| format!("no module {name}"))?;
-        match finit_module(&file, c"", ModuleInitFlags::empty()) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(errno).with_context(|| format!("cannot load module {name}")),
-        }
-        fs::remove_file(&path)?;
+/// Kernel modules to be loaded.
+#[derive(Debug)]
+pub(crate) struct Modules {
+    /// Their directory, which has no path once the initramfs is left.
+    dir: OwnedFd,
+    /// Their files, in load order.
+    names: Vec<String>,
+}
+
+impl Modules {
+    /// Those that are needed to greet the host, and the others.
+    fn find() -> Result<(Self, Self)> {
+        let dir = open(
+            MODULES,
+            OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .context("no modules")?;
+        let order = Path::new(MODULES).join("order");
+        let order = fs::read_to_string(order).context("cannot read the list of modules")?;
+        let (first, others) = order.split_once("\n\n").unwrap_or((&order, ""));
+        let names = |text: &str| text.lines().map(str::to_owned).collect();
+        let of_first = Self {
+            dir: dir.try_clone()?,
+            names: names(first),
+        };
+        let names = names(others);
+        Ok((of_first, Self { dir, names }))
     }
-    Ok(())
+
+    /// Loads them, and frees the memory that their files take.
+    pub(crate) fn load(self) -> Result<()> {
+        for name in &self.names {
+            let name = name.as_str();
+            let file = openat(&self.dir, name, OFlag::O_CLOEXEC, Mode::empty())
+                .with_context(|| format!("no module {name}"))?;
+            match finit_module(&file, c"", ModuleInitFlags::empty()) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("cannot load module {name}"));
+                }
+            }
+            unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir)?;
+        }
+        Ok(())
+    }
 }
 
 /// Moves an empty tmpfs over the root directory and makes it that of this process.

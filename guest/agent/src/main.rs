@@ -35,8 +35,9 @@ mod verbs;
 use std::convert::Infallible;
 use std::fs::File;
 use std::sync::Arc;
+use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::disk::Disk;
 use crate::network::Uplink;
@@ -59,13 +60,22 @@ fn main() {
 
 /// Makes the machine ready and serves the host.
 fn serve() -> Result<Infallible> {
-    boot::boot()?;
+    let modules = boot::boot()?;
     let reaper = Reaper::start()?;
-    let uplink = Uplink::set_up()?;
-    let disk = Arc::new(Disk::attach()?);
-    let sandboxes = Sandboxes::new(uplink, reaper)?;
+    // Disk and network become ready while host and agent greet each other.
+    let devices = thread::Builder::new()
+        .name("devices".into())
+        .spawn(move || {
+            modules.load()?;
+            Ok((Disk::attach()?, Uplink::set_up()?))
+        })?;
     let mut connection = File::from(Vsock.connect()?);
     let nonce = control::greet(&mut connection).context("greeting")?;
+    let devices: Result<(Disk, Option<Uplink>)> = devices
+        .join()
+        .map_err(|_| anyhow!("the thread that sets up the devices panicked"))?;
+    let (disk, uplink) = devices?;
+    let (disk, sandboxes) = (Arc::new(disk), Sandboxes::new(uplink, reaper)?);
     let transfers = Arc::new(Transfers::new(Box::new(Vsock), nonce));
     let steps = Steps::new(Arc::clone(&disk), sandboxes, Arc::clone(&transfers));
     let guest = Guest::new(disk, transfers, steps);
