@@ -9,6 +9,7 @@
     reason = "a test that cannot be set up has failed"
 )]
 
+use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -194,6 +195,15 @@ impl Bench {
     }
 }
 
+/// Says that a test shows nothing on this machine.
+#[expect(
+    clippy::print_stderr,
+    reason = "who runs the tests must know what was skipped"
+)]
+pub fn skip(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
 /// The value of a variable that xtask sets.
 #[track_caller]
 fn needed(name: &str) -> PathBuf {
@@ -204,9 +214,10 @@ fn needed(name: &str) -> PathBuf {
 
 /// Runs a command to its end, at most [`BOUND`].
 #[track_caller]
-pub fn run(mut command: Command) -> Done {
+pub fn run(mut command: impl BorrowMut<Command>) -> Done {
+    let command = command.borrow_mut();
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    finish(command.spawn().expect("command starts"), &command)
+    finish(command.spawn().expect("command starts"), command)
 }
 
 /// Waits for a started command whose output is piped, at most [`BOUND`].
@@ -236,7 +247,7 @@ pub fn finish(child: Child, command: &Command) -> Done {
 }
 
 /// Unpacks the image of an OCI layout with umoci, which shares no code with us, and lists it: path →
-/// type, mode, owner, size, link target, mtime, xattrs.
+/// type, mode, owner, size, mtime, link target.
 #[track_caller]
 #[must_use]
 pub fn unpack(layout: &Path, tag: &str, into: &Path) -> BTreeMap<String, String> {
@@ -249,7 +260,7 @@ pub fn unpack(layout: &Path, tag: &str, into: &Path) -> BTreeMap<String, String>
     list(&into.join("rootfs"))
 }
 
-/// Lists a tree in the form of [`unpack`], with `find` and `getfattr`-free means.
+/// Lists a tree in the form of [`unpack`].
 #[track_caller]
 #[must_use]
 pub fn list(root: &Path) -> BTreeMap<String, String> {

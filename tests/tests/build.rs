@@ -1,8 +1,10 @@
 //! Whole builds in a real VM, checked by tools that share no code with us.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
-use tests::{BUSYBOX, Bench, list, run, unpack};
+use tests::{BUSYBOX, Bench, list, run, skip, unpack};
 
 #[test]
 fn a_step_changes_exactly_what_it_changed() {
@@ -176,4 +178,127 @@ fn a_large_layer_arrives_whole_in_both_directions() {
         .expect_status(0);
     assert!(fs::read(dest.join("copy")).unwrap() == data);
     bench.check_clean();
+}
+
+#[test]
+fn attributes_survive_a_change_in_the_vm() {
+    let bench = Bench::new();
+    bench.write("tree/noted", "text");
+    let noted = bench.context().join("tree/noted");
+    // One that every file system of a developer has, and one that file systems treat specially:
+    // cap_net_bind_service, as setcap writes it.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let wanted = [
+        ("user.note", &b"a\0b"[..]),
+        ("security.capability", &capability),
+    ];
+    for (name, value) in wanted {
+        if let Err(error) = xattr::set(&noted, name, value) {
+            skip(&format!("{name} cannot be set here: {error}"));
+            return;
+        }
+    }
+    let mut tar = Command::new("tar");
+    tar.args([
+        "--create",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--file",
+        "tree.tar",
+        "tree",
+    ]);
+    let _made = run(tar.current_dir(bench.context())).expect_status(0);
+    // What is changed is copied up, with all that it has.
+    let dockerfile = format!(
+        "{BUSYBOX}ADD tree.tar /\nRUN touch -d '2001-02-03 04:05:06' /tree/noted\n"
+    );
+    let layout = bench.out().join("layout");
+    let output = format!("type=oci,tar=false,dest={}", layout.display());
+    let _built = bench
+        .build(&dockerfile, &["-t", "attributes:1", "-o", &output])
+        .expect_status(0);
+    let bundle = bench.out().join("bundle");
+    let tree = unpack(&layout, "1", &bundle);
+    assert!(tree["tree/noted"].contains(" 981173106.0"), "{tree:?}");
+    for (name, value) in wanted {
+        let found = xattr::get(bundle.join("rootfs/tree/noted"), name).unwrap();
+        assert_eq!(found.as_deref(), Some(value), "{name}");
+    }
+    bench.check_clean();
+}
+
+#[test]
+fn a_heredoc_that_names_its_interpreter_is_run_by_it() {
+    let bench = Bench::new();
+    let dockerfile = format!(
+        "{BUSYBOX}RUN <<SCRIPT\n#!/bin/awk -f\nBEGIN {{ print 6 * 7 >\"/answer\" }}\nSCRIPT\n"
+    );
+    let dest = bench.out().join("tree");
+    let _built = bench
+        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
+        .expect_status(0);
+    assert_eq!(fs::read_to_string(dest.join("answer")).unwrap(), "42\n");
+    assert!(!dest.join("dev").exists());
+    bench.check_clean();
+}
+
+#[test]
+fn events_are_one_json_object_a_line() {
+    let bench = Bench::new();
+    bench.write("Dockerfile", format!("{BUSYBOX}RUN echo told\n"));
+    let mut command = bench.cofferdam(["build", "--progress", "rawjson", "."]);
+    let done = run(command.current_dir(bench.context())).expect_status(0);
+    let events: Vec<serde_json::Value> = done
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}: {done:?}")))
+        .collect();
+    assert!(
+        events.len() > 4 && events.iter().all(serde_json::Value::is_object),
+        "{done:?}"
+    );
+    bench.check_clean();
+}
+
+#[test]
+fn nothing_needs_root() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // then every test shows it
+    }
+    let bench = Bench::new();
+    let nobody = 65_534;
+    let mut chown = Command::new("chown");
+    chown.args(["--recursive", &format!("{nobody}:{nobody}")]);
+    let _given = run(chown.arg(bench.context().parent().unwrap())).expect_status(0);
+    bench.write(
+        "Dockerfile",
+        format!("{BUSYBOX}RUN id -u; chown 1:2 /bin/busybox\n"),
+    );
+    let as_nobody = |mut command: Command| {
+        command.uid(nobody).gid(nobody).env("HOME", "/nonexistent");
+        command
+    };
+    if run(as_nobody(bench.cofferdam(["version"]))).status != Some(0) {
+        skip("user 65534 may not run the binary where it is");
+        return;
+    }
+    let output = format!("type=tar,dest={}", bench.out().join("tree.tar").display());
+    let done = run(as_nobody(bench.build_command(&["-o", &output]))).expect_status(0);
+    assert!(
+        done.stderr.lines().any(|line| line.ends_with(" 0")),
+        "{done:?}"
+    );
+    let mut tar = Command::new("tar");
+    tar.args(["--list", "--verbose", "--numeric-owner", "--file"]);
+    let listing = run(tar.arg(bench.out().join("tree.tar"))).expect_status(0);
+    let busybox = listing
+        .stdout
+        .lines()
+        .find(|line| line.ends_with(" bin/busybox"));
+    assert!(
+        busybox.is_some_and(|line| line.contains(" 1/2 ")),
+        "{listing:?}"
+    );
+    let check = run(as_nobody(bench.cofferdam(["store", "check"])));
+    assert_eq!(check.status, Some(0), "{check:?}");
 }

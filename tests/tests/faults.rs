@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::{BUSYBOX, Bench, finish, run};
+use tests::{BUSYBOX, Bench, finish, run, skip};
 
 /// A Dockerfile whose last step never ends.
 fn endless() -> String {
@@ -172,13 +172,7 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
         .args(["-t", "tmpfs", "-o", "size=40m", "none"])
         .arg(bench.store());
     if run(mount).status != Some(0) {
-        #[expect(
-            clippy::print_stderr,
-            reason = "who runs the tests must know what was skipped"
-        )]
-        {
-            eprintln!("skipped: mounting a small file system needs root");
-        }
+        skip("mounting a small file system needs root");
         return;
     }
     bench.write("big", vec![7_u8; 60 << 20]);
@@ -193,4 +187,57 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
     assert!(done.stderr.to_lowercase().contains("no space"), "{done:?}");
     assert_eq!(after.status, Some(0), "{after:?}");
     assert_eq!(check.status, Some(0), "{check:?}");
+}
+
+#[test]
+fn what_nothing_needs_can_be_pruned_and_made_again() {
+    let bench = Bench::new();
+    let kept = format!("{BUSYBOX}RUN echo kept >/kept\n");
+    let dropped = format!("{BUSYBOX}RUN head -c 9000000 /dev/urandom >/dropped\n");
+    let _kept = bench.build(&kept, &["-t", "kept"]).expect_status(0);
+    let _dropped = bench.build(&dropped, &[]).expect_status(0);
+    let disks = bench.store().join("disks");
+    assert!(
+        fs::read_dir(&disks).unwrap().count() > 0,
+        "no guest disk was kept"
+    );
+    let would = run(bench.cofferdam(["prune", "--dry-run"])).expect_status(0);
+    let pruned = run(bench.cofferdam(["prune", "--force"])).expect_status(0);
+    for done in [&would, &pruned] {
+        assert!(done.stdout.contains("disk of a VM"), "{done:?}");
+        assert!(done.stdout.contains("layer"), "{done:?}");
+    }
+    let total = |done: &tests::Done| {
+        done.stdout
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .replace("Would free", "Total")
+    };
+    assert_eq!(total(&would), total(&pruned));
+    assert_eq!(fs::read_dir(&disks).unwrap().count(), 0);
+    bench.check_clean();
+    let again = bench.build(&kept, &["-t", "kept"]).expect_status(0);
+    assert!(again.stderr.contains("CACHED"), "{again:?}");
+    let _again = bench.build(&dropped, &[]).expect_status(0);
+    bench.check_clean();
+}
+
+#[test]
+fn a_damaged_database_is_made_anew_from_the_layers() {
+    let bench = Bench::new();
+    let dockerfile = format!("{BUSYBOX}RUN echo made >/made\n");
+    let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    for name in ["store.db", "store.db-wal"] {
+        let path = bench.store().join(name);
+        let length = fs::metadata(&path).map_or(0, |found| found.len());
+        fs::write(&path, vec![0x5a; usize::try_from(length).unwrap()]).unwrap();
+    }
+    let refused = bench.build(&dockerfile, &[]).expect_status(125);
+    refused.says(&["damaged", "cofferdam store check --repair"]);
+    let repaired = run(bench.cofferdam(["store", "check", "--repair"])).expect_status(0);
+    repaired.says(&["kept 3 layers"]);
+    bench.check_clean();
+    let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    bench.check_clean();
 }

@@ -1,17 +1,25 @@
 //! `cargo xtask demo`: from nothing to a built and checked image.
 
 mod bases;
+mod tree;
 
+use std::fs::File;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::build;
 use crate::image;
 use crate::setup;
 use crate::shell::{self, say};
 use crate::workspace::{Workspace, make_dir};
+
+/// What apt and dpkg write besides the files of packages.
+const APT: &[&str] = &["var/lib/dpkg", "var/lib/apt", "var/cache", "var/log"];
 
 /// Build the examples in a VM and check the images with independent tools.
 #[derive(Debug, clap::Args)]
@@ -83,7 +91,7 @@ impl Demo {
         let from = self.examples.join(example);
         for entry in std::fs::read_dir(&from).with_context(|| from.display().to_string())? {
             let entry = entry?;
-            std::fs::copy(entry.path(), context.join(entry.file_name()))?;
+            copy_in(&entry.path(), &context.join(entry.file_name()))?;
         }
         Ok(context)
     }
@@ -91,22 +99,38 @@ impl Demo {
     fn hello(&self) -> Result<()> {
         say("\n== hello: a static busybox, three RUN steps in a VM");
         let context = self.context("hello")?;
-        std::fs::copy("/bin/busybox", context.join("busybox"))?;
+        copy_in(Path::new("/bin/busybox"), &context.join("busybox"))?;
         let layout = self.fresh("hello.oci")?;
         let output = format!("type=oci,tar=false,dest={}", layout.display());
         self.build(&context, &["-t", "hello:demo", "-o", &output])?;
         let root = self.unpack(&layout, "demo", "hello.bundle")?;
-        let script = std::fs::read_to_string(root.join("bin/hello"))?;
-        ensure!(
-            script.contains("hello from inside a cofferdam"),
-            "/bin/hello is not as expected"
-        );
-        ensure!(
-            root.join("bin/sh").is_symlink(),
-            "/bin/sh is not as expected"
-        );
-        say("umoci unpacked the image; /bin/hello and /bin/sh are as they should be");
-        Ok(())
+        let expected = self.fresh("hello.expected")?;
+        make_dir(&expected.join("bin"))?;
+        make_dir(&expected.join("srv"))?;
+        install(
+            "755",
+            &context.join("busybox"),
+            &expected.join("bin/busybox"),
+        )?;
+        install(
+            "644",
+            &context.join("motd.txt"),
+            &expected.join("srv/motd.txt"),
+        )?;
+        let applets = shell::text(&mut shell::command("/bin/busybox", ["--list"]))?;
+        for applet in applets.lines().filter(|applet| *applet != "busybox") {
+            symlink("/bin/busybox", expected.join("bin").join(applet))?;
+        }
+        let script = "#!/bin/sh\ncat /srv/motd.txt\necho \"hello from inside a cofferdam\"\n";
+        std::fs::write(self.work.join("hello.sh"), script).context("expected script")?;
+        install(
+            "755",
+            &self.work.join("hello.sh"),
+            &expected.join("bin/hello"),
+        )?;
+        // Everything else was made by the build, whenever that was.
+        let dated = [Path::new("bin/busybox"), Path::new("srv/motd.txt")];
+        self.check(&expected, &root, &[], &|path| dated.contains(&path))
     }
 
     fn debian(&self) -> Result<()> {
@@ -119,12 +143,26 @@ impl Demo {
         let output = format!("type=oci,tar=false,dest={}", layout.display());
         self.build(&context, &["-t", "debian-hello:demo", "-o", &output])?;
         let root = self.unpack(&layout, "demo", "debian.bundle")?;
-        ensure!(
-            root.join("usr/bin/hello").is_file(),
-            "/usr/bin/hello is missing"
-        );
-        say("umoci unpacked the image; /usr/bin/hello is there");
-        Ok(())
+        let expected = self.fresh("debian.expected")?;
+        make_dir(&expected)?;
+        let mut tar = shell::command("tar", ["--extract", "--preserve-permissions"]);
+        tar.args([
+            "--numeric-owner",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--file",
+        ]);
+        tar.arg(context.join("debian.tar"))
+            .arg("--directory")
+            .arg(&expected);
+        shell::output(&mut tar)?;
+        let package = bases::package("hello", &self.work)?;
+        let mut unpack = shell::command("dpkg-deb", ["--extract"]);
+        shell::output(unpack.arg(&package).arg(&expected))?;
+        // Whose times change when something is put into them.
+        let mut listed = bases::directories(&package)?;
+        listed.insert("tmp".into());
+        self.check(&expected, &root, APT, &|path| !listed.contains(path))
     }
 
     fn c_project(&self) -> Result<()> {
@@ -151,9 +189,42 @@ impl Demo {
         )?;
         let root = self.unpack(&layout, "demo", "c-project.bundle")?;
         let version = shell::text(&mut shell::command(root.join("bin/lua"), ["-v"]))?;
+        say(format!("its /bin/lua says: {}", version.trim()));
+        let expected = self.fresh("c-project.expected")?;
+        for dir in ["bin", "srv"] {
+            make_dir(&expected.join(dir))?;
+        }
+        install("755", &root.join("bin/lua"), &expected.join("bin/lua"))?;
+        install(
+            "644",
+            &context.join("sieve.lua"),
+            &expected.join("srv/sieve.lua"),
+        )?;
+        self.check(&expected, &root, &[], &|path| {
+            path == Path::new("srv/sieve.lua")
+        })
+    }
+
+    /// Compares an unpacked image with what it should be.
+    fn check(
+        &self,
+        expected: &Path,
+        found: &Path,
+        except: &[&str],
+        dated: &dyn Fn(&Path) -> bool,
+    ) -> Result<()> {
+        let owners = setup::is_root();
+        let devices: &[&str] = if owners { &[] } else { &["dev"] };
+        let rules = tree::Rules {
+            owners,
+            except: &[except, devices].concat(),
+            dated,
+        };
+        let entries = tree::compare(expected, found, &rules)?;
+        let of_owners = if owners { ", owners" } else { "" };
         say(format!(
-            "umoci unpacked the image; its /bin/lua says: {}",
-            version.trim()
+            "its {entries} files and directories are as they should be: \
+             content, modes{of_owners}, times, links, attributes"
         ));
         Ok(())
     }
@@ -170,10 +241,21 @@ impl Demo {
     /// Checks a layout with skopeo and unpacks it with umoci: neither shares code with us.
     fn unpack(&self, layout: &Path, tag: &str, bundle: &str) -> Result<PathBuf> {
         let reference = format!("oci:{}:{tag}", layout.display());
-        let inspected = shell::text(&mut shell::command("skopeo", ["inspect", &reference]))?;
-        let layers = inspected.matches("\"MIMEType\"").count();
+        let copy = format!("dir:{}", self.fresh("skopeo.copy")?.display());
+        // Copying reads every blob and compares it with its digest.
+        shell::output(&mut shell::command(
+            "skopeo",
+            ["--insecure-policy", "copy", &reference, &copy],
+        ))?;
+        let inspected = shell::output(&mut shell::command("skopeo", ["inspect", &reference]))?;
+        let inspected: Value = serde_json::from_slice(&inspected).context("skopeo inspect")?;
+        let layers = inspected
+            .get("Layers")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
+        ensure!(layers > 0, "skopeo finds no layers in {reference}");
         say(format!(
-            "skopeo reads {reference}: {layers} layers, all digests right"
+            "skopeo read {reference}: {layers} layers, all digests right"
         ));
         let bundle = self.fresh(bundle)?;
         let image = format!("{}:{tag}", layout.display());
@@ -182,6 +264,22 @@ impl Demo {
             umoci.arg("--rootless");
         }
         shell::output(umoci.arg(&bundle))?;
+        say("umoci unpacked it");
         Ok(bundle.join("rootfs"))
     }
+}
+
+/// Copies a file into a context. Its time is always the same: a step that is cached keeps the times
+/// that files had when it ran, and they are compared.
+fn copy_in(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    let time = SystemTime::UNIX_EPOCH + Duration::new(bases::EPOCH, 123_456_789);
+    let file = File::options().write(true).open(to)?;
+    file.set_modified(time).context("cannot set a time")
+}
+
+/// Copies a file with its time.
+fn install(mode: &str, from: &Path, to: &Path) -> Result<()> {
+    let mut install = shell::command("install", ["--preserve-timestamps", "--mode", mode]);
+    shell::output(install.args([from, to])).map(drop)
 }

@@ -21,8 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_WAITING: usize = 1000;
 /// A status is shown at most this often, unless it has moved by [`STATUS_PARTS`].
 const STATUS_EVERY: Duration = Duration::from_secs(5);
-/// Number of parts of the whole by which a status is shown at once: every 5 %.
+/// Number of parts of the whole by which a status is shown sooner: every 5 %, …
 const STATUS_PARTS: u64 = 20;
+/// … but not in a hail of lines.
+const STATUS_PAUSE: Duration = Duration::from_millis(500);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -188,10 +190,11 @@ impl<W: Write> Plain<W> {
         };
         let done = total > 0 && current >= total;
         if let Some((when, amount)) = view.shown.get(&what) {
-            let part = total / STATUS_PARTS;
+            let (part, pause) = (total / STATUS_PARTS, at.saturating_sub(*when));
             let moved = total > 0 && current.saturating_sub(*amount) >= part.max(1);
+            let moved = moved && pause >= STATUS_PAUSE;
             let finished = done && *amount < total;
-            let late = at.saturating_sub(*when) >= STATUS_EVERY && current != *amount;
+            let late = pause >= STATUS_EVERY && current != *amount;
             if !(moved || finished || late) {
                 return;
             }
@@ -506,11 +509,17 @@ Failed after 1.2s: 2 steps, 0 cached, 0 done
     }
 
     #[test]
-    fn a_status_is_shown_every_five_percent_or_five_seconds() {
-        let mut script = vec![(0.0, started(1, "pull"))];
-        script.extend((0..=1000_u32).map(|n| (f64::from(n) / 1e4, status(1, u64::from(n), 1000))));
-        let text = play(script, Ending::Built);
-        assert_eq!(text.matches("sha256:ab12").count(), 21, "{text}");
+    fn a_status_is_shown_every_five_percent_or_five_seconds_and_never_twice_in_half_a_second() {
+        let shown = |seconds: f64| {
+            let mut script = vec![(0.0, started(1, "pull"))];
+            script.extend((0..=1000_u32).map(|n| {
+                let part = f64::from(n) / 1e3;
+                (seconds * part, status(1, u64::from(n), 1000))
+            }));
+            let text = play(script, Ending::Built);
+            text.matches("sha256:ab12").count()
+        };
+        assert_eq!((shown(80.0), shown(2.0), shown(0.1)), (21, 5, 2));
         let mut script = vec![(0.0, started(1, "pull"))];
         script.extend((0..=100_u32).map(|n| (f64::from(n), status(1, u64::from(n), 0))));
         assert_eq!(
