@@ -209,9 +209,8 @@ fn attributes_survive_a_change_in_the_vm() {
     ]);
     let _made = run(tar.current_dir(bench.context())).expect_status(0);
     // What is changed is copied up, with all that it has.
-    let dockerfile = format!(
-        "{BUSYBOX}ADD tree.tar /\nRUN touch -d '2001-02-03 04:05:06' /tree/noted\n"
-    );
+    let dockerfile =
+        format!("{BUSYBOX}ADD tree.tar /\nRUN touch -d '2001-02-03 04:05:06' /tree/noted\n");
     let layout = bench.out().join("layout");
     let output = format!("type=oci,tar=false,dest={}", layout.display());
     let _built = bench

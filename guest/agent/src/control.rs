@@ -5,9 +5,7 @@
 //! connection is lost, the VM has no owner any more, and ends.
 
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,12 +13,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use nix::sys::socket::{Shutdown, shutdown};
 use wire::limits::MAX_BODY;
 use wire::{Failure, FailureKind, Frame, Hello, Kind, PROTOCOL, Reply, Request, frame, message};
 
 use crate::fault;
-use crate::transport::retry;
+use crate::transport::{Connection, retry};
 
 /// Most requests that are worked on at the same time: all steps, and a few requests about each.
 const MAX_REQUESTS: usize = 256;
@@ -38,7 +35,7 @@ pub(crate) trait Verbs: Send + Sync + 'static {
 }
 
 /// Reads the host's greeting and answers it; returns the nonce of this VM.
-pub(crate) fn greet(connection: &mut File) -> Result<[u8; 16]> {
+pub(crate) fn greet(connection: &mut dyn Connection) -> Result<[u8; 16]> {
     let mut buf = Vec::new();
     let frame = frame::read(&mut buf, |room| retry(|| connection.read(room)))?;
     let frame = frame.context("the host closed the connection without a greeting")?;
@@ -63,7 +60,7 @@ pub(crate) fn greet(connection: &mut File) -> Result<[u8; 16]> {
 
 /// The sending side of the connection, for all threads.
 #[derive(Debug, Clone)]
-struct Replies(Arc<Mutex<File>>);
+struct Replies(Arc<Mutex<Box<dyn Connection>>>);
 
 impl Replies {
     fn send(&self, frame: &[u8]) -> io::Result<()> {
@@ -79,8 +76,8 @@ impl Replies {
 }
 
 /// Serves the connection until it is lost or the host asks to quit.
-pub(crate) fn serve(connection: File, verbs: Arc<impl Verbs>) -> Result<Infallible> {
-    let mut reader = connection.try_clone()?;
+pub(crate) fn serve(connection: Box<dyn Connection>, verbs: Arc<impl Verbs>) -> Result<Infallible> {
+    let mut reader = connection.handle()?;
     let server = Server {
         replies: Replies(Arc::new(Mutex::new(connection))),
         verbs,
@@ -158,10 +155,9 @@ impl Replies {
     /// host, which waits for this, closes it earlier.
     fn farewell(&self) {
         let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let connection = connection.as_raw_fd();
-        shutdown(connection, Shutdown::Write).ok();
+        connection.finish();
         thread::sleep(FAREWELL);
-        shutdown(connection, Shutdown::Both).ok();
+        connection.close();
     }
 }
 
@@ -221,10 +217,12 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::transport::Socket;
 
     /// `Stat` waits until it is told; everything else is done at once.
     struct FakeVerbs(Receiver<()>);
@@ -267,7 +265,7 @@ mod tests {
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         let (tell, told) = bounded(1000);
-        let connection = File::from(OwnedFd::from(ours));
+        let connection = Box::new(Socket::from(OwnedFd::from(ours)));
         let serving = thread::spawn(move || {
             let Err(err) = serve(connection, Arc::new(FakeVerbs(told)));
             format!("{err:#}")
@@ -353,7 +351,7 @@ mod tests {
             };
             host.write_all(&message::encode(0, &hello).unwrap())
                 .unwrap();
-            let greeted = greet(&mut File::from(OwnedFd::from(ours)));
+            let greeted = greet(&mut Socket::from(OwnedFd::from(ours)));
             let mut buf = Vec::new();
             let frame = frame::read(&mut buf, |room| host.read(room))
                 .unwrap()

@@ -33,7 +33,6 @@ mod tree;
 mod verbs;
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::sync::Arc;
 use std::thread;
 
@@ -69,8 +68,8 @@ fn serve() -> Result<Infallible> {
             modules.load()?;
             Ok((Disk::attach()?, Uplink::set_up()?))
         })?;
-    let mut connection = File::from(Vsock.connect()?);
-    let nonce = control::greet(&mut connection).context("greeting")?;
+    let mut connection = Vsock.connect()?;
+    let nonce = control::greet(&mut *connection).context("greeting")?;
     let devices: Result<(Disk, Option<Uplink>)> = devices
         .join()
         .map_err(|_| anyhow!("the thread that sets up the devices panicked"))?;

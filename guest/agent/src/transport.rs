@@ -3,82 +3,42 @@
 //! The agent only connects, it never listens. Each transfer has a connection of its own, so the
 //! kernel's vsock credit is the only flow control: whoever reads slowly makes the other end wait.
 
+mod socket;
+
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufRead, IoSlice, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr};
-use nix::sys::socket::{connect, shutdown, socket};
 use wire::limits::MAX_BODY;
 use wire::{Attach, Event, Failure, Receiver, Sender, frame, message};
 
 use crate::archive::Fill;
 use crate::fault;
-use crate::sys;
 
-/// The host's context id.
-const HOST: u32 = 2;
-
-/// Kernel buffer of a connection. The default of 256 KiB halves the throughput; more than a data
-/// frame brings nothing.
-const SOCKET_BUFFER: u64 = 4 << 20;
-
-/// How long the host may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How often a refused connection is tried again, a tenth of a second apart: at boot the host may
-/// be later than we are.
-const CONNECT_ATTEMPTS: u32 = 100;
+#[cfg(test)]
+pub(crate) use socket::Socket;
+pub(crate) use socket::Vsock;
 
 /// Size of the data frames that we send: large enough that their headers cost nothing, small
 /// enough that several transfers fit into the agent's memory.
 const FRAME: usize = 1 << 20;
 
+/// A connection to the host: a stream of bytes, on which reading and writing wait.
+pub(crate) trait Connection: Read + Write + Send + fmt::Debug {
+    /// A second handle, so that one thread can read while another writes.
+    fn handle(&self) -> io::Result<Box<dyn Connection>>;
+
+    /// Ends our direction. The connection may be gone already; then the host knows.
+    fn finish(&self);
+
+    /// Ends both directions: whoever waits on another handle goes on.
+    fn close(&self);
+}
+
 /// Makes connections to the host.
 pub(crate) trait Connect: Send + Sync + fmt::Debug {
     /// A new connection.
-    fn connect(&self) -> Result<OwnedFd>;
-}
-
-/// Connections through the kernel's vsock driver.
-#[derive(Debug)]
-pub(crate) struct Vsock;
-
-impl Connect for Vsock {
-    fn connect(&self) -> Result<OwnedFd> {
-        let mut attempt = 1;
-        loop {
-            match connect_once() {
-                // Nobody listens there yet.
-                Err(Errno::ECONNRESET | Errno::ECONNREFUSED) if attempt < CONNECT_ATTEMPTS => {
-                    attempt += 1;
-                    thread::sleep(Duration::from_millis(100));
-                }
-                done => return done.context("cannot connect to the host"),
-            }
-        }
-    }
-}
-
-fn connect_once() -> Result<OwnedFd, Errno> {
-    let socket = socket(
-        AddressFamily::Vsock,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    sys::set_vsock_buffer(socket.as_fd(), SOCKET_BUFFER)?;
-    sys::set_vsock_connect_timeout(socket.as_fd(), CONNECT_TIMEOUT)?;
-    connect(
-        std::os::fd::AsRawFd::as_raw_fd(&socket),
-        &VsockAddr::new(HOST, wire::PORT),
-    )?;
-    Ok(socket)
+    fn connect(&self) -> Result<Box<dyn Connection>>;
 }
 
 /// Opens the connections of transfers.
@@ -128,8 +88,8 @@ impl Transfers {
         })
     }
 
-    fn attach(&self, transfer: u64) -> Result<File> {
-        let mut connection = File::from(self.connect.connect()?);
+    fn attach(&self, transfer: u64) -> Result<Box<dyn Connection>> {
+        let mut connection = self.connect.connect()?;
         let attach = message::encode(
             transfer,
             &Attach {
@@ -147,7 +107,7 @@ impl Transfers {
 /// The receiving end of a transfer: a reader whose end is the verified end of the transfer.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    connection: File,
+    connection: Box<dyn Connection>,
     receiver: Receiver,
     size: u64,
     buf: Vec<u8>,
@@ -221,7 +181,7 @@ impl Read for Incoming {
 /// The sending end of a transfer: a writer that collects data frames.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    connection: File,
+    connection: Box<dyn Connection>,
     sender: Sender,
     buf: Vec<u8>,
     used: usize,
@@ -232,7 +192,7 @@ impl Outgoing {
     pub(crate) fn send_flagged(&mut self, flags: u8, piece: &[u8]) -> Result<()> {
         for piece in piece.chunks(usize::try_from(MAX_BODY).unwrap_or(usize::MAX)) {
             let header = self.sender.data(flags, piece)?;
-            write_both(&mut self.connection, &header, piece)?;
+            write_both(&mut *self.connection, &header, piece)?;
         }
         Ok(())
     }
@@ -242,21 +202,16 @@ impl Outgoing {
         self.flush()?;
         let total = self.sender.sent();
         self.connection.write_all(&self.sender.end()?)?;
-        close(&self.connection);
+        self.connection.finish();
         Ok(total)
     }
 
     /// Tells the host that the transfer will not end well.
     pub(crate) fn abort(mut self, failure: &Failure) -> Result<()> {
         self.connection.write_all(&self.sender.abort(failure)?)?;
-        close(&self.connection);
+        self.connection.finish();
         Ok(())
     }
-}
-
-/// Ends our direction. The connection may be gone already; then the host knows.
-fn close(connection: &File) {
-    shutdown(std::os::fd::AsRawFd::as_raw_fd(connection), Shutdown::Write).ok();
 }
 
 impl Write for Outgoing {
@@ -270,7 +225,7 @@ impl Write for Outgoing {
         let piece = self.buf.get(..self.used).unwrap_or_default();
         if !piece.is_empty() {
             let header = self.sender.data(0, piece).map_err(io::Error::other)?;
-            write_both(&mut self.connection, &header, piece)?;
+            write_both(&mut *self.connection, &header, piece)?;
             self.used = 0;
         }
         Ok(())
@@ -290,7 +245,7 @@ impl Fill for Outgoing {
 }
 
 /// Writes a header and its body with as few calls as the kernel allows.
-fn write_both(connection: &mut File, header: &[u8], body: &[u8]) -> io::Result<()> {
+fn write_both(connection: &mut dyn Connection, header: &[u8], body: &[u8]) -> io::Result<()> {
     let mut slices = [IoSlice::new(header), IoSlice::new(body)];
     let mut slices = slices.as_mut_slice();
     while !slices.is_empty() {
@@ -316,6 +271,7 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
 pub(crate) mod fake {
     //! A host made of Unix sockets.
 
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -325,10 +281,10 @@ pub(crate) mod fake {
     pub(crate) struct FakeHost(pub(crate) crossbeam_channel::Sender<UnixStream>);
 
     impl Connect for FakeHost {
-        fn connect(&self) -> Result<OwnedFd> {
+        fn connect(&self) -> Result<Box<dyn Connection>> {
             let (ours, theirs) = UnixStream::pair()?;
             self.0.send(theirs).context("the fake host is gone")?;
-            Ok(ours.into())
+            Ok(Box::new(Socket::from(OwnedFd::from(ours))))
         }
     }
 
@@ -345,6 +301,7 @@ pub(crate) mod fake {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+    use std::thread;
 
     use wire::{FailureKind, Kind};
 

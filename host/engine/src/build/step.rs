@@ -5,10 +5,11 @@
 //! before: then the layer is written first, in the one pass that also hashes, and asked for after.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use store::{ContentId, DiffId, Layer, Lookup, StepKey, Store};
+use store::{Claim, ContentId, DiffId, Layer, Lookup, StepKey, Store};
 
 use super::error::{BuildError, Place};
 use super::request::BuildRequest;
@@ -167,22 +168,37 @@ fn contents(chain: &[Layer]) -> Vec<ContentId> {
     chain.iter().map(|layer| layer.content_id).collect()
 }
 
-// RUN
 impl Steps<'_> {
-    fn run(&self, at: &At<'_>, op: &RunOp) -> Tried {
-        let key = self.run_key(op, &contents(&at.below));
-        let found = if self.request.no_cache {
+    /// Looks for a result, and claims the step if there is none or it shall be made `afresh`.
+    fn claim(
+        &self,
+        at: &At<'_>,
+        key: StepKey,
+        afresh: bool,
+    ) -> Result<ControlFlow<Tried, Claim>, BuildError> {
+        let found = if afresh {
             self.store.claim(key)
         } else {
             self.store.lookup(key)
         };
-        let claim = match found? {
-            Lookup::Hit(layer) => return hit(layer),
+        Ok(match found? {
+            Lookup::Hit(layer) => ControlFlow::Break(hit(layer)),
             Lookup::Busy(owner) => {
                 self.wait_for(at, &owner);
-                return Ok(Attempt::Busy);
+                ControlFlow::Break(Ok(Attempt::Busy))
             }
-            Lookup::Claimed(claim) => claim,
+            Lookup::Claimed(claim) => ControlFlow::Continue(claim),
+        })
+    }
+}
+
+// RUN
+impl Steps<'_> {
+    fn run(&self, at: &At<'_>, op: &RunOp) -> Tried {
+        let key = self.run_key(op, &contents(&at.below));
+        let claim = match self.claim(at, key, self.request.no_cache)? {
+            ControlFlow::Continue(claim) => claim,
+            ControlFlow::Break(settled) => return settled,
         };
         self.executor.prepare();
         match self.execute(at, op) {
@@ -317,18 +333,9 @@ impl Steps<'_> {
             return self.make_unknown(at, plan, afresh);
         };
         let key = keys::content(content);
-        let found = if afresh {
-            self.store.claim(key)
-        } else {
-            self.store.lookup(key)
-        };
-        let claim = match found? {
-            Lookup::Hit(layer) => return hit(layer),
-            Lookup::Busy(owner) => {
-                self.wait_for(at, &owner);
-                return Ok(Attempt::Busy);
-            }
-            Lookup::Claimed(claim) => claim,
+        let claim = match self.claim(at, key, afresh)? {
+            ControlFlow::Continue(claim) => claim,
+            ControlFlow::Break(settled) => return settled,
         };
         self.anticipate(at, content)?;
         match self.write(at, plan) {
