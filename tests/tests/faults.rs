@@ -49,6 +49,8 @@ fn killing_the_builder_leaves_no_vm_and_the_next_build_works() {
     child.kill().unwrap();
     child.wait().unwrap();
     bench.until("the VM is gone", || bench.monitors().is_empty());
+    let list = run(bench.cofferdam(["history"])).expect_status(0);
+    assert!(list.stdout.contains(" interrupted "), "{list:?}");
     let _next = bench
         .build(&format!("{BUSYBOX}RUN echo fine >/fine\n"), &[])
         .expect_status(0);
@@ -110,6 +112,15 @@ fn a_failing_step_names_its_line_its_status_and_its_log() {
         "about to fail",
         ".log",
     ]);
+    let logs = run(bench.cofferdam(["history", "logs"])).expect_status(0);
+    for line in ["RUN echo about to fail && exit 7", " about to fail"] {
+        assert!(
+            logs.stdout.lines().any(|found| found.ends_with(line)),
+            "{logs:?}"
+        );
+    }
+    let list = run(bench.cofferdam(["history"])).expect_status(0);
+    assert!(list.stdout.contains(" user "), "{list:?}");
     bench.check_clean();
 }
 

@@ -94,7 +94,10 @@ impl Failure {
         lines.push(format!("ERROR: {}", chain(&self.error)));
         lines.extend(self.hint.iter().map(|hint| format!("hint: {hint}")));
         if let Some(log) = &self.log {
-            lines.push(format!("all output of the step is in {}", log.display()));
+            lines.push(format!(
+                "all output of the step is in {}; `cofferdam history logs` shows it",
+                log.display()
+            ));
         }
         lines
     }
@@ -161,7 +164,7 @@ mod tests {
                 " > x",
                 "ERROR: export: cannot write x: disk full",
                 "hint: did you mean y?",
-                "all output of the step is in /logs/1",
+                "all output of the step is in /logs/1; `cofferdam history logs` shows it",
             ]
         );
     }

@@ -3,6 +3,7 @@
 mod build;
 mod doctor;
 mod du;
+mod history;
 mod images;
 mod prune;
 mod store;
@@ -59,6 +60,7 @@ enum Command {
     Images(images::Args),
     Du(du::Args),
     Prune(prune::Args),
+    History(history::Args),
     Store(store::Args),
     Doctor(doctor::Args),
     Version(version::Args),
@@ -126,6 +128,7 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Images(args) => images::run(args, &common),
         Command::Du(args) => du::run(&args, &common),
         Command::Prune(args) => prune::run(&args, &common),
+        Command::History(args) => history::run(args, &common),
         Command::Store(args) => store::run(&args, &common),
         Command::Doctor(args) => doctor::run(&args, &common),
         Command::Version(args) => version::run(&args),
@@ -273,6 +276,9 @@ mod tests {
             "images rm a b:1",
             "du --format json",
             "prune --all -f --until 24h --keep-storage 10g --dry-run",
+            "history ls --format json",
+            "history logs ^1",
+            "history rm 3 4",
             "store check --repair",
             "doctor --boot --json",
             "version",

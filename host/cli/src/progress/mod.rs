@@ -23,7 +23,8 @@ use clap::ValueEnum;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::event::{Event, Reporter};
 
-pub(crate) use lines::clean;
+pub(crate) use lines::{Lines, clean};
+pub(crate) use text::log_time;
 
 use crate::exit::Class;
 use plain::Plain;

@@ -223,7 +223,9 @@ impl Steps<'_> {
     fn execute(&self, at: &At<'_>, op: &RunOp) -> Result<Layer, BuildError> {
         let spec = self.specify(at, op)?;
         let mut output = Tee {
-            log: self.store.step_log(self.build, at.number)?,
+            log: self
+                .store
+                .step_log(self.build, at.number, &at.step.display)?,
             warned: false,
             tracker: self.tracker,
             number: at.number,

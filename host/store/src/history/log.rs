@@ -43,6 +43,9 @@ pub struct LogFrame {
 }
 
 impl StepLog {
+    /// Stream of the frame that tells the name of the step.
+    pub const NAME: u8 = 0;
+
     /// Stream of a frame that tells how many bytes are missing at its place.
     pub const DROPPED: u8 = 255;
 

@@ -7,6 +7,7 @@
 mod log;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use rusqlite::Row;
 
@@ -257,17 +258,51 @@ impl Store {
         })
     }
 
-    /// Begins the log of a step of a build.
+    /// Begins the log of a step of a build. Its first frame is the `name` of the step.
     ///
     /// # Errors
     /// If there is one already, or it cannot be made.
-    pub fn step_log(&self, build: BuildId, step: u32) -> Result<StepLog, StoreError> {
+    pub fn step_log(&self, build: BuildId, step: u32, name: &str) -> Result<StepLog, StoreError> {
         if self.is_read_only() {
             return Err(StoreError::ReadOnly);
         }
         let dir = self.layout().build_logs(build.0);
         disk::make_dir_all(&dir)?;
-        StepLog::create(dir.join(format!("{step}.log")))
+        let mut log = StepLog::create(dir.join(format!("{step}.log")))?;
+        log.append(StepLog::NAME, name.as_bytes());
+        Ok(log)
+    }
+
+    /// The logs of a build: number of the step and file, in the order of steps.
+    ///
+    /// # Errors
+    /// If their directory cannot be read.
+    pub fn step_logs(&self, build: BuildId) -> Result<Vec<(u32, PathBuf)>, StoreError> {
+        let dir = self.layout().build_logs(build.0);
+        let names = disk::list(&dir)?;
+        let step = |name: &std::ffi::OsString| {
+            let step = name.to_str()?.strip_suffix(".log")?.parse().ok()?;
+            Some((step, dir.join(name)))
+        };
+        let mut logs: Vec<_> = names.iter().filter_map(step).collect();
+        logs.sort();
+        Ok(logs)
+    }
+
+    /// Forgets a build and its logs.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] if there is none of this number, [`StoreError::Busy`] if it runs or
+    /// its logs cannot be removed.
+    pub fn remove_build(&self, id: BuildId) -> Result<(), StoreError> {
+        let builds = self.builds(usize::MAX)?;
+        match builds.iter().find(|build| build.id == id) {
+            None => Err(StoreError::Unknown(format!("build {id}"))),
+            Some(build) if build.state == BuildState::Running => {
+                Err(StoreError::Busy(format!("build {id} runs")))
+            }
+            Some(_) => self.forget_build(id, &self.layout().build_logs(id.0)),
+        }
     }
 
     /// Forgets builds beyond what is kept, by count, age and bytes, but none that runs.

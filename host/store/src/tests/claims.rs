@@ -284,7 +284,7 @@ fn history_tells_running_ended_and_interrupted_apart() {
     };
     let [ended, running] = [(); 2].map(|()| store.start_build(&info).unwrap());
     let lost = other.start_build(&info).unwrap();
-    let mut log = other.step_log(lost, 1).unwrap();
+    let mut log = other.step_log(lost, 1, "RUN x").unwrap();
     log.append(1, b"hello");
     drop(other);
     let outcome = BuildOutcome {

@@ -44,7 +44,10 @@ fn child() {
             let blob = store.put_blob(b"blob", "blob").unwrap();
             store.set_image("image", blob, blob, &[]).unwrap();
             let build = store.start_build(&crate::BuildInfo::default()).unwrap();
-            store.step_log(build, 1).unwrap().append(1, b"output");
+            store
+                .step_log(build, 1, "RUN x")
+                .unwrap()
+                .append(1, b"output");
             store.remove_image("image").unwrap();
             let pruner = open(Path::new(&root));
             prune(&pruner, &PruneOptions::default());
