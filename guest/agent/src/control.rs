@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use wire::limits::MAX_BODY;
+use wire::limits::{MAX_BODY, MAX_TRANSFERS};
 use wire::{Failure, FailureKind, Frame, Hello, Kind, PROTOCOL, Reply, Request, frame, message};
 
 use crate::fault;
@@ -21,9 +21,6 @@ use crate::transport::{Connection, retry};
 
 /// Most requests that are worked on at the same time: all steps, and a few requests about each.
 const MAX_REQUESTS: usize = 256;
-
-/// Most transfers of layers at the same time: each holds a buffer of up to 4 MiB.
-const MAX_TRANSFERS: usize = 4;
 
 /// How long the host may take to read the last reply before the power goes off.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -127,7 +124,7 @@ impl<V: Verbs> Server<V> {
         }
         let (replies, verbs) = (self.replies.clone(), Arc::clone(&self.verbs));
         let transfers = self.transfers.clone();
-        thread::Builder::new()
+        let started = thread::Builder::new()
             .name("request".into())
             .spawn(move || {
                 let bulk = matches!(request, Request::Put { .. } | Request::Take { .. });
@@ -145,7 +142,12 @@ impl<V: Verbs> Server<V> {
                 if quit {
                     replies.farewell();
                 }
-            })?;
+            });
+        if let Err(err) = started {
+            let text = format!("no thread for this request: {err}");
+            let failure = Failure::new(FailureKind::Internal, text);
+            return self.replies.reply(id, &Reply::Failed(failure));
+        }
         Ok(())
     }
 }

@@ -22,13 +22,18 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use wire::limits::MAX_PATH;
 
 use crate::archive::{Entry, Fill, Kind, OPAQUE, Time, WHITEOUT, Writer};
+use crate::fault;
 use crate::layers::{Attributes, OPAQUE_XATTR, by_number, is_type, is_whiteout, set_time};
 use crate::tree;
 
-pub(crate) use lower::Lower;
+pub(crate) use lower::{Lower, look};
 use names::Names;
+
+/// How much of a path that is too long is shown, in bytes.
+const SHOWN: usize = 200;
 
 /// Attributes that belong to overlayfs.
 const OVERLAY: &[u8] = b"trusted.overlay.";
@@ -136,6 +141,7 @@ impl<W: Fill> Walk<'_, W> {
             return leave_out(level.dir.as_fd(), name);
         }
         self.path.extend_from_slice(name.to_bytes());
+        check_path(&self.path, name)?;
         if is_type(&stat, SFlag::S_IFDIR) {
             let node = Node::open(level.dir.as_fd(), name, tree::LIST)?;
             return self.directory(node, merged);
@@ -260,6 +266,31 @@ impl Node {
     }
 }
 
+/// What a layer cannot hold is the step's own mistake, and is said so.
+fn check_path(path: &[u8], name: &CStr) -> Result<()> {
+    let shown = || {
+        let end = path.len().min(SHOWN);
+        path.get(..end).unwrap_or_default().escape_ascii()
+    };
+    ensure!(
+        !name.to_bytes().starts_with(WHITEOUT),
+        fault::setup(format!(
+            "the step left /{}: in a layer, a name that begins with .wh. means that something is removed",
+            shown()
+        ))
+    );
+    ensure!(
+        path.len() < MAX_PATH,
+        fault::setup(format!(
+            "the step left a path of {} bytes, and a layer can hold {}: /{}…",
+            path.len(),
+            MAX_PATH - 1,
+            shown()
+        ))
+    );
+    Ok(())
+}
+
 /// Whether the root directory is in the tar that [`take`] writes.
 pub(crate) fn root_changed(upper: BorrowedFd<'_>, before: &Attributes) -> Result<bool> {
     Ok(differs(&describe(upper)?, before))
@@ -311,6 +342,10 @@ fn read_xattrs(file: BorrowedFd<'_>) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, bool)> 
         ensure!(
             !ELSEWHERE.contains(&bytes),
             "its content is elsewhere, says {name:?}"
+        );
+        ensure!(
+            !bytes.contains(&b'='),
+            fault::setup(format!("no layer can hold the attribute {name:?}"))
         );
         if !bytes.starts_with(OVERLAY) {
             xattrs.push((bytes.to_vec(), value(&path, &name)?));

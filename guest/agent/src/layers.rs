@@ -27,7 +27,7 @@ use crate::fault;
 use crate::transport::Incoming;
 use crate::tree::{self, Graveyard};
 
-pub(crate) use implicit::{Implicit, plan};
+pub(crate) use implicit::{Implicit, View, plan};
 pub(crate) use unpack::{
     Attributes, OPAQUE_XATTR, by_number, describe, is_type, is_whiteout, set_time,
 };

@@ -40,6 +40,13 @@ pub const MAX_LAYERS: usize = 500;
 /// Most steps that a guest runs at the same time.
 pub const MAX_STEPS: usize = 64;
 
+/// Most transfers of layers that a guest works on at the same time, in either direction: each holds
+/// a buffer. The host asks for no more, so that none waits for a place while a limit of time runs.
+pub const MAX_TRANSFERS: usize = 4;
+
+/// Highest user or group id: the one above means "leave it as it is" to the kernel.
+pub const MAX_ID: u32 = u32::MAX - 1;
+
 /// Longest single argument or environment entry, in bytes: the kernel's `MAX_ARG_STRLEN`.
 pub const MAX_ARG: usize = 128 << 10;
 

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use crate::frame::{self, Frame, FrameError, Kind};
 use crate::limits::{
-    MAX_ARG, MAX_ARGS, MAX_FAILURE_TEXT, MAX_GROUPS, MAX_HOSTNAME, MAX_LAYERS, MAX_NAMES, MAX_PATH,
-    MAX_SCRIPT, MAX_SCRIPT_NAME,
+    MAX_ARG, MAX_ARGS, MAX_FAILURE_TEXT, MAX_GROUPS, MAX_HOSTNAME, MAX_ID, MAX_LAYERS, MAX_NAMES,
+    MAX_PATH, MAX_SCRIPT, MAX_SCRIPT_NAME,
 };
 
 /// The `diff_id` of a layer: sha256 of its uncompressed tar. On the guest disk it is only a name;
@@ -396,6 +396,9 @@ impl RunStep {
         at_most("working directory", self.cwd.len(), MAX_PATH - 1)?;
         at_most("groups", self.groups.len(), MAX_GROUPS)?;
         at_most("host name", self.hostname.len(), MAX_HOSTNAME)?;
+        let ids = self.groups.iter().chain([&self.uid, &self.gid]);
+        let highest = ids.copied().max().unwrap_or(0);
+        at_most("user or group id", highest as usize, MAX_ID as usize)?;
         let strings = || self.args.iter().chain(&self.env).map(Vec::len);
         let longest = strings().max().unwrap_or(0);
         at_most("single argument or environment entry", longest, MAX_ARG - 1)?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use crate::layers::{OPAQUE_XATTR, by_number, is_type, is_whiteout};
 
@@ -15,13 +15,12 @@ use crate::layers::{OPAQUE_XATTR, by_number, is_type, is_whiteout};
 pub(crate) struct Lower(Vec<OwnedFd>);
 
 /// What one layer says about a path.
-enum Says {
-    /// It is there.
-    Has,
-    /// It is not, and what lower layers say about it does not show.
-    Hides,
-    /// Nothing; the next layer is asked.
-    Nothing,
+#[derive(Debug)]
+pub(crate) struct Says {
+    /// What it has there, whiteouts included.
+    pub(crate) has: Option<FileStat>,
+    /// What lower layers say about it does not show.
+    pub(crate) hides: bool,
 }
 
 impl Lower {
@@ -34,35 +33,43 @@ impl Lower {
     /// Whether the merged view of the layers has something at `path`.
     pub(crate) fn has(&self, path: &[u8]) -> Result<bool> {
         for layer in &self.0 {
-            match look(layer.as_fd(), path)? {
-                Says::Has => return Ok(true),
-                Says::Hides => return Ok(false),
-                Says::Nothing => {}
+            let says = look(layer.as_fd(), path)?;
+            if let Some(found) = says.has {
+                return Ok(!is_whiteout(&found));
+            } else if says.hides {
+                return Ok(false);
             }
         }
         Ok(false)
     }
 }
 
-fn look(root: BorrowedFd<'_>, path: &[u8]) -> Result<Says> {
+/// Asks the layer with this root.
+pub(crate) fn look(root: BorrowedFd<'_>, path: &[u8]) -> Result<Says> {
     let mut at = root.try_clone_to_owned()?;
-    let mut opaque = false;
+    let mut hides = false;
     for name in path.split(|byte| *byte == b'/') {
-        opaque |= is_opaque(at.as_fd())?;
+        hides |= is_opaque(at.as_fd())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let name = CString::new(name)?;
         at = match openat(at.as_fd(), name.as_c_str(), flags, Mode::empty()) {
             Ok(at) => at,
-            Err(Errno::ENOENT) => return Ok(if opaque { Says::Hides } else { Says::Nothing }),
+            Err(Errno::ENOENT) => return Ok(Says { has: None, hides }),
             // Something else than a directory is above it.
-            Err(Errno::ENOTDIR) => return Ok(Says::Hides),
+            Err(Errno::ENOTDIR) => {
+                return Ok(Says {
+                    has: None,
+                    hides: true,
+                });
+            }
             Err(errno) => return Err(errno).context("cannot look into a layer"),
         };
     }
-    Ok(if is_whiteout(&fstat(at.as_fd())?) {
-        Says::Hides
-    } else {
-        Says::Has
+    let found = fstat(at.as_fd())?;
+    hides |= !is_type(&found, SFlag::S_IFDIR);
+    Ok(Says {
+        has: Some(found),
+        hides,
     })
 }
 

@@ -127,3 +127,29 @@ fn two_takes_of_one_tree_are_the_same_bytes() {
     };
     assert_eq!(take(), take());
 }
+
+#[test]
+fn what_no_layer_can_hold_is_named_as_the_steps_mistake() {
+    require_root!();
+    let refused = |upper: &Tree, said: &str| {
+        let root = describe(upper.open().as_fd()).unwrap();
+        let err = take(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap_err();
+        let failure = fault::failure(&err);
+        assert_eq!(failure.kind, wire::FailureKind::Setup, "{}", failure.text);
+        assert!(failure.text.contains(said), "{}", failure.text);
+    };
+    let upper = Tree::new();
+    upper.dir("etc", 0o755).file("etc/.wh.passwd", 0o644, b"");
+    refused(&upper, "/etc/.wh.passwd");
+    let upper = Tree::new();
+    upper.file("f", 0o644, b"").xattr("f", "user.a=b", b"x");
+    refused(&upper, "user.a=b");
+    let upper = Tree::new();
+    let name = "n".repeat(250);
+    let mut dir = upper.open();
+    for _ in 0..17 {
+        nix::sys::stat::mkdirat(&dir, name.as_str(), Mode::S_IRWXU).unwrap();
+        dir = openat(&dir, name.as_str(), tree::LIST, Mode::empty()).unwrap();
+    }
+    refused(&upper, "4266 bytes");
+}

@@ -72,23 +72,36 @@ impl Implicit {
     }
 }
 
+/// What a layer has at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct View {
+    /// A directory.
+    pub(crate) directory: bool,
+    /// What lower layers have there does not show.
+    pub(crate) hides: bool,
+}
+
 /// The directories of a chain whose attributes must be taken from a lower layer, each with the
 /// place of that layer in the chain. `implicit` is what each layer left implicit, lowest first;
-/// `has` tells whether a layer has a directory of that path.
+/// `look` tells what a layer has at a path.
 pub(crate) fn plan(
     implicit: &[Implicit],
-    mut has: impl FnMut(usize, &[u8]) -> Result<bool>,
+    mut look: impl FnMut(usize, &[u8]) -> Result<View>,
 ) -> Result<Vec<(Vec<u8>, usize)>> {
     let paths: BTreeSet<&Vec<u8>> = implicit.iter().flat_map(|layer| &layer.0).collect();
     let mut fixes = Vec::new();
     for path in paths {
         let mut hidden = false;
         for (at, layer) in implicit.iter().enumerate().rev() {
+            let view = look(at, path)?;
             if layer.0.contains(path) {
                 hidden = true;
-            } else if has(at, path)? {
+            } else if view.directory {
                 // The topmost layer that describes it; nothing to do if it is on top anyway.
                 fixes.extend(hidden.then(|| (path.clone(), at)));
+                break;
+            }
+            if view.hides {
                 break;
             }
         }
@@ -104,15 +117,18 @@ mod tests {
         Implicit(paths.iter().map(|path| path.as_bytes().to_vec()).collect())
     }
 
-    /// Layers as (implicit paths, described paths), lowest first, and the fixes.
+    /// Layers as (implicit paths, described paths and `!` before hidden ones), lowest first, and
+    /// the fixes.
     #[track_caller]
     fn check(layers: &[(&[&str], &[&str])], want: &[(&str, usize)]) {
         let chain: Vec<Implicit> = layers.iter().map(|layer| implicit(layer.0)).collect();
         let fixes = plan(&chain, |at, path| {
-            Ok(layers[at]
-                .1
-                .iter()
-                .any(|described| described.as_bytes() == path))
+            let says = |text: &str| layers[at].1.contains(&text);
+            let path = std::str::from_utf8(path).unwrap();
+            Ok(View {
+                directory: says(path),
+                hides: says(&format!("!{path}")),
+            })
         });
         let want: Vec<(Vec<u8>, usize)> = want
             .iter()
@@ -128,6 +144,12 @@ mod tests {
             &[(&[], &["tmp"]), (&[], &["tmp"]), (&["tmp"], &[])],
             &[("tmp", 1)],
         );
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_meanwhile_is_no_source() {
+        check(&[(&[], &["d"]), (&[], &["!d"]), (&["d"], &[])], &[]);
+        check(&[(&[], &["d"]), (&["d"], &["!d"])], &[]);
     }
 
     #[test]

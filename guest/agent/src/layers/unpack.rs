@@ -6,6 +6,7 @@
 //! mode and capabilities, because a change of owner clears both; times last, and those of
 //! directories when all of their entries are there.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{File, Permissions};
 use std::io::{BufRead, Write as _};
@@ -31,6 +32,9 @@ pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
 /// Attributes that belong to overlayfs: a layer that brought its own could redirect lookups.
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
+
+/// The attribute of a directory that what is made in it inherits.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// What a directory or file has beside its content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -83,6 +87,8 @@ struct Target<'a> {
     /// Times of directories, to be set when nothing in them changes any more: path, NUL, seconds,
     /// nanoseconds. Packed, since a layer may have very many.
     times: Vec<u8>,
+    /// Access control lists that directories hand down, by path.
+    default_acls: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl<'a> Target<'a> {
@@ -93,6 +99,7 @@ impl<'a> Target<'a> {
             graves,
             implicit: Implicit::default(),
             times: Vec::new(),
+            default_acls: BTreeMap::new(),
         };
         target.implicit.0.insert(Vec::new());
         target.remember_time(b"", Time::default());
@@ -210,9 +217,10 @@ impl<'a> Target<'a> {
     /// lower layers have below it.
     fn make_dir(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let make = || mkdirat(parent, name, Mode::S_IRWXU);
-        let Err(Errno::EEXIST) = make() else {
-            return Ok(());
-        };
+        match make() {
+            Err(Errno::EEXIST) => {}
+            done => return done.context("cannot make a directory"),
+        }
         let there = stat(parent, name)?;
         if is_type(&there, SFlag::S_IFDIR) {
             return Ok(());
@@ -234,7 +242,17 @@ impl<'a> Target<'a> {
     ) -> Result<()> {
         let dir = openat(parent, name, tree::LIST, Mode::empty())?;
         self.remember_time(path, entry.mtime);
-        describe(dir.as_fd(), &attributes(entry))
+        let mut attributes = attributes(entry);
+        // What is made in a directory inherits this one, so it is set when everything is there.
+        self.default_acls.remove(path);
+        attributes.xattrs.retain(|(name, value)| {
+            let deferred = name == DEFAULT_ACL;
+            if deferred {
+                self.default_acls.insert(path.to_vec(), value.clone());
+            }
+            !deferred
+        });
+        describe(dir.as_fd(), &attributes)
     }
 
     fn make_file(
@@ -280,14 +298,16 @@ impl<'a> Target<'a> {
             found => found.context("cannot open the target of a hard link")?,
         };
         let make = || linkat(file.as_fd(), c"", parent, name, AtFlags::AT_EMPTY_PATH);
-        if let Err(Errno::EEXIST) = make() {
-            let (there, target) = (stat(parent, name)?, fstat(file.as_fd())?);
-            if there.st_ino != target.st_ino {
-                self.replace(parent, name, make)?;
+        match make() {
+            Err(Errno::EEXIST) => {
+                let (there, target) = (stat(parent, name)?, fstat(file.as_fd())?);
+                if there.st_ino != target.st_ino {
+                    self.replace(parent, name, make)?;
+                }
+                Ok(())
             }
-            return Ok(());
+            done => done.context("cannot make a hard link"),
         }
-        Ok(())
     }
 
     fn remember_time(&mut self, path: &[u8], time: Time) {
@@ -299,6 +319,14 @@ impl<'a> Target<'a> {
 
     /// Sets the times of directories; what is said last about one counts.
     fn finish(self) -> Result<Implicit> {
+        for (path, value) in &self.default_acls {
+            match self.below(path, tree::LIST) {
+                Ok(dir) => set_xattrs(dir.as_fd(), &[(DEFAULT_ACL.to_vec(), value.clone())])?,
+                // Another entry took its place later.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+                Err(errno) => return Err(errno).context("cannot set the list of a directory"),
+            }
+        }
         let mut rest = self.times.as_slice();
         while let Some(end) = rest.iter().position(|byte| *byte == 0) {
             let Some((path, after)) = rest.split_at_checked(end) else {

@@ -23,6 +23,9 @@ const RESERVE: u64 = 96 << 20;
 /// Most processes of a step if the host does not say.
 const DEFAULT_PIDS: u64 = 32_768;
 
+/// The kernel's own bound of process numbers.
+const MOST_PIDS: &str = "4194304";
+
 /// How long the processes of a step may take to die. They are killed, so only the kernel can keep
 /// one: when its disk does not answer.
 const DEATH: Duration = Duration::from_secs(60);
@@ -41,7 +44,13 @@ pub(crate) fn set_up(memory: u64) -> Result<()> {
         write(Path::new(dir), "cgroup.subtree_control", &enable.join(" "))?;
     }
     let share = memory.saturating_sub(RESERVE.max(memory / 32));
-    write(Path::new(STEPS), "memory.max", &share.to_string())
+    write(Path::new(STEPS), "memory.max", &share.to_string())?;
+    // Numbers of processes are not to run out before the processes do, and the agent is to have
+    // some left whatever all steps do together.
+    fs::write("/proc/sys/kernel/pid_max", MOST_PIDS).context("cannot raise pid_max")?;
+    let threads = fs::read_to_string("/proc/sys/kernel/threads-max").context("threads-max")?;
+    let threads: u64 = threads.trim().parse().context("threads-max")?;
+    write(Path::new(STEPS), "pids.max", &(threads / 4 * 3).to_string())
 }
 
 fn make(dir: &Path) -> Result<()> {

@@ -19,14 +19,14 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::{Gid, Uid, fchown, sethostname, setsid};
 use wire::{Reply, Request, RunStep, frame, message};
 
 use super::{exec, privileges, rootfs};
 use crate::disk;
 use crate::fault;
-use crate::layers::{self, Attributes, Implicit, file_name};
+use crate::layers::{self, Attributes, Implicit, View, file_name};
 use crate::network;
 use crate::{diff, sys, tree};
 
@@ -150,9 +150,7 @@ fn describe_implicit(step: &RunStep, merged: &Path) -> Result<()> {
         .map(|layer| Implicit::read(sealed.as_fd(), &file_name(layer)?))
         .collect::<Result<Vec<_>>>()?;
     // The agent has described the root directory itself.
-    let fixes = layers::plan(&implicit, |at, path| {
-        Ok(!path.is_empty() && lower(step, at, path)?.is_some())
-    })?;
+    let fixes = layers::plan(&implicit, |at, path| look(step, at, path))?;
     for (path, at) in fixes {
         let Some(from) = lower(step, at, &path)? else {
             continue;
@@ -169,6 +167,20 @@ fn describe_implicit(step: &RunStep, merged: &Path) -> Result<()> {
 fn copy_up(dir: OwnedFd, attributes: &Attributes) -> Result<()> {
     layers::describe(dir.as_fd(), attributes)?;
     layers::set_time(dir.as_fd(), attributes.mtime)
+}
+
+/// What a layer has at a path, apart from the root directory.
+fn look(step: &RunStep, at: usize, path: &[u8]) -> Result<View> {
+    let Some(layer) = step.layers.get(at).filter(|_| !path.is_empty()) else {
+        return Ok(View::default());
+    };
+    let says = diff::look(File::open(layer_path(layer)?)?.as_fd(), path)?;
+    Ok(View {
+        directory: says
+            .has
+            .is_some_and(|stat| layers::is_type(&stat, SFlag::S_IFDIR)),
+        hides: says.hides,
+    })
 }
 
 /// The directory that a layer has at a path.

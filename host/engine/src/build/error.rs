@@ -170,7 +170,11 @@ impl From<DockerfileError> for BuildError {
 
 impl From<ContextError> for BuildError {
     fn from(err: ContextError) -> Self {
-        Self::Context(Box::new(err))
+        if let ContextError::Cancelled = err {
+            Self::Cancelled
+        } else {
+            Self::Context(Box::new(err))
+        }
     }
 }
 

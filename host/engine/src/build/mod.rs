@@ -82,10 +82,11 @@ pub fn build(
             image: None,
         },
     };
-    let ended = store.end_build(id, &outcome);
-    let built = result?; // the build's own error matters more than a row that cannot be written
-    ended?;
-    Ok(built)
+    if let Err(err) = store.end_build(id, &outcome) {
+        // What was built, or why not, matters more than a row that cannot be written.
+        log::warn!("the history does not say how this build ended: {err}");
+    }
+    result
 }
 
 struct Build<'a> {
@@ -167,7 +168,8 @@ impl Build<'_> {
     /// The build context; without one, an empty directory.
     fn context(&self, dockerfile: Option<&Path>) -> Result<Context, BuildError> {
         if let Some(dir) = &self.request.context {
-            return Ok(Context::open(dir, dockerfile, Some(self.store))?);
+            let context = Context::open(dir, dockerfile, Some(self.store))?;
+            return Ok(context.cancelled_by(self.cancel));
         }
         let dir = self.store.scratch().join("empty-context");
         std::fs::create_dir(&dir).map_err(|source| ContextError::Open {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use store::{Claim, ContentId, DiffId, Layer, Lookup, StepKey, Store};
 
@@ -130,13 +130,37 @@ impl Steps<'_> {
     /// The merged root of a chain.
     fn root(&self, chain: &[Layer]) -> Result<Arc<Rootfs>, BuildError> {
         let ids: Vec<DiffId> = chain.iter().map(|layer| layer.diff_id).collect();
-        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(root) = roots.get(&ids) {
-            return Ok(Arc::clone(root));
+        // On top of the longest part that was merged before; what both share is shared. Without the
+        // lock: other stages go on meanwhile, and if two merge the same, both are right.
+        let (n_known, known) = self.known_root(&ids);
+        let (_, rest) = ids.split_at(n_known);
+        if rest.is_empty() && n_known > 0 {
+            return Ok(known);
         }
-        let root = Arc::new(Rootfs::new(self.store, &ids)?);
-        roots.insert(ids, Arc::clone(&root));
+        let mut root = Rootfs::clone(&known);
+        for layer in rest {
+            if self.cancel.is_cancelled() {
+                return Err(BuildError::Cancelled);
+            }
+            root = root.with_layer(*layer)?;
+        }
+        let root = Arc::new(root);
+        self.roots().insert(ids, Arc::clone(&root));
         Ok(root)
+    }
+
+    /// The longest beginning of a chain that was merged already, and how many layers it has.
+    fn known_root(&self, chain: &[DiffId]) -> (usize, Arc<Rootfs>) {
+        let roots = self.roots();
+        let known = (1..=chain.len()).rev().find_map(|n| {
+            let root = roots.get(chain.get(..n)?)?;
+            Some((n, Arc::clone(root)))
+        });
+        known.unwrap_or_else(|| (0, Arc::new(Rootfs::scratch(self.store))))
+    }
+
+    fn roots(&self) -> MutexGuard<'_, HashMap<Vec<DiffId>, Arc<Rootfs>>> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn place(&self, at: &At<'_>) -> Box<Place> {

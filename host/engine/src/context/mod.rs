@@ -23,18 +23,22 @@ pub(crate) mod stat;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
 use store::{Digest, Store};
 
 pub use glob::BadPattern;
 pub use ignore::{IgnoreError, IgnoredBy};
 pub use missing::Missing;
 pub(crate) use open::{OpenError, Opened, Reader};
+
+use crate::cancel::Cancel;
 
 use cache::{Record, StatCache};
 use ignore::Ignore;
@@ -61,6 +65,9 @@ pub enum ContextError {
         #[source]
         source: io::Error,
     },
+    /// The walk was cancelled.
+    #[error("cancelled")]
+    Cancelled,
     /// The ignore file is there and cannot be read.
     #[error("cannot read {}", path.display())]
     ReadIgnore {
@@ -75,6 +82,9 @@ pub enum ContextError {
     Ignore(#[from] IgnoreError),
 }
 
+/// Longest ignore file, in bytes. Each of its lines is compared with each path.
+const MAX_IGNORE: u64 = 1 << 20;
+
 /// A directory whose files can be copied. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Context(Arc<Inner>);
@@ -88,6 +98,7 @@ struct Inner {
     cache: Option<(Store, String)>,
     walking: Mutex<()>,
     scanned: OnceLock<Scanned>,
+    cancel: OnceLock<Cancel>,
 }
 
 #[derive(Debug)]
@@ -134,6 +145,7 @@ impl Context {
             cache,
             walking: Mutex::default(),
             scanned: OnceLock::new(),
+            cancel: OnceLock::new(),
         })))
     }
 
@@ -162,6 +174,13 @@ impl Context {
         if let Err(error) = store.save_cache(name, &bytes) {
             log::warn!("digests of context files are not remembered: {error}");
         }
+    }
+
+    /// Lets `cancel` end the walk. Only the first one counts.
+    #[must_use]
+    pub fn cancelled_by(self, cancel: &Cancel) -> Self {
+        self.0.cancel.get_or_init(|| cancel.clone());
+        self
     }
 
     /// Everything that is not ignored; walks the context if nobody did yet.
@@ -222,8 +241,9 @@ impl Context {
                 path: self.0.path.clone(),
                 source,
             };
-            let (scan, known) =
-                scan::scan(self.0.root.as_fd(), &self.0.ignore, cache).map_err(failed)?;
+            let cancel = self.0.cancel.get_or_init(Cancel::new);
+            let found = scan::scan(self.0.root.as_fd(), &self.0.ignore, cache, cancel);
+            let (scan, known) = found.map_err(failed)?.ok_or(ContextError::Cancelled)?;
             // Nobody else sets it while we hold the lock.
             drop(self.0.scanned.set(Scanned {
                 scan,
@@ -250,7 +270,7 @@ fn load_ignore(root: &Path, dockerfile: Option<&Path>) -> Result<(Ignore, PathBu
         .into_iter()
         .chain([root.join(".dockerignore")])
     {
-        match std::fs::read(&path) {
+        match read_ignore(root, &path) {
             Ok(text) => {
                 let shown = path.strip_prefix(root).unwrap_or(&path);
                 return Ok((Ignore::parse(&shown.to_string_lossy(), &text)?, path));
@@ -260,4 +280,30 @@ fn load_ignore(root: &Path, dockerfile: Option<&Path>) -> Result<(Ignore, PathBu
         }
     }
     Ok((Ignore::default(), PathBuf::new()))
+}
+
+/// Reads an ignore file. One in the context may be a link, but not to what is outside of it, and
+/// none may be something that never ends or never begins.
+fn read_ignore(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = match path.strip_prefix(root) {
+        Ok(below) => {
+            let how = OpenHow::new()
+                .flags(flags)
+                .resolve(ResolveFlag::RESOLVE_BENEATH);
+            File::from(openat2(File::open(root)?, below, how)?)
+        }
+        Err(_) => File::from(open(path, flags, Mode::empty())?),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_IGNORE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_IGNORE {
+        return Err(io::Error::other(format!(
+            "it is longer than {MAX_IGNORE} bytes"
+        )));
+    }
+    Ok(text)
 }

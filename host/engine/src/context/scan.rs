@@ -18,6 +18,7 @@ use super::cache::{StatCache, Xattrs};
 use super::descent::{Descent, Names, directory};
 use super::ignore::{Above, Ignore};
 use super::stat::{Stat, Type};
+use crate::cancel::Cancel;
 use crate::rootfs::path;
 use crate::rootfs::resolve::{Kind, Tree};
 
@@ -137,12 +138,13 @@ impl Tree for Scan {
     }
 }
 
-/// Walks the whole context.
+/// Walks the whole context; gives nothing if that is cancelled.
 pub(crate) fn scan(
     root: BorrowedFd<'_>,
     ignore: &Ignore,
     cache: StatCache,
-) -> io::Result<(Scan, Vec<Known>)> {
+    cancel: &Cancel,
+) -> io::Result<Option<(Scan, Vec<Known>)>> {
     let stat = Stat::from(&nix::sys::stat::fstat(root)?);
     let mut walk = Walk {
         ignore,
@@ -166,6 +168,9 @@ pub(crate) fn scan(
         above: ignore.root(),
     }];
     while let Some(dir) = pending.pop() {
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
         let found = descent
             .enter(&walk.scan, dir.node)
             .and_then(|fd| walk.read(fd, &dir));
@@ -175,7 +180,7 @@ pub(crate) fn scan(
             Err(error) => walk.unreadable(dir.node, &error),
         }
     }
-    Ok((walk.scan, walk.known))
+    Ok(Some((walk.scan, walk.known)))
 }
 
 /// A directory that is still to be read.

@@ -295,7 +295,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The entries of the layer, in order of paths.
-    pub(super) fn finish(self) -> Vec<Item> {
+    pub(super) fn finish(self) -> Result<Vec<Item>, CopyError> {
         let wanted = self.wanted();
         let mut items = Vec::new();
         let mut first_names: HashMap<(usize, SameFile), usize> = HashMap::new();
@@ -312,12 +312,33 @@ impl<'a> Draft<'a> {
             if at != ROOT
                 && let Some(item) = node.item(path)
             {
+                self.check(node, &item)?;
                 let same = node.planned.as_ref().and_then(|planned| planned.same);
                 let item = link(item, same, &mut first_names, &items);
                 items.push(item);
             }
         }
-        items
+        Ok(items)
+    }
+
+    /// Refuses what a layer would not say as it is meant.
+    fn check(&self, node: &Node<'_>, item: &Item) -> Result<(), CopyError> {
+        if node.name.starts_with(b".wh.") {
+            return Err(CopyError::Whiteout(path::show(&item.path)));
+        }
+        // A directory that is put on top of one does not hide what is in that one.
+        let hidden = || {
+            let parent = self.nodes.get(node.parent)?.below?;
+            let below = (&self.target).child(parent, &node.name)?;
+            Some((&self.target).kind(below))
+        };
+        if matches!(item.body, ItemBody::New(Body::Directory))
+            && node.below.is_none()
+            && hidden() == Some(Kind::Directory)
+        {
+            return Err(CopyError::DirectoryAgain(path::show(&item.path)));
+        }
+        Ok(())
     }
 
     /// Which nodes are new or lead to something new.

@@ -38,6 +38,17 @@ pub enum CopyError {
     /// A file meets a directory.
     #[error("cannot replace to directory {0} with file")]
     OntoDirectory(String),
+    /// The name of something that is copied means something else in a layer.
+    #[error(
+        "cannot copy to {0}: in a layer, a name that begins with .wh. means that something is removed"
+    )]
+    Whiteout(String),
+    /// A directory of the image was replaced by something that then became a directory again.
+    #[error(
+        "{0} is a directory in the image, and of the sources one has a file there and a later one \
+         a directory: copy them in two steps"
+    )]
+    DirectoryAgain(String),
     /// A path leads nowhere.
     #[error(transparent)]
     Path(#[from] ResolveError),
@@ -77,7 +88,7 @@ pub enum CopyError {
     },
     /// The context cannot be read at all.
     #[error(transparent)]
-    Context(#[from] ContextError),
+    Context(ContextError),
     /// A layer that files are taken from cannot be read.
     #[error("cannot read a file of another stage or image")]
     Layer(#[from] ReadError),
@@ -125,5 +136,15 @@ impl CopyError {
     #[must_use]
     pub fn is_host(&self) -> bool {
         matches!(self, Self::Layer(_) | Self::Store(_) | Self::Write(_))
+    }
+}
+
+impl From<ContextError> for CopyError {
+    fn from(error: ContextError) -> Self {
+        if let ContextError::Cancelled = error {
+            Self::Cancelled
+        } else {
+            Self::Context(error)
+        }
     }
 }

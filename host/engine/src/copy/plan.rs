@@ -72,7 +72,7 @@ pub fn plan(
         SourceTree::Rootfs(_) => None,
     };
     Ok(CopyPlan {
-        items: planner.draft.finish(),
+        items: planner.draft.finish()?,
         context,
         roots: planner.roots,
         written: Mutex::default(),
@@ -108,7 +108,7 @@ pub fn plan_workdir(
     };
     draft.directory(&place.path, &made)?;
     Ok(Some(CopyPlan {
-        items: draft.finish(),
+        items: draft.finish()?,
         context: None,
         roots: Vec::new(),
         written: Mutex::default(),

@@ -234,10 +234,26 @@ pub(super) fn write_dir(job: &Job<'_>, image: &Prepared, dir: &Path) -> Result<(
         });
     }
     let others = other_entries(dir, &image.entries)?;
+    refuse_links(dir)?;
     fill_dir(job, image, dir, others, &|path, work| {
         let dest = Destination::Path(path.to_owned());
         target::write(job.store, &dest, &mut io::sink(), work)
     })
+}
+
+/// A layout that is there may be anybody's: a link in it would lead what is written elsewhere.
+fn refuse_links(dir: &Path) -> Result<(), ExportError> {
+    for name in ["oci-layout", "index.json", "blobs", "blobs/sha256"] {
+        let path = dir.join(name);
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+            let reason = "it is a link, and an image layout has none; choose another directory";
+            return Err(ExportError::Target {
+                path,
+                reason: reason.to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Whether an image can be put into a directory.
@@ -245,6 +261,7 @@ pub(super) fn check_dir(dir: &Path) -> Result<(), ExportError> {
     if !local::check_dir(dir)? {
         return Ok(());
     }
+    refuse_links(dir)?;
     other_entries(dir, &[]).map(|_| ())
 }
 
@@ -275,8 +292,13 @@ fn fill_dir(
     for blob in &image.blobs {
         let path = blobs.join(blob.descriptor.digest.hex());
         // A blob that is there appeared by a rename, so it is whole.
-        if fs::metadata(&path).is_ok_and(|found| found.len() == blob.descriptor.size) {
-            continue;
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_file() && found.len() == blob.descriptor.size => continue,
+            // Not to be written through.
+            Ok(found) if found.is_symlink() => {
+                fs::remove_file(&path).map_err(|error| target::write_error(&path, error))?;
+            }
+            Ok(_) | Err(_) => {}
         }
         put(
             &path,

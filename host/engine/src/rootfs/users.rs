@@ -86,7 +86,7 @@ impl Rootfs {
     pub fn user(&self, spec: &str) -> Result<User, UserError> {
         let (user, group) = split(spec);
         let user = if user.is_empty() { "0" } else { user };
-        let number = user.parse().ok();
+        let number = id(user);
         let line = match self.passwd(user, number) {
             // A number needs no files.
             Err(UserError::Unknown { .. }) if number.is_some() => None,
@@ -206,8 +206,13 @@ fn number(name: &str) -> Option<u32> {
     if name.is_empty() || name == "root" {
         Some(0)
     } else {
-        name.parse().ok()
+        id(name)
     }
+}
+
+/// A user or group number. The highest one means "leave it as it is" to the kernel.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 fn unknown(
@@ -234,8 +239,8 @@ fn unknown(
 fn passwd_line(line: &str) -> Option<Passwd> {
     let mut fields = line.trim().split(':');
     let name = fields.next()?.to_owned();
-    let uid = fields.nth(1)?.parse().ok()?;
-    let gid = fields.next()?.parse().ok()?;
+    let uid = id(fields.nth(1)?)?;
+    let gid = id(fields.next()?)?;
     let home = fields.nth(1).unwrap_or_default().to_owned();
     Some(Passwd {
         name,
@@ -249,7 +254,7 @@ fn passwd_line(line: &str) -> Option<Passwd> {
 fn group_line(line: &str) -> Option<Group> {
     let mut fields = line.trim().split(':');
     let name = fields.next()?.to_owned();
-    let gid = fields.nth(1)?.parse().ok()?;
+    let gid = id(fields.nth(1)?)?;
     let members = fields
         .next()
         .unwrap_or_default()

@@ -34,7 +34,7 @@ use crate::options::{Notice, Options, VmReport};
 use crate::session::SessionError;
 use crate::vm::{BootError, Context, End, Vm, boot};
 use sealed::Sealed;
-use step::{Puts, Trouble, Worker};
+use step::{Places, Trouble, Worker};
 
 /// VMs that one build may use: the first, and one in place of one that was lost.
 const MAX_BOOTS: u32 = 2;
@@ -85,7 +85,7 @@ enum Phase {
 struct Guest {
     vm: Vm,
     sealed: Sealed,
-    puts: Puts,
+    places: Places,
     steps: AtomicU64,
 }
 
@@ -200,7 +200,8 @@ impl Executor for VmExecutor {
                 session: guest.vm.session(),
                 store: &self.shared.store,
                 sealed: &guest.sealed,
-                puts: &guest.puts,
+                places: &guest.places,
+                most_written: self.shared.options.disk_size,
             };
             match worker.run(number, step, output, cancel) {
                 Ok(done) => return Ok(done),
@@ -254,7 +255,7 @@ impl Shared {
             Ok(layers) => Ok(Guest {
                 vm,
                 sealed: Sealed::new(layers),
-                puts: Puts::default(),
+                places: Places::default(),
                 steps: AtomicU64::new(0),
             }),
             Err(err) => {

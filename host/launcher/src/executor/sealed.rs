@@ -21,6 +21,8 @@ enum State {
     Coming,
     /// It is there.
     Sealed,
+    /// It is being removed.
+    Going,
 }
 
 #[derive(Debug, Default)]
@@ -88,16 +90,9 @@ impl Sealed {
             match inner.states.get(&name) {
                 Some(State::Sealed) => return Ok(()),
                 None => break,
-                Some(State::Coming) => {}
+                Some(State::Coming | State::Going) => {}
             }
-            if cancel.is_cancelled() {
-                return Err(SessionError::Cancelled);
-            }
-            inner = self
-                .changed
-                .wait_timeout(inner, TICK)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            inner = self.wait(inner, cancel)?;
         }
         inner.states.insert(name, State::Coming);
         drop(inner);
@@ -111,19 +106,50 @@ impl Sealed {
         Ok(())
     }
 
-    /// Takes the layers that nobody uses out of the table; the caller removes them from the disk.
-    pub(super) fn take_unused(&self) -> Vec<LayerName> {
+    /// Makes room on the guest disk: lets `remove` take away the layers that nobody uses. If
+    /// somebody else is at it, waits for that instead. Whether there may be more room now.
+    pub(super) fn make_room(
+        &self,
+        cancel: &Cancel,
+        remove: impl FnOnce(Vec<LayerName>) -> Result<(), SessionError>,
+    ) -> Result<bool, SessionError> {
         let mut inner = self.lock();
-        let Inner { states, users } = &mut *inner;
-        let unused: Vec<LayerName> = states
-            .iter()
-            .filter(|(name, state)| **state == State::Sealed && !users.contains_key(*name))
-            .map(|(name, _)| *name)
-            .collect();
-        for name in &unused {
-            states.remove(name);
+        let going = |inner: &Inner| inner.states.values().any(|state| *state == State::Going);
+        if going(&inner) {
+            while going(&inner) {
+                inner = self.wait(inner, cancel)?;
+            }
+            return Ok(true);
         }
-        unused
+        let Inner { states, users } = &mut *inner;
+        let mut unused = Vec::new();
+        for (name, state) in states {
+            if *state == State::Sealed && !users.contains_key(name) {
+                *state = State::Going;
+                unused.push(*name);
+            }
+        }
+        drop(inner);
+        if unused.is_empty() {
+            return Ok(false);
+        }
+        let removed = remove(unused);
+        // Also if that failed: whatever is left of them is found when they are put again.
+        self.lock().states.retain(|_, state| *state != State::Going);
+        self.changed.notify_all();
+        removed.map(|()| true)
+    }
+
+    fn wait<'a>(
+        &self,
+        inner: MutexGuard<'a, Inner>,
+        cancel: &Cancel,
+    ) -> Result<MutexGuard<'a, Inner>, SessionError> {
+        if cancel.is_cancelled() {
+            return Err(SessionError::Cancelled);
+        }
+        let waited = self.changed.wait_timeout(inner, TICK);
+        Ok(waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 }
 
@@ -247,10 +273,45 @@ mod tests {
     #[test]
     fn only_layers_that_nobody_uses_are_given_away() {
         let sealed = Sealed::new(vec![A, B]);
+        let cancel = Cancel::new();
+        let check = |want: &[LayerName]| {
+            let mut gone = Vec::new();
+            let room = sealed.make_room(&cancel, |names| {
+                gone = names;
+                Ok(())
+            });
+            assert_eq!((room.unwrap(), gone.as_slice()), (!want.is_empty(), want));
+        };
         let held = sealed.hold(&[A, A]);
-        assert_eq!(sealed.take_unused(), [B]);
+        check(&[B]);
         drop(held);
-        assert_eq!(sealed.take_unused(), [A]);
-        assert_eq!(sealed.take_unused(), [[0; 32]; 0]);
+        check(&[A]);
+        check(&[]);
+    }
+
+    #[test]
+    fn who_needs_a_layer_that_goes_waits_until_it_is_gone() {
+        let sealed = Sealed::new(vec![A]);
+        let (gone, put) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                sealed.make_room(&Cancel::new(), |_| {
+                    thread::sleep(Duration::from_millis(200));
+                    gone.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                })
+            });
+            while sealed.has(&A) {
+                thread::yield_now();
+            }
+            let other = scope.spawn(|| sealed.make_room(&Cancel::new(), |_| panic!("at it")));
+            let arrive = || {
+                put.store(gone.load(Ordering::SeqCst), Ordering::SeqCst);
+                Ok(())
+            };
+            sealed.ensure(A, &Cancel::new(), arrive).unwrap();
+            assert!(other.join().unwrap().unwrap());
+        });
+        assert_eq!(put.into_inner(), 1);
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use engine::Cancel;
 use engine::executor::{Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{DiffId, IngestError, Layer, Store};
+use store::{DiffId, IngestError, Layer, LayerWriter, Store};
+use wire::limits::{MAX_STEPS, MAX_TRANSFERS};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};
 
 use super::sealed::Sealed;
@@ -63,7 +64,9 @@ pub(super) struct Worker<'a> {
     pub(super) session: &'a Session,
     pub(super) store: &'a Store,
     pub(super) sealed: &'a Sealed,
-    pub(super) puts: &'a Puts,
+    pub(super) places: &'a Places,
+    /// Most bytes that a step may have changed.
+    pub(super) most_written: u64,
 }
 
 impl Worker<'_> {
@@ -95,9 +98,11 @@ impl Worker<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, Trouble> {
+        let place = self.places.steps.take(cancel)?;
         let exit = self
             .session
             .run(wire_step(number, spec, chain), output, cancel)?;
+        drop(place);
         check_exit(exit).map_err(|err| self.explain(err))?;
         let layer = self.take(number, spec, cancel)?;
         self.seal(number, &layer);
@@ -168,21 +173,29 @@ impl Worker<'_> {
     fn bring(&self, layer: DiffId, cancel: &Cancel) -> Result<(), Trouble> {
         let name = layer.digest().0;
         self.sealed.ensure(name, cancel, || {
-            let _place = self.puts.take(cancel)?;
-            match self.put(layer, cancel) {
-                Err(full) if full.is_disk_full() => {
-                    let unused = self.sealed.take_unused();
-                    if unused.is_empty() {
-                        return Err(full);
-                    }
-                    log::info!("the guest disk is full: {} old layers go", unused.len());
-                    self.session.remove(unused)?;
-                    self.put(layer, cancel)
-                }
-                other => other,
-            }
+            let _place = self.places.puts.take(cancel)?;
+            self.put_with_room(layer, cancel)
         })?;
         Ok(())
+    }
+
+    /// Puts a layer; if the guest disk is full, layers that nobody uses go first.
+    fn put_with_room(&self, layer: DiffId, cancel: &Cancel) -> Result<(), SessionError> {
+        // Ends: each further round follows a removal, and what is removed is not put again by a
+        // step that does not hold it.
+        loop {
+            let full = match self.put(layer, cancel) {
+                Err(full) if full.is_disk_full() => full,
+                other => return other,
+            };
+            let room = self.sealed.make_room(cancel, |unused| {
+                log::info!("the guest disk is full: {} old layers go", unused.len());
+                self.session.remove(unused)
+            })?;
+            if !room {
+                return Err(full);
+            }
+        }
     }
 
     fn put(&self, layer: DiffId, cancel: &Cancel) -> Result<(), SessionError> {
@@ -205,8 +218,24 @@ impl Worker<'_> {
             .store
             .layer_writer(&spec.name)
             .map_err(|err| host(err.into()))?;
-        if let Err(err) = self.session.take(number, &mut writer, cancel) {
+        let place = self.places.takes.take(cancel)?;
+        let mut bounded = Bounded {
+            writer: &mut writer,
+            left: self.most_written,
+        };
+        let taken = self.session.take(number, &mut bounded, cancel);
+        drop(place);
+        let too_much = bounded.left == 0;
+        if let Err(err) = taken {
             writer.abandon();
+            if too_much {
+                return Err(StepError::Limit(format!(
+                    "the changes of this step are larger than the disk of the builder VM ({} GiB): \
+                     files with holes take their whole length in a layer",
+                    self.most_written >> 30
+                ))
+                .into());
+            }
             return Err(self.blame(err));
         }
         writer.finish().map_err(|err| match err {
@@ -288,34 +317,84 @@ fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
     }
 }
 
-/// Places for layers on their way.
-#[derive(Debug, Default)]
-pub(super) struct Puts(Mutex<usize>, Condvar);
+/// A layer that may have so many bytes and no more: a file with holes costs a guest nothing, and
+/// this host its whole length.
+struct Bounded<'a> {
+    writer: &'a mut LayerWriter,
+    left: u64,
+}
 
-impl Puts {
+impl io::Write for Bounded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            self.left = 0;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        let n = self.writer.write(bytes)?;
+        self.left = left.max(1);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// How much the guest does at the same time. It has the same bounds, but what waited there would
+/// wait while limits of time run.
+#[derive(Debug)]
+pub(super) struct Places {
+    puts: Counted,
+    takes: Counted,
+    steps: Counted,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            puts: Counted::new(PUTS),
+            takes: Counted::new(MAX_TRANSFERS - PUTS),
+            steps: Counted::new(MAX_STEPS),
+        }
+    }
+}
+
+/// Places, each taken by one at a time.
+#[derive(Debug)]
+struct Counted {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Counted {
+    fn new(number: usize) -> Self {
+        Self {
+            free: Mutex::new(number),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Waits for a place.
     fn take(&self, cancel: &Cancel) -> Result<Place<'_>, SessionError> {
-        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while *used >= PUTS {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
             if cancel.is_cancelled() {
                 return Err(SessionError::Cancelled);
             }
             let tick = Duration::from_millis(50);
-            used = self
-                .1
-                .wait_timeout(used, tick)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let waited = self.changed.wait_timeout(free, tick);
+            free = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        *used += 1;
+        *free -= 1;
         Ok(Place(self))
     }
 }
 
-struct Place<'a>(&'a Puts);
+struct Place<'a>(&'a Counted);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.0.1.notify_one();
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.changed.notify_one();
     }
 }

@@ -480,6 +480,7 @@ fn a_step_that_cannot_begin_has_no_output_and_a_reason() {
     assert!(
         matches!(refused, Err(SessionError::Refused(failure)) if failure.text == "no such program")
     );
+    assert!(session.lost().is_none());
     script.join().unwrap();
 }
 

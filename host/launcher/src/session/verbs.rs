@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -136,12 +136,16 @@ impl Session {
         step.output = expected.id;
         let pending = self.ask(&Request::Run(step))?;
         let progress = AtomicU64::new(0);
+        // The step never began, so its output need not be waited for.
+        let refused = AtomicBool::new(false);
         thread::scope(|scope| {
             let pump = thread::Builder::new()
                 .name("output".into())
                 .spawn_scoped(scope, || {
-                    let link = expected.wait(None, || pending.has_come())?;
-                    let Some(link) = link else { return Ok(()) };
+                    let needless = || pending.has_come() || refused.load(Ordering::Acquire);
+                    let Some(link) = expected.wait(None, needless)? else {
+                        return Ok(());
+                    };
                     self.pump(&link, expected.id, output, &progress)
                 });
             let pump = pump.map_err(|err| {
@@ -149,6 +153,7 @@ impl Session {
                 SessionError::host("cannot start a thread", err)
             })?;
             let exit = self.wait_for_exit(number, &pending, cancel);
+            refused.store(exit.is_err(), Ordering::Release);
             self.wait_for_output(&progress, || pump.is_finished());
             let pumped = pump.join().unwrap_or_else(|_| {
                 Err(

@@ -94,9 +94,13 @@ pub(crate) fn boot(context: &Context<'_>, stop: &Cancel) -> Result<Vm, BootError
                     .options
                     .watcher
                     .tell(&Notice::NoKvm(trouble.clone()));
-                // Only if emulation works is KVM to blame, and not the image.
+                // Only if emulation works is KVM to blame, and not the image; and an agent that was
+                // there but late shows that KVM works on a host that is busy.
+                let broken = matches!(err, BootError::Silent { .. } | BootError::Ended { .. });
                 let vm = boot_with(context, Engine::Tcg, stop)?;
-                context.remember(Some(trouble));
+                if broken {
+                    context.remember(Some(trouble));
+                }
                 Ok(vm)
             }
             Err(err) => Err(err),
@@ -111,7 +115,7 @@ fn boot_with(context: &Context<'_>, engine: Engine, stop: &Cancel) -> Result<Vm,
     let used_before = !disk.is_fresh();
     let first = timed(context, engine, || attempt(context, engine, disk, stop));
     match first {
-        Err(err) if used_before && err.is_the_guests() && engine == Engine::Tcg => {
+        Err(err) if used_before && err.is_the_guests() => {
             log::warn!("the builder VM does not boot with a disk that was used before: {err}");
             let disk = context.pool().make()?;
             timed(context, engine, || attempt(context, engine, disk, stop))

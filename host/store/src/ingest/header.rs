@@ -18,6 +18,8 @@ pub(super) struct Header {
     pub(super) gid: u64,
     pub(super) size: u64,
     pub(super) mtime: i64,
+    /// The type is told by the name: a slash at its end means a directory.
+    pub(super) by_name: bool,
     /// Device numbers; only of devices.
     pub(super) device: (u64, u64),
 }
@@ -87,6 +89,7 @@ pub(super) fn parse(block: &Block) -> Result<Header, String> {
     let [m0, m1, ..] = unsigned(block, 100, 8, "mode")?.to_le_bytes();
     Ok(Header {
         kind,
+        by_name: field(block, 156, 1) == [0],
         path,
         link: text(field(block, 157, 100)).to_vec(),
         mode: u32::from(u16::from_le_bytes([m0, m1])) & 0o7777,

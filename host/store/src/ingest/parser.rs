@@ -258,6 +258,11 @@ impl Parser {
         let extensions = std::mem::take(&mut self.extensions);
         let raw = extensions.path.as_ref().unwrap_or(&header.path).clone();
         let refuse = |reason: &str| IngestError::rejected(Some(&raw), reason);
+        if header.by_name && header.path.ends_with(b"/") != raw.ends_with(b"/") {
+            return Err(refuse(
+                "its two names disagree about whether it is a directory",
+            ));
+        }
         let size = extensions.size.unwrap_or(header.size);
         if kind != Kind::File && size != 0 {
             return Err(refuse("it has content, which its type cannot have"));

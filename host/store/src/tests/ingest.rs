@@ -550,3 +550,18 @@ fn the_content_id_leaves_out_times_and_nothing_else() {
     assert_ne!(id(raw(b'5', b"a", b"")), id(raw(b'6', b"a", b"")));
     store.close().unwrap();
 }
+
+#[test]
+fn a_directory_by_name_is_one_by_both_names() {
+    let root = Root::new();
+    let store = root.open();
+    let pax = || raw(b'x', b"pax", b"10 path=y\n");
+    let refused = ingest(&store, &archive(vec![pax(), raw(0, b"x/", b"")]));
+    assert!(
+        matches!(refused, Err(IngestError::Rejected { .. })),
+        "{refused:?}"
+    );
+    assert!(ingest(&store, &archive(vec![pax(), raw(0, b"x", b"")])).is_ok());
+    assert!(ingest(&store, &archive(vec![raw(0, b"x/", b"")])).is_ok());
+    store.close().unwrap();
+}

@@ -229,3 +229,13 @@ fn an_archive_is_read_once() {
         .content_id();
     assert_eq!(first, again);
 }
+
+#[test]
+fn a_directory_that_another_archive_replaced_does_not_come_back_with_old_content() {
+    let kit = Kit::new(&[], &["x/", "x/d/", "x/d/old"]);
+    for (name, lines) in [("a.tar", ["d"]), ("b.tar", ["d/"])] {
+        fs::write(kit.path().join(name), tar(&lines)).expect("an archive");
+    }
+    let error = kit.error("ADD a.tar b.tar /x/");
+    assert!(error.contains("x/d is a directory in the image"), "{error}");
+}

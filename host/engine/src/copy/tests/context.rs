@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Uid, mkfifo, setfsuid};
 use store::{EntryKind, Layer};
 
-use super::{Kit, check, spec};
+use super::{Kit, check, fails, spec};
 use crate::Cancel;
 use crate::context::Context;
 use crate::copy::{CopyError, SourceTree, plan};
@@ -542,6 +542,51 @@ fn a_broken_ignore_file_is_an_error() {
     );
     let kit = Kit::new(&[".dockerignore/"], &[]);
     Context::open(&kit.path(), None, None).expect_err("a directory is no ignore file");
+}
+
+#[test]
+fn an_ignore_file_leads_to_nothing_outside_and_does_not_hang() {
+    let inside = Kit::new(
+        &["docker/ignore = b\n", ".dockerignore -> docker/ignore"],
+        &[],
+    );
+    inside.add(&["a", "b"]);
+    let kept = inside.context();
+    assert!(kept.first_ignored().is_none() && kept.scan().is_ok());
+    assert!(kept.first_ignored().is_some());
+    for target in ["/etc/passwd", "/dev/zero", "../elsewhere"] {
+        let kit = Kit::new(&[&format!(".dockerignore -> {target}")], &[]);
+        Context::open(&kit.path(), None, None).expect_err("a link that leads out");
+    }
+    let kit = Kit::new(&[], &[]);
+    let fifo = kit.path().join(".dockerignore");
+    mkfifo(&fifo, Mode::S_IRUSR).expect("a pipe");
+    let error = Context::open(&kit.path(), None, None).expect_err("a pipe is no file");
+    assert!(error.to_string().contains(".dockerignore"), "{error}");
+}
+
+#[test]
+fn cancelling_ends_the_walk() {
+    let kit = Kit::new(&["a", "b"], &[]);
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let context = kit.context().cancelled_by(&cancel);
+    assert!(matches!(
+        context.scan(),
+        Err(crate::context::ContextError::Cancelled)
+    ));
+}
+
+#[test]
+fn a_name_that_removes_something_in_a_layer_is_refused() {
+    let refused = |context: &str, instruction: &str, name: &str| {
+        let reason = "in a layer, a name that begins with .wh. means that something is removed";
+        let want = format!("cannot copy to {name}: {reason}");
+        fails(&[context], &["etc/", "etc/passwd"], instruction, &want);
+    };
+    refused(".wh.passwd", "COPY . /etc/", "/etc/.wh.passwd");
+    refused("d/.wh..wh..opq", "COPY d /d", "/d/.wh..wh..opq");
+    refused("a", "COPY a /.wh.x/a", "/.wh.x");
 }
 
 #[test]
