@@ -1,0 +1,6 @@
+//! The device and the guest's own driver, against each other and without a VM.
+
+#[cfg(test)]
+mod bed;
+#[cfg(test)]
+mod together;
