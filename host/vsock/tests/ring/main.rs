@@ -3,4 +3,10 @@
 #[cfg(test)]
 mod bed;
 #[cfg(test)]
+mod ends;
+#[cfg(test)]
+mod slots;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod together;
