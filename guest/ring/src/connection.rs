@@ -382,3 +382,5 @@ impl<B: AsRef<[u8]>> Connection<B> {
 }
 
 mod outgoing;
+#[cfg(test)]
+mod tests;

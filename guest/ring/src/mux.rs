@@ -383,3 +383,6 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
