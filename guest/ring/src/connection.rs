@@ -267,19 +267,30 @@ impl<B: AsRef<[u8]>> Connection<B> {
         Ok(taken)
     }
 
-    /// Queues the first `len` bytes of `buffer`, or gives it back if the peer will not get them.
-    pub(crate) fn send(&mut self, buffer: B, len: u32) -> Result<(), (B, Cause)> {
+    /// Queues the first `len` bytes of `buffer`. Gives the buffer back if there are none, or if the
+    /// peer will not get them. Of the credit that was taken for it, `unused` is given back.
+    pub(crate) fn send(
+        &mut self,
+        buffer: B,
+        len: u32,
+        unused: u32,
+    ) -> (Option<B>, Result<(), Cause>) {
         self.filling = self.filling.saturating_sub(1);
-        match self.state {
-            State::Closed(cause) => return Err((buffer, cause)),
-            State::Leaving => return Err((buffer, Cause::Finished)),
-            State::Requesting { .. } | State::Open => {}
-        }
-        if self.ended_by_peer.contains(Shutdown::RECEIVE) {
-            return Err((buffer, Cause::Finished));
-        }
-        self.outbox.push_back((buffer, len));
-        Ok(())
+        self.tx.give_back(unused);
+        let cause = match self.state {
+            State::Closed(cause) => cause,
+            State::Requesting { .. } | State::Open
+                if !self.ended_by_peer.contains(Shutdown::RECEIVE) =>
+            {
+                if len == 0 {
+                    return (Some(buffer), Ok(()));
+                }
+                self.outbox.push_back((buffer, len));
+                return (None, Ok(()));
+            }
+            State::Requesting { .. } | State::Open | State::Leaving => Cause::Finished,
+        };
+        (Some(buffer), Err(cause))
     }
 
     /// Takes the next received bytes.

@@ -74,6 +74,11 @@ impl TxCredit {
         taken
     }
 
+    /// Gives back what was taken last and not used. Less, if the peer claims to have taken it.
+    pub(crate) fn give_back(&mut self, unused: u32) {
+        self.sent = self.sent.wrapping_sub(unused.min(self.in_flight()));
+    }
+
     /// Takes over the counters that a packet of the peer carries.
     ///
     /// A count older than one already seen is ignored: it cannot open the window, and a peer with
@@ -207,6 +212,19 @@ mod tests {
         assert_eq!(credit.take(600), 600);
         assert_eq!(credit.take(800), 0);
         assert_eq!(credit.take(400), 400);
+    }
+
+    #[test]
+    fn what_was_not_used_is_given_back() {
+        let mut credit = TxCredit::starting_at(u32::MAX, 100);
+        assert_eq!(credit.take(60), 60);
+        credit.give_back(50);
+        assert_eq!(credit.room(), 90);
+        // A peer that lies meanwhile makes no room.
+        assert_eq!(credit.take(90), 90);
+        assert_eq!(credit.on_packet(100, 95), Ok(()));
+        credit.give_back(90);
+        assert_eq!(credit.room(), 100);
     }
 
     #[test]

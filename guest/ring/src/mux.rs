@@ -247,18 +247,13 @@ impl<B: AsRef<[u8]>> Mux<B> {
     }
 
     /// See [`Connection::send`].
-    pub(crate) fn send(&mut self, id: Id, buffer: B, len: u32) -> Result<(), Cause> {
+    pub(crate) fn send(&mut self, id: Id, buffer: B, len: u32, unused: u32) -> Result<(), Cause> {
         let Some(known) = self.table.get_mut(id) else {
             self.unsent.push(buffer);
             return Err(Cause::Finished);
         };
-        let sent = known
-            .connection
-            .send(buffer, len)
-            .map_err(|(buffer, cause)| {
-                self.unsent.push(buffer);
-                cause
-            });
+        let (back, sent) = known.connection.send(buffer, len, unused);
+        self.unsent.extend(back);
         self.touch(id);
         sent
     }

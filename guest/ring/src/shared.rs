@@ -181,6 +181,12 @@ impl Shared {
         }
     }
 
+    /// Whether nothing is left to do for the worker.
+    pub(crate) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.stopping || state.mux.has_ended()
+    }
+
     /// Hears an interrupt.
     pub(crate) fn acknowledge(&self) {
         let mut state = self.lock();

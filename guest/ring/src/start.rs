@@ -142,3 +142,40 @@ fn header(arena: &Arc<Arena>) -> Result<Block, StartError> {
         .block(HEADER_LEN, HEADER_ALIGN)
         .ok_or(StartError::TooSmall)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_sizes_fill_eight_hugepages() {
+        let config = Config::default();
+        assert_eq!(config.arena_size().div_ceil(HUGEPAGE), 8);
+        assert_eq!(config.fit(8 * HUGEPAGE).unwrap(), config.slot_size);
+    }
+
+    #[test]
+    fn slots_shrink_with_the_arena() {
+        let config = Config::default();
+        assert_eq!(config.fit(7 * HUGEPAGE).unwrap(), 128 * 1024);
+        assert_eq!(config.fit(HUGEPAGE).unwrap(), 16 * 1024);
+        assert!(matches!(config.fit(4096), Err(StartError::TooSmall)));
+    }
+
+    #[test]
+    fn senseless_sizes_are_refused() {
+        let check = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            let fitted = config.fit(1 << 30);
+            assert!(matches!(fitted, Err(StartError::Config(_))), "{config:?}");
+        };
+        check(|config| config.slot_size = 100_000);
+        check(|config| config.slot_size = 2 * HUGEPAGE);
+        check(|config| config.slots = 65);
+        check(|config| config.slots = 1);
+        check(|config| config.window = 0);
+        check(|config| config.send_buffers = 0);
+        check(|config| config.send_buffers = 33);
+    }
+}

@@ -86,6 +86,24 @@ impl Stream {
         Ok(())
     }
 
+    /// Sends what `fill` writes to the beginning of a buffer of the device, so that bytes which come
+    /// from somewhere else need not be copied. Returns how many bytes that were; none are fine. The
+    /// buffer is as large as a slot, or as what the host has room for, and no other stream gets it
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// If `fill` fails, and as [`Self::write_all`]. Nothing is sent then.
+    pub fn send_with(
+        &self,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let (mut slot, room) = self.begin_write(self.0.shared.slot_bytes)?;
+        let filled = fill(slot.data.get_mut(..room as usize).unwrap_or_default());
+        let len = u32::try_from(*filled.as_ref().unwrap_or(&0)).unwrap_or(u32::MAX);
+        let sent = self.end_write(slot, len.min(room), room);
+        filled.and_then(|n| sent.map(|()| n.min(room as usize)))
+    }
+
     /// Ends sending: the host reads everything and then the end of the stream.
     ///
     /// # Errors
@@ -155,21 +173,26 @@ impl Stream {
         if data.is_empty() {
             return Ok(0);
         }
-        let Handle {
-            shared, id, line, ..
-        } = &*self.0;
         let (mut slot, len) = self.begin_write(data.len())?;
         let n = len as usize;
         if let (Some(to), Some(from)) = (slot.data.get_mut(..n), data.get(..n)) {
             to.copy_from_slice(from);
         }
+        self.end_write(slot, len, len)?;
+        Ok(n)
+    }
+
+    /// Sends `len` bytes of a buffer that has credit for `room` bytes.
+    fn end_write(&self, slot: Slot, len: u32, room: u32) -> io::Result<()> {
+        let Handle {
+            shared, id, line, ..
+        } = &*self.0;
         let mut state = shared.lock();
-        let sent = state.mux.send(*id, slot, len);
+        let sent = state.mux.send(*id, slot, len, room.saturating_sub(len));
         line.writing.store(false, Ordering::Relaxed);
         line.writable.notify_all();
         shared.settle(&mut state);
-        sent.map_err(shared::error)?;
-        Ok(n)
+        sent.map_err(shared::error)
     }
 
     /// Waits for credit and for a buffer. Who has both is the only writer until it has sent.

@@ -6,15 +6,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::shared::Shared;
 
-/// How often the device is looked at while it has something to do, in milliseconds.
-const TICK: u16 = 500;
+/// How often the device is looked at while it has something to do.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Where interrupts of the device arrive.
 pub trait Interrupts: Send + 'static {
@@ -46,19 +46,19 @@ fn serve(shared: &Shared, interrupts: &mut impl Interrupts) -> io::Result<()> {
     // The order loses no wake-up: take, acknowledge, unmask, drain.
     interrupts.unmask()?;
     shared.drain();
-    loop {
-        let watching = shared.watch(Instant::now());
-        let state = shared.lock();
-        if state.stopping || state.mux.has_ended() {
-            return Ok(());
-        }
-        drop(state);
-        let [interrupted, rung] = wait(shared, interrupts, watching)?;
+    let mut next_look: Option<Instant> = None;
+    while !shared.is_over() {
+        let [interrupted, rung] = wait(shared, interrupts, next_look)?;
+        let now = Instant::now();
         if rung {
             match shared.bell.read() {
                 Ok(_) | Err(Errno::EAGAIN) => {}
                 Err(failed) => return Err(failed.into()),
             }
+            next_look = next_look.or(Some(now + TICK));
+        }
+        if next_look.is_some_and(|at| now >= at) {
+            next_look = shared.watch(now).then(|| now + TICK);
         }
         if interrupted {
             interrupts.take()?;
@@ -67,17 +67,23 @@ fn serve(shared: &Shared, interrupts: &mut impl Interrupts) -> io::Result<()> {
             shared.drain();
         }
     }
+    Ok(())
 }
 
-/// Waits for an interrupt or the bell. Says which there was.
-fn wait(shared: &Shared, interrupts: &impl Interrupts, watching: bool) -> io::Result<[bool; 2]> {
+/// Waits for an interrupt or the bell, but not beyond `until`. Says which there was.
+fn wait(
+    shared: &Shared,
+    interrupts: &impl Interrupts,
+    until: Option<Instant>,
+) -> io::Result<[bool; 2]> {
     let mut sources =
         [interrupts.fd(), shared.bell.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    let timeout = if watching {
-        PollTimeout::from(TICK)
-    } else {
-        PollTimeout::NONE
-    };
+    let timeout = until.map_or(PollTimeout::NONE, |until| {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up, or the last millisecond would be spent awake.
+        let left = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+        PollTimeout::from(left.saturating_add(1))
+    });
     match poll(&mut sources, timeout) {
         Ok(_) => {}
         Err(Errno::EINTR) => return Ok([false; 2]),

@@ -95,7 +95,7 @@ impl Side {
         self.sent.extend(&bytes);
         let mut buffer = bytes;
         buffer.resize(SLOT, 0);
-        self.connection.send(buffer, len).unwrap();
+        self.connection.send(buffer, len, 0).1.unwrap();
         len as usize
     }
 
@@ -177,7 +177,8 @@ fn a_shutdown_waits_for_a_packet_that_is_being_filled() {
     let len = sides[0].connection.begin_send(10).unwrap();
     sides[0].connection.finish_sending().unwrap();
     assert!(!sides[0].connection.has_packet());
-    sides[0].connection.send(vec![1; SLOT], len).unwrap();
+    let (back, sent) = sides[0].connection.send(vec![1; SLOT], len, 0);
+    assert_eq!((back, sent), (None, Ok(())));
     settle(&mut sides);
     assert!(sides[1].hear());
     assert_eq!(sides[1].heard, [1; 10]);
@@ -193,8 +194,8 @@ fn what_is_queued_when_the_peer_resets_is_given_back() {
     assert!(there.transmit(here));
     assert_eq!(here.connection.take_unsent().len(), 1);
     assert_eq!(here.connection.begin_send(1), Err(Cause::ResetByPeer));
-    let (late, cause) = here.connection.send(vec![0; SLOT], 1).unwrap_err();
-    assert_eq!((late.len(), cause), (SLOT, Cause::ResetByPeer));
+    let (late, sent) = here.connection.send(vec![0; SLOT], 1, 0);
+    assert_eq!((late.is_some(), sent), (true, Err(Cause::ResetByPeer)));
 }
 
 #[test]

@@ -206,7 +206,7 @@ fn connections_take_turns() {
     for id in ids {
         for _ in 0..3 {
             let len = bench.mux.begin_send(id, 100).unwrap();
-            bench.mux.send(id, vec![0; 100], len).unwrap();
+            bench.mux.send(id, vec![0; 100], len, 0).unwrap();
         }
     }
     bench.settle();

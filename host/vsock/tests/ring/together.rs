@@ -102,3 +102,29 @@ fn every_byte_reaches_the_host() {
     sender.join().unwrap();
     assert_eq!(checker.offset, total);
 }
+
+#[test]
+fn bytes_are_filled_in_where_the_device_reads_them() {
+    let bed = Bed::new();
+    let (guest, host) = bed.pair(7);
+    let total = 16 * MIB;
+    let sender = thread::spawn(move || {
+        let mut source = std::io::Cursor::new(piece(0, usize::try_from(total).unwrap()));
+        // Odd sizes, so that credit is given back.
+        let mut fill = |buffer: &mut [u8]| {
+            let n = buffer.len().min(50_001);
+            source.read(&mut buffer[..n])
+        };
+        while guest.send_with(&mut fill).unwrap() > 0 {}
+        let failed = guest.send_with(|_| Err(ErrorKind::Other.into()));
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::Other);
+    });
+    let mut checker = Checker::default();
+    let mut buffer = vec![0; 1 << 20];
+    while checker.offset < total {
+        let n = host.read(&mut buffer).unwrap();
+        checker.take(&buffer[..n]);
+    }
+    sender.join().unwrap();
+    assert_eq!(host.read(&mut buffer).unwrap(), 0);
+}
