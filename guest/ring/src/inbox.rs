@@ -1,0 +1,98 @@
+//! What was received and not read yet.
+//!
+//! Law: copies of small payloads are merged, so the memory of an inbox is of the order of its bytes,
+//! however they were cut into packets.
+
+use std::collections::VecDeque;
+
+/// Copies are merged up to this size, and then a new piece begins.
+const MERGE: usize = 64 * 1024;
+
+/// Bytes in the order in which they arrived.
+#[derive(Debug)]
+pub(crate) enum Piece<B> {
+    /// The first so many bytes of a buffer.
+    Slot(B, usize),
+    /// A copy.
+    Copied(Vec<u8>),
+}
+
+impl<B: AsRef<[u8]>> Piece<B> {
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Slot(buffer, len) => buffer.as_ref().get(..*len).unwrap_or_default(),
+            Self::Copied(bytes) => bytes,
+        }
+    }
+
+    /// How many bytes they are, and the buffer in which they lie if they are not a copy.
+    pub(crate) fn into_parts(self) -> (usize, Option<B>) {
+        match self {
+            Self::Slot(buffer, len) => (len, Some(buffer)),
+            Self::Copied(bytes) => (bytes.len(), None),
+        }
+    }
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Inbox<B>(VecDeque<Piece<B>>);
+
+impl<B> Default for Inbox<B> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<B> Inbox<B> {
+    /// Adds the first `len` bytes of a buffer.
+    pub(crate) fn keep(&mut self, buffer: Option<B>, len: usize) {
+        self.0.extend(buffer.map(|buffer| Piece::Slot(buffer, len)));
+    }
+
+    /// Adds a copy of `bytes`.
+    pub(crate) fn copy(&mut self, bytes: &[u8]) {
+        match self.0.back_mut() {
+            Some(Piece::Copied(last)) if last.len() + bytes.len() <= MERGE => {
+                last.extend_from_slice(bytes);
+            }
+            _ if bytes.is_empty() => {}
+            Some(Piece::Copied(_) | Piece::Slot(..)) | None => {
+                self.0.push_back(Piece::Copied(bytes.to_vec()));
+            }
+        }
+    }
+
+    /// Takes the oldest piece.
+    pub(crate) fn pop(&mut self) -> Option<Piece<B>> {
+        self.0.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_as_they_went_in() {
+        let mut inbox = Inbox::default();
+        inbox.copy(b"ab");
+        inbox.copy(b"");
+        inbox.copy(b"cd");
+        inbox.keep(Some(b"efgh".to_vec()), 2);
+        inbox.copy(b"gh");
+        let mut pieces = Vec::new();
+        while let Some(piece) = inbox.pop() {
+            pieces.push(piece.bytes().to_vec());
+        }
+        assert_eq!(pieces, [&b"abcd"[..], b"ef", b"gh"]);
+    }
+
+    #[test]
+    fn a_million_tiny_packets_are_few_pieces() {
+        let mut inbox = Inbox::<Vec<u8>>::default();
+        (0..1_000_000).for_each(|_| inbox.copy(b"x"));
+        assert!(inbox.0.len() <= 16);
+    }
+}

@@ -1,0 +1,243 @@
+use super::*;
+use crate::slots::COPYBREAK;
+
+const CID: u64 = 3;
+const SLOT: usize = 16 * 1024;
+const SLOTS: usize = 16;
+
+/// A piece that was read, and the slot in which it lies if it was not copied.
+type Read = (usize, Option<Vec<u8>>);
+
+/// A mux, and a device that always has the slots which nobody holds.
+struct Bench {
+    mux: Mux<Vec<u8>>,
+    posted: usize,
+    out: Vec<Header>,
+}
+
+impl Bench {
+    fn new(max_connections: usize) -> Self {
+        let slots = Slots::new(SLOTS, u32::try_from(SLOT).unwrap(), 4);
+        Self {
+            mux: Mux::new(CID, slots, max_connections),
+            posted: SLOTS,
+            out: Vec::new(),
+        }
+    }
+
+    fn settle(&mut self) {
+        while self.mux.take_received().is_some() {
+            self.posted += 1;
+        }
+        while let Some(packet) = self.mux.poll_packet() {
+            self.out.push(packet.header);
+        }
+        while self.mux.take_event().is_some() {}
+    }
+
+    /// A packet of the host.
+    fn hear(&mut self, op: Op, own_port: u32, peer_port: u32, len: usize) {
+        assert!(self.posted > 0, "the ring is empty");
+        self.posted -= 1;
+        let header = Header {
+            src_cid: HOST_CID,
+            dst_cid: CID,
+            src_port: peer_port,
+            dst_port: own_port,
+            len: u32::try_from(len).unwrap(),
+            kind: TYPE_STREAM,
+            op: op.to_wire(),
+            buf_alloc: 1 << 20,
+            ..Header::default()
+        };
+        self.mux.handle_packet(&header, vec![7; SLOT]);
+        self.settle();
+    }
+
+    /// A connection that the host has made to port 1.
+    fn accepted(&mut self, peer_port: u32) -> Id {
+        self.hear(Op::Request, 1, peer_port, 0);
+        self.mux.accept(1).unwrap().unwrap()
+    }
+
+    fn last(&self) -> (Op, u32, u32) {
+        let header = self.out.last().unwrap();
+        let op = Op::from_wire(header.op).unwrap();
+        (op, header.src_port, header.dst_port)
+    }
+
+    /// Reads what there is, and keeps the slots.
+    fn read(&mut self, id: Id) -> (usize, Vec<Read>) {
+        let mut pieces = Vec::new();
+        while let Ok(Received::Piece(piece)) = self.mux.receive(id) {
+            pieces.push(piece.into_parts());
+        }
+        (pieces.iter().map(|(len, _)| len).sum(), pieces)
+    }
+}
+
+#[test]
+fn nobody_listens_and_the_host_hears_it() {
+    let mut bench = Bench::new(8);
+    bench.hear(Op::Request, 1, 50, 0);
+    assert_eq!(bench.last(), (Op::Reset, 1, 50));
+    bench.hear(Op::Reset, 1, 50, 0);
+    assert_eq!(bench.out.len(), 1, "a reset is not answered");
+    assert_eq!(bench.posted, SLOTS);
+}
+
+#[test]
+fn packets_for_others_are_not_answered() {
+    let mut bench = Bench::new(8);
+    let header = Header {
+        src_cid: HOST_CID,
+        dst_cid: CID + 1,
+        kind: TYPE_STREAM,
+        op: Op::Request.to_wire(),
+        ..Header::default()
+    };
+    bench.posted -= 1;
+    bench.mux.handle_packet(&header, Vec::new());
+    bench.settle();
+    assert!(bench.out.is_empty());
+    assert_eq!(bench.mux.counters.packets_refused, 1);
+}
+
+#[test]
+fn many_tiny_packets_never_exhaust_the_slots() {
+    let mut bench = Bench::new(8);
+    assert!(bench.mux.listen(1).unwrap());
+    let [held, tiny, middling] = [50, 51, 52].map(|port| bench.accepted(port));
+    for _ in 0..3 {
+        bench.hear(Op::Data, 1, 50, SLOT);
+    }
+    let (_, chunks) = bench.read(held);
+    for _ in 0..16_000 {
+        bench.hear(Op::Data, 1, 51, 1);
+    }
+    // Just above the copybreak: the share of slots is soon used up, the byte credit is not.
+    let mut sent = 0;
+    while sent + COPYBREAK < 2 * SLOT {
+        bench.hear(Op::Data, 1, 52, COPYBREAK + 1);
+        sent += COPYBREAK + 1;
+        assert!(bench.posted >= 2);
+    }
+    assert_eq!(bench.read(tiny).0, 16_000);
+    assert_eq!(bench.read(middling).0, sent);
+    for (len, slot) in chunks {
+        bench.mux.consumed(held, len, slot);
+    }
+    bench.settle();
+    assert_eq!(bench.last().0, Op::CreditUpdate);
+}
+
+#[test]
+fn a_host_that_ignores_credit_loses_its_connection_and_no_slot() {
+    let mut bench = Bench::new(8);
+    assert!(bench.mux.listen(1).unwrap());
+    let id = bench.accepted(50);
+    for _ in 0..1000 {
+        bench.hear(Op::Data, 1, 50, SLOT);
+    }
+    assert!(bench.mux.may_send(id).is_err());
+    bench.mux.hang_up(id);
+    bench.settle();
+    assert_eq!(bench.posted, SLOTS);
+}
+
+#[test]
+fn a_connection_is_forgotten_when_its_last_slot_is_back() {
+    let mut bench = Bench::new(1);
+    assert!(bench.mux.listen(1).unwrap());
+    let id = bench.accepted(50);
+    bench.hear(Op::Data, 1, 50, SLOT);
+    let (_, chunks) = bench.read(id);
+    bench.mux.hang_up(id);
+    bench.settle();
+    assert_eq!(bench.last(), (Op::Shutdown, 1, 50));
+    bench.hear(Op::Reset, 1, 50, 0);
+    assert_eq!(bench.mux.connect(9), Ok(None), "its place is still taken");
+    for (len, slot) in chunks {
+        bench.mux.consumed(id, len, slot);
+    }
+    bench.settle();
+    assert!(bench.mux.connect(9).unwrap().is_some());
+    assert_eq!(bench.posted, SLOTS);
+}
+
+#[test]
+fn who_is_leaving_makes_room() {
+    let mut bench = Bench::new(1);
+    assert!(bench.mux.listen(1).unwrap());
+    let id = bench.accepted(50);
+    bench.mux.hang_up(id);
+    bench.settle();
+    // The host has not said goodbye.
+    let next = bench.accepted(51);
+    assert_eq!(bench.last(), (Op::Response, 1, 51));
+    bench.mux.hang_up(next);
+    bench.settle();
+    // It may also use the same ports again.
+    bench.accepted(51);
+    assert_eq!(bench.last(), (Op::Response, 1, 51));
+}
+
+#[test]
+fn an_old_handle_does_not_reach_a_new_connection_with_its_address() {
+    let mut bench = Bench::new(8);
+    assert!(bench.mux.listen(1).unwrap());
+    let old = bench.accepted(50);
+    bench.hear(Op::Reset, 1, 50, 0);
+    let new = bench.accepted(50);
+    assert_ne!(old, new);
+    bench.mux.reset(old);
+    bench.mux.hang_up(old);
+    bench.settle();
+    assert_eq!(bench.mux.may_send(new), Ok(()));
+    assert_eq!(bench.mux.may_send(old), Err(Cause::Finished));
+}
+
+#[test]
+fn connections_take_turns() {
+    let mut bench = Bench::new(8);
+    assert!(bench.mux.listen(1).unwrap());
+    let ids = [50, 51].map(|port| bench.accepted(port));
+    bench.out.clear();
+    for id in ids {
+        for _ in 0..3 {
+            let len = bench.mux.begin_send(id, 100).unwrap();
+            bench.mux.send(id, vec![0; 100], len, 0).unwrap();
+        }
+    }
+    bench.settle();
+    let ports: Vec<u32> = bench.out.iter().map(|header| header.dst_port).collect();
+    assert_eq!(ports, [50, 51, 50, 51, 50, 51]);
+}
+
+#[test]
+fn a_full_backlog_refuses_and_forgets_nothing_else() {
+    let mut bench = Bench::new(1000);
+    assert!(bench.mux.listen(1).unwrap());
+    (0..128).for_each(|port| bench.hear(Op::Request, 1, port, 0));
+    assert_eq!(bench.last().0, Op::Response);
+    bench.hear(Op::Request, 1, 128, 0);
+    assert_eq!(bench.last(), (Op::Reset, 1, 128));
+    bench.mux.unlisten(1);
+    bench.settle();
+    assert_eq!(bench.last().0, Op::Shutdown);
+    assert_eq!(bench.mux.accept(1), Ok(None));
+}
+
+#[test]
+fn the_end_of_the_device_is_heard_by_all() {
+    let mut bench = Bench::new(8);
+    assert!(bench.mux.listen(1).unwrap());
+    let id = bench.accepted(50);
+    bench.mux.end();
+    assert_eq!(bench.mux.may_send(id), Err(Cause::DeviceGone));
+    assert!(matches!(bench.mux.receive(id), Err(Cause::DeviceGone)));
+    assert_eq!(bench.mux.accept(1), Err(Cause::DeviceGone));
+    assert_eq!(bench.mux.connect(1), Err(Cause::DeviceGone));
+    assert_eq!(bench.mux.listen(2), Err(Cause::DeviceGone));
+    assert!(bench.mux.poll_packet().is_none());
+}

@@ -1,0 +1,233 @@
+//! Packets of virtio-vsock (virtio 1.2, 5.10.6): the header, its operations and its flags.
+//!
+//! Law: decoding cannot fail and believes nothing. A [`Header`] holds the numbers that the peer
+//! wrote; whoever uses one decides whether it makes sense.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of a header on the wire.
+pub(crate) const HEADER_LEN: usize = size_of::<Wire>();
+
+/// The context id of the host (virtio 1.2, 5.10.4).
+pub(crate) const HOST_CID: u64 = 2;
+
+/// Connection-oriented and without message boundaries, the only type that we speak.
+pub(crate) const TYPE_STREAM: u16 = 1;
+
+/// What a packet asks for (virtio 1.2, 5.10.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Please open a connection.
+    Request,
+    /// The connection is open.
+    Response,
+    /// There is no such connection, or not any more.
+    Reset,
+    /// I shall not send, or not receive, any more; see [`Shutdown`].
+    Shutdown,
+    /// Bytes of the stream.
+    Data,
+    /// Look at my `buf_alloc` and `fwd_cnt`.
+    CreditUpdate,
+    /// Please tell me your `buf_alloc` and `fwd_cnt`.
+    CreditRequest,
+}
+
+impl Op {
+    const ALL: [Self; 7] = [
+        Self::Request,
+        Self::Response,
+        Self::Reset,
+        Self::Shutdown,
+        Self::Data,
+        Self::CreditUpdate,
+        Self::CreditRequest,
+    ];
+
+    /// The operation with this number, if the specification names one.
+    pub(crate) fn from_wire(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|op| op.to_wire() == number)
+    }
+
+    /// The number of this operation.
+    pub(crate) fn to_wire(self) -> u16 {
+        match self {
+            Self::Request => 1,
+            Self::Response => 2,
+            Self::Reset => 3,
+            Self::Shutdown => 4,
+            Self::Data => 5,
+            Self::CreditUpdate => 6,
+            Self::CreditRequest => 7,
+        }
+    }
+}
+
+/// Which directions a side has ended (virtio 1.2, 5.10.6.5). Bits are only ever added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Shutdown(u32);
+
+impl Shutdown {
+    /// "I shall not receive any more."
+    pub(crate) const RECEIVE: Self = Self(1);
+    /// "I shall not send any more."
+    pub(crate) const SEND: Self = Self(2);
+    /// Both directions.
+    pub(crate) const BOTH: Self = Self(3);
+
+    /// Reads the flags of a packet; bits without a meaning are dropped.
+    pub(crate) fn from_wire(flags: u32) -> Self {
+        Self(flags & Self::BOTH.0)
+    }
+
+    /// The flags of a packet.
+    pub(crate) fn to_wire(self) -> u32 {
+        self.0
+    }
+
+    /// Adds what `other` has.
+    pub(crate) fn insert(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    /// Whether everything in `other` is in here.
+    pub(crate) fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A header as it lies in memory.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Wire {
+    src_cid: U64,
+    dst_cid: U64,
+    src_port: U32,
+    dst_port: U32,
+    len: U32,
+    kind: U16,
+    op: U16,
+    flags: U32,
+    buf_alloc: U32,
+    fwd_cnt: U32,
+}
+
+/// A packet's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Header {
+    pub(crate) src_cid: u64,
+    pub(crate) dst_cid: u64,
+    pub(crate) src_port: u32,
+    pub(crate) dst_port: u32,
+    /// Bytes of payload behind the header.
+    pub(crate) len: u32,
+    /// [`TYPE_STREAM`], or something that we refuse.
+    pub(crate) kind: u16,
+    /// Number of an [`Op`], or something that we refuse.
+    pub(crate) op: u16,
+    /// [`Shutdown`] if the operation is that one.
+    pub(crate) flags: u32,
+    /// Size of the sender's receive buffer for this connection.
+    pub(crate) buf_alloc: u32,
+    /// Bytes that the sender's application has taken so far, modulo 2³².
+    pub(crate) fwd_cnt: u32,
+}
+
+impl Header {
+    /// Reads a header. `None` if there are not enough bytes for one.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (wire, _) = Wire::read_from_prefix(bytes).ok()?;
+        Some(Self {
+            src_cid: wire.src_cid.get(),
+            dst_cid: wire.dst_cid.get(),
+            src_port: wire.src_port.get(),
+            dst_port: wire.dst_port.get(),
+            len: wire.len.get(),
+            kind: wire.kind.get(),
+            op: wire.op.get(),
+            flags: wire.flags.get(),
+            buf_alloc: wire.buf_alloc.get(),
+            fwd_cnt: wire.fwd_cnt.get(),
+        })
+    }
+
+    /// Writes a header.
+    pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
+        zerocopy::transmute!(Wire {
+            src_cid: self.src_cid.into(),
+            dst_cid: self.dst_cid.into(),
+            src_port: self.src_port.into(),
+            dst_port: self.dst_port.into(),
+            len: self.len.into(),
+            kind: self.kind.into(),
+            op: self.op.into(),
+            flags: self.flags.into(),
+            buf_alloc: self.buf_alloc.into(),
+            fwd_cnt: self.fwd_cnt.into(),
+        })
+    }
+
+    /// The reset that answers this packet when there is no connection for it. A reset is never
+    /// answered, or two sides could do so for ever.
+    pub(crate) fn refusal(&self) -> Option<Self> {
+        (self.op != Op::Reset.to_wire()).then(|| Self {
+            src_cid: self.dst_cid,
+            dst_cid: self.src_cid,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            kind: self.kind,
+            op: Op::Reset.to_wire(),
+            ..Self::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_header_has_the_layout_of_the_specification() {
+        let header = Header {
+            src_cid: 0x0102_0304_0506_0708,
+            src_port: 0x2122_2324,
+            op: 0x6162,
+            fwd_cnt: 0x9192_9394,
+            ..Header::default()
+        };
+        let bytes = header.encode();
+        assert_eq!(bytes.len(), 44);
+        assert_eq!(bytes[..8], [8, 7, 6, 5, 4, 3, 2, 1]);
+        assert_eq!(bytes[16..20], [0x24, 0x23, 0x22, 0x21]);
+        assert_eq!(bytes[30..32], [0x62, 0x61]);
+        assert_eq!(bytes[40..], [0x94, 0x93, 0x92, 0x91]);
+    }
+
+    #[test]
+    fn seven_numbers_are_operations() {
+        let known: Vec<u16> = (0..=u16::MAX)
+            .filter(|&n| Op::from_wire(n).is_some())
+            .collect();
+        assert_eq!(known, [1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_reset_is_not_answered() {
+        let reset = Header {
+            op: Op::Reset.to_wire(),
+            ..Header::default()
+        };
+        assert_eq!(reset.refusal(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_and_encoding_are_inverse(bytes: [[u8; 11]; 4]) {
+            let bytes = bytes.concat();
+            prop_assert_eq!(Header::decode(&bytes).unwrap().encode().to_vec(), bytes.clone());
+            prop_assert_eq!(Header::decode(&bytes[1..]), None);
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The device as the kernel shows it: a PCI function bound to `uio_pci_generic`.
+//!
+//! Bargain: this module may use unsafe code to map registers, and gives out a transport that is
+//! safe to use.
+//!
+//! The kernel keeps the function's resources in order and turns its interrupt line into a file
+//! descriptor; everything else is done from here: bus mastering, registers, and unmasking the
+//! interrupt line, which the kernel masks whenever it fires.
+
+use std::cell::RefCell;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use thiserror::Error;
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
+use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+
+use crate::{Arena, Config, Interrupts, Parts};
+
+/// Where the kernel lists functions.
+const DEVICES: &str = "/sys/bus/pci/devices";
+
+/// Tells the kernel to look for a driver for the function written to it.
+const PROBE: &str = "/sys/bus/pci/drivers_probe";
+
+/// The driver that leaves a function to us.
+const DRIVER: &str = "uio_pci_generic";
+
+/// Vendor and device of a modern virtio-vsock function (virtio 1.2, 4.1.2 and 5.10.1).
+const VENDOR: &str = "0x1af4";
+const DEVICE: &str = "0x1053";
+
+/// The command register, and bits in it.
+const COMMAND: u64 = 4;
+const MEMORY_SPACE: u16 = 1 << 1;
+const BUS_MASTER: u16 = 1 << 2;
+const INTERRUPT_DISABLE: u16 = 1 << 10;
+
+/// Lines of `resource` that are BARs.
+const BARS: usize = 6;
+
+/// Flag in `resource`: this range is memory (`IORESOURCE_MEM`).
+const IS_MEMORY: u64 = 0x200;
+
+/// Why the device cannot be had.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// This machine has no modern virtio-vsock function.
+    #[error("there is no virtio-vsock device on the PCI bus")]
+    NoDevice,
+    /// Another driver has it, or the module of ours is missing.
+    #[error("the kernel did not give the vsock device to {DRIVER}")]
+    NotBound,
+    /// The kernel does not do its part.
+    #[error("cannot use {what}")]
+    Kernel {
+        /// A file or directory.
+        what: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Memory for the device cannot be had.
+    #[error("no memory for the vsock device")]
+    Memory(#[source] io::Error),
+    /// The function is not what it says.
+    #[error("not a virtio device: {0}")]
+    Virtio(VirtioPciError),
+}
+
+/// Takes the vsock device away from whoever has it, and makes it ready for an
+/// [`Endpoint`](crate::Endpoint) with an arena for `config`. The modules `uio` and
+/// `uio_pci_generic` have to be there, `/sys`, `/proc` and `/dev` mounted, and the caller root.
+///
+/// # Errors
+/// If there is no device, no driver, no memory, or the kernel does not do its part.
+pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindError> {
+    let device = find()?;
+    take_over(&device)?;
+    let config_space = open(&device.join("config"))?;
+    enable(&config_space)?;
+    let uio = open(&uio_node(&device)?)?;
+    let bars = map_bars(&device)?;
+    let space = config_space.try_clone();
+    let space = ConfigSpace(space.map_err(kernel(&device))?);
+    let transport = with_bars(bars, || {
+        PciTransport::new::<BarHal, _>(&mut PciRoot::new(space), FUNCTION)
+    });
+    Ok(Parts {
+        transport: transport.map_err(BindError::Virtio)?,
+        interrupts: UioInterrupts {
+            uio,
+            config: config_space,
+        },
+        arena: Arena::huge(config.arena_size()).map_err(BindError::Memory)?,
+    })
+}
+
+/// [`ConfigSpace`] is about one function, so its number does not matter.
+const FUNCTION: DeviceFunction = DeviceFunction {
+    bus: 0,
+    device: 0,
+    function: 0,
+};
+
+fn find() -> Result<PathBuf, BindError> {
+    let root = Path::new(DEVICES);
+    for entry in fs::read_dir(root).map_err(kernel(root))? {
+        let device = entry.map_err(kernel(root))?.path();
+        let is = |file: &str, id: &str| {
+            fs::read_to_string(device.join(file)).is_ok_and(|text| text.trim() == id)
+        };
+        if is("vendor", VENDOR) && is("device", DEVICE) {
+            return Ok(device);
+        }
+    }
+    Err(BindError::NoDevice)
+}
+
+/// Makes [`DRIVER`] the driver of the function.
+fn take_over(device: &Path) -> Result<(), BindError> {
+    let is_bound = || {
+        let driver = fs::read_link(device.join("driver"));
+        driver.is_ok_and(|driver| driver.ends_with(DRIVER))
+    };
+    if is_bound() {
+        return Ok(());
+    }
+    let name = device.file_name().unwrap_or_default();
+    let name = name.to_string_lossy();
+    write(&device.join("driver_override"), DRIVER)?;
+    let unbind = device.join("driver/unbind");
+    if unbind.exists() {
+        write(&unbind, &name)?;
+    }
+    write(Path::new(PROBE), &name)?;
+    if is_bound() {
+        Ok(())
+    } else {
+        Err(BindError::NotBound)
+    }
+}
+
+/// The device node of the function's interrupts.
+fn uio_node(device: &Path) -> Result<PathBuf, BindError> {
+    let dir = device.join("uio");
+    let mut nodes = fs::read_dir(&dir).map_err(kernel(&dir))?;
+    let node = nodes.next().ok_or(BindError::NotBound)?;
+    let node = node.map_err(kernel(&dir))?;
+    Ok(Path::new("/dev").join(node.file_name()))
+}
+
+/// Lets the function see our accesses and make its own.
+fn enable(config: &File) -> Result<(), BindError> {
+    let command = read_command(config);
+    let enabled = command.and_then(|now| write_command(config, now | MEMORY_SPACE | BUS_MASTER));
+    enabled.map_err(kernel(Path::new("the PCI command register")))
+}
+
+fn read_command(config: &File) -> io::Result<u16> {
+    let mut bytes = [0; 2];
+    config.read_exact_at(&mut bytes, COMMAND)?;
+    Ok(u16::from_le_bytes(bytes))
+}
+
+/// Writes both bytes at once, from the first. Writing only the second changes the bit for
+/// interrupts too, but QEMU looks at the interrupt line only when the first is written.
+fn write_command(config: &File, command: u16) -> io::Result<()> {
+    config.write_all_at(&command.to_le_bytes(), COMMAND)
+}
+
+/// Interrupts of a function bound to `uio_pci_generic`.
+#[derive(Debug)]
+pub struct UioInterrupts {
+    uio: File,
+    config: File,
+}
+
+impl Interrupts for UioInterrupts {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.uio.as_fd()
+    }
+
+    fn take(&mut self) -> io::Result<()> {
+        let mut count = [0; 4];
+        self.uio.read_exact(&mut count)
+    }
+
+    fn unmask(&mut self) -> io::Result<()> {
+        let command = read_command(&self.config)?;
+        write_command(&self.config, command & !INTERRUPT_DISABLE)
+    }
+}
+
+/// The function's configuration space, as a file.
+struct ConfigSpace(File);
+
+impl ConfigurationAccess for ConfigSpace {
+    fn read_word(&self, _function: DeviceFunction, offset: u8) -> u32 {
+        let mut bytes = [0; 4];
+        match self.0.read_exact_at(&mut bytes, offset.into()) {
+            Ok(()) => u32::from_le_bytes(bytes),
+            Err(failed) => {
+                log::warn!("vsock: cannot read the configuration space: {failed}");
+                // What a bus answers when nobody is there.
+                u32::MAX
+            }
+        }
+    }
+
+    fn write_word(&mut self, _function: DeviceFunction, offset: u8, data: u32) {
+        let written = self.0.write_all_at(&data.to_le_bytes(), offset.into());
+        if let Err(failed) = written {
+            log::warn!("vsock: cannot write the configuration space: {failed}");
+        }
+    }
+
+    // SAFETY: nothing is asked of the caller, since a file cannot be misused from two places; the
+    // trait worries about registers that are selected in one step and read in another.
+    unsafe fn unsafe_clone(&self) -> Self {
+        Self(self.0.try_clone().expect("a descriptor for a clone"))
+    }
+}
+
+/// A BAR and where it is mapped. Never unmapped: the transport has no lifetime.
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    address: u64,
+    len: u64,
+    at: NonNull<u8>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Vec<Bar>> = const { RefCell::new(Vec::new()) };
+}
+
+fn with_bars<R>(bars: Vec<Bar>, work: impl FnOnce() -> R) -> R {
+    CURRENT.set(bars);
+    let done = work();
+    CURRENT.take();
+    done
+}
+
+/// Maps every BAR that is memory.
+fn map_bars(device: &Path) -> Result<Vec<Bar>, BindError> {
+    let list = device.join("resource");
+    let text = fs::read_to_string(&list).map_err(kernel(&list))?;
+    let mut bars = Vec::new();
+    for (index, line) in text.lines().take(BARS).enumerate() {
+        let Some((address, len)) = parse_resource(line) else {
+            continue;
+        };
+        let path = device.join(format!("resource{index}"));
+        let at = map(&path, len).map_err(kernel(&path))?;
+        bars.push(Bar { address, len, at });
+    }
+    Ok(bars)
+}
+
+/// Address and length of a BAR, if it is memory.
+fn parse_resource(line: &str) -> Option<(u64, u64)> {
+    let mut fields = line.split_whitespace().map(|field| {
+        let digits = field.strip_prefix("0x")?;
+        u64::from_str_radix(digits, 16).ok()
+    });
+    let [start, end, flags] = [(); 3].map(|()| fields.next().flatten());
+    let (start, end) = (start?, end?);
+    let len = end.checked_sub(start)?.checked_add(1)?;
+    (flags? & IS_MEMORY != 0 && start != 0).then_some((start, len))
+}
+
+fn map(path: &Path, len: u64) -> io::Result<NonNull<u8>> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let len = usize::try_from(len).ok().and_then(NonZeroUsize::new);
+    let len = len.ok_or(io::ErrorKind::InvalidData)?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the kernel chooses a place where nothing is mapped, so nobody else's memory is
+    // replaced; the file stands for the registers of this function and for nothing else.
+    let at = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, 0) }?;
+    Ok(at.cast())
+}
+
+/// What a transport wants to know about memory: where its registers are.
+struct BarHal;
+
+// SAFETY: `mmio_phys_to_virt` gives out places in mappings of the function's registers, which are
+// never unmapped and which nobody else uses, since the function is bound to a driver that does
+// nothing with them. The other methods are for queues and do not return.
+unsafe impl Hal for BarHal {
+    fn dma_alloc(_pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        unreachable!("a transport allocates nothing")
+    }
+
+    // SAFETY: never returns.
+    unsafe fn dma_dealloc(_paddr: PhysAddr, _vaddr: NonNull<u8>, _pages: usize) -> i32 {
+        unreachable!("a transport allocates nothing")
+    }
+
+    // SAFETY: the range is looked up in the mapped BARs, whatever the caller promises.
+    unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
+        let place = CURRENT.with_borrow(|bars| place(bars, paddr, size));
+        place.expect("virtio structures lie in BARs of the function")
+    }
+
+    // SAFETY: never returns.
+    unsafe fn share(_buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
+        unreachable!("a transport shares nothing")
+    }
+
+    // SAFETY: never returns.
+    unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {
+        unreachable!("a transport shares nothing")
+    }
+}
+
+/// Where `size` bytes of registers at `address` are mapped.
+fn place(bars: &[Bar], address: u64, size: usize) -> Option<NonNull<u8>> {
+    bars.iter().find_map(|bar| {
+        let offset = address.checked_sub(bar.address)?;
+        let end = offset.checked_add(size as u64)?;
+        let offset = usize::try_from(offset).ok().filter(|_| end <= bar.len)?;
+        // SAFETY: the offset is inside the mapping, whose length is the BAR's.
+        Some(unsafe { bar.at.add(offset) })
+    })
+}
+
+fn open(path: &Path) -> Result<File, BindError> {
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    opened.map_err(kernel(path))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), BindError> {
+    fs::write(path, text).map_err(kernel(path))
+}
+
+fn kernel(what: &Path) -> impl FnOnce(io::Error) -> BindError {
+    let what = what.display().to_string();
+    move |source| BindError::Kernel { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_found_by_address() {
+        let line = "0x00000000fe000000 0x00000000fe003fff 0x000000000014220c";
+        assert_eq!(parse_resource(line), Some((0xfe00_0000, 0x4000)));
+        let port = "0x000000000000c000 0x000000000000c03f 0x0000000000040101";
+        assert_eq!(parse_resource(port), None);
+        let none = "0x0000000000000000 0x0000000000000000 0x0000000000000000";
+        assert_eq!(parse_resource(none), None);
+        assert_eq!(parse_resource("nonsense"), None);
+    }
+
+    #[test]
+    fn registers_outside_of_the_bars_have_no_place() {
+        let mut registers = [0_u8; 16];
+        let at = NonNull::from(&mut registers).cast();
+        let bars = [Bar {
+            address: 0x1000,
+            len: 16,
+            at,
+        }];
+        assert_eq!(place(&bars, 0x1000, 16), Some(at));
+        assert_eq!(place(&bars, 0x1008, 9), None);
+        assert_eq!(place(&bars, 0xfff, 1), None);
+        assert_eq!(place(&bars, u64::MAX, 16), None);
+    }
+}

@@ -1,0 +1,181 @@
+//! From parts to an endpoint at work: sizes, buffers, rings, thread.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use virtio_drivers::transport::Transport;
+
+use crate::arena::{Arena, Block, HUGEPAGE};
+use crate::mux::Mux;
+use crate::packet::HEADER_LEN;
+use crate::rings::{DeviceRings, QUEUE_SIZE, Slot};
+use crate::shared::Shared;
+use crate::slots::Slots;
+use crate::watchdog::Watchdog;
+use crate::{Config, Interrupts, Parts, StartError, worker};
+
+/// Buffers per receive ring: a chain has two descriptors.
+const MAX_SLOTS: usize = QUEUE_SIZE / 2;
+
+/// Half of the descriptors to send; the other half is for packets without payload.
+const MAX_SEND_BUFFERS: usize = QUEUE_SIZE / 4;
+
+/// Packets without payload that may be with the device.
+const CONTROL_HEADERS: usize = QUEUE_SIZE / 2;
+
+/// Smallest slot: a page.
+const MIN_SLOT: usize = 4096;
+
+/// A header does not share a cache line with another.
+const HEADER_ALIGN: usize = 64;
+
+/// Rings and headers: two rings of two areas, each below two pages.
+const OVERHEAD: usize =
+    4 * 2 * 4096 + (MAX_SLOTS + MAX_SEND_BUFFERS + CONTROL_HEADERS) * HEADER_ALIGN;
+
+impl Config {
+    /// How large an arena has to be for this configuration.
+    #[must_use]
+    pub fn arena_size(&self) -> usize {
+        self.slot_size
+            .saturating_mul(self.slots.saturating_add(self.send_buffers))
+            .saturating_add(OVERHEAD)
+    }
+
+    /// The largest slots of at most the wanted size for which `room` is enough.
+    fn fit(&self, room: usize) -> Result<usize, StartError> {
+        let senseless = |what| Err(StartError::Config(what));
+        if !self.slot_size.is_power_of_two() || !(MIN_SLOT..=HUGEPAGE).contains(&self.slot_size) {
+            return senseless("slots of this size");
+        }
+        if !(2..=MAX_SLOTS).contains(&self.slots) || self.window == 0 {
+            return senseless("so many slots");
+        }
+        if !(1..=MAX_SEND_BUFFERS).contains(&self.send_buffers) {
+            return senseless("so many send buffers");
+        }
+        let mut size = self.slot_size;
+        while size >= MIN_SLOT {
+            let fitted = Self {
+                slot_size: size,
+                ..*self
+            };
+            if fitted.arena_size() <= room {
+                return Ok(size);
+            }
+            size /= 2;
+        }
+        Err(StartError::TooSmall)
+    }
+}
+
+pub(crate) fn start<T, I>(
+    parts: Parts<T, I>,
+    config: Config,
+) -> Result<(Arc<Shared>, u64, JoinHandle<()>), StartError>
+where
+    T: Transport + Send + 'static,
+    I: Interrupts,
+{
+    let Parts {
+        transport,
+        interrupts,
+        arena,
+    } = parts;
+    let slot_size = config.fit(arena.free())?;
+    if slot_size < config.slot_size {
+        log::warn!("vsock: slots of {slot_size} bytes, because memory is short");
+    }
+    let slot_bytes = u32::try_from(slot_size).map_err(|_| StartError::TooSmall)?;
+    let mut receive = slots(&arena, config.slots + config.send_buffers, slot_size)?;
+    let send = receive.split_off(config.slots);
+    let headers = (0..CONTROL_HEADERS).map(|_| header(&arena));
+    let headers = headers.collect::<Result<_, _>>()?;
+    let (rings, cid) = DeviceRings::start(transport, arena).map_err(StartError::Device)?;
+    let mux = Mux::new(
+        cid,
+        Slots::new(config.slots, slot_bytes, config.window),
+        config.max_connections,
+    );
+    let watchdog = Watchdog::new(config.device_timeout);
+    let shared = Shared::new(mux, Box::new(rings), send, headers, watchdog, slot_size);
+    let shared = Arc::new(shared.map_err(StartError::Thread)?);
+    post(&shared, receive)?;
+    let for_worker = Arc::clone(&shared);
+    let worker = thread::Builder::new()
+        .name("vsock".to_owned())
+        .spawn(move || worker::run(&for_worker, interrupts))
+        .map_err(StartError::Thread)?;
+    Ok((shared, cid, worker))
+}
+
+fn post(shared: &Shared, receive: Vec<Slot>) -> Result<(), StartError> {
+    let mut state = shared.lock();
+    for slot in receive {
+        let posted = state.post(slot);
+        posted.map_err(|_| StartError::Device(virtio_drivers::Error::QueueFull))?;
+    }
+    shared.settle(&mut state);
+    Ok(())
+}
+
+/// Data first and packed, so that slots of a power of two never straddle a hugepage.
+fn slots(arena: &Arc<Arena>, n: usize, size: usize) -> Result<Vec<Slot>, StartError> {
+    let data = (0..n).map(|_| {
+        arena
+            .block(size, size.min(HUGEPAGE))
+            .ok_or(StartError::TooSmall)
+    });
+    let data: Vec<Block> = data.collect::<Result<_, _>>()?;
+    data.into_iter()
+        .map(|data| {
+            Ok(Slot {
+                header: header(arena)?,
+                data,
+            })
+        })
+        .collect()
+}
+
+fn header(arena: &Arc<Arena>) -> Result<Block, StartError> {
+    arena
+        .block(HEADER_LEN, HEADER_ALIGN)
+        .ok_or(StartError::TooSmall)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_sizes_fill_eight_hugepages() {
+        let config = Config::default();
+        assert_eq!(config.arena_size().div_ceil(HUGEPAGE), 8);
+        assert_eq!(config.fit(8 * HUGEPAGE).unwrap(), config.slot_size);
+    }
+
+    #[test]
+    fn slots_shrink_with_the_arena() {
+        let config = Config::default();
+        assert_eq!(config.fit(7 * HUGEPAGE).unwrap(), 128 * 1024);
+        assert_eq!(config.fit(HUGEPAGE).unwrap(), 16 * 1024);
+        assert!(matches!(config.fit(4096), Err(StartError::TooSmall)));
+    }
+
+    #[test]
+    fn senseless_sizes_are_refused() {
+        let check = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            let fitted = config.fit(1 << 30);
+            assert!(matches!(fitted, Err(StartError::Config(_))), "{config:?}");
+        };
+        check(|config| config.slot_size = 100_000);
+        check(|config| config.slot_size = 2 * HUGEPAGE);
+        check(|config| config.slots = 65);
+        check(|config| config.slots = 1);
+        check(|config| config.window = 0);
+        check(|config| config.send_buffers = 0);
+        check(|config| config.send_buffers = 33);
+    }
+}

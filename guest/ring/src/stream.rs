@@ -1,0 +1,347 @@
+//! What the application holds: streams, chunks and listeners.
+
+use std::io::{self, Read, Write};
+use std::ops::Deref;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::connection::Received;
+use crate::inbox::Piece;
+use crate::rings::Slot;
+use crate::shared::{self, Line, Shared, deadline};
+use crate::table::Id;
+
+/// A connected stream. Clones are handles to the same connection.
+///
+/// One thread may read while another writes. When the last handle is dropped the connection is
+/// closed: what was sent before is still delivered (while the endpoint lives), what was received is
+/// forgotten.
+#[derive(Debug, Clone)]
+pub struct Stream(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    id: Id,
+    line: Arc<Line>,
+    /// What [`Read::read`] has not handed out of the last chunk.
+    rest: Mutex<Option<Chunk>>,
+    timeouts: Mutex<Timeouts>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Timeouts {
+    read: Option<Duration>,
+    write: Option<Duration>,
+}
+
+impl Stream {
+    pub(crate) fn new(shared: &Arc<Shared>, id: Id, line: Arc<Line>) -> Self {
+        Self(Arc::new(Handle {
+            shared: Arc::clone(shared),
+            id,
+            line,
+            rest: Mutex::default(),
+            timeouts: Mutex::default(),
+        }))
+    }
+
+    /// How long [`Read::read`] may wait. It then fails with [`io::ErrorKind::TimedOut`] and has
+    /// taken nothing.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) {
+        lock(&self.0.timeouts).read = timeout;
+    }
+
+    /// How long a write may wait for the host to take something. It then fails with
+    /// [`io::ErrorKind::TimedOut`].
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) {
+        lock(&self.0.timeouts).write = timeout;
+    }
+
+    /// The next bytes, where they arrived; `None` when the host has finished and everything was
+    /// read. While chunks are held their bytes count as unread: a reader that holds as much as the
+    /// window of its connection gets nothing more until it drops some.
+    ///
+    /// # Errors
+    /// If the connection or the device ended first, or the time is up.
+    pub fn recv(&self, timeout: Option<Duration>) -> io::Result<Option<Chunk>> {
+        let deadline = deadline(timeout);
+        if let Some(rest) = lock(&self.0.rest).take() {
+            return Ok(Some(rest));
+        }
+        self.receive(deadline)
+    }
+
+    /// Sends all of `data`.
+    ///
+    /// # Errors
+    /// If the host will not receive it, or takes nothing for the time of the write timeout. A part
+    /// of it may be sent then.
+    pub fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let n = self.write_some(data)?;
+            data = data.get(n..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Sends what `fill` writes to the beginning of a buffer of the device, so that bytes which come
+    /// from somewhere else need not be copied. Returns how many bytes that were; none are fine. The
+    /// buffer is as large as a slot, or as what the host has room for, and no other stream gets it
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// If `fill` fails, and as [`Self::write_all`]. Nothing is sent then.
+    pub fn send_with(
+        &self,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let (mut slot, room) = self.begin_write(self.0.shared.slot_bytes)?;
+        let filled = fill(slot.data.get_mut(..room as usize).unwrap_or_default());
+        let len = u32::try_from(*filled.as_ref().unwrap_or(&0)).unwrap_or(u32::MAX);
+        let sent = self.end_write(slot, len.min(room), room);
+        filled.and_then(|n| sent.map(|()| n.min(room as usize)))
+    }
+
+    /// Ends sending: the host reads everything and then the end of the stream.
+    ///
+    /// # Errors
+    /// If the connection has ended otherwise.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        let Handle { shared, id, .. } = &*self.0;
+        let mut state = shared.lock();
+        state.mux.finish_sending(*id).map_err(shared::error)?;
+        shared.settle(&mut state);
+        Ok(())
+    }
+
+    /// Resets the connection: reader and writer fail at once, here and on the host.
+    pub fn reset(&self) {
+        let Handle { shared, id, .. } = &*self.0;
+        let mut state = shared.lock();
+        state.mux.reset(*id);
+        shared.settle(&mut state);
+    }
+
+    fn receive(&self, deadline: Option<Instant>) -> io::Result<Option<Chunk>> {
+        let Handle {
+            shared, id, line, ..
+        } = &*self.0;
+        let mut state = shared.lock();
+        loop {
+            match state.mux.receive(*id).map_err(shared::error)? {
+                Received::Piece(piece) => {
+                    return Ok(Some(Chunk {
+                        shared: Arc::clone(shared),
+                        id: *id,
+                        piece: Some(piece),
+                        from: 0,
+                    }));
+                }
+                Received::End => return Ok(None),
+                Received::Nothing => state = shared::wait(&line.readable, state, deadline)?,
+            }
+        }
+    }
+
+    fn read_some(&self, to: &mut [u8]) -> io::Result<usize> {
+        if to.is_empty() {
+            return Ok(0);
+        }
+        let deadline = deadline(lock(&self.0.timeouts).read);
+        let mut rest = lock(&self.0.rest);
+        if rest.is_none() {
+            *rest = self.receive(deadline)?;
+        }
+        let Some(chunk) = &mut *rest else {
+            return Ok(0);
+        };
+        let n = chunk.len().min(to.len());
+        if let (Some(to), Some(from)) = (to.get_mut(..n), chunk.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        chunk.from += n;
+        if chunk.is_empty() {
+            *rest = None;
+        }
+        Ok(n)
+    }
+
+    /// Sends as much of `data` as fits into one packet.
+    fn write_some(&self, data: &[u8]) -> io::Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let (mut slot, len) = self.begin_write(data.len())?;
+        let n = len as usize;
+        if let (Some(to), Some(from)) = (slot.data.get_mut(..n), data.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.end_write(slot, len, len)?;
+        Ok(n)
+    }
+
+    /// Sends `len` bytes of a buffer that has credit for `room` bytes.
+    fn end_write(&self, slot: Slot, len: u32, room: u32) -> io::Result<()> {
+        let Handle {
+            shared, id, line, ..
+        } = &*self.0;
+        let mut state = shared.lock();
+        let sent = state.mux.send(*id, slot, len, room.saturating_sub(len));
+        line.writing.store(false, Ordering::Relaxed);
+        line.writable.notify_all();
+        shared.settle(&mut state);
+        sent.map_err(shared::error)
+    }
+
+    /// Waits for credit and for a buffer. Who has both is the only writer until it has sent.
+    fn begin_write(&self, want: usize) -> io::Result<(Slot, u32)> {
+        let Handle {
+            shared, id, line, ..
+        } = &*self.0;
+        let want = u32::try_from(want.min(shared.slot_bytes)).unwrap_or(u32::MAX);
+        let deadline = deadline(lock(&self.0.timeouts).write);
+        let mut state = shared.lock();
+        loop {
+            state.mux.may_send(*id).map_err(shared::error)?;
+            if line.writing.load(Ordering::Relaxed) {
+                state = shared::wait(&line.writable, state, deadline)?;
+            } else if !state.has_buffer() {
+                state = shared.wait_for_buffer(state, deadline)?;
+            } else {
+                let len = state.mux.begin_send(*id, want).map_err(shared::error)?;
+                if len == 0 {
+                    state = shared::wait(&line.writable, state, deadline)?;
+                } else if let Some(slot) = state.take_buffer() {
+                    line.writing.store(true, Ordering::Relaxed);
+                    return Ok((slot, len));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        drop(lock(&self.rest).take());
+        let mut state = self.shared.lock();
+        state.mux.hang_up(self.id);
+        state.close_line(self.id);
+        self.shared.settle(&mut state);
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_some(buf)
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_some(buf)
+    }
+
+    /// Does nothing: what was written is on its way.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_some(buf)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_some(buf)
+    }
+
+    /// Does nothing: what was written is on its way.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Received bytes, where the device put them. Dropping it lets the device have the place again, and
+/// the host send as much again. May be held, sent to other threads, and outlive its stream.
+#[derive(Debug)]
+pub struct Chunk {
+    shared: Arc<Shared>,
+    id: Id,
+    piece: Option<Piece<Slot>>,
+    /// Bytes at the beginning that were read already.
+    from: usize,
+}
+
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let bytes = self.piece.as_ref().map(Piece::bytes);
+        bytes
+            .and_then(|bytes| bytes.get(self.from..))
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Some(piece) = self.piece.take() {
+            let (len, slot) = piece.into_parts();
+            let mut state = self.shared.lock();
+            state.mux.consumed(self.id, len, slot);
+            self.shared.settle(&mut state);
+        }
+    }
+}
+
+/// Accepts the connections that the host makes to one port. Dropping it closes the port and every
+/// connection that nobody accepted.
+#[derive(Debug)]
+pub struct Listener {
+    shared: Arc<Shared>,
+    port: u32,
+}
+
+impl Listener {
+    pub(crate) fn new(shared: &Arc<Shared>, port: u32) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            port,
+        }
+    }
+
+    /// Waits for the next connection, at most for `timeout` if there is one.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`], or [`io::ErrorKind::NotConnected`] once the device is gone.
+    pub fn accept(&self, timeout: Option<Duration>) -> io::Result<Stream> {
+        let deadline = deadline(timeout);
+        let shared = &self.shared;
+        let mut state = shared.lock();
+        loop {
+            if let Some(id) = state.mux.accept(self.port).map_err(shared::error)? {
+                let line = state.open_line(id);
+                return Ok(Stream::new(shared, id, line));
+            }
+            state = shared::wait(&shared.incoming, state, deadline)?;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.mux.unlisten(self.port);
+        self.shared.settle(&mut state);
+    }
+}
+
+/// No code panics with one of these locks held, so a poisoned one is as good.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,156 @@
+//! Which connections and listeners there are.
+//!
+//! A connection has an [`Id`] that is never used again, because a handle of the application may
+//! outlive the address.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+
+use crate::connection::{Address, Connection};
+
+/// Connections of the peer that nobody has accepted yet, per listener.
+const BACKLOG: usize = 128;
+
+/// Own ports for connections that we make. Well-known ports are below.
+const FIRST_PORT: u32 = 0x4000_0000;
+
+/// A connection, for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Id(u64);
+
+/// A connection and what others think of it.
+#[derive(Debug)]
+pub(crate) struct Known<B> {
+    pub(crate) connection: Connection<B>,
+    /// Whether it waits to be asked for packets.
+    pub(crate) lined_up: bool,
+    /// Whether the application may still ask for it.
+    pub(crate) has_owner: bool,
+}
+
+/// All connections and listeners of one endpoint.
+#[derive(Debug)]
+pub(crate) struct Table<B> {
+    connections: HashMap<Id, Known<B>>,
+    addresses: HashMap<Address, Id>,
+    listeners: HashMap<u32, VecDeque<Id>>,
+    max_connections: usize,
+    next_id: u64,
+    next_port: u32,
+}
+
+impl<B> Table<B> {
+    pub(crate) fn new(max_connections: usize) -> Self {
+        Self {
+            connections: HashMap::new(),
+            addresses: HashMap::new(),
+            listeners: HashMap::new(),
+            max_connections,
+            next_id: 0,
+            next_port: FIRST_PORT,
+        }
+    }
+
+    pub(crate) fn find(&self, address: &Address) -> Option<Id> {
+        self.addresses.get(address).copied()
+    }
+
+    pub(crate) fn get(&self, id: Id) -> Option<&Known<B>> {
+        self.connections.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut Known<B>> {
+        self.connections.get_mut(&id)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.connections.len() >= self.max_connections
+    }
+
+    pub(crate) fn ids(&self) -> Vec<Id> {
+        self.connections.keys().copied().collect()
+    }
+
+    /// Adds a connection.
+    pub(crate) fn insert(&mut self, address: Address, connection: Connection<B>) -> Id {
+        let id = Id(self.next_id);
+        self.next_id += 1;
+        self.addresses.insert(address, id);
+        let known = Known {
+            connection,
+            lined_up: false,
+            has_owner: true,
+        };
+        self.connections.insert(id, known);
+        id
+    }
+
+    /// Lets another connection have this one's address.
+    pub(crate) fn free_address(&mut self, id: Id, address: Address) {
+        if let Entry::Occupied(entry) = self.addresses.entry(address)
+            && *entry.get() == id
+        {
+            entry.remove();
+        }
+    }
+
+    /// Forgets a connection.
+    pub(crate) fn remove(&mut self, id: Id) -> Option<Known<B>> {
+        self.connections.remove(&id)
+    }
+
+    /// An own port that no connection to `peer_port` uses. There are far more ports than
+    /// connections, so the search ends.
+    pub(crate) fn free_port(&mut self, peer_port: u32) -> u32 {
+        loop {
+            let own_port = self.next_port;
+            self.next_port = own_port
+                .checked_add(1)
+                .filter(|&next| next != u32::MAX)
+                .unwrap_or(FIRST_PORT);
+            let address = Address {
+                own_port,
+                peer_port,
+            };
+            if !self.addresses.contains_key(&address) {
+                return own_port;
+            }
+        }
+    }
+
+    /// Begins to listen. `false` if somebody already does.
+    #[must_use]
+    pub(crate) fn listen(&mut self, port: u32) -> bool {
+        match self.listeners.entry(port) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(VecDeque::new());
+                true
+            }
+        }
+    }
+
+    /// Ends listening. Returns who waited there.
+    pub(crate) fn unlisten(&mut self, port: u32) -> VecDeque<Id> {
+        self.listeners.remove(&port).unwrap_or_default()
+    }
+
+    /// Whether a connection to `port` would be heard.
+    pub(crate) fn has_place(&self, port: u32) -> bool {
+        self.listeners
+            .get(&port)
+            .is_some_and(|waiting| waiting.len() < BACKLOG)
+    }
+
+    /// Lets a connection wait at its listener.
+    pub(crate) fn wait(&mut self, port: u32, id: Id) {
+        if let Some(waiting) = self.listeners.get_mut(&port) {
+            waiting.push_back(id);
+        }
+    }
+
+    /// Takes the connection that waits longest.
+    pub(crate) fn accept(&mut self, port: u32) -> Option<Id> {
+        self.listeners.get_mut(&port)?.pop_front()
+    }
+}

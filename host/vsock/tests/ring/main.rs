@@ -1,0 +1,12 @@
+//! The device and the guest's own driver, against each other and without a VM.
+
+#[cfg(test)]
+mod bed;
+#[cfg(test)]
+mod ends;
+#[cfg(test)]
+mod slots;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
+mod together;
