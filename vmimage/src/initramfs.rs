@@ -3,36 +3,37 @@
 //! | path | what |
 //! |---|---|
 //! | `/init` | the agent |
-//! | `/modules/order` | file names of the modules in load order, one on each line; those before the empty line are needed to greet the host |
+//! | `/modules/order` | file names of the modules in load order, one on each line, behind the word for its group ([`Load`]) |
 //! | `/modules/*.ko` | the modules |
 //! | `/dev` `/proc` `/sys` `/run` `/tmp` | empty, for the agent to mount on |
 //!
 //! It is not compressed: the kernel unpacks plain bytes faster than the host reads fewer of them.
 
-use std::fmt::Write as _;
-
 use crate::cpio::Archive;
 use crate::modules::Module;
+use crate::recipe::Load;
 
 /// Where the agent finds its mount points.
 const DIRECTORIES: &[&str] = &["dev", "modules", "proc", "run", "sys", "tmp"];
 
-/// The bytes of the initramfs. The modules are in load order; the agent needs the first `greeting`
-/// of them to greet the host.
+/// The bytes of the initramfs, with the modules in load order, by group.
 #[must_use]
-pub fn initramfs(agent: &[u8], modules: &[Module], greeting: usize) -> Vec<u8> {
+pub fn initramfs(agent: &[u8], groups: &[&[Module]; 3]) -> Vec<u8> {
     let mut archive = Archive::new();
     for directory in DIRECTORIES {
         archive.directory(directory);
     }
     let mut order = String::new();
-    for (number, module) in modules.iter().enumerate() {
-        let separator = if number == greeting { "\n" } else { "" };
-        // Writing to a string cannot fail.
-        writeln!(order, "{separator}{}.ko", module.name).ok();
+    for (load, group) in [Load::First, Load::Fallback, Load::Later]
+        .iter()
+        .zip(groups)
+    {
+        for module in *group {
+            order.push_str(&format!("{} {}.ko\n", load.name(), module.name));
+        }
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    for module in modules {
+    for module in groups.iter().copied().flatten() {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.bytes);
     }
     archive.file("init", 0o755, agent);
@@ -49,7 +50,10 @@ mod tests {
             name: name.into(),
             bytes: name.as_bytes().into(),
         };
-        initramfs(b"agent", &[module("virtio"), module("virtio_blk")], 1)
+        initramfs(
+            b"agent",
+            &[&[module("virtio")], &[], &[module("virtio_blk")]],
+        )
     }
 
     #[test]
@@ -57,14 +61,14 @@ mod tests {
         // A change here changes every image; it is fine if it is meant.
         assert_eq!(
             sha256_hex(&example()),
-            "37372742ac455c41759de3f4a974d31617f82b94e48a139fb01c33e085ca924a"
+            "4358b39b6fc53f202d0d2f5ebf83b940b0395430d3a4283d47d4d9380049f607"
         );
     }
 
     #[test]
     fn the_order_file_lists_modules_line_by_line() {
         let bytes = example();
-        let needle = b"virtio.ko\n\nvirtio_blk.ko\n";
+        let needle = b"first virtio.ko\nlater virtio_blk.ko\n";
         assert!(bytes.windows(needle.len()).any(|window| window == needle));
     }
 }

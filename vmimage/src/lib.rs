@@ -20,4 +20,4 @@ pub use elf::{ElfError, Modinfo};
 pub use info::{ImageInfo, sha256_hex};
 pub use initramfs::initramfs;
 pub use modules::{Lookup, Module, ModuleError, canonical, in_load_order};
-pub use recipe::{Recipe, RecipeError, Wanted};
+pub use recipe::{Load, Recipe, RecipeError, Wanted};

@@ -22,9 +22,34 @@ pub struct Wanted {
     pub name: String,
     /// What the VM does with it.
     pub why: String,
-    /// The agent needs it to greet the host. The others are loaded meanwhile.
+    /// When the agent loads it.
     #[serde(default)]
-    pub first: bool,
+    pub load: Load,
+}
+
+/// When the agent loads a module. What a module depends on is loaded no later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Load {
+    /// At once, since the host cannot be greeted without it.
+    First,
+    /// Only if the agent cannot drive the vsock device itself.
+    Fallback,
+    /// While host and agent greet each other.
+    #[default]
+    Later,
+}
+
+impl Load {
+    /// The word for it, also where the agent reads it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Fallback => "fallback",
+            Self::Later => "later",
+        }
+    }
 }
 
 /// The list is not written as it should be.
@@ -51,11 +76,11 @@ impl Recipe {
         toml::from_str(text).map_err(RecipeError)
     }
 
-    /// The modules that the agent needs to greet the host, then the others: their names.
+    /// The names of the modules in the groups in which the agent loads them.
     #[must_use]
-    pub fn names(&self) -> [Vec<&str>; 2] {
-        [true, false].map(|first| {
-            let modules = self.modules.iter().filter(|module| module.first == first);
+    pub fn groups(&self) -> [Vec<&str>; 3] {
+        [Load::First, Load::Fallback, Load::Later].map(|load| {
+            let modules = self.modules.iter().filter(|module| module.load == load);
             modules.map(|module| module.name.as_str()).collect()
         })
     }

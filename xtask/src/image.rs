@@ -53,16 +53,20 @@ pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     };
     let recipe = Recipe::built_in()?;
     let tree = kernel.modules()?;
-    let [first, others] = recipe.names();
-    let ordered = |names: &[&str]| {
-        vmimage::in_load_order(names.iter().copied(), |name| tree.find(name))
+    let [first, fallback, later] = recipe.groups();
+    let ordered = |names: &[&[&str]]| {
+        let names = names.iter().copied().flatten().copied();
+        vmimage::in_load_order(names, |name| tree.find(name))
             .with_context(|| format!("modules of kernel {}", kernel.version))
     };
-    let greeting = ordered(&first)?.len();
-    let modules = ordered(&[first, others].concat())?;
+    let n_first = ordered(&[&first])?.len();
+    let n_early = ordered(&[&first, &fallback])?.len();
+    let modules = ordered(&[&first, &fallback, &later])?;
+    let (early, later) = modules.split_at(n_early);
+    let (first, fallback) = early.split_at(n_first);
     let program = read(&agent.program)?;
     let parts = Parts {
-        initramfs: vmimage::initramfs(&program, &modules, greeting),
+        initramfs: vmimage::initramfs(&program, &[first, fallback, later]),
         kernel: read(&kernel.image)?,
         program,
         modules,

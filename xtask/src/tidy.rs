@@ -10,7 +10,7 @@ use cargo_metadata::MetadataCommand;
 /// Nothing of the guest names anything of the host; of the guest, the host names only `wire`,
 /// and the driver in the tests of the device.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["wire"]),
+    ("agent", &["vsock-ring", "wire"]),
     ("cli", &["engine", "launcher", "store"]),
     ("engine", &["store"]),
     ("launcher", &["engine", "store", "vsock", "wire"]),

@@ -73,11 +73,12 @@ const MOUNTS: &[Mount] = &[
 const DIRECTORIES: &[&str] = &["/mnt", "/disk"];
 
 /// Makes this process's surroundings, as far as greeting the host needs them. The modules that are
-/// returned are still to be loaded.
-pub(crate) fn boot() -> Result<Modules> {
+/// returned are still to be loaded: those of the kernel's vsock driver, should it be needed, and all
+/// others.
+pub(crate) fn boot() -> Result<(Modules, Modules)> {
     // Modes are what they are said to be, in layers as elsewhere.
     umask(Mode::empty());
-    let (first, others) = Modules::find()?;
+    let [first, of_kernel_driver, others] = Modules::find()?;
     first.load()?;
     leave_initramfs()?;
     for dir in DIRECTORIES {
@@ -93,7 +94,7 @@ pub(crate) fn boot() -> Result<Modules> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
         .context("cannot raise the limit of descriptors")?;
     set_up_cgroups(stat::memory()?)?;
-    Ok(others)
+    Ok((of_kernel_driver, others))
 }
 
 fn apply(
@@ -122,8 +123,9 @@ pub(crate) struct Modules {
 }
 
 impl Modules {
-    /// Those that are needed to greet the host, and the others.
-    fn find() -> Result<(Self, Self)> {
+    /// Those that every driver of the vsock device needs and our own, those of the kernel's own, and
+    /// the others. The word before each name tells.
+    fn find() -> Result<[Self; 3]> {
         let dir = open(
             MODULES,
             OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
@@ -132,14 +134,15 @@ impl Modules {
         .context("no modules")?;
         let order = Path::new(MODULES).join("order");
         let order = fs::read_to_string(order).context("cannot read the list of modules")?;
-        let (first, others) = order.split_once("\n\n").unwrap_or((&order, ""));
-        let names = |text: &str| text.lines().map(str::to_owned).collect();
-        let of_first = Self {
-            dir: dir.try_clone()?,
-            names: names(first),
+        let group = |word: &str| -> Result<Self> {
+            let lines = order.lines().filter_map(|line| line.split_once(' '));
+            let names = lines.filter(|(found, _)| *found == word);
+            Ok(Self {
+                dir: dir.try_clone()?,
+                names: names.map(|(_, name)| name.to_owned()).collect(),
+            })
         };
-        let names = names(others);
-        Ok((of_first, Self { dir, names }))
+        Ok([group("first")?, group("fallback")?, group("later")?])
     }
 
     /// Loads them, and frees the memory that their files take.

@@ -31,8 +31,8 @@ pub(crate) trait Verbs: Send + Sync + 'static {
     fn serve(&self, request: Request) -> Result<Reply>;
 }
 
-/// Reads the host's greeting and answers it; returns the nonce of this VM.
-pub(crate) fn greet(connection: &mut dyn Connection) -> Result<[u8; 16]> {
+/// Reads the host's greeting and answers it with these features; returns the nonce of this VM.
+pub(crate) fn greet(connection: &mut dyn Connection, features: u64) -> Result<[u8; 16]> {
     let mut buf = Vec::new();
     let frame = frame::read(&mut buf, |room| retry(|| connection.read(room)))?;
     let frame = frame.context("the host closed the connection without a greeting")?;
@@ -40,7 +40,7 @@ pub(crate) fn greet(connection: &mut dyn Connection) -> Result<[u8; 16]> {
     let ours = Hello {
         protocol: PROTOCOL,
         software: concat!("cofferdam-agent ", env!("CARGO_PKG_VERSION")).into(),
-        features: 0,
+        features,
         max_body: MAX_BODY,
         nonce: theirs.nonce,
     };
@@ -353,7 +353,7 @@ mod tests {
             };
             host.write_all(&message::encode(0, &hello).unwrap())
                 .unwrap();
-            let greeted = greet(&mut Socket::from(OwnedFd::from(ours)));
+            let greeted = greet(&mut Socket::from(OwnedFd::from(ours)), 0);
             let mut buf = Vec::new();
             let frame = frame::read(&mut buf, |room| host.read(room))
                 .unwrap()

@@ -43,7 +43,7 @@ use crate::network::Uplink;
 use crate::reap::Reaper;
 use crate::sandbox::Sandboxes;
 use crate::steps::Steps;
-use crate::transport::{Connect as _, Transfers, Vsock};
+use crate::transport::{Transfers, Wanted};
 use crate::verbs::Guest;
 
 fn main() {
@@ -59,7 +59,9 @@ fn main() {
 
 /// Makes the machine ready and serves the host.
 fn serve() -> Result<Infallible> {
-    let modules = boot::boot()?;
+    let (of_kernel_driver, modules) = boot::boot()?;
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+    let wanted = Wanted::from_cmdline(&cmdline);
     let reaper = Reaper::start()?;
     // Disk and network become ready while host and agent greet each other.
     let devices = thread::Builder::new()
@@ -68,14 +70,15 @@ fn serve() -> Result<Infallible> {
             modules.load()?;
             Ok((Disk::attach()?, Uplink::set_up()?))
         })?;
-    let mut connection = Vsock.connect()?;
-    let nonce = control::greet(&mut *connection).context("greeting")?;
+    let (connect, features) = transport::choose(wanted, || of_kernel_driver.load())?;
+    let mut connection = connect.connect()?;
+    let nonce = control::greet(&mut *connection, features).context("greeting")?;
     let devices: Result<(Disk, Option<Uplink>)> = devices
         .join()
         .map_err(|_| anyhow!("the thread that sets up the devices panicked"))?;
     let (disk, uplink) = devices?;
     let (disk, sandboxes) = (Arc::new(disk), Sandboxes::new(uplink, reaper)?);
-    let transfers = Arc::new(Transfers::new(Box::new(Vsock), nonce));
+    let transfers = Arc::new(Transfers::new(connect, nonce));
     let steps = Steps::new(Arc::clone(&disk), sandboxes, Arc::clone(&transfers));
     let guest = Guest::new(disk, transfers, steps);
     control::serve(connection, Arc::new(guest))

@@ -1,12 +1,15 @@
 //! Connections to the host, and the transfers that run on them.
 //!
-//! The agent only connects, it never listens. Each transfer has a connection of its own, so the
-//! kernel's vsock credit is the only flow control: whoever reads slowly makes the other end wait.
+//! The agent only connects, it never listens. Each transfer has a connection of its own, so vsock's
+//! credit is the only flow control: whoever reads slowly makes the other end wait.
 
+mod ring;
 mod socket;
 
 use std::fmt;
 use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use wire::limits::MAX_BODY;
@@ -15,9 +18,19 @@ use wire::{Attach, Event, Failure, Receiver, Sender, frame, message};
 use crate::archive::Fill;
 use crate::fault;
 
+pub(crate) use ring::Ring;
 #[cfg(test)]
 pub(crate) use socket::Socket;
 pub(crate) use socket::Vsock;
+
+/// How long the host may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a refused connection is tried, at boot the host may be later than we are.
+const CONNECT_ATTEMPTS: u32 = 100;
+
+/// How long after a refusal.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Size of the data frames that we send: large enough that their headers cost nothing, small
 /// enough that several transfers fit into the agent's memory.
@@ -44,13 +57,52 @@ pub(crate) trait Connect: Send + Sync + fmt::Debug {
 /// Opens the connections of transfers.
 #[derive(Debug)]
 pub(crate) struct Transfers {
-    connect: Box<dyn Connect>,
+    connect: Arc<dyn Connect>,
     nonce: [u8; 16],
+}
+
+/// Connects by our own driver, or by the kernel's, whose modules `kernel` loads: `wanted` says
+/// which, and by default it is our own if it can have the device.
+pub(crate) fn choose(
+    wanted: Wanted,
+    kernel: impl FnOnce() -> Result<()>,
+) -> Result<(Arc<dyn Connect>, u64)> {
+    if wanted != Wanted::Kernel {
+        match Ring::start() {
+            Ok(ring) => return Ok((Arc::new(ring), wire::FEATURE_RING)),
+            Err(err) if wanted == Wanted::Ring => return Err(err.context("our own vsock driver")),
+            Err(err) => log::warn!("the kernel's vsock driver is used: {err:#}"),
+        }
+    }
+    kernel()?;
+    Ok((Arc::new(Vsock), 0))
+}
+
+/// Which driver of the vsock device the host wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Best,
+    Ring,
+    Kernel,
+}
+
+impl Wanted {
+    /// Reads the kernel command line.
+    pub(crate) fn from_cmdline(cmdline: &str) -> Self {
+        let word = cmdline
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("cofferdam.transport="));
+        match word {
+            Some("ring") => Self::Ring,
+            Some("kernel") => Self::Kernel,
+            Some(_) | None => Self::Best,
+        }
+    }
 }
 
 impl Transfers {
     /// Transfers of the VM that was given this nonce.
-    pub(crate) fn new(connect: Box<dyn Connect>, nonce: [u8; 16]) -> Self {
+    pub(crate) fn new(connect: Arc<dyn Connect>, nonce: [u8; 16]) -> Self {
         Self { connect, nonce }
     }
 
@@ -292,7 +344,7 @@ pub(crate) mod fake {
     pub(crate) fn host() -> (Transfers, crossbeam_channel::Receiver<UnixStream>) {
         let (sender, receiver) = crossbeam_channel::bounded(16);
         (
-            Transfers::new(Box::new(FakeHost(sender)), [7; 16]),
+            Transfers::new(Arc::new(FakeHost(sender)), [7; 16]),
             receiver,
         )
     }

@@ -43,6 +43,9 @@ pub use transfer::{Event, Receiver, Sender, Violation};
 /// The vsock port on which the host (cid 2) accepts all connections of the guest.
 pub const PORT: u32 = 0x0cfd;
 
+/// Feature of the guest in [`Hello::features`]: it drives its vsock device itself. For reports only.
+pub const FEATURE_RING: u64 = 1;
+
 /// Version of this protocol. Both sides must speak the same one; a mismatch closes the control
 /// connection without effect and names both versions.
 pub const PROTOCOL: u16 = 2;

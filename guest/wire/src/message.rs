@@ -22,7 +22,7 @@ pub struct Hello {
     pub protocol: u16,
     /// Name and version of the sender's software, for messages to the user.
     pub software: String,
-    /// Optional features, a bit each. None is defined yet; unknown bits are ignored.
+    /// Optional features, a bit each, such as [`crate::FEATURE_RING`]; unknown bits are ignored.
     pub features: u64,
     /// Longest body of a data frame that the sender accepts, in bytes, at most
     /// [`crate::limits::MAX_BODY`]. Other frames have the limits of their kind.

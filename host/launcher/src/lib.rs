@@ -28,6 +28,7 @@ pub mod image;
 pub mod monitor;
 pub mod options;
 mod session;
+pub mod transport;
 mod vm;
 
 pub use accel::Accel;
@@ -35,4 +36,5 @@ pub use executor::{VmExecutor, boot_once};
 pub use image::VmImage;
 pub use options::{Notice, Options, VmReport, Watcher};
 pub use session::{Lost, SessionError};
+pub use transport::Transport;
 pub use vm::BootError;

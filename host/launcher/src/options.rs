@@ -9,6 +9,7 @@ use crate::accel::Accel;
 use crate::image::VmImage;
 use crate::monitor::qemu::PROGRAM;
 use crate::monitor::trampoline::Trampoline;
+use crate::transport::Transport;
 
 /// Size of the guest disk: sparse, so it costs what is written to it.
 pub const DISK_SIZE: u64 = 64 << 30;
@@ -26,6 +27,8 @@ pub struct Options {
     pub qemu: PathBuf,
     /// What executes the guest.
     pub accel: Accel,
+    /// By which driver the guest reaches its vsock device.
+    pub transport: Transport,
     /// Memory in MiB; `None`: half of the host's, within bounds.
     pub memory_mib: Option<u64>,
     /// Virtual processors; `None`: as many as the host has, within bounds.
@@ -50,6 +53,7 @@ impl Options {
             image,
             qemu: PROGRAM.into(),
             accel: Accel::Auto,
+            transport: Transport::Auto,
             memory_mib: None,
             cpus: None,
             disk_size: DISK_SIZE,
@@ -68,6 +72,8 @@ pub struct VmReport {
     pub boot: Duration,
     /// What executed the guest: `kvm` or `tcg`.
     pub accelerator: &'static str,
+    /// By which driver the guest reached its vsock device: `ring` or `kernel`.
+    pub transport: &'static str,
     /// Name and version of the agent.
     pub agent: String,
     /// Peak resident memory of the agent in bytes; zero if it could not be asked.

@@ -4,14 +4,13 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr};
 use nix::sys::socket::{connect, shutdown, socket};
 
-use super::{Connect, Connection};
+use super::{ATTEMPT_PAUSE, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Connect, Connection};
 use crate::sys;
 
 /// The host's context id.
@@ -20,13 +19,6 @@ const HOST: u32 = 2;
 /// Kernel buffer of a connection. The default of 256 KiB halves the throughput; more than a data
 /// frame brings nothing.
 const SOCKET_BUFFER: u64 = 4 << 20;
-
-/// How long the host may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How often a refused connection is tried again, a tenth of a second apart: at boot the host may
-/// be later than we are.
-const CONNECT_ATTEMPTS: u32 = 100;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -84,7 +76,7 @@ impl Connect for Vsock {
                 // Nobody listens there yet.
                 Err(Errno::ECONNRESET | Errno::ECONNREFUSED) if attempt < CONNECT_ATTEMPTS => {
                     attempt += 1;
-                    thread::sleep(Duration::from_millis(100));
+                    thread::sleep(ATTEMPT_PAUSE);
                 }
                 Ok(socket) => return Ok(Box::new(Socket::from(socket))),
                 Err(errno) => return Err(errno).context("cannot connect to the host"),

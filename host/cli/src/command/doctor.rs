@@ -191,7 +191,7 @@ fn kvm(device: &Path) -> Finding {
 }
 
 /// Boots the VM as a build would, and ends it.
-fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<(u64, String)>), Failure> {
+fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failure> {
     let image = match VmImage::open(dir) {
         Ok(image) => image,
         Err(error) => return Ok((Finding::bad("boot", error), None)),
@@ -200,17 +200,26 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<(u64, String)>),
     signals::watch(&cancel, || {
         super::complain("cancelling; once more to leave at once");
     })?;
+    let mut options = Options::new(image);
+    if let Some(transport) = std::env::var_os("COFFERDAM_TRANSPORT") {
+        let transport = transport.to_string_lossy().parse::<launcher::Transport>();
+        options.transport = transport.map_err(|error| Failure::usage(error.to_string()))?;
+    }
     let store = common.open()?;
-    let booted = launcher::boot_once(&store, &Options::new(image), &cancel);
+    let booted = launcher::boot_once(&store, &options, &cancel);
     common.close(store);
     Ok(match booted {
         Ok(report) => {
             let took = u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX);
             let text = format!(
-                "{} answered after {took} ms ({})",
-                report.agent, report.accelerator
+                "{} answered after {took} ms ({}, vsock by {})",
+                report.agent, report.accelerator, report.transport
             );
-            let booted = (took, report.accelerator.to_owned());
+            let booted = Booted {
+                ms: took,
+                accelerator: report.accelerator,
+                transport: report.transport,
+            };
             (Finding::good("boot", text), Some(booted))
         }
         Err(BootError::Cancelled) => {
@@ -223,8 +232,15 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<(u64, String)>),
     })
 }
 
-/// `booted` is the time to the agent's greeting in milliseconds, and the accelerator.
-fn object(findings: &[Finding], bad: bool, booted: Option<(u64, String)>) -> Value {
+/// How a VM has booted.
+struct Booted {
+    /// Time to the agent's greeting.
+    ms: u64,
+    accelerator: &'static str,
+    transport: &'static str,
+}
+
+fn object(findings: &[Finding], bad: bool, booted: Option<Booted>) -> Value {
     let each = findings.iter().map(|finding| {
         let state = match finding.state {
             State::Good => "ok",
@@ -233,7 +249,13 @@ fn object(findings: &[Finding], bad: bool, booted: Option<(u64, String)>) -> Val
         };
         json!({"what": finding.what, "state": state, "text": finding.text})
     });
-    let boot = booted.map(|(ms, accelerator)| json!({"boot_ms": ms, "accelerator": accelerator}));
+    let boot = booted.map(|booted| {
+        json!({
+            "boot_ms": booted.ms,
+            "accelerator": booted.accelerator,
+            "transport": booted.transport,
+        })
+    });
     json!({"ok": !bad, "boot": boot, "findings": each.collect::<Vec<_>>()})
 }
 
@@ -252,7 +274,12 @@ mod tests {
     #[test]
     fn programs_get_one_object() {
         let findings = [Finding::good("store", "/s"), Finding::poor("KVM", "none")];
-        let value = object(&findings, false, Some((3200, "tcg".to_owned())));
+        let booted = Booted {
+            ms: 3200,
+            accelerator: "tcg",
+            transport: "ring",
+        };
+        let value = object(&findings, false, Some(booted));
         assert_eq!(value["boot"]["boot_ms"], 3200);
         assert_eq!(value["boot"]["accelerator"], "tcg");
         assert_eq!(value["findings"][1]["state"], "poor");

@@ -62,6 +62,8 @@ pub(crate) struct Session {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// What the guest said it is.
     pub(crate) software: String,
+    /// [`Hello::features`] of the agent.
+    pub(crate) features: u64,
 }
 
 /// What the threads of a session share.
@@ -146,19 +148,20 @@ impl Session {
         let mut threads = Vec::new();
         let opened = threads::start_watch(&shared, &mut threads).and_then(|()| {
             let mut frames = Frames::new(control);
-            let software = shared.greet(&mut frames)?;
+            let hello = shared.greet(&mut frames)?;
             threads::start_others(&shared, frames, queue, door, &mut threads)?;
-            Ok(software)
+            Ok(hello)
         });
-        let session = |software| Self {
+        let session = |(software, features)| Self {
             shared,
             threads: Mutex::new(threads),
             software,
+            features,
         };
         match opened {
-            Ok(software) => Ok(session(software)),
+            Ok(hello) => Ok(session((hello.software, hello.features))),
             Err(lost) => {
-                session(String::new()).close();
+                session((String::new(), 0)).close();
                 Err(lost)
             }
         }
@@ -200,7 +203,7 @@ impl Drop for Session {
 
 impl Shared {
     /// Sends our hello and checks the guest's.
-    fn greet(&self, frames: &mut Frames) -> Result<String, Lost> {
+    fn greet(&self, frames: &mut Frames) -> Result<Hello, Lost> {
         let limit = self.limits.hello;
         let _watch = self.watch(frames.link(), None, Some(limit));
         let hello = Hello {
@@ -238,7 +241,7 @@ impl Shared {
         if theirs.nonce != self.nonce {
             return Err(Lost::Nonce);
         }
-        Ok(theirs.software)
+        Ok(theirs)
     }
 
     fn lost(&self) -> Option<Arc<Lost>> {

@@ -203,13 +203,14 @@ fn start_monitor(
     parts: &mut Parts,
 ) -> Result<Arc<Monitor>, BootError> {
     let image = &context.options.image;
+    let cmdline = image.manifest.cmdline.clone() + context.options.transport.cmdline();
     let machine = Machine {
         engine,
         memory_mib: context.memory_mib,
         cpus: context.cpus,
         kernel: &fs::canonicalize(&image.kernel)?,
         initramfs: &fs::canonicalize(&image.initramfs)?,
-        cmdline: &image.manifest.cmdline,
+        cmdline: &cmdline,
         disk,
         socket: Path::new(SOCKET),
         network: context.options.network,

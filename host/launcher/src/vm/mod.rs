@@ -21,6 +21,7 @@ use crate::monitor::process::Monitor;
 use crate::monitor::qemu::Engine;
 use crate::options::VmReport;
 use crate::session::{Door, Limits, Link, Lost, Session};
+use crate::transport::Transport;
 
 /// How long a VM whose connection ended may take to show that its monitor ended too.
 const END_SHOWS: Duration = Duration::from_secs(2);
@@ -62,6 +63,7 @@ impl Vm {
                 Engine::Kvm => "kvm",
                 Engine::Tcg => "tcg",
             },
+            transport: Transport::name(self.session.features),
             agent: self.session.software.clone(),
             agent_memory_peak,
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use engine::export::OutputSpec;
 use engine::image::{ImageRef, Platform};
-use launcher::accel::Accel;
+use launcher::{Accel, Transport};
 
 use crate::progress::Mode;
 use crate::size;
@@ -115,4 +115,13 @@ pub(in crate::command) struct Args {
         default_value = "auto"
     )]
     pub(super) accel: Accel,
+    /// By which driver the VM reaches its vsock device: auto, ring or kernel
+    #[arg(
+        long,
+        value_name = "TRANSPORT",
+        env = "COFFERDAM_TRANSPORT",
+        hide_env_values = true,
+        default_value = "auto"
+    )]
+    pub(super) transport: Transport,
 }

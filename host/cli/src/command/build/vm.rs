@@ -58,6 +58,7 @@ impl<'a> Vm<'a> {
         let image = VmImage::open(&dir).map_err(|error| StepError::Host(Box::new(error)))?;
         let mut options = Options::new(image);
         options.accel = self.args.accel;
+        options.transport = self.args.transport;
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
         let progress = Arc::clone(&self.progress);
@@ -75,6 +76,7 @@ fn described(report: &VmReport) -> Value {
     json!({
         "boot_ms": u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX),
         "accelerator": report.accelerator,
+        "transport": report.transport,
         "agent": report.agent,
         "agent_memory_peak": report.agent_memory_peak,
     })
