@@ -196,18 +196,10 @@ impl<B: AsRef<[u8]>> Connection<B> {
             | (State::Open | State::Leaving, Op::Request | Op::Response) => {
                 return Err(Violation::UnexpectedOperation);
             }
-            // The peer hears our reset only after these.
-            (
-                State::Closed(_),
-                Op::Request
-                | Op::Response
-                | Op::Data
-                | Op::Shutdown
-                | Op::CreditUpdate
-                | Op::CreditRequest,
-            ) => {}
             // Both sides gave up at once: an answer would reach nobody.
             (State::Closed(_), Op::Reset) => self.owes_reset = false,
+            // The peer hears our reset only after these, whatever they are.
+            (State::Closed(_), _) => {}
         }
         Ok(())
     }

@@ -92,11 +92,13 @@ pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindE
     let transport = with_bars(bars, || {
         PciTransport::new::<BarHal, _>(&mut PciRoot::new(space), FUNCTION)
     });
+    let command = read_command(&config_space).map_err(kernel(&device))?;
     Ok(Parts {
         transport: transport.map_err(BindError::Virtio)?,
         interrupts: UioInterrupts {
             uio,
             config: config_space,
+            unmasked: command & !INTERRUPT_DISABLE,
         },
         arena: Arena::huge(config.arena_size()).map_err(BindError::Memory)?,
     })
@@ -180,6 +182,8 @@ fn write_command(config: &File, command: u16) -> io::Result<()> {
 pub struct UioInterrupts {
     uio: File,
     config: File,
+    /// The command register with interrupts on. The kernel changes no other bit of it.
+    unmasked: u16,
 }
 
 impl Interrupts for UioInterrupts {
@@ -193,8 +197,7 @@ impl Interrupts for UioInterrupts {
     }
 
     fn unmask(&mut self) -> io::Result<()> {
-        let command = read_command(&self.config)?;
-        write_command(&self.config, command & !INTERRUPT_DISABLE)
+        write_command(&self.config, self.unmasked)
     }
 }
 

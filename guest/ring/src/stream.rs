@@ -47,20 +47,20 @@ impl Stream {
         }))
     }
 
-    /// How long [`Read::read`] may wait. It then fails with [`io::ErrorKind::TimedOut`] and has
-    /// taken nothing.
+    /// How long [`Read::read`] may wait; without a limit as long as the connection lives. It then
+    /// fails with [`io::ErrorKind::TimedOut`] and has taken nothing.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
         lock(&self.0.timeouts).read = timeout;
     }
 
-    /// How long a write may wait for the host to take something. It then fails with
-    /// [`io::ErrorKind::TimedOut`].
+    /// How long a write may wait for the host to take something; without a limit as long as the
+    /// connection lives. It then fails with [`io::ErrorKind::TimedOut`].
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
         lock(&self.0.timeouts).write = timeout;
     }
 
     /// The next bytes, where they arrived; `None` when the host has finished and everything was
-    /// read. While chunks are held their bytes count as unread: a reader that holds as much as the
+    /// read. Waits for them at most for `timeout`, or as long as the connection lives. While chunks are held their bytes count as unread: a reader that holds as much as the
     /// window of its connection gets nothing more until it drops some.
     ///
     /// # Errors

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::slots::COPYBREAK;
 
@@ -240,4 +242,115 @@ fn the_end_of_the_device_is_heard_by_all() {
     assert_eq!(bench.mux.connect(1), Err(Cause::DeviceGone));
     assert_eq!(bench.mux.listen(2), Err(Cause::DeviceGone));
     assert!(bench.mux.poll_packet().is_none());
+}
+
+/// Something that the host, the application or nobody in particular does.
+#[derive(Debug, Clone)]
+enum Step {
+    Hear(u16, u32, u32, usize, u32),
+    Connect,
+    Accept,
+    Send(prop::sample::Index, u32),
+    Receive(prop::sample::Index),
+    GiveBack(prop::sample::Index),
+    Reset(prop::sample::Index),
+    Finish(prop::sample::Index),
+    HangUp(prop::sample::Index),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let which = || any::<prop::sample::Index>();
+    let own_port = prop_oneof![Just(1u32), 0x4000_0000u32..0x4000_0004];
+    prop_oneof![
+        8 => (1u16..8, own_port, 9u32..12, 0..=SLOT, any::<u32>())
+            .prop_map(|(op, own, peer, len, credit)| Step::Hear(op, own, peer, len, credit)),
+        1 => Just(Step::Connect),
+        2 => Just(Step::Accept),
+        2 => (which(), 0..u32::try_from(SLOT).unwrap()).prop_map(|(at, len)| Step::Send(at, len)),
+        4 => which().prop_map(Step::Receive),
+        2 => which().prop_map(Step::GiveBack),
+        1 => which().prop_map(Step::Reset),
+        1 => which().prop_map(Step::Finish),
+        1 => which().prop_map(Step::HangUp),
+    ]
+}
+
+impl Bench {
+    fn take(&mut self, step: Step, ids: &mut Vec<Id>, held: &mut Vec<(Id, Read)>) {
+        match step {
+            Step::Hear(op, own_port, peer_port, len, buf_alloc) => {
+                assert!(self.posted >= 2, "the reserve is touched");
+                self.posted -= 1;
+                let header = Header {
+                    src_cid: HOST_CID,
+                    dst_cid: CID,
+                    src_port: peer_port,
+                    dst_port: own_port,
+                    len: u32::try_from(len).unwrap(),
+                    kind: TYPE_STREAM,
+                    op,
+                    flags: buf_alloc % 4,
+                    buf_alloc,
+                    fwd_cnt: 0,
+                };
+                self.mux.handle_packet(&header, vec![0; SLOT]);
+            }
+            Step::Connect => ids.extend(self.mux.connect(9).unwrap()),
+            Step::Accept => ids.extend(self.mux.accept(1).unwrap()),
+            Step::GiveBack(at) if !held.is_empty() => {
+                let (id, (len, slot)) = held.swap_remove(at.index(held.len()));
+                self.mux.consumed(id, len, slot);
+            }
+            Step::Send(at, want) if !ids.is_empty() => {
+                let id = ids[at.index(ids.len())];
+                if let Ok(len @ 1..) = self.mux.begin_send(id, want) {
+                    let _late = self.mux.send(id, Vec::new(), len / 2, len - len / 2);
+                }
+            }
+            Step::Receive(at) if !ids.is_empty() => {
+                let id = ids[at.index(ids.len())];
+                let (_, pieces) = self.read(id);
+                held.extend(pieces.into_iter().map(|piece| (id, piece)));
+            }
+            Step::Reset(at) if !ids.is_empty() => self.mux.reset(ids[at.index(ids.len())]),
+            Step::Finish(at) if !ids.is_empty() => {
+                let _ended = self.mux.finish_sending(ids[at.index(ids.len())]);
+            }
+            Step::HangUp(at) if !ids.is_empty() => {
+                self.mux.hang_up(ids.swap_remove(at.index(ids.len())));
+            }
+            Step::GiveBack(_)
+            | Step::Send(..)
+            | Step::Receive(_)
+            | Step::Reset(_)
+            | Step::Finish(_)
+            | Step::HangUp(_) => {}
+        }
+        self.settle();
+        while self.mux.take_unsent().is_some() {}
+    }
+}
+
+proptest! {
+    /// Whatever host and application do: nothing panics, the reserve stays with the device, and in
+    /// the end every slot and every share is back.
+    #[test]
+    fn no_slot_is_ever_lost(steps in prop::collection::vec(step(), 1..150)) {
+        let mut bench = Bench::new(12);
+        prop_assert!(bench.mux.listen(1).unwrap());
+        let (mut ids, mut held) = (Vec::new(), Vec::new());
+        for step in steps {
+            bench.take(step, &mut ids, &mut held);
+        }
+        bench.mux.unlisten(1);
+        ids.into_iter().for_each(|id| bench.mux.hang_up(id));
+        for (id, (len, slot)) in held {
+            bench.mux.consumed(id, len, slot);
+        }
+        bench.mux.end();
+        bench.settle();
+        prop_assert_eq!(bench.posted, SLOTS);
+        prop_assert!(bench.mux.table.ids().is_empty());
+        prop_assert_eq!(bench.mux.slots.grant().bytes(), 3 * u32::try_from(SLOT).unwrap());
+    }
 }
