@@ -18,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::fcntl::open;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
@@ -48,6 +49,9 @@ const OLD: &str = "/disk/old";
 
 /// How long the device may take to appear after its driver was loaded.
 const APPEARANCE: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take to let go of the disk when all steps are dead.
+const RELEASE: Duration = Duration::from_secs(10);
 
 /// Block size of the file systems that we accept. With smaller ones growing stops early, and says
 /// that it succeeded.
@@ -146,8 +150,17 @@ impl Disk {
     pub(crate) fn detach(&self) -> Result<()> {
         syncfs(&self.root).context("cannot write to the guest disk")?;
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(None::<&str>, MOUNT, None::<&str>, flags, None::<&str>)
-            .context("cannot finish the guest disk")
+        let finish = || mount(None::<&str>, MOUNT, None::<&str>, flags, None::<&str>);
+        let deadline = Instant::now() + RELEASE;
+        loop {
+            match finish() {
+                // The kernel takes the mounts of a dead step apart in its own time.
+                Err(Errno::EBUSY) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                done => return done.context("cannot finish the guest disk"),
+            }
+        }
     }
 }
 

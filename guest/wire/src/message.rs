@@ -107,7 +107,7 @@ pub struct RunStep {
     /// Transfer (guest to host) for stdout and stderr; bit 0 of a data frame's `flags` tells which
     /// (0 stdout, 1 stderr). It ends when the output does.
     pub output: u64,
-    /// The chain of layers, lowest first. Empty: an empty root.
+    /// The chain of layers, lowest first, each at most once. Empty: an empty root.
     pub layers: Vec<LayerName>,
     /// Program and arguments. The program is looked up in `PATH` of `env`, inside the root.
     pub args: Vec<Vec<u8>>,

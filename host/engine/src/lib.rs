@@ -12,6 +12,7 @@ pub mod export;
 mod halt;
 pub mod image;
 mod keys;
+mod patient;
 pub mod plan;
 pub mod registry;
 pub mod rootfs;

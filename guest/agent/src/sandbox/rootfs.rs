@@ -126,11 +126,12 @@ enum Content {
 
 /// Makes the skeleton in an empty directory of the guest disk.
 pub(crate) fn make_skeleton(dir: &Path) -> Result<()> {
+    // Steps see these modes, and layers keep them.
     for name in SKELETON_DIRS {
-        fs::create_dir(dir.join(name))?;
+        DirBuilder::new().mode(0o755).create(dir.join(name))?;
     }
     for name in SKELETON_FILES {
-        File::create(dir.join(name))?;
+        write(dir.join(name), 0o644, b"")?;
     }
     Ok(())
 }
@@ -353,7 +354,7 @@ fn make(number: usize, piece: &Piece) -> Result<OwnedFd> {
     Ok(sys::open_tree(&CString::new(path)?)?)
 }
 
-fn write(path: &str, mode: u32, data: &[u8]) -> Result<()> {
+fn write(path: impl AsRef<Path>, mode: u32, data: &[u8]) -> Result<()> {
     let mut options = File::options();
     options.write(true).create_new(true).mode(mode);
     Ok(options.open(path)?.write_all(data)?)
@@ -455,6 +456,19 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[test]
+    fn the_skeleton_is_what_an_image_would_have() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temp = tempfile::tempdir().unwrap();
+        nix::sys::stat::umask(Mode::empty());
+        make_skeleton(temp.path()).unwrap();
+        let mode = |name: &str| {
+            let found = fs::metadata(temp.path().join(name)).unwrap();
+            found.permissions().mode() & 0o7777
+        };
+        assert_eq!((mode("etc"), mode("etc/hosts")), (0o755, 0o644));
     }
 
     #[test]

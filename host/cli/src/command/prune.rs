@@ -18,7 +18,7 @@ use crate::{signals, size};
 const EXAMPLES: &str = "\
 Examples:
   cofferdam prune                        what no named image and no running build needs
-  cofferdam prune --all -f               images too, without asking
+  cofferdam prune --all -f               images and logs of builds too, without asking
   cofferdam prune --until 7d             only what was not used for a week
   cofferdam prune --keep-storage 10g     the oldest first, until 10 GiB are left
   cofferdam prune --dry-run              only say what would go
@@ -29,7 +29,7 @@ What a running build uses is never taken. Sizes count in powers of 1024.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Also images that have names
+    /// Also images that have names, and the history of builds with its logs
     #[arg(short, long)]
     all: bool,
     /// Do not ask

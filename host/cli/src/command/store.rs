@@ -16,8 +16,8 @@ Examples:
   cofferdam store check --repair    also remove what belongs to nothing and forget what is damaged;
                                     a database that cannot be read is made anew from the layers
 
-Exit status of check: 0 if nothing is wrong (any more), 125 otherwise. What it forgets is made anew by
-the next build that needs it.";
+Exit status of check: 0 if nothing is wrong (any more), 125 otherwise. What it forgets is made
+anew by the next build that needs it.";
 
 /// Look after the store
 #[derive(Debug, clap::Args)]

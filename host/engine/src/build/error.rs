@@ -258,8 +258,12 @@ impl BuildError {
             Self::Copy { .. } => Class::User,
             Self::Ingest { source, .. } => ingest_class(source),
             Self::Step { source, .. } => match source {
+                StepError::Limit(_)
+                | StepError::Failed {
+                    out_of_memory: Some(_),
+                    ..
+                } => Class::Limit,
                 StepError::Failed { .. } | StepError::Setup(_) => Class::User,
-                StepError::Limit(_) => Class::Limit,
                 StepError::Cancelled => Class::Cancelled,
                 StepError::Host(_) => Class::Host,
             },

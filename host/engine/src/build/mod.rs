@@ -14,8 +14,8 @@ mod step;
 mod track;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -28,6 +28,7 @@ use crate::event::{Reporter, StepId};
 use crate::executor::Executor;
 use crate::export::{self, OutputSpec};
 use crate::image::{self, Assembled, BaseImage, HistoryEntry, ImageSource};
+use crate::patient::Patient;
 use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Step};
 use crate::solver::{Shape, Solver, Unsolved};
 
@@ -154,10 +155,15 @@ impl Build<'_> {
             .announce("[internal] load build definition from Dockerfile");
         let text = self
             .tracker
-            .during(step, || read_bounded(&path, MAX_DOCKERFILE))
-            .map_err(|source| BuildError::NoDockerfile {
-                path: path.clone(),
-                source,
+            .during(step, || read_bounded(&path, MAX_DOCKERFILE, self.cancel))
+            .map_err(|source| {
+                if self.cancel.is_cancelled() {
+                    return BuildError::Cancelled;
+                }
+                BuildError::NoDockerfile {
+                    path: path.clone(),
+                    source,
+                }
             })?;
         let name = path
             .file_name()
@@ -405,12 +411,11 @@ impl Build<'_> {
             spec: output,
             epoch: self.request.epoch,
         };
-        let exported = export::export(
-            &request,
-            &mut std::io::stdout().lock(),
-            &progress,
-            self.cancel,
-        )?;
+        let stop = || self.cancel.is_cancelled();
+        let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+        let stdout = stdout.and_then(|stdout| Patient::new(stdout.into(), &stop));
+        let mut stdout = stdout.map_err(export::ExportError::Stdout)?;
+        let exported = export::export(&request, &mut stdout, &progress, self.cancel)?;
         for warning in exported.warnings {
             self.tracker.warn(warning, None);
         }
@@ -436,10 +441,12 @@ fn default_dockerfile(context: &Path) -> PathBuf {
     }
 }
 
-/// Reads a file that must not be larger than `limit` bytes.
-fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+/// Reads a file, perhaps a pipe, that must not be larger than `limit` bytes.
+fn read_bounded(path: &Path, limit: u64, cancel: &Cancel) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut text)?;
+    let stop = || cancel.is_cancelled();
+    let file = Patient::open(path, &stop)?;
+    file.take(limit + 1).read_to_end(&mut text)?;
     if text.len() as u64 > limit {
         let text = format!("it is larger than {} MiB", limit >> 20);
         return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));

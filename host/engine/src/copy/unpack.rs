@@ -116,6 +116,10 @@ impl<'a> Planner<'a> {
                 None,
             ),
             EntryKind::Fifo => (Body::Fifo, None),
+            EntryKind::Hardlink { .. } if !leads_to_file(entry, root)? => {
+                // A further name of a link, device or pipe becomes one more of these.
+                return self.member(root.find(&entry.path)?.entry, root);
+            }
             EntryKind::File { .. } | EntryKind::Hardlink { .. } => {
                 let inode = root.find(&entry.path)?.inode()?;
                 let same = Some((self.n_sources, SameFile::Rootfs(inode)));
@@ -130,6 +134,12 @@ impl<'a> Planner<'a> {
             EntryKind::Whiteout | EntryKind::Opaque => return None,
         })
     }
+}
+
+/// Whether a hard link is a further name of a file; `None` if it leads nowhere.
+fn leads_to_file(entry: &Entry, root: &Rootfs) -> Option<bool> {
+    let found = root.find(&entry.path)?;
+    Some(matches!(found.entry.kind, EntryKind::File { .. }))
 }
 
 /// An archive on its way into the store.

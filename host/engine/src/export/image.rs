@@ -237,7 +237,7 @@ pub(super) fn write_dir(job: &Job<'_>, image: &Prepared, dir: &Path) -> Result<(
     refuse_links(dir)?;
     fill_dir(job, image, dir, others, &|path, work| {
         let dest = Destination::Path(path.to_owned());
-        target::write(job.store, &dest, &mut io::sink(), work)
+        target::write(job, &dest, &mut io::sink(), work)
     })
 }
 

@@ -136,32 +136,48 @@ pub fn export(
         progress,
         halt: &halt,
     };
+    let done = write(request, &job, stdout);
+    // Who is told to stop stops with whatever error it can.
+    done.map_err(|error| {
+        if cancel.is_cancelled() {
+            ExportError::Cancelled
+        } else {
+            error
+        }
+    })
+}
+
+fn write(
+    request: &Request<'_>,
+    job: &Job<'_>,
+    stdout: &mut dyn Write,
+) -> Result<Exported, ExportError> {
     match request.spec {
         OutputSpec::Oci {
             dest: Destination::Path(dir),
             tar: false,
             options,
         } => {
-            let image = prepare(request, &job, options)?;
-            image::write_dir(&job, &image, dir)?;
+            let image = prepare(request, job, options)?;
+            image::write_dir(job, &image, dir)?;
             Ok(exported(request, image.digest()))
         }
         OutputSpec::Oci { dest, options, .. } => {
-            archive(request, &job, dest, options, false, stdout)
+            archive(request, job, dest, options, false, stdout)
         }
         OutputSpec::Docker {
             dest: Some(dest),
             options,
-        } => archive(request, &job, dest, options, true, stdout),
+        } => archive(request, job, dest, options, true, stdout),
         OutputSpec::Docker {
             dest: None,
             options,
         } => keep(request, &options.names),
         OutputSpec::Image { names } => keep(request, names),
-        OutputSpec::Tar { dest } => files(request, &job, dest, stdout),
+        OutputSpec::Tar { dest } => files(request, job, dest, stdout),
         OutputSpec::Local { dest } => {
             let root = Rootfs::new(request.store, &request.image.layers)?;
-            let warnings = local::write(&job, &root, request.epoch, dest)?;
+            let warnings = local::write(job, &root, request.epoch, dest)?;
             Ok(Exported {
                 manifest: request.image.manifest,
                 warnings,
@@ -244,7 +260,7 @@ fn files(
             total: 0,
         });
     };
-    target::write(request.store, dest, stdout, |out| {
+    target::write(job, dest, stdout, |out| {
         tree::write(&root, request.epoch, job.halt, &report, out)
     })?;
     Ok(exported(request, None))
@@ -259,7 +275,7 @@ fn archive(
     stdout: &mut dyn Write,
 ) -> Result<Exported, ExportError> {
     let image = prepare(request, job, options)?;
-    target::write(request.store, dest, stdout, |out| {
+    target::write(job, dest, stdout, |out| {
         image::write_archive(job, &image, docker, out)
     })?;
     Ok(exported(request, image.digest()))

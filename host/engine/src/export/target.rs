@@ -12,14 +12,16 @@ use std::path::{Path, PathBuf};
 
 use store::{ResourceKind, Store};
 
+use super::compress::Job;
 use super::{Destination, ExportError};
+use crate::patient::Patient;
 
 /// Buffer in front of files.
 const BUFFER: usize = 1 << 20;
 
 /// Runs `work` with a writer for `dest`.
 pub(super) fn write(
-    store: &Store,
+    job: &Job<'_>,
     dest: &Destination,
     stdout: &mut dyn Write,
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
@@ -30,20 +32,20 @@ pub(super) fn write(
             work(&mut out).map_err(|error| error.at(ExportError::Stdout))?;
             out.flush().map_err(ExportError::Stdout)
         }
-        Destination::Path(path) => write_path(store, path, work),
+        Destination::Path(path) => write_path(job, path, work),
     }
 }
 
 fn write_path(
-    store: &Store,
+    job: &Job<'_>,
     path: &Path,
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
     check_file(path)?;
     let path = real(path)?;
     match fs::metadata(&path) {
-        Ok(metadata) if !metadata.is_file() => in_place(&path, work),
-        Ok(_) | Err(_) => beside(store, &path, work),
+        Ok(metadata) if !metadata.is_file() => in_place(job, &path, work),
+        Ok(_) | Err(_) => beside(job.store, &path, work),
     }
 }
 
@@ -68,13 +70,12 @@ fn real(path: &Path) -> Result<PathBuf, ExportError> {
 }
 
 fn in_place(
+    job: &Job<'_>,
     path: &Path,
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
-    let file = OpenOptions::new()
-        .write(true)
-        .open(path)
-        .map_err(|e| write_error(path, e))?;
+    let stop = || job.halt.is_stopped();
+    let file = Patient::create(path, &stop).map_err(|e| write_error(path, e))?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
     work(&mut out).map_err(|error| error.at(|source| write_error(path, source)))?;
     out.flush().map_err(|error| write_error(path, error))

@@ -1,5 +1,6 @@
 //! One step in one VM: its layers to the guest, its output to the engine, its changes to the store.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -78,7 +79,7 @@ impl Worker<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, Trouble> {
-        let chain: Vec<LayerName> = spec.layers.iter().map(|layer| layer.digest().0).collect();
+        let chain = each_once(&spec.layers);
         let _held = self.sealed.hold(&chain);
         self.bring_all(&spec.layers, cancel)?;
         let done = self.run_and_take(number, spec, chain, output, cancel);
@@ -277,6 +278,16 @@ impl Worker<'_> {
             log::warn!("the builder VM cannot keep a layer: {err}");
         }
     }
+}
+
+/// The names of a chain's layers. One that stands there more than once counts where it is uppermost:
+/// there it covers what it would cover further down, and no file system takes a layer twice.
+fn each_once(layers: &[DiffId]) -> Vec<LayerName> {
+    let mut seen = HashSet::new();
+    let names = layers.iter().rev().map(|layer| layer.digest().0);
+    let mut names: Vec<LayerName> = names.filter(|name| seen.insert(*name)).collect();
+    names.reverse();
+    names
 }
 
 /// A step that exited is a success only with status zero.

@@ -324,6 +324,20 @@ impl Store {
         })
     }
 
+    /// Forgets all builds that do not run; returns how many bytes their logs had.
+    pub(crate) fn forget_builds(&self) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        for build in self.builds(usize::MAX)? {
+            if build.state != BuildState::Running {
+                let logs = self.layout().build_logs(build.id.0);
+                let bytes = disk::allocated_below(&logs)?;
+                self.forget_build(build.id, &logs)?;
+                freed += bytes;
+            }
+        }
+        Ok(freed)
+    }
+
     fn forget_build(&self, id: BuildId, logs: &std::path::Path) -> Result<(), StoreError> {
         match disk::remove_tree(logs) {
             Removal::Gone => self.write(Commit::Relaxed, |tx| {

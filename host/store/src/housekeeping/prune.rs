@@ -172,6 +172,9 @@ impl Pass<'_> {
         self.remove_unused(options)?;
         if !self.dry_run {
             store.forget_facts()?;
+            if options.images && options.unused_for.is_none() {
+                self.report.freed += store.forget_builds()?;
+            }
             store.trim_history()?;
         }
         Ok(())

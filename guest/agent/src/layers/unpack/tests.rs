@@ -1,0 +1,180 @@
+//! What unpacking makes of layers, honest and not.
+
+use super::*;
+use crate::archive::Writer;
+use crate::layers::testing::{Tree, require_root, unpack};
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    let mtime = Time {
+        secs: 1_000,
+        nanos: 0,
+    };
+    let path = path.as_bytes().to_vec();
+    Entry {
+        path,
+        kind,
+        mode: 0o750,
+        uid: 0,
+        gid: 0,
+        mtime,
+        xattrs: Vec::new(),
+    }
+}
+
+fn file(path: &str) -> Entry {
+    entry(path, Kind::File(4))
+}
+
+fn tar(entries: &[Entry]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new());
+    for entry in entries {
+        writer.entry(entry).unwrap();
+        if matches!(entry.kind, Kind::File(_)) {
+            writer.data(&mut &b"data"[..], 4).unwrap();
+        }
+    }
+    writer.finish().unwrap()
+}
+
+/// The paths and types that unpacking makes.
+fn check(entries: &[Entry], want: Result<&[&str], &str>) -> Option<(Tree, Implicit)> {
+    match (unpack(&tar(entries)), want) {
+        (Ok((tree, implicit)), Ok(want)) => {
+            let short = |line: String| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+            let list: Vec<String> = tree.list().into_iter().map(short).collect();
+            assert_eq!(list, want);
+            Some((tree, implicit))
+        }
+        (Err(err), Err(want)) => {
+            let text = format!("{err:#}");
+            assert!(text.contains(want), "{text}");
+            None
+        }
+        (Ok(_), Err(want)) => panic!("it does not fail with {want}"),
+        (Err(err), Ok(_)) => panic!("{err:#}"),
+    }
+}
+
+#[test]
+fn paths_that_lead_out_are_refused() {
+    require_root!();
+    check(&[file("../x")], Err("leads out"));
+    check(&[file("a/../../x")], Err("leads out"));
+    check(&[file("/abs//./x")], Ok(&["abs 40755", "abs/x 100750"]));
+    let link = entry("l", Kind::Symlink(b"/etc".to_vec()));
+    check(&[link.clone(), file("l/x")], Err("no directory"));
+    check(
+        &[link, entry("h", Kind::Hardlink(b"l/passwd".to_vec()))],
+        Err("hard link"),
+    );
+    check(
+        &[entry("h", Kind::Hardlink(b"../../etc/passwd".to_vec()))],
+        Err("leads out"),
+    );
+}
+
+#[test]
+fn what_no_entry_describes_is_remembered() {
+    require_root!();
+    let entries = [file("a/b/c"), entry("a", Kind::Directory), file("d/e")];
+    let list = [
+        "a 40750",
+        "a/b 40755",
+        "a/b/c 100750",
+        "d 40755",
+        "d/e 100750",
+    ];
+    let (tree, implicit) = check(&entries, Ok(&list)).unwrap();
+    let want: [&[u8]; 3] = [b"", b"a/b", b"d"];
+    assert!(implicit.0.iter().map(Vec::as_slice).eq(want));
+    let time = |path: &str| {
+        std::os::unix::fs::MetadataExt::mtime(&std::fs::metadata(tree.path(path)).unwrap())
+    };
+    assert_eq!(
+        [time("a"), time("a/b"), time("a/b/c"), time(".")],
+        [1000, 0, 1000, 0]
+    );
+}
+
+#[test]
+fn the_root_can_be_described() {
+    require_root!();
+    let (tree, implicit) = check(&[entry("./", Kind::Directory)], Ok(&[])).unwrap();
+    assert!(implicit.0.is_empty());
+    let meta = std::fs::metadata(tree.path(".")).unwrap();
+    assert_eq!(meta.permissions().mode() & 0o7777, 0o750);
+}
+
+#[test]
+fn the_last_word_about_a_path_counts() {
+    require_root!();
+    let dir = |path| entry(path, Kind::Directory);
+    check(&[file("a"), file("a")], Ok(&["a 100750"]));
+    check(
+        &[file("a"), dir("a"), file("a/x")],
+        Ok(&["a 40750", "a/x 100750"]),
+    );
+    check(&[dir("a"), file("a/x"), file("a")], Ok(&["a 100750"]));
+    check(&[file("a"), entry("a", Kind::Fifo)], Ok(&["a 10750"]));
+    let again = entry("b", Kind::Hardlink(b"a".to_vec()));
+    check(
+        &[file("a"), again.clone(), again],
+        Ok(&["a 100750", "b 100750"]),
+    );
+}
+
+#[test]
+fn whiteouts_become_those_of_overlayfs() {
+    require_root!();
+    let (tree, _) = check(
+        &[
+            entry("d", Kind::Directory),
+            file("d/.wh..wh..opq"),
+            file(".wh.gone"),
+            file(".wh..wh.plnk"),
+            entry(".wh..wh.aufs", Kind::Directory),
+            file(".wh..wh.aufs/.wh.x"),
+            file("kept"),
+            file(".wh.kept"),
+            file(".wh.both"),
+            entry("both", Kind::Directory),
+        ],
+        Ok(&["both 40750", "d 40750", "gone 20000", "kept 100750"]),
+    )
+    .unwrap();
+    for path in ["d", "both"] {
+        assert_eq!(
+            xattr::get(tree.path(path), OPAQUE_XATTR).unwrap(),
+            Some(b"y".to_vec())
+        );
+    }
+    check(&[file(".wh..")], Err("no name"));
+    check(&[file(".wh.")], Err("no name"));
+}
+
+#[test]
+fn a_layer_cannot_speak_for_overlayfs() {
+    require_root!();
+    let mut redirect = entry("d", Kind::Directory);
+    redirect.xattrs = vec![(b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec())];
+    check(&[redirect], Err("belongs to the file system"));
+    check(&[entry("w", Kind::Char(0, 0))], Err("EINVAL"));
+}
+
+#[test]
+fn a_hard_link_to_another_layer_is_named() {
+    require_root!();
+    check(
+        &[entry("h", Kind::Hardlink(b"no".to_vec()))],
+        Err("hard link target no is in another"),
+    );
+}
+
+#[test]
+fn a_tar_that_is_cut_inside_an_entry_is_an_error() {
+    require_root!();
+    let whole = tar(&[file("a"), entry("d", Kind::Directory)]);
+    for cut in (97..whole.len() - 1024).step_by(97) {
+        assert!(unpack(&whole[..cut]).is_err(), "cut at {cut}");
+    }
+}

@@ -1,0 +1,95 @@
+//! What was broken once, found by somebody who tried.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+use tests::{BUSYBOX, Bench, finish, run};
+
+/// Steps that change nothing have equal layers, and no file system takes a layer twice.
+#[test]
+fn equal_layers_can_lie_below_a_step() {
+    let bench = Bench::new();
+    bench.write("a", "a");
+    let dockerfile = format!(
+        "{BUSYBOX}RUN true\nRUN true 2\nCOPY a /a\nRUN rm /a\nCOPY a /a\nRUN test -f /a && true 3\nRUN true 4\n"
+    );
+    let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    bench.check_clean();
+}
+
+/// A step writes into a directory that only the builder has made.
+#[test]
+fn directories_that_the_builder_made_have_usual_modes() {
+    let bench = Bench::new();
+    let dockerfile = format!("{BUSYBOX}RUN ls -ld /etc && echo root:x:0:0::/: >/etc/passwd\n");
+    let dest = bench.out().join("tree");
+    let done = bench
+        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
+        .expect_status(0);
+    assert!(done.stderr.contains(" drwxr-xr-x "), "{done:?}");
+    let mode = fs::metadata(dest.join("etc")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o755);
+    bench.check_clean();
+}
+
+/// The same name means something else in a layer, so it is the step's mistake and not the VM's.
+#[test]
+fn a_name_that_removes_something_in_a_layer_is_the_steps_mistake() {
+    let bench = Bench::new();
+    let dockerfile = format!("{BUSYBOX}RUN mkdir /t && touch /t/.wh.foo\n");
+    let done = bench.build(&dockerfile, &[]).expect_status(1);
+    done.says(&["Dockerfile:4", "/t/.wh.foo"]);
+    assert!(!done.stderr.contains("lost"), "{done:?}");
+    bench.check_clean();
+}
+
+#[test]
+fn an_archive_may_name_a_link_twice() {
+    let bench = Bench::new();
+    let tree = bench.context().join("tree");
+    fs::create_dir(&tree).unwrap();
+    std::os::unix::fs::symlink("/nowhere", tree.join("one")).unwrap();
+    fs::hard_link(tree.join("one"), tree.join("two")).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--file", "tree.tar", "tree"]);
+    let _made = run(tar.current_dir(bench.context())).expect_status(0);
+    let dest = bench.out().join("out");
+    let output = ["-o", dest.to_str().unwrap()];
+    let _built = bench
+        .build("FROM scratch\nADD tree.tar /\n", &output)
+        .expect_status(0);
+    for name in ["one", "two"] {
+        let target = fs::read_link(dest.join("tree").join(name)).unwrap();
+        assert_eq!(target.to_str(), Some("/nowhere"));
+    }
+    bench.check_clean();
+}
+
+/// One signal is enough, whatever the build waits for.
+#[test]
+fn a_build_that_waits_for_a_pipe_can_be_interrupted() {
+    let bench = Bench::new();
+    let pipe = bench.out().join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+    let pipe = pipe.display().to_string();
+    bench.write("Dockerfile", "FROM scratch\nCOPY busybox /b\n");
+    let output = format!("type=tar,dest={pipe}");
+    for args in [["-f", pipe.as_str()], ["-o", output.as_str()]] {
+        let mut command = bench.build_command(&args);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        let _ended = finish(child, &command).expect_status(130);
+    }
+    bench.check_clean();
+}
