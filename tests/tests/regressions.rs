@@ -1,8 +1,4 @@
 //! What was broken once, found by somebody who tried.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot be set up has failed"
-)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
