@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::thread;
 
 /// A builder VM gets half of the host's memory, but not more than this unless asked: the rest is
@@ -9,6 +10,8 @@ use std::thread;
 const MEMORY_MIB: u64 = 4096;
 /// Less than this does not boot and unpack a usual image.
 const MIN_MEMORY_MIB: u64 = 512;
+/// Less than this does not even boot.
+const LEAST_MEMORY: u64 = 256 << 20;
 /// More virtual processors cost boot time, and single steps rarely use them.
 const MAX_CPUS: usize = 16;
 
@@ -23,6 +26,14 @@ pub(crate) fn boot_id() -> io::Result<String> {
 pub(crate) fn default_memory_mib() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     share(total_mib(&info).unwrap_or(MEMORY_MIB))
+}
+
+/// How much memory a VM on this host can have, in bytes.
+#[must_use]
+pub fn memory_range() -> RangeInclusive<u64> {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let most = total_mib(&info).map_or(u64::MAX, |mib| mib << 20);
+    LEAST_MEMORY..=most.max(LEAST_MEMORY)
 }
 
 fn share(host_mib: u64) -> u64 {

@@ -33,6 +33,7 @@ mod vm;
 
 pub use accel::Accel;
 pub use executor::{VmExecutor, boot_once};
+pub use host::memory_range;
 pub use image::VmImage;
 pub use options::{Notice, Options, VmReport, Watcher};
 pub use session::{Lost, SessionError};

@@ -303,6 +303,9 @@ mod tests {
             ("build --progress fancy .", "fancy"),
             ("build --accel hvf .", "hvf"),
             ("build --memory much .", "much"),
+            ("build --memory 40m .", "can have 256.0MiB to"),
+            ("build --memory 9999999g .", "can have 256.0MiB to"),
+            ("build --cpus 500 .", "500"),
             ("prune --until soon", "soon"),
             ("frobnicate", "frobnicate"),
         ] {

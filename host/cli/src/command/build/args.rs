@@ -92,10 +92,10 @@ pub(in crate::command) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) jobs: Option<u16>,
     /// Memory of the VM, such as 2g
-    #[arg(short, long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
     /// Processors of the VM [default: those of this machine]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub(super) cpus: Option<u16>,
     /// Directory with the image of the builder VM [default: beside the program, at home, in the
     /// system]
@@ -124,4 +124,19 @@ pub(in crate::command) struct Args {
         default_value = "auto"
     )]
     pub(super) transport: Transport,
+}
+
+/// Memory of a VM: as much as this machine can give it.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|error| error.to_string())?;
+    let range = launcher::memory_range();
+    if range.contains(&bytes) {
+        return Ok(bytes);
+    }
+    let (least, most) = range.into_inner();
+    Err(format!(
+        "a VM on this machine can have {} to {}",
+        size::show(least),
+        size::show(most)
+    ))
 }
