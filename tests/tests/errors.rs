@@ -136,3 +136,18 @@ fn a_corrupted_layout_is_refused_and_nothing_of_it_is_kept() {
     done.says(&["Dockerfile:1", "sha256:"]);
     other.check_clean();
 }
+
+#[test]
+fn places_of_results_are_looked_at_before_the_build() {
+    let bench = Bench::new();
+    bench.write("Dockerfile", "FROM scratch\nCOPY busybox /b\n");
+    let twice = ["-o", "type=tar,dest=same", "-o", "type=oci,dest=same"];
+    let refused = run(bench.build_command(&twice)).expect_status(2);
+    refused.says(&["two outputs go to same"]);
+    for option in ["--iidfile", "--metadata-file"] {
+        let refused = run(bench.build_command(&[option, "/no/such/dir/file"])).expect_status(1);
+        refused.says(&["/no/such/dir"]);
+        assert!(!refused.stderr.contains("COPY"), "{refused:?}");
+    }
+    bench.check_clean();
+}

@@ -5,6 +5,7 @@ mod request;
 mod results;
 mod vm;
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::{logging, signals};
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let request = request::from(args)?;
     refuse_terminal(&request)?;
+    refuse_equal_places(&request)?;
     results::forget(args)?;
     let mode = if args.quiet {
         Mode::Quiet
@@ -80,6 +82,19 @@ fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
         return Err(Failure::usage(text));
     }
     Ok(())
+}
+
+/// Of two results in one place only one could be there in the end.
+fn refuse_equal_places(request: &BuildRequest) -> Result<(), Failure> {
+    let mut places = HashSet::new();
+    let mut paths = request.outputs.iter().filter_map(|output| output.path());
+    match paths.find(|path| !places.insert(*path)) {
+        None => Ok(()),
+        Some(path) => Err(Failure::usage(format!(
+            "two outputs go to {}; give each a place of its own",
+            path.display()
+        ))),
+    }
 }
 
 /// Shows how it ended and decides the exit status.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::csv;
@@ -128,6 +128,30 @@ impl OutputSpec {
             | Self::Local { .. }
             | Self::Image { .. }
             | Self::CacheOnly => false,
+        }
+    }
+
+    /// The path that the result has for itself, if it goes to one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Oci {
+                dest: Destination::Path(path),
+                ..
+            }
+            | Self::Docker {
+                dest: Some(Destination::Path(path)),
+                ..
+            }
+            | Self::Tar {
+                dest: Destination::Path(path),
+            }
+            | Self::Local { dest: path } => Some(path),
+            Self::Oci { .. }
+            | Self::Docker { .. }
+            | Self::Tar { .. }
+            | Self::Image { .. }
+            | Self::CacheOnly => None,
         }
     }
 

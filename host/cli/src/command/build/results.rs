@@ -10,11 +10,12 @@ use engine::event::Outcome;
 use serde_json::{Value, json};
 
 use super::args::Args;
-use crate::exit::{Failure, chain};
+use crate::exit::{Class, Failure, chain};
 
 /// Removes what an earlier build left: a script must not take it for this one's.
 pub(super) fn forget(args: &Args) -> Result<(), Failure> {
     for path in [&args.iidfile, &args.metadata_file].into_iter().flatten() {
+        check_directory(path)?;
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let error = anyhow::Error::new(error);
@@ -26,6 +27,23 @@ pub(super) fn forget(args: &Args) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What cannot be written at the end is better said at the beginning.
+fn check_directory(path: &Path) -> Result<(), Failure> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        Some(_) | None => Path::new("."),
+    };
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let text = format!(
+        "cannot write {}: there is no directory {}",
+        path.display(),
+        dir.display()
+    );
+    Err(Failure::new(Class::User, anyhow::Error::msg(text)))
 }
 
 /// Writes the image id and the description of a build that succeeded.
