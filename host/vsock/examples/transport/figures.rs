@@ -1,0 +1,124 @@
+//! What a measurement costs, and the line about it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// A measurement under way.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    /// This process and those that help it.
+    pids: Vec<u32>,
+    ticks: u64,
+    began: Instant,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub(crate) struct Cost {
+    took: Duration,
+    cpu_s: f64,
+    peak_rss: u64,
+}
+
+impl Meter {
+    /// Begins; `helpers` are processes whose time counts as well.
+    pub(crate) fn start(helpers: &[u32]) -> Self {
+        let pids = [&[std::process::id()], helpers].concat();
+        // Makes the peak begin anew (proc(5), clear_refs).
+        fs::write("/proc/self/clear_refs", "5").ok();
+        Self {
+            ticks: ticks(&pids),
+            pids,
+            began: Instant::now(),
+        }
+    }
+
+    /// Ends.
+    pub(crate) fn stop(self) -> Cost {
+        let took = self.began.elapsed();
+        Cost {
+            took,
+            cpu_s: as_float(ticks(&self.pids).saturating_sub(self.ticks)) / 100.0,
+            peak_rss: peak_rss(),
+        }
+    }
+}
+
+impl Cost {
+    /// Prints the line about bytes that went from one place to another.
+    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
+    pub(crate) fn report(&self, case: Case<'_>, bytes: u64) {
+        let Case {
+            path,
+            direction,
+            consume,
+            chunk,
+        } = case;
+        let mib = as_float(bytes >> 20);
+        println!(
+            "{{\"path\":\"{path}\",\"direction\":\"{direction}\",\"consume\":\"{consume}\",\
+             \"chunk\":{chunk},\"mib_s\":{},\"cpu_s_per_gib\":{},\"peak_rss_mib\":{}}}",
+            mib / self.took.as_secs_f64(),
+            self.cpu_s * 1024.0 / mib,
+            self.peak_mib(),
+        );
+    }
+
+    /// Prints the line about messages that went there and back.
+    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
+    pub(crate) fn report_round_trips(&self, path: &str, chunk: usize, rounds: u32) {
+        println!(
+            "{{\"path\":\"{path}\",\"direction\":\"round-trip\",\"consume\":\"-\",\
+             \"chunk\":{chunk},\"round_trip_us\":{},\"peak_rss_mib\":{}}}",
+            self.took.as_secs_f64() * 1e6 / f64::from(rounds),
+            self.peak_mib(),
+        );
+    }
+
+    fn peak_mib(&self) -> f64 {
+        as_float(self.peak_rss) / as_float(1 << 20)
+    }
+}
+
+/// What is measured. A dash stands for what makes no difference.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case<'a> {
+    /// The way.
+    pub(crate) path: &'a str,
+    /// Which end sends.
+    pub(crate) direction: &'a str,
+    /// What the other does with the bytes.
+    pub(crate) consume: &'a str,
+    /// Bytes of one send.
+    pub(crate) chunk: usize,
+}
+
+/// Processor time that processes have used, in hundredths of a second.
+fn ticks(pids: &[u32]) -> u64 {
+    let of = |pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name may have blanks; user and system time are the 12th and 13th word behind it.
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        let times = fields.split(' ').skip(11).take(2);
+        times
+            .filter_map(|ticks| ticks.parse::<u64>().ok())
+            .sum::<u64>()
+    };
+    pids.iter().map(of).sum()
+}
+
+/// Peak resident bytes of this process, without shared memory: that is the guest's.
+fn peak_rss() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.unwrap_or(0) << 10
+    };
+    of("VmHWM:").saturating_sub(of("RssShmem:"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn as_float(number: u64) -> f64 {
+    number as f64
+}
