@@ -9,9 +9,9 @@
 //! | 1 | receives `bytes`, verifies each, and answers how many came, or `u64::MAX` if one was wrong |
 //! | 2 | sends `bytes`, `piece` at a time |
 //! | 3 | sends `bytes` messages of [`MESSAGE`] bytes back, one after the other |
-//! | 4 | ends |
 //!
-//! All bytes come from one block that repeats, so that a sender spends no time on making them.
+//! The guest ends when the host finishes sending. All bytes come from one block that repeats, so
+//! that a sender spends no time on making them.
 
 use std::io::{self, Read, Write};
 use std::time::Duration;
@@ -44,11 +44,10 @@ impl Link for vsock_ring::Stream {
     }
 }
 
-/// Does what the host says until it says that this is the end.
+/// Does what the host says until it says no more.
 pub(crate) fn obey(link: &mut impl Link) -> io::Result<()> {
     let block = block();
-    loop {
-        let [op, bytes, piece] = order(link)?;
+    while let Some([op, bytes, piece]) = order(link)? {
         link.write_all(&[1])?;
         match op {
             0 => {
@@ -79,15 +78,20 @@ pub(crate) fn obey(link: &mut impl Link) -> io::Result<()> {
                     link.write_all(&message)?;
                 }
             }
-            _ => return Ok(()),
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
     }
+    Ok(())
 }
 
-fn order(link: &mut impl Read) -> io::Result<[u64; 3]> {
+/// The next order, if there is one.
+fn order(link: &mut impl Read) -> io::Result<Option<[u64; 3]>> {
     let mut words = [[0; 8]; 3];
-    link.read_exact(words.as_flattened_mut())?;
-    Ok(words.map(u64::from_le_bytes))
+    match link.read_exact(words.as_flattened_mut()) {
+        Ok(()) => Ok(Some(words.map(u64::from_le_bytes))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn receive(link: &mut impl Link, bytes: u64, mut look: impl FnMut(&[u8])) -> io::Result<u64> {

@@ -3,12 +3,15 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
 /// A measurement under way.
 #[derive(Debug)]
 pub(crate) struct Meter {
     /// This process and those that help it.
     pids: Vec<u32>,
-    ticks: u64,
+    used: Duration,
     began: Instant,
 }
 
@@ -16,7 +19,7 @@ pub(crate) struct Meter {
 #[derive(Debug)]
 pub(crate) struct Cost {
     took: Duration,
-    cpu_s: f64,
+    used: Duration,
     peak_rss: u64,
 }
 
@@ -27,7 +30,7 @@ impl Meter {
         // Makes the peak begin anew (proc(5), clear_refs).
         fs::write("/proc/self/clear_refs", "5").ok();
         Self {
-            ticks: ticks(&pids),
+            used: cpu_time(&pids),
             pids,
             began: Instant::now(),
         }
@@ -38,7 +41,7 @@ impl Meter {
         let took = self.began.elapsed();
         Cost {
             took,
-            cpu_s: as_float(ticks(&self.pids).saturating_sub(self.ticks)) / 100.0,
+            used: cpu_time(&self.pids).saturating_sub(self.used),
             peak_rss: peak_rss(),
         }
     }
@@ -59,7 +62,7 @@ impl Cost {
             "{{\"path\":\"{path}\",\"direction\":\"{direction}\",\"consume\":\"{consume}\",\
              \"chunk\":{chunk},\"mib_s\":{},\"cpu_s_per_gib\":{},\"peak_rss_mib\":{}}}",
             mib / self.took.as_secs_f64(),
-            self.cpu_s * 1024.0 / mib,
+            self.used.as_secs_f64() * 1024.0 / mib,
             self.peak_mib(),
         );
     }
@@ -93,18 +96,14 @@ pub(crate) struct Case<'a> {
     pub(crate) chunk: usize,
 }
 
-/// Processor time that processes have used, in hundredths of a second.
-fn ticks(pids: &[u32]) -> u64 {
-    let of = |pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name may have blanks; user and system time are the 12th and 13th word behind it.
-        let fields = stat.rsplit(") ").next().unwrap_or_default();
-        let times = fields.split(' ').skip(11).take(2);
-        times
-            .filter_map(|ticks| ticks.parse::<u64>().ok())
-            .sum::<u64>()
+/// Processor time that processes have used; one that is gone has used none.
+fn cpu_time(pids: &[u32]) -> Duration {
+    let of = |pid: &u32| {
+        let pid = Pid::from_raw(i32::try_from(*pid).ok()?);
+        let clock = clock_getcpuclockid(pid).ok()?;
+        clock_gettime(clock).ok().map(Duration::from)
     };
-    pids.iter().map(of).sum()
+    pids.iter().filter_map(of).sum()
 }
 
 /// Peak resident bytes of this process, without shared memory: that is the guest's.
