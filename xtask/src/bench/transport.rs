@@ -2,12 +2,12 @@
 //! a VM, our driver without one, and what this machine can do at all.
 //!
 //! The host is our device each time; a stock one (a daemon between monitor and host) is not measured,
-//! since it would have to be installed. VMs are emulated, which makes whatever the guest does dear:
-//! with KVM the kernel's driver would lose by less.
+//! since it would have to be installed. VMs are emulated on every machine, which makes what a guest
+//! does dear: these figures say nothing about KVM.
 //!
-//! `cpu_s_per_gib` is the time of the host process, and of QEMU where there is one. `peak_rss_mib` is
-//! the host process alone, without the memory that it shares with the guest; without a VM it is both
-//! sides.
+//! A round trip is the median of a thousand. `cpu_s_per_gib` is the time of the host process, and of
+//! QEMU where there is one. `peak_rss_mib` is the host process alone, without the memory that it
+//! shares with the guest; without a VM it is both sides.
 
 use std::path::PathBuf;
 

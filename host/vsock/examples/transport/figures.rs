@@ -69,11 +69,11 @@ impl Cost {
 
     /// Prints the line about messages that went there and back.
     #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
-    pub(crate) fn report_round_trips(&self, path: &str, chunk: usize, rounds: u32) {
+    pub(crate) fn report_round_trip(&self, path: &str, chunk: usize, time: Duration) {
         println!(
             "{{\"path\":\"{path}\",\"direction\":\"round-trip\",\"consume\":\"-\",\
              \"chunk\":{chunk},\"round_trip_us\":{},\"peak_rss_mib\":{}}}",
-            self.took.as_secs_f64() * 1e6 / f64::from(rounds),
+            time.as_secs_f64() * 1e6,
             self.peak_mib(),
         );
     }
