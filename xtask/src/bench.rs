@@ -7,6 +7,7 @@ mod boot;
 mod cached;
 mod table;
 mod transfer;
+mod transport;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +44,8 @@ enum Name {
     Cached,
     /// A large context through COPY and RUN: time and peak memory of both sides.
     Transfer,
+    /// Ways for bytes between host and guest: our driver, the kernel's, and both without a VM.
+    Transport,
 }
 
 /// What a benchmark works with.
@@ -52,7 +55,7 @@ struct Bench {
     cofferdam: PathBuf,
     /// The image of the builder VM.
     image: PathBuf,
-    /// A directory for everything else, on the disk that holds the target directory.
+    /// A directory for everything else.
     scratch: tempfile::TempDir,
     quick: bool,
 }
@@ -61,16 +64,11 @@ struct Bench {
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require(&[setup::VM])?;
     let workspace = Workspace::find()?;
-    let bench = Bench {
-        cofferdam: build::cofferdam_release(&workspace)?,
-        image: image::build(&workspace, &image::Args::default())?,
-        scratch: tempfile::tempdir_in(&workspace.target).context("cannot make a directory")?,
-        quick: args.quick,
-    };
     let report = match args.name {
-        Name::Boot => boot::run(&bench)?,
-        Name::Cached => cached::run(&bench)?,
-        Name::Transfer => transfer::run(&bench)?,
+        Name::Boot => boot::run(&Bench::new(&workspace, args.quick)?)?,
+        Name::Cached => cached::run(&Bench::new(&workspace, args.quick)?)?,
+        Name::Transfer => transfer::run(&Bench::new(&workspace, args.quick)?)?,
+        Name::Transport => transport::run(&workspace, args.quick)?,
     };
     report.print();
     args.json
@@ -79,6 +77,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Bench {
+    fn new(workspace: &Workspace, quick: bool) -> Result<Self> {
+        Ok(Self {
+            cofferdam: build::cofferdam_release(workspace)?,
+            image: image::build(workspace, &image::Args::default())?,
+            scratch: scratch(workspace)?,
+            quick,
+        })
+    }
+
     /// A `cofferdam` command on the benchmark's own store.
     fn cofferdam<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = shell::command(&self.cofferdam, args);
@@ -108,6 +115,11 @@ impl Bench {
         let mut command = self.cofferdam(["build", "--progress", "plain", "."]);
         timed(command.current_dir(context).env("PATH", "/nonexistent"))
     }
+}
+
+/// A directory on the disk that holds the target directory.
+fn scratch(workspace: &Workspace) -> Result<tempfile::TempDir> {
+    tempfile::tempdir_in(&workspace.target).context("cannot make a directory")
 }
 
 /// Runs a command, which must succeed, and says how long it took.

@@ -23,6 +23,16 @@ pub(crate) fn cofferdam_release(workspace: &Workspace) -> Result<PathBuf> {
     Ok(workspace.target.join("release/cofferdam"))
 }
 
+/// The program that measures ways for bytes between host and guest.
+pub(crate) fn transport_example(workspace: &Workspace) -> Result<PathBuf> {
+    let words = ["build", "--release", "--package", "vsock", "--locked"];
+    cargo(
+        workspace,
+        &[words.as_slice(), &["--example", "transport"]].concat(),
+    )?;
+    Ok(workspace.target.join("release/examples/transport"))
+}
+
 /// Runs cargo at the top of the workspace.
 pub(crate) fn cargo(workspace: &Workspace, words: &[&str]) -> Result<()> {
     shell::run(shell::command("cargo", words).current_dir(&workspace.root))

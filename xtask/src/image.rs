@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use vmimage::{ImageInfo, Module, Recipe, sha256_hex};
 
+pub(crate) use agent::compile_static;
+
 use crate::shell::say;
 use crate::workspace::{Workspace, make_dir, read, update};
 use kernel::Kernel;
@@ -52,25 +54,7 @@ pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
         _ => Kernel::debian(&workspace.target.join("kernel"), args.refresh)?,
     };
     let recipe = Recipe::built_in()?;
-    let tree = kernel.modules()?;
-    let [first, fallback, later] = recipe.groups();
-    let ordered = |names: &[&[&str]]| {
-        let names = names.iter().copied().flatten().copied();
-        vmimage::in_load_order(names, |name| tree.find(name))
-            .with_context(|| format!("modules of kernel {}", kernel.version))
-    };
-    let n_first = ordered(&[&first])?.len();
-    let n_early = ordered(&[&first, &fallback])?.len();
-    let modules = ordered(&[&first, &fallback, &later])?;
-    let (early, later) = modules.split_at(n_early);
-    let (first, fallback) = early.split_at(n_first);
-    let program = read(&agent.program)?;
-    let parts = Parts {
-        initramfs: vmimage::initramfs(&program, &[first, fallback, later]),
-        kernel: read(&kernel.image)?,
-        program,
-        modules,
-    };
+    let parts = Parts::assemble(&kernel, &recipe, read(&agent.program)?)?;
     let info = describe(&parts, &kernel, &agent, &recipe);
     let changed = write(&out, &parts, &info)?;
     summary(&out, &parts, &info, changed);
@@ -83,6 +67,52 @@ struct Parts {
     initramfs: Vec<u8>,
     program: Vec<u8>,
     modules: Vec<Module>,
+}
+
+impl Parts {
+    /// The image of this kernel in which `program` is the first one.
+    fn assemble(kernel: &Kernel, recipe: &Recipe, program: Vec<u8>) -> Result<Self> {
+        let tree = kernel.modules()?;
+        let [first, fallback, later] = recipe.groups();
+        let ordered = |names: &[&[&str]]| {
+            let names = names.iter().copied().flatten().copied();
+            vmimage::in_load_order(names, |name| tree.find(name))
+                .with_context(|| format!("modules of kernel {}", kernel.version))
+        };
+        let n_first = ordered(&[&first])?.len();
+        let n_early = ordered(&[&first, &fallback])?.len();
+        let modules = ordered(&[&first, &fallback, &later])?;
+        let (early, later) = modules.split_at(n_early);
+        let (first, fallback) = early.split_at(n_first);
+        Ok(Self {
+            initramfs: vmimage::initramfs(&program, &[first, fallback, later]),
+            kernel: read(&kernel.image)?,
+            program,
+            modules,
+        })
+    }
+}
+
+/// Files that a VM boots with another program in the agent's place.
+#[derive(Debug)]
+pub(crate) struct Other {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    pub(crate) cmdline: String,
+}
+
+/// Makes an image of the same kernel and modules in `out`, in which `program` is the first one.
+pub(crate) fn with_program(workspace: &Workspace, program: &Path, out: &Path) -> Result<Other> {
+    let kernel = Kernel::debian(&workspace.target.join("kernel"), false)?;
+    let recipe = Recipe::built_in()?;
+    let parts = Parts::assemble(&kernel, &recipe, read(program)?)?;
+    let initramfs = out.join("initramfs.cpio");
+    update(&initramfs, &parts.initramfs)?;
+    Ok(Other {
+        kernel: kernel.image,
+        initramfs,
+        cmdline: recipe.command_line(),
+    })
 }
 
 fn describe(parts: &Parts, kernel: &Kernel, agent: &agent::Agent, recipe: &Recipe) -> ImageInfo {

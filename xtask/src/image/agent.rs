@@ -1,4 +1,4 @@
-//! Compiles the agent as a static program.
+//! Compiles the agent, and what takes its place, as a static program.
 
 use std::path::{Path, PathBuf};
 
@@ -26,11 +26,17 @@ pub(super) fn obtain(workspace: &Workspace, given: Option<&Path>) -> Result<Agen
     })
 }
 
-/// Compiles the agent for this machine's architecture.
+/// Compiles the agent.
+fn compile(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(compile_static(workspace, &["--package", "agent"])?.join("agent"))
+}
+
+/// Compiles what these words of `cargo build` name as a static program for this machine's
+/// architecture. Returns the directory of what was made.
 ///
 /// It has a target directory of its own: its compiler flags differ from everything else's, and
 /// sharing one would compile all dependencies again at each change between the two.
-fn compile(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn compile_static(workspace: &Workspace, what: &[&str]) -> Result<PathBuf> {
     let target = target()?;
     let directory = workspace.target.join("agent");
     let mut cargo = shell::command(
@@ -39,8 +45,6 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
             "build",
             "--quiet",
             "--locked",
-            "--package",
-            "agent",
             "--profile",
             "agent",
             "--target",
@@ -48,10 +52,11 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
     );
     cargo.arg(&target).arg("--target-dir").arg(&directory);
     cargo
+        .args(what)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
         .current_dir(&workspace.root);
     shell::run(&mut cargo)?;
-    Ok(directory.join(target).join("agent").join("agent"))
+    Ok(directory.join(target).join("agent"))
 }
 
 /// musl gives a smaller program, but its target is often not installed; a static glibc does.

@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::bed::{Bed, PATIENCE, piece};
+use crate::bed::{Bed, PATIENCE};
+use crate::pattern::piece;
 
 #[test]
 fn the_guest_finishes_sending_and_still_hears_the_answer() {

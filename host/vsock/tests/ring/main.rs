@@ -5,6 +5,8 @@ mod bed;
 #[cfg(test)]
 mod ends;
 #[cfg(test)]
+mod pattern;
+#[cfg(test)]
 mod slots;
 #[cfg(test)]
 mod speed;

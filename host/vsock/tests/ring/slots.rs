@@ -5,7 +5,8 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
-use crate::bed::{Bed, Checker, PATIENCE, piece};
+use crate::bed::{Bed, PATIENCE};
+use crate::pattern::{Checker, piece};
 
 /// Slots of 64 KiB, of which a connection may hold four.
 fn small() -> vsock_ring::Config {

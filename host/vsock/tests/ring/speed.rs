@@ -6,7 +6,8 @@ use std::hint::black_box;
 use std::thread;
 use std::time::Instant;
 
-use crate::bed::{Bed, Checker, PATIENCE, piece};
+use crate::bed::{Bed, PATIENCE};
+use crate::pattern::{Checker, piece};
 
 const TOTAL: usize = 2 << 30;
 const BLOCK: usize = 4 << 20;

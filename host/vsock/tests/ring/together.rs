@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read};
 use std::thread;
 use std::time::Duration;
 
-use crate::bed::{Bed, Checker, PATIENCE, piece};
+use crate::bed::{Bed, PATIENCE};
+use crate::pattern::{Checker, piece};
 
 const MIB: u64 = 1 << 20;
 

@@ -1,0 +1,156 @@
+//! The guest's side of a transport benchmark: orders come in, bytes go where they say.
+//!
+//! An order is `op: u64, bytes: u64, piece: u64`, little-endian. The guest answers each with one
+//! byte when it is ready, so that nothing of what follows shares a packet with the order.
+//!
+//! | op | what the guest does |
+//! |---|---|
+//! | 0 | receives `bytes`, looks at nothing, and answers how many came (`u64`) |
+//! | 1 | receives `bytes`, verifies each, and answers how many came, or `u64::MAX` if one was wrong |
+//! | 2 | sends `bytes`, `piece` at a time |
+//! | 3 | sends `bytes` messages of [`MESSAGE`] bytes back, one after the other |
+//!
+//! The guest ends when the host finishes sending. All bytes come from one block that repeats, so
+//! that a sender spends no time on making them.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+/// Bytes of the block that repeats. Amounts are multiples of it, and it is one of all pieces.
+pub(crate) const BLOCK: usize = 4 << 20;
+
+/// Bytes of a message whose round trip is measured.
+pub(crate) const MESSAGE: usize = 64;
+
+/// Longer than any single wait, even on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Word k of the block is k times this, so that each loss, repetition or swap shows.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A connection on which received bytes can be looked at where they are.
+pub(crate) trait Link: Read + Write {
+    /// Waits for bytes, shows them, and returns how many they are: none at the end of the stream.
+    fn next(&mut self, look: impl FnMut(&[u8])) -> io::Result<usize>;
+}
+
+impl Link for vsock_ring::Stream {
+    fn next(&mut self, mut look: impl FnMut(&[u8])) -> io::Result<usize> {
+        let chunk = self.recv(Some(PATIENCE))?;
+        Ok(chunk.map_or(0, |chunk| {
+            look(&chunk);
+            chunk.len()
+        }))
+    }
+}
+
+/// Does what the host says until it says no more.
+pub(crate) fn obey(link: &mut impl Link) -> io::Result<()> {
+    let block = block();
+    while let Some([op, bytes, piece]) = order(link)? {
+        link.write_all(&[1])?;
+        match op {
+            0 => {
+                let got = receive(link, bytes, |_| {})?;
+                link.write_all(&got.to_le_bytes())?;
+            }
+            1 => {
+                let mut checker = Checker::default();
+                let got = receive(link, bytes, |bytes| checker.take(bytes))?;
+                let answer = if checker.is_wrong { u64::MAX } else { got };
+                link.write_all(&answer.to_le_bytes())?;
+            }
+            2 => {
+                let piece = usize::try_from(piece).unwrap_or(BLOCK).max(1);
+                let mut left = bytes;
+                for piece in block.chunks(piece).cycle() {
+                    if left == 0 {
+                        break;
+                    }
+                    link.write_all(piece)?;
+                    left = left.saturating_sub(piece.len() as u64);
+                }
+            }
+            3 => {
+                let mut message = [0; MESSAGE];
+                for _ in 0..bytes {
+                    link.read_exact(&mut message)?;
+                    link.write_all(&message)?;
+                }
+            }
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The next order, if there is one.
+fn order(link: &mut impl Read) -> io::Result<Option<[u64; 3]>> {
+    let mut words = [[0; 8]; 3];
+    match link.read_exact(words.as_flattened_mut()) {
+        Ok(()) => Ok(Some(words.map(u64::from_le_bytes))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn receive(link: &mut impl Link, bytes: u64, mut look: impl FnMut(&[u8])) -> io::Result<u64> {
+    let mut got = 0;
+    while got < bytes {
+        match link.next(&mut look)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => got += n as u64,
+        }
+    }
+    Ok(got)
+}
+
+/// The block that repeats.
+pub(crate) fn block() -> Vec<u8> {
+    let words = 0..BLOCK as u64 / 8;
+    words
+        .flat_map(|word| word.wrapping_mul(STEP).to_le_bytes())
+        .collect()
+}
+
+/// Compares a stream with the block as it comes, in pieces of any length.
+#[derive(Debug, Default)]
+pub(crate) struct Checker {
+    /// Where in the block the next byte belongs.
+    at: usize,
+    /// Whether some byte was another one.
+    pub(crate) is_wrong: bool,
+}
+
+impl Checker {
+    /// Looks at the next bytes.
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let word = (self.at as u64 / 8).wrapping_mul(STEP);
+            let within = self.at % 8;
+            let taken = if within == 0 && bytes.len() >= 8 {
+                let rest = bytes.get(..BLOCK - self.at).unwrap_or(bytes);
+                let (words, _) = rest.as_chunks();
+                self.is_wrong |= differs(words, word);
+                words.len() * 8
+            } else {
+                let want = word.to_le_bytes();
+                self.is_wrong |= bytes.first() != want.get(within);
+                1
+            };
+            self.at = (self.at + taken) % BLOCK;
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+    }
+}
+
+/// Whether these are not the words that begin with `want`. Compares all of them: without an early
+/// end the compiler does several at a time.
+fn differs(words: &[[u8; 8]], mut want: u64) -> bool {
+    let mut difference = 0;
+    for word in words {
+        difference |= u64::from_le_bytes(*word) ^ want;
+        want = want.wrapping_add(STEP);
+    }
+    difference != 0
+}

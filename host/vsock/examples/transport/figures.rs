@@ -1,0 +1,123 @@
+//! What a measurement costs, and the line about it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+/// A measurement under way.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    /// This process and those that help it.
+    pids: Vec<u32>,
+    used: Duration,
+    began: Instant,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub(crate) struct Cost {
+    took: Duration,
+    used: Duration,
+    peak_rss: u64,
+}
+
+impl Meter {
+    /// Begins; `helpers` are processes whose time counts as well.
+    pub(crate) fn start(helpers: &[u32]) -> Self {
+        let pids = [&[std::process::id()], helpers].concat();
+        // Makes the peak begin anew (proc(5), clear_refs).
+        fs::write("/proc/self/clear_refs", "5").ok();
+        Self {
+            used: cpu_time(&pids),
+            pids,
+            began: Instant::now(),
+        }
+    }
+
+    /// Ends.
+    pub(crate) fn stop(self) -> Cost {
+        let took = self.began.elapsed();
+        Cost {
+            took,
+            used: cpu_time(&self.pids).saturating_sub(self.used),
+            peak_rss: peak_rss(),
+        }
+    }
+}
+
+impl Cost {
+    /// Prints the line about bytes that went from one place to another.
+    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
+    pub(crate) fn report(&self, case: Case<'_>, bytes: u64) {
+        let Case {
+            path,
+            direction,
+            consume,
+            chunk,
+        } = case;
+        let mib = as_float(bytes >> 20);
+        println!(
+            "{{\"path\":\"{path}\",\"direction\":\"{direction}\",\"consume\":\"{consume}\",\
+             \"chunk\":{chunk},\"mib_s\":{},\"cpu_s_per_gib\":{},\"peak_rss_mib\":{}}}",
+            mib / self.took.as_secs_f64(),
+            self.used.as_secs_f64() * 1024.0 / mib,
+            self.peak_mib(),
+        );
+    }
+
+    /// Prints the line about messages that went there and back.
+    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
+    pub(crate) fn report_round_trip(&self, path: &str, chunk: usize, time: Duration) {
+        println!(
+            "{{\"path\":\"{path}\",\"direction\":\"round-trip\",\"consume\":\"-\",\
+             \"chunk\":{chunk},\"round_trip_us\":{},\"peak_rss_mib\":{}}}",
+            time.as_secs_f64() * 1e6,
+            self.peak_mib(),
+        );
+    }
+
+    fn peak_mib(&self) -> f64 {
+        as_float(self.peak_rss) / as_float(1 << 20)
+    }
+}
+
+/// What is measured. A dash stands for what makes no difference.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case<'a> {
+    /// The way.
+    pub(crate) path: &'a str,
+    /// Which end sends.
+    pub(crate) direction: &'a str,
+    /// What the other does with the bytes.
+    pub(crate) consume: &'a str,
+    /// Bytes of one send.
+    pub(crate) chunk: usize,
+}
+
+/// Processor time that processes have used; one that is gone has used none.
+fn cpu_time(pids: &[u32]) -> Duration {
+    let of = |pid: &u32| {
+        let pid = Pid::from_raw(i32::try_from(*pid).ok()?);
+        let clock = clock_getcpuclockid(pid).ok()?;
+        clock_gettime(clock).ok().map(Duration::from)
+    };
+    pids.iter().filter_map(of).sum()
+}
+
+/// Peak resident bytes of this process, without shared memory: that is the guest's.
+fn peak_rss() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.unwrap_or(0) << 10
+    };
+    of("VmHWM:").saturating_sub(of("RssShmem:"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn as_float(number: u64) -> f64 {
+    number as f64
+}
