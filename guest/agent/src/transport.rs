@@ -9,6 +9,7 @@ mod socket;
 use std::fmt;
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -26,7 +27,7 @@ pub(crate) use socket::Vsock;
 /// How long the host may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a refused connection is tried, at boot the host may be later than we are.
+/// How often a refused connection is tried: at boot the host may be later than we are.
 const CONNECT_ATTEMPTS: u32 = 100;
 
 /// How long after a refusal.
@@ -54,11 +55,27 @@ pub(crate) trait Connect: Send + Sync + fmt::Debug {
     fn connect(&self) -> Result<Box<dyn Connection>>;
 }
 
-/// Opens the connections of transfers.
-#[derive(Debug)]
-pub(crate) struct Transfers {
-    connect: Arc<dyn Connect>,
-    nonce: [u8; 16],
+/// Connects by `attempt`, again and again while nobody listens there yet.
+fn patiently<C: Connection + 'static>(
+    mut attempt: impl FnMut() -> io::Result<C>,
+) -> Result<Box<dyn Connection>> {
+    let refused = |err: &io::Error| {
+        matches!(
+            err.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+        )
+    };
+    let mut attempts = 1;
+    loop {
+        match attempt() {
+            Err(err) if refused(&err) && attempts < CONNECT_ATTEMPTS => {
+                attempts += 1;
+                thread::sleep(ATTEMPT_PAUSE);
+            }
+            Ok(connection) => return Ok(Box::new(connection)),
+            Err(err) => return Err(err).context("cannot connect to the host"),
+        }
+    }
 }
 
 /// Connects by our own driver, or by the kernel's, whose modules `kernel` loads: `wanted` says
@@ -98,6 +115,13 @@ impl Wanted {
             Some(_) | None => Self::Best,
         }
     }
+}
+
+/// Opens the connections of transfers.
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    connect: Arc<dyn Connect>,
+    nonce: [u8; 16],
 }
 
 impl Transfers {
@@ -353,7 +377,6 @@ pub(crate) mod fake {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-    use std::thread;
 
     use wire::{FailureKind, Kind};
 

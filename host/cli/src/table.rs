@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use jiff::Timestamp;
+
 /// Which side of its column a cell leans to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -59,6 +61,13 @@ pub(crate) fn ago(then: i64, now: i64) -> String {
             format!("{count} {name}{} ago", if count == 1 { "" } else { "s" })
         },
     )
+}
+
+/// A moment in seconds since 1970, as RFC 3339 has it; `None` for what no calendar has.
+pub(crate) fn rfc3339(seconds: i64) -> Option<String> {
+    Timestamp::from_second(seconds)
+        .map(|time| time.to_string())
+        .ok()
 }
 
 #[cfg(test)]

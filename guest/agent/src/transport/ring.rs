@@ -2,12 +2,11 @@
 //! hundreds of kilobytes where the kernel's driver has pages.
 
 use std::io;
-use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use vsock_ring::{Config, Endpoint, Stream, pci};
 
-use super::{ATTEMPT_PAUSE, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Connect, Connection};
+use super::{CONNECT_TIMEOUT, Connect, Connection, patiently};
 
 /// The device, driven from here.
 #[derive(Debug)]
@@ -24,26 +23,8 @@ impl Ring {
 
 impl Connect for Ring {
     fn connect(&self) -> Result<Box<dyn Connection>> {
-        let mut attempt = 1;
-        loop {
-            match self.0.connect(wire::PORT, CONNECT_TIMEOUT) {
-                // Nobody listens there yet.
-                Err(err) if is_refusal(&err) && attempt < CONNECT_ATTEMPTS => {
-                    attempt += 1;
-                    thread::sleep(ATTEMPT_PAUSE);
-                }
-                Ok(stream) => return Ok(Box::new(stream)),
-                Err(err) => return Err(err).context("cannot connect to the host"),
-            }
-        }
+        patiently(|| self.0.connect(wire::PORT, CONNECT_TIMEOUT))
     }
-}
-
-fn is_refusal(err: &io::Error) -> bool {
-    matches!(
-        err.kind(),
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
-    )
 }
 
 impl Connection for Stream {

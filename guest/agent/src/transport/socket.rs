@@ -3,14 +3,13 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr};
 use nix::sys::socket::{connect, shutdown, socket};
 
-use super::{ATTEMPT_PAUSE, CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Connect, Connection};
+use super::{CONNECT_TIMEOUT, Connect, Connection, patiently};
 use crate::sys;
 
 /// The host's context id.
@@ -70,18 +69,7 @@ pub(crate) struct Vsock;
 
 impl Connect for Vsock {
     fn connect(&self) -> Result<Box<dyn Connection>> {
-        let mut attempt = 1;
-        loop {
-            match connect_once() {
-                // Nobody listens there yet.
-                Err(Errno::ECONNRESET | Errno::ECONNREFUSED) if attempt < CONNECT_ATTEMPTS => {
-                    attempt += 1;
-                    thread::sleep(ATTEMPT_PAUSE);
-                }
-                Ok(socket) => return Ok(Box::new(Socket::from(socket))),
-                Err(errno) => return Err(errno).context("cannot connect to the host"),
-            }
-        }
+        patiently(|| Ok(Socket::from(connect_once()?)))
     }
 }
 

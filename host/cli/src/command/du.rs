@@ -102,11 +102,6 @@ pub(super) fn kept_by(pin: &Pin) -> String {
 }
 
 fn object(item: &Item) -> Value {
-    let time = |seconds: i64| {
-        Timestamp::from_second(seconds)
-            .map(|time| time.to_string())
-            .ok()
-    };
     json!({
         "id": item.digest.to_string(),
         "kind": item.kind,
@@ -114,8 +109,8 @@ fn object(item: &Item) -> Value {
         "reclaimable": item.pins.is_empty(),
         "size": item.size,
         "allocated": item.allocated,
-        "created": time(item.created),
-        "used": time(item.used),
+        "created": table::rfc3339(item.created),
+        "used": table::rfc3339(item.used),
         "kept_by": item.pins.iter().map(kept_by).collect::<Vec<_>>(),
     })
 }

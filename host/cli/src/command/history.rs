@@ -172,11 +172,6 @@ fn status(build: &Build) -> String {
 }
 
 fn object(build: &Build) -> Value {
-    let time = |seconds: i64| {
-        Timestamp::from_second(seconds)
-            .map(|time| time.to_string())
-            .ok()
-    };
     let ended = match &build.state {
         BuildState::Ended(at, outcome) => Some((at, outcome)),
         BuildState::Running | BuildState::Interrupted => None,
@@ -188,8 +183,8 @@ fn object(build: &Build) -> Value {
         "dockerfile": build.info.dockerfile,
         "target": build.info.target,
         "status": status(build),
-        "started": time(build.started),
-        "ended": ended.and_then(|(at, _)| time(*at)),
+        "started": table::rfc3339(build.started),
+        "ended": ended.and_then(|(at, _)| table::rfc3339(*at)),
         "exit_status": ended.map(|(_, outcome)| outcome.status),
         "message": ended.map(|(_, outcome)| outcome.message.as_str()),
         "image": image.map(|image| image.to_string()),

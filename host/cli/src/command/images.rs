@@ -137,12 +137,11 @@ fn row(image: &Image, bytes: u64, now: i64) -> [String; 4] {
 }
 
 fn object(image: &Image, bytes: u64) -> serde_json::Value {
-    let created = Timestamp::from_second(image.created).map(|time| time.to_string());
     json!({
         "name": image.name,
         "id": image.config.to_string(),
         "digest": image.manifest.to_string(),
-        "created": created.unwrap_or_default(),
+        "created": table::rfc3339(image.created).unwrap_or_default(),
         "size": bytes,
     })
 }

@@ -134,7 +134,7 @@ impl Steps<'_> {
         // lock: other stages go on meanwhile, and if two merge the same, both are right.
         let (n_known, known) = self.known_root(&ids);
         let (_, rest) = ids.split_at(n_known);
-        if rest.is_empty() && n_known > 0 {
+        if rest.is_empty() {
             return Ok(known);
         }
         let mut root = Rootfs::clone(&known);

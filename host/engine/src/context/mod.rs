@@ -24,7 +24,7 @@ pub(crate) mod stat;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -128,7 +128,7 @@ impl Context {
         if !opened.metadata().map_err(failed)?.is_dir() {
             return Err(failed(io::ErrorKind::NotADirectory.into()));
         }
-        let (ignore, ignore_path) = load_ignore(&real, dockerfile)?;
+        let (ignore, ignore_path) = load_ignore(opened.as_fd(), &real, dockerfile)?;
         let cache = cache.map(|store| {
             let mut name = real.as_os_str().as_bytes().to_vec();
             name.push(0);
@@ -260,7 +260,11 @@ impl Context {
 }
 
 /// Reads the ignore file of a Dockerfile, else that of the context, and says which it is.
-fn load_ignore(root: &Path, dockerfile: Option<&Path>) -> Result<(Ignore, PathBuf), ContextError> {
+fn load_ignore(
+    dir: BorrowedFd<'_>,
+    root: &Path,
+    dockerfile: Option<&Path>,
+) -> Result<(Ignore, PathBuf), ContextError> {
     let of_dockerfile = dockerfile.map(|dockerfile| {
         let mut name: OsString = dockerfile.into();
         name.push(".dockerignore");
@@ -270,7 +274,7 @@ fn load_ignore(root: &Path, dockerfile: Option<&Path>) -> Result<(Ignore, PathBu
         .into_iter()
         .chain([root.join(".dockerignore")])
     {
-        match read_ignore(root, &path) {
+        match read_ignore(dir, root, &path) {
             Ok(text) => {
                 let shown = path.strip_prefix(root).unwrap_or(&path);
                 return Ok((Ignore::parse(&shown.to_string_lossy(), &text)?, path));
@@ -284,14 +288,14 @@ fn load_ignore(root: &Path, dockerfile: Option<&Path>) -> Result<(Ignore, PathBu
 
 /// Reads an ignore file. One in the context may be a link, but not to what is outside of it, and
 /// none may be something that never ends or never begins.
-fn read_ignore(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
+fn read_ignore(dir: BorrowedFd<'_>, root: &Path, path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let file = match path.strip_prefix(root) {
         Ok(below) => {
             let how = OpenHow::new()
                 .flags(flags)
                 .resolve(ResolveFlag::RESOLVE_BENEATH);
-            File::from(openat2(File::open(root)?, below, how)?)
+            File::from(openat2(dir, below, how)?)
         }
         Err(_) => File::from(open(path, flags, Mode::empty())?),
     };

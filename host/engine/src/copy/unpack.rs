@@ -116,12 +116,13 @@ impl<'a> Planner<'a> {
                 None,
             ),
             EntryKind::Fifo => (Body::Fifo, None),
-            EntryKind::Hardlink { .. } if !leads_to_file(entry, root)? => {
-                // A further name of a link, device or pipe becomes one more of these.
-                return self.member(root.find(&entry.path)?.entry, root);
-            }
             EntryKind::File { .. } | EntryKind::Hardlink { .. } => {
-                let inode = root.find(&entry.path)?.inode()?;
+                let found = root.find(&entry.path)?;
+                if !matches!(found.entry.kind, EntryKind::File { .. }) {
+                    // A further name of a link, device or pipe becomes one more of these.
+                    return self.member(found.entry, root);
+                }
+                let inode = found.inode()?;
                 let same = Some((self.n_sources, SameFile::Rootfs(inode)));
                 (
                     Body::File(Bytes::Rootfs {
@@ -134,12 +135,6 @@ impl<'a> Planner<'a> {
             EntryKind::Whiteout | EntryKind::Opaque => return None,
         })
     }
-}
-
-/// Whether a hard link is a further name of a file; `None` if it leads nowhere.
-fn leads_to_file(entry: &Entry, root: &Rootfs) -> Option<bool> {
-    let found = root.find(&entry.path)?;
-    Some(matches!(found.entry.kind, EntryKind::File { .. }))
 }
 
 /// An archive on its way into the store.

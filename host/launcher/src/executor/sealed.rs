@@ -5,15 +5,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use engine::Cancel;
 use wire::LayerName;
 
+use super::TICK;
 use crate::session::SessionError;
-
-/// How often those who wait look at their cancel.
-const TICK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -196,6 +193,7 @@ impl Drop for InUse<'_> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use engine::Cancel;
 use engine::executor::{Output, StepDone, StepError, StepNetwork, StepSpec};
@@ -13,6 +12,7 @@ use store::{DiffId, IngestError, Layer, LayerWriter, Store};
 use wire::limits::{MAX_STEPS, MAX_TRANSFERS};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};
 
+use super::TICK;
 use super::sealed::Sealed;
 use crate::session::{Lost, Session, SessionError};
 
@@ -79,9 +79,10 @@ impl Worker<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, Trouble> {
-        let chain = each_once(&spec.layers);
+        let layers = each_once(&spec.layers);
+        let chain: Vec<LayerName> = layers.iter().map(|layer| layer.digest().0).collect();
         let _held = self.sealed.hold(&chain);
-        self.bring_all(&spec.layers, cancel)?;
+        self.bring_all(&layers, cancel)?;
         let done = self.run_and_take(number, spec, chain, output, cancel);
         // Whatever came of it, nothing of the step stays. A lost guest has nothing to discard.
         match self.session.discard(number) {
@@ -223,10 +224,11 @@ impl Worker<'_> {
         let mut bounded = Bounded {
             writer: &mut writer,
             left: self.most_written,
+            exceeded: false,
         };
         let taken = self.session.take(number, &mut bounded, cancel);
         drop(place);
-        let too_much = bounded.left == 0;
+        let too_much = bounded.exceeded;
         if let Err(err) = taken {
             writer.abandon();
             if too_much {
@@ -280,14 +282,14 @@ impl Worker<'_> {
     }
 }
 
-/// The names of a chain's layers. One that stands there more than once counts where it is uppermost:
+/// A chain with each layer once. One that stands there more than once counts where it is uppermost:
 /// there it covers what it would cover further down, and no file system takes a layer twice.
-fn each_once(layers: &[DiffId]) -> Vec<LayerName> {
+fn each_once(layers: &[DiffId]) -> Vec<DiffId> {
     let mut seen = HashSet::new();
-    let names = layers.iter().rev().map(|layer| layer.digest().0);
-    let mut names: Vec<LayerName> = names.filter(|name| seen.insert(*name)).collect();
-    names.reverse();
-    names
+    let layers = layers.iter().rev().copied();
+    let mut layers: Vec<DiffId> = layers.filter(|layer| seen.insert(*layer)).collect();
+    layers.reverse();
+    layers
 }
 
 /// A step that exited is a success only with status zero.
@@ -333,16 +335,17 @@ fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
 struct Bounded<'a> {
     writer: &'a mut LayerWriter,
     left: u64,
+    exceeded: bool,
 }
 
 impl io::Write for Bounded<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
-            self.left = 0;
+            self.exceeded = true;
             return Err(io::ErrorKind::FileTooLarge.into());
         };
         let n = self.writer.write(bytes)?;
-        self.left = left.max(1);
+        self.left = left;
         Ok(n)
     }
 
@@ -392,8 +395,7 @@ impl Counted {
             if cancel.is_cancelled() {
                 return Err(SessionError::Cancelled);
             }
-            let tick = Duration::from_millis(50);
-            let waited = self.changed.wait_timeout(free, tick);
+            let waited = self.changed.wait_timeout(free, TICK);
             free = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         *free -= 1;
