@@ -73,17 +73,19 @@ impl Replies {
 }
 
 /// Serves the connection until it is lost or the host asks to quit.
-pub(crate) fn serve(connection: Box<dyn Connection>, verbs: Arc<impl Verbs>) -> Result<Infallible> {
-    let mut reader = connection.handle()?;
+pub(crate) fn serve(
+    mut connection: Box<dyn Connection>,
+    verbs: Arc<impl Verbs>,
+) -> Result<Infallible> {
     let server = Server {
-        replies: Replies(Arc::new(Mutex::new(connection))),
+        replies: Replies(Arc::new(Mutex::new(connection.handle()?))),
         verbs,
         active: Arc::default(),
         transfers: Places::new(MAX_TRANSFERS),
     };
     let mut buf = Vec::new();
     loop {
-        let frame = frame::read(&mut buf, |room| retry(|| reader.read(room)));
+        let frame = frame::read(&mut buf, |room| retry(|| connection.read(room)));
         let frame = frame.context("the control connection is broken")?;
         let frame = frame.context("the host closed the control connection")?;
         server.handle(&frame)?;

@@ -79,7 +79,7 @@ mod tests {
         let (transfers, accepted) = host();
         let (out_reader, out) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let (err_reader, err) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let outgoing = transfers.send_small(9, PIECE).unwrap();
+        let outgoing = transfers.send(9).unwrap();
         let pumping = thread::spawn(move || pump(out_reader, err_reader, outgoing));
         let write = |pipe: OwnedFd, byte: u8| {
             thread::spawn(move || {

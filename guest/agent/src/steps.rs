@@ -33,9 +33,6 @@ use crate::transport::{Outgoing, Transfers};
 /// Most cancelled numbers that are remembered for steps that never came.
 const MAX_REFUSED: usize = 100_000;
 
-/// Longest data frame of a step's output.
-const OUTPUT_FRAME: usize = 64 << 10;
-
 /// The steps.
 #[derive(Debug)]
 pub(crate) struct Steps {
@@ -147,7 +144,7 @@ impl Steps {
 
     fn run_to_end(&self, step: &RunStep) -> Result<(Exit, Changes)> {
         let chain = self.disk.layers.chain(&step.layers)?;
-        let output = self.transfers.send_small(step.output, OUTPUT_FRAME)?;
+        let output = self.transfers.send(step.output)?;
         let (root, address, cgroup) = match self.prepare(step, &chain) {
             Ok(ready) => ready,
             Err(err) => {

@@ -7,14 +7,15 @@ mod ring;
 mod socket;
 
 use std::fmt;
-use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read as _, Write};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use wire::frame::{Body, HEADER_LEN, Header, ReadError};
 use wire::limits::MAX_BODY;
-use wire::{Attach, Event, Failure, Receiver, Sender, frame, message};
+use wire::{Attach, Event, Failure, Kind, Receiver, Sender, frame, message};
 
 use crate::archive::Fill;
 use crate::fault;
@@ -33,13 +34,18 @@ const CONNECT_ATTEMPTS: u32 = 100;
 /// How long after a refusal.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Size of the data frames that we send: large enough that their headers cost nothing, small
-/// enough that several transfers fit into the agent's memory.
-const FRAME: usize = 1 << 20;
+/// A connection to the host: a stream of bytes, on which reading and writing wait. It lends the
+/// memory into which bytes come and from which they go, so that they are not copied in between.
+pub(crate) trait Connection: BufRead + Write + Send + fmt::Debug {
+    /// A buffer whose beginning [`Self::send`] sends. It is the same until then; and until then
+    /// this connection must not be written to otherwise.
+    fn room(&mut self) -> io::Result<&mut [u8]>;
 
-/// A connection to the host: a stream of bytes, on which reading and writing wait.
-pub(crate) trait Connection: Read + Write + Send + fmt::Debug {
-    /// A second handle, so that one thread can read while another writes.
+    /// Sends the first `n` bytes of [`Self::room`].
+    fn send(&mut self, n: usize) -> io::Result<()>;
+
+    /// A second handle, to write or to close while another thread reads: what this one has
+    /// received and not handed out stays here.
     fn handle(&self) -> io::Result<Box<dyn Connection>>;
 
     /// Ends our direction. The connection may be gone already; then the host knows.
@@ -137,8 +143,8 @@ impl Transfers {
             connection,
             receiver: Receiver::new(transfer, size),
             size,
-            buf: Vec::new(),
-            piece: 0..0,
+            body: None,
+            piece: 0,
         })
     }
 
@@ -148,18 +154,6 @@ impl Transfers {
         Ok(Outgoing {
             connection,
             sender: Sender::new(transfer),
-            buf: vec![0; FRAME],
-            used: 0,
-        })
-    }
-
-    /// The same, with data frames of at most `frame` bytes.
-    pub(crate) fn send_small(&self, transfer: u64, frame: usize) -> Result<Outgoing> {
-        let connection = self.attach(transfer)?;
-        Ok(Outgoing {
-            connection,
-            sender: Sender::new(transfer),
-            buf: vec![0; frame],
             used: 0,
         })
     }
@@ -180,15 +174,18 @@ impl Transfers {
     }
 }
 
-/// The receiving end of a transfer: a reader whose end is the verified end of the transfer.
+/// The receiving end of a transfer: a reader whose end is the verified end of the transfer. What it
+/// lends lies where the connection received it. A piece is hashed before it is lent, but the
+/// checksum of its frame may come later: nothing that was read counts before [`Self::finish`].
 #[derive(Debug)]
 pub(crate) struct Incoming {
     connection: Box<dyn Connection>,
     receiver: Receiver,
     size: u64,
-    buf: Vec<u8>,
-    /// What of `buf` was received and not yet consumed.
-    piece: std::ops::Range<usize>,
+    /// The data frame that is being received.
+    body: Option<Body>,
+    /// How much of what the connection lends is data, was hashed, and was not consumed yet.
+    piece: usize,
 }
 
 impl Incoming {
@@ -209,44 +206,74 @@ impl Incoming {
         Ok(())
     }
 
-    /// Reads the next frame into the buffer.
+    /// Receives a piece of data, or what stands between two of them.
     fn next(&mut self) -> Result<()> {
-        let Self {
-            connection,
-            receiver,
-            buf,
-            piece,
-            ..
-        } = self;
-        let frame =
-            frame::read(buf, |room| retry(|| connection.read(room))).context("cannot receive")?;
-        let Some(frame) = frame else {
-            return Ok(receiver.handle_eof()?);
-        };
-        match receiver.handle(&frame)? {
-            Event::Data { bytes, .. } => *piece = 0..bytes.len(),
-            Event::End { .. } => {}
-            Event::Abort(failure) => {
-                return Err(fault::reported(failure).context("the host gave up the transfer"));
-            }
+        match self.body.take() {
+            Some(body) => self.next_piece(body),
+            None => self.next_header(),
+        }
+    }
+
+    fn next_piece(&mut self, mut body: Body) -> Result<()> {
+        let lent = self.connection.fill_buf().context("cannot receive")?;
+        ensure!(!lent.is_empty(), ReadError::<io::Error>::Cut);
+        self.piece = body.take(lent).len();
+        if body.left() > 0 {
+            self.body = Some(body);
+        } else {
+            self.receiver.finish(body)?;
         }
         Ok(())
+    }
+
+    fn next_header(&mut self) -> Result<()> {
+        let connection = &mut self.connection;
+        let header = frame::read_header(|room| retry(|| connection.read(room)));
+        let Some(header) = header.context("cannot receive")? else {
+            return Ok(self.receiver.handle_eof()?);
+        };
+        if header.kind == Kind::Data {
+            self.body = Some(self.receiver.begin(header)?);
+            return Ok(());
+        }
+        self.last_frame(header)
+    }
+
+    /// Takes a frame after which none may come.
+    fn last_frame(&mut self, header: Header) -> Result<()> {
+        let (connection, mut buf) = (&mut self.connection, Vec::new());
+        let frame = frame::read_body(header, &mut buf, |room| retry(|| connection.read(room)));
+        match self.receiver.handle(&frame.context("cannot receive")?)? {
+            Event::Data { .. } | Event::End { .. } => Ok(()),
+            Event::Abort(failure) => {
+                Err(fault::reported(failure).context("the host gave up the transfer"))
+            }
+        }
     }
 }
 
 impl BufRead for Incoming {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.piece.is_empty() && !self.receiver.ended() {
+        while self.piece == 0 && !self.receiver.ended() {
             self.next().map_err(fault::carry)?;
         }
-        Ok(self.buf.get(self.piece.clone()).unwrap_or_default())
+        if self.piece == 0 {
+            return Ok(&[]);
+        }
+        Ok(self
+            .connection
+            .fill_buf()?
+            .get(..self.piece)
+            .unwrap_or_default())
     }
     fn consume(&mut self, n: usize) {
-        self.piece.start = self.piece.end.min(self.piece.start + n);
+        let n = n.min(self.piece);
+        self.piece -= n;
+        self.connection.consume(n);
     }
 }
 
-impl Read for Incoming {
+impl io::Read for Incoming {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
         let n = self.fill_buf()?.read(room)?;
         self.consume(n);
@@ -254,12 +281,13 @@ impl Read for Incoming {
     }
 }
 
-/// The sending end of a transfer: a writer that collects data frames.
+/// The sending end of a transfer: a writer that collects data frames, each in a buffer that the
+/// connection lends, behind the place of its header.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     connection: Box<dyn Connection>,
     sender: Sender,
-    buf: Vec<u8>,
+    /// Bytes of data in the buffer.
     used: usize,
 }
 
@@ -284,9 +312,24 @@ impl Outgoing {
 
     /// Tells the host that the transfer will not end well.
     pub(crate) fn abort(mut self, failure: &Failure) -> Result<()> {
+        // What waits in the buffer was perhaps half a piece, but goes first: the buffer is lent.
+        self.flush()?;
         self.connection.write_all(&self.sender.abort(failure)?)?;
         self.connection.finish();
         Ok(())
+    }
+
+    /// Where in the connection's buffer the next data belongs; empty if the buffer is full.
+    fn rest(&mut self) -> io::Result<&mut [u8]> {
+        let room = self.connection.room()?;
+        let len = room.len();
+        let rest = room.get_mut(HEADER_LEN + self.used..).unwrap_or_default();
+        if self.used == 0 && rest.is_empty() {
+            return Err(io::Error::other(format!(
+                "the host has room for {len} bytes at a time, which is not even a header"
+            )));
+        }
+        Ok(rest)
     }
 }
 
@@ -297,26 +340,31 @@ impl Write for Outgoing {
         self.filled(n);
         Ok(n)
     }
+
     fn flush(&mut self) -> io::Result<()> {
-        let piece = self.buf.get(..self.used).unwrap_or_default();
-        if !piece.is_empty() {
-            let header = self.sender.data(0, piece).map_err(io::Error::other)?;
-            write_both(&mut *self.connection, &header, piece)?;
-            self.used = 0;
+        if self.used == 0 {
+            return Ok(());
         }
-        Ok(())
+        let room = self.connection.room()?;
+        let (header, data) = room
+            .split_first_chunk_mut::<HEADER_LEN>()
+            .ok_or(io::ErrorKind::WriteZero)?;
+        let data = data.get(..self.used).unwrap_or_default();
+        *header = self.sender.data(0, data).map_err(io::Error::other)?;
+        let len = HEADER_LEN + std::mem::take(&mut self.used);
+        self.connection.send(len)
     }
 }
 
 impl Fill for Outgoing {
     fn room(&mut self) -> io::Result<&mut [u8]> {
-        if self.used == self.buf.len() {
+        if self.rest()?.is_empty() {
             self.flush()?;
         }
-        Ok(self.buf.get_mut(self.used..).unwrap_or_default())
+        self.rest()
     }
     fn filled(&mut self, n: usize) {
-        self.used = self.buf.len().min(self.used + n);
+        self.used += n;
     }
 }
 
@@ -412,7 +460,7 @@ mod tests {
     #[test]
     fn what_is_written_arrives_whole() {
         let (transfers, accepted) = host();
-        let data: Vec<u8> = (0..=250).cycle().take(3 * FRAME + 5).collect();
+        let data: Vec<u8> = (0..=250).cycle().take(3 * socket::ROOM + 5).collect();
         let want = data.clone();
         let sending = thread::spawn(move || {
             let mut outgoing = transfers.send(4).unwrap();

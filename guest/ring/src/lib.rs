@@ -76,7 +76,7 @@ use virtio_drivers::transport::Transport;
 
 pub use crate::arena::Arena;
 pub use crate::counters::Counters;
-pub use crate::stream::{Chunk, Listener, Stream};
+pub use crate::stream::{Chunk, Listener, SendBuffer, Stream};
 pub use crate::worker::Interrupts;
 
 use crate::shared::{Shared, deadline};

@@ -1,7 +1,7 @@
 //! What the application holds: streams, chunks and listeners.
 
-use std::io::{self, Read, Write};
-use std::ops::Deref;
+use std::io::{self, IoSlice, Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -86,22 +86,20 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends what `fill` writes to the beginning of a buffer of the device, so that bytes which come
-    /// from somewhere else need not be copied. Returns how many bytes that were; none are fine. The
-    /// buffer is as large as a slot, or as what the host has room for, and no other stream gets it
-    /// meanwhile.
+    /// Lends a buffer of the device, of at most `want` bytes: what is written there is sent without
+    /// another copy. Waits for the host to have room. The buffer may be smaller, down to one byte;
+    /// a host with a sensible receive buffer grants at least 64 KiB. Until it is sent or dropped
+    /// other writers of this stream wait, and no other stream gets it.
     ///
     /// # Errors
-    /// If `fill` fails, and as [`Self::write_all`]. Nothing is sent then.
-    pub fn send_with(
-        &self,
-        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
-    ) -> io::Result<usize> {
-        let (mut slot, room) = self.begin_write(self.0.shared.slot_bytes)?;
-        let filled = fill(slot.data.get_mut(..room as usize).unwrap_or_default());
-        let len = u32::try_from(*filled.as_ref().unwrap_or(&0)).unwrap_or(u32::MAX);
-        let sent = self.end_write(slot, len.min(room), room);
-        filled.and_then(|n| sent.map(|()| n.min(room as usize)))
+    /// As [`Self::write_all`].
+    pub fn lend(&self, want: usize) -> io::Result<SendBuffer> {
+        let (slot, room) = self.begin_write(want.max(1))?;
+        Ok(SendBuffer {
+            stream: self.clone(),
+            slot: Some(slot),
+            room,
+        })
     }
 
     /// Ends sending: the host reads everything and then the end of the stream.
@@ -170,16 +168,24 @@ impl Stream {
 
     /// Sends as much of `data` as fits into one packet.
     fn write_some(&self, data: &[u8]) -> io::Result<usize> {
-        if data.is_empty() {
+        self.write_parts(&[IoSlice::new(data)])
+    }
+
+    /// Sends as much of all parts together as fits into one packet.
+    fn write_parts(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        if total == 0 {
             return Ok(0);
         }
-        let (mut slot, len) = self.begin_write(data.len())?;
-        let n = len as usize;
-        if let (Some(to), Some(from)) = (slot.data.get_mut(..n), data.get(..n)) {
-            to.copy_from_slice(from);
+        let mut buffer = self.lend(total)?;
+        let mut room = &mut *buffer;
+        for part in parts {
+            // Ends early only when the room does.
+            room.write_all(part.get(..room.len()).unwrap_or(part))?;
         }
-        self.end_write(slot, len, len)?;
-        Ok(n)
+        let sent = buffer.len();
+        buffer.send(sent)?;
+        Ok(sent)
     }
 
     /// Sends `len` bytes of a buffer that has credit for `room` bytes.
@@ -243,6 +249,10 @@ impl Write for &Stream {
         self.write_some(buf)
     }
 
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_parts(parts)
+    }
+
     /// Does nothing: what was written is on its way.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -258,6 +268,10 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.write_some(buf)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_parts(parts)
     }
 
     /// Does nothing: what was written is on its way.
@@ -295,6 +309,58 @@ impl Drop for Chunk {
             let mut state = self.shared.lock();
             state.mux.consumed(self.id, len, slot);
             self.shared.settle(&mut state);
+        }
+    }
+}
+
+/// A buffer of the device that is to be filled and sent; see [`Stream::lend`]. Dropping it sends
+/// nothing.
+#[derive(Debug)]
+pub struct SendBuffer {
+    stream: Stream,
+    /// Taken when it is sent.
+    slot: Option<Slot>,
+    /// Bytes of it that there is credit for.
+    room: u32,
+}
+
+impl SendBuffer {
+    /// Sends the first `len` bytes, at most all.
+    ///
+    /// # Errors
+    /// If the host will not receive it.
+    pub fn send(mut self, len: usize) -> io::Result<()> {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let slot = self.slot.take();
+        slot.map_or(Ok(()), |slot| {
+            self.stream.end_write(slot, len.min(self.room), self.room)
+        })
+    }
+}
+
+impl Deref for SendBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let data = self.slot.as_ref().map(|slot| &*slot.data);
+        data.and_then(|data| data.get(..self.room as usize))
+            .unwrap_or_default()
+    }
+}
+
+impl DerefMut for SendBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let data = self.slot.as_mut().map(|slot| &mut *slot.data);
+        data.and_then(|data| data.get_mut(..self.room as usize))
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for SendBuffer {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            // Whether the connection lives does not matter: nothing is sent.
+            self.stream.end_write(slot, 0, self.room).ok();
         }
     }
 }

@@ -4,7 +4,7 @@
 //! for a length that was not checked first. `Ok(None)` always means "read more".
 
 use thiserror::Error;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
@@ -120,9 +120,14 @@ const _: () = assert!(
 impl RawHeader {
     /// XXH3-64 of the body, seeded by that of the header without its check: one pass over the
     /// bytes covers both.
-    fn checksum(mut self, body: &[u8]) -> u64 {
+    fn checksum(self, body: &[u8]) -> u64 {
+        xxh3_64_with_seed(body, self.seed())
+    }
+
+    /// The checksum of the header alone.
+    fn seed(mut self) -> u64 {
         self.check = U64::ZERO;
-        xxh3_64_with_seed(body, xxh3_64(self.as_bytes()))
+        xxh3_64(self.as_bytes())
     }
 }
 
@@ -196,6 +201,16 @@ impl Header {
         })
     }
 
+    /// Begins to verify a body that comes in pieces.
+    #[must_use]
+    pub fn body(self) -> Body {
+        Body {
+            header: self,
+            hasher: Xxh3::with_seed(self.raw().seed()),
+            left: self.len,
+        }
+    }
+
     fn raw(self) -> RawHeader {
         RawHeader {
             magic: U16::new(MAGIC),
@@ -206,6 +221,56 @@ impl Header {
             offset: U64::new(self.offset),
             check: U64::new(self.check),
         }
+    }
+}
+
+/// A body that is verified while it comes in pieces. Whoever uses a piece before the end must be
+/// able to take that back.
+#[derive(Clone)]
+pub struct Body {
+    header: Header,
+    hasher: Xxh3,
+    left: u32,
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { header, left, .. } = self;
+        write!(f, "Body {{ {left} bytes left of {header:?} }}")
+    }
+}
+
+impl Body {
+    /// The header of the frame.
+    #[must_use]
+    pub const fn header(&self) -> Header {
+        self.header
+    }
+
+    /// How many bytes are to come, at most [`Kind::max_body`].
+    #[must_use]
+    pub const fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// Takes as much of `bytes` as belongs to this body, and returns it.
+    pub fn take<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let len = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let piece = bytes.get(..len).unwrap_or(bytes);
+        self.hasher.update(piece);
+        self.left -= u32::try_from(piece.len()).unwrap_or(self.left);
+        piece
+    }
+
+    /// Compares the checksum.
+    ///
+    /// # Errors
+    /// If header and body do not agree, or some of the body has not come.
+    pub fn finish(self) -> Result<Header, FrameError> {
+        if self.left > 0 || self.hasher.digest() != self.header.check {
+            return Err(FrameError::Corrupt(self.header.kind));
+        }
+        Ok(self.header)
     }
 }
 
@@ -313,13 +378,36 @@ pub fn read<E: std::error::Error>(
     buf: &mut Vec<u8>,
     mut fill: impl FnMut(&mut [u8]) -> Result<usize, E>,
 ) -> Result<Option<Frame<'_>>, ReadError<E>> {
+    match read_header(&mut fill)? {
+        Some(header) => read_body(header, buf, fill).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads the header of a frame as [`read`] does, and leaves the body to the caller.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_header<E: std::error::Error>(
+    mut fill: impl FnMut(&mut [u8]) -> Result<usize, E>,
+) -> Result<Option<Header>, ReadError<E>> {
     let mut header = [0; HEADER_LEN];
     match fill_whole(&mut header, &mut fill)? {
-        0 => return Ok(None),
-        HEADER_LEN => {}
-        _ => return Err(ReadError::Cut),
+        0 => Ok(None),
+        HEADER_LEN => Ok(Some(Header::parse(&header)?)),
+        _ => Err(ReadError::Cut),
     }
-    let header = Header::parse(&header)?;
+}
+
+/// Reads the body that belongs to a header as [`read`] does.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_body<E: std::error::Error>(
+    header: Header,
+    buf: &mut Vec<u8>,
+    mut fill: impl FnMut(&mut [u8]) -> Result<usize, E>,
+) -> Result<Frame<'_>, ReadError<E>> {
     let len = usize::try_from(header.len).unwrap_or(usize::MAX);
     // The length only ever grows, so that a reused buffer is not zeroed again for each frame.
     if buf.len() < len {
@@ -331,7 +419,7 @@ pub fn read<E: std::error::Error>(
     if fill_whole(body, &mut fill)? != len {
         return Err(ReadError::Cut);
     }
-    Ok(Some(header.verify(body)?))
+    Ok(header.verify(body)?)
 }
 
 /// Fills `buf` unless the stream ends; returns how many bytes came.
@@ -387,6 +475,40 @@ mod tests {
             b'a', b'b', b'c',
         ];
         assert_eq!(frame, golden);
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_in_pieces_is_as_good_as_a_whole_one(
+            bytes in vec(any::<u8>(), 0..1000),
+            size in 1_usize..300,
+            flip in any::<Option<proptest::sample::Index>>(),
+        ) {
+            let frame = encode(Kind::Data, 1, 2, 3, &bytes).unwrap();
+            let (header, sent) = frame.split_first_chunk().unwrap();
+            let mut sent = sent.to_vec();
+            let flipped = flip.filter(|_| !sent.is_empty());
+            if let Some(at) = flipped {
+                let at = at.index(sent.len());
+                sent[at] ^= 0x10;
+            }
+            let header = Header::parse(header).unwrap();
+            let mut body = header.body();
+            let mut got = Vec::new();
+            for piece in sent.chunks(size) {
+                prop_assert_eq!(body.clone().finish(), Err(FrameError::Corrupt(Kind::Data)));
+                got.extend_from_slice(body.take(piece));
+            }
+            prop_assert_eq!(body.left(), 0);
+            prop_assert!(body.take(b"what follows is not of this body").is_empty());
+            prop_assert_eq!(got, sent);
+            let want = if flipped.is_some() {
+                Err(FrameError::Corrupt(Kind::Data))
+            } else {
+                Ok(header)
+            };
+            prop_assert_eq!(body.finish(), want);
+        }
     }
 
     #[test]

@@ -14,12 +14,13 @@
 //! bytes, their offset and their length. So every byte is hashed once on either side, which is what
 //! an emulated guest can afford, and still no frame can be lost, doubled, swapped or altered
 //! between two honest ends without a notice. The law: bytes count for nothing before
-//! [`Event::End`] was returned.
+//! [`Event::End`] was returned. That is why a body may be used while it comes
+//! ([`Receiver::begin`]): who uses it has to wait for the end anyway.
 
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::frame::{self, Frame, FrameError, HEADER_LEN, Kind};
+use crate::frame::{self, Body, Frame, FrameError, HEADER_LEN, Header, Kind};
 use crate::message::{self, Failure, MessageError};
 
 /// The chain over the checksums of the data frames of one transfer.
@@ -68,7 +69,7 @@ impl Sender {
             "an empty piece would be a violation for the peer"
         );
         let header = frame::encode_header(Kind::Data, flags, self.id, self.offset, body)?;
-        self.chain.push(frame::Header::parse(&header)?.check);
+        self.chain.push(Header::parse(&header)?.check);
         self.offset = self.offset.saturating_add(body.len() as u64);
         Ok(header)
     }
@@ -208,21 +209,36 @@ impl Receiver {
         matches!(self.state, State::Ended | State::Aborted)
     }
 
+    /// Takes the header of the next frame, which is one of data, before its body is there. The
+    /// body must go to [`Self::finish`] before anything else comes here.
+    ///
+    /// # Errors
+    /// If the peer broke the rules. The receiver must not be used any more then.
+    pub fn begin(&self, header: Header) -> Result<Body, Violation> {
+        self.check(header.kind, header.id)?;
+        if header.kind != Kind::Data {
+            return Err(Violation::Misplaced(header.kind));
+        }
+        self.check_data(header.offset, header.len.into())?;
+        Ok(header.body())
+    }
+
+    /// Counts a body that has come.
+    ///
+    /// # Errors
+    /// If its checksum is wrong. The receiver must not be used any more then.
+    pub fn finish(&mut self, body: Body) -> Result<(), FrameError> {
+        let Header { len, check, .. } = body.finish()?;
+        self.count(len.into(), check);
+        Ok(())
+    }
+
     /// Takes the next frame of the connection.
     ///
     /// # Errors
     /// If the peer broke the rules. The receiver must not be used any more then.
     pub fn handle<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
-        match self.state {
-            State::Open => {}
-            State::Ended | State::Aborted => return Err(Violation::AfterEnd(frame.kind)),
-        }
-        if frame.id != self.id {
-            return Err(Violation::WrongTransfer {
-                want: self.id,
-                got: frame.id,
-            });
-        }
+        self.check(frame.kind, frame.id)?;
         match frame.kind {
             Kind::Data => self.on_data(frame),
             Kind::End => self.on_end(frame),
@@ -250,22 +266,47 @@ impl Receiver {
         }
     }
 
-    fn on_data<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
-        if frame.offset != self.offset {
-            return Err(Violation::Gap {
-                want: self.offset,
-                got: frame.offset,
+    /// Whether a frame may come now, and here.
+    fn check(&self, kind: Kind, id: u64) -> Result<(), Violation> {
+        match self.state {
+            State::Open => {}
+            State::Ended | State::Aborted => return Err(Violation::AfterEnd(kind)),
+        }
+        if id != self.id {
+            return Err(Violation::WrongTransfer {
+                want: self.id,
+                got: id,
             });
         }
-        if frame.body.is_empty() {
+        Ok(())
+    }
+
+    /// Whether data may be there.
+    fn check_data(&self, offset: u64, len: u64) -> Result<(), Violation> {
+        if offset != self.offset {
+            return Err(Violation::Gap {
+                want: self.offset,
+                got: offset,
+            });
+        }
+        if len == 0 {
             return Err(Violation::Empty);
         }
-        let next = self.offset.checked_add(frame.body.len() as u64);
-        let Some(next) = next.filter(|next| *next <= self.limit) else {
-            return Err(Violation::TooMuch(self.limit));
-        };
-        self.chain.push(frame.check);
-        self.offset = next;
+        match offset.checked_add(len) {
+            Some(end) if end <= self.limit => Ok(()),
+            Some(_) | None => Err(Violation::TooMuch(self.limit)),
+        }
+    }
+
+    fn count(&mut self, len: u64, check: u64) {
+        self.chain.push(check);
+        self.offset = self.offset.saturating_add(len);
+    }
+
+    fn on_data<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
+        let len = frame.body.len() as u64;
+        self.check_data(frame.offset, len)?;
+        self.count(len, frame.check);
         Ok(Event::Data {
             flags: frame.flags,
             bytes: frame.body,
@@ -308,8 +349,54 @@ mod tests {
         frames
     }
 
-    /// Feeds a stream; returns the bytes if the transfer was whole.
+    /// The same, with bodies in pieces of at most `size` bytes.
+    fn receive_in_pieces(
+        id: u64,
+        limit: u64,
+        mut stream: &[u8],
+        size: usize,
+    ) -> Result<Vec<u8>, String> {
+        let mut receiver = Receiver::new(id, limit);
+        let mut bytes = Vec::new();
+        let mut read = |room: &mut [u8]| std::io::Read::read(&mut stream, room);
+        while let Some(header) = frame::read_header(&mut read).map_err(|err| err.to_string())? {
+            if header.kind == Kind::Data {
+                let mut body = receiver.begin(header).map_err(|err| err.to_string())?;
+                while body.left() > 0 {
+                    let mut piece = vec![0; size.min(body.left() as usize)];
+                    let n = read(&mut piece).unwrap();
+                    if n == 0 {
+                        return Err("cut".into());
+                    }
+                    bytes.extend_from_slice(body.take(&piece[..n]));
+                }
+                receiver.finish(body).map_err(|err| err.to_string())?;
+                continue;
+            }
+            let mut buf = Vec::new();
+            let frame = frame::read_body(header, &mut buf, &mut read);
+            let frame = frame.map_err(|err| err.to_string())?;
+            match receiver.handle(&frame).map_err(|err| err.to_string())? {
+                Event::Data { .. } => unreachable!("data is read in pieces"),
+                Event::End { total } => assert_eq!(total, bytes.len() as u64),
+                Event::Abort(failure) => return Err(failure.text),
+            }
+        }
+        receiver.handle_eof().map_err(|err| err.to_string())?;
+        Ok(bytes)
+    }
+
+    /// Feeds a stream, in all ways; returns the bytes if the transfer was whole.
     fn receive(id: u64, limit: u64, stream: &[u8]) -> Result<Vec<u8>, String> {
+        let received = receive_whole(id, limit, stream);
+        for size in [1, 7, usize::MAX] {
+            let in_pieces = receive_in_pieces(id, limit, stream, size);
+            assert_eq!(in_pieces.ok(), received.clone().ok(), "pieces of {size}");
+        }
+        received
+    }
+
+    fn receive_whole(id: u64, limit: u64, stream: &[u8]) -> Result<Vec<u8>, String> {
         let mut receiver = Receiver::new(id, limit);
         let mut rest = stream;
         let mut bytes = Vec::new();

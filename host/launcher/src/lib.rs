@@ -35,7 +35,7 @@ pub use accel::Accel;
 pub use executor::{VmExecutor, boot_once};
 pub use host::memory_range;
 pub use image::VmImage;
-pub use options::{Notice, Options, VmReport, Watcher};
+pub use options::{Notice, Options, Transferred, VmReport, Watcher};
 pub use session::{Lost, SessionError};
 pub use transport::Transport;
 pub use vm::BootError;

@@ -78,6 +78,26 @@ pub struct VmReport {
     pub agent: String,
     /// Peak resident memory of the agent in bytes; zero if it could not be asked.
     pub agent_memory_peak: u64,
+    /// Layers that the guest received and unpacked.
+    pub put: Transferred,
+    /// Changes of steps that the guest sent and the store took in.
+    pub taken: Transferred,
+}
+
+/// Layers that went in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Transferred {
+    /// Sizes of their tars.
+    pub bytes: u64,
+    /// The sum of the times that they took, from the request to the end of unpacking or storing.
+    pub time: Duration,
+}
+
+impl Transferred {
+    pub(crate) fn count(&mut self, bytes: u64, time: Duration) {
+        self.bytes += bytes;
+        self.time += time;
+    }
 }
 
 /// What happens to a VM, for those who watch.

@@ -13,6 +13,7 @@ use std::io::{BufRead, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
@@ -66,7 +67,7 @@ pub(super) fn unpack(
     graves: &Graveyard,
     tar: &mut impl BufRead,
 ) -> Result<Implicit> {
-    let mut target = Target::new(root, graves)?;
+    let mut target = Target::new(root, graves);
     let mut reader = Reader::new(tar);
     while let Some(entry) = reader.next()? {
         let path = entry.path.clone();
@@ -79,10 +80,10 @@ pub(super) fn unpack(
 
 /// The tree that is being made.
 struct Target<'a> {
-    root: OwnedFd,
+    root: Rc<OwnedFd>,
     graves: &'a Graveyard,
     /// The directory of the last entry: the next one is usually in it too.
-    parent: (Vec<u8>, OwnedFd),
+    parent: (Vec<u8>, Rc<OwnedFd>),
     implicit: Implicit,
     /// Times of directories, to be set when nothing in them changes any more: path, NUL, seconds,
     /// nanoseconds. Packed, since a layer may have very many.
@@ -92,9 +93,10 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(root: OwnedFd, graves: &'a Graveyard) -> Result<Self> {
+    fn new(root: OwnedFd, graves: &'a Graveyard) -> Self {
+        let root = Rc::new(root);
         let mut target = Self {
-            parent: (Vec::new(), root.try_clone()?),
+            parent: (Vec::new(), Rc::clone(&root)),
             root,
             graves,
             implicit: Implicit::default(),
@@ -103,7 +105,7 @@ impl<'a> Target<'a> {
         };
         target.implicit.0.insert(Vec::new());
         target.remember_time(b"", Time::default());
-        Ok(target)
+        target
     }
 
     fn entry(&mut self, entry: Entry, reader: &mut Reader<impl BufRead>) -> Result<()> {
@@ -117,10 +119,10 @@ impl<'a> Target<'a> {
                 entry.kind == Kind::Directory,
                 "the root of a layer is no directory"
             );
-            return self.describe_dir(b"", c".", self.root.try_clone()?.as_fd(), entry);
+            return self.describe_dir(b"", c".", Rc::clone(&self.root).as_fd(), entry);
         };
         self.enter(dir)?;
-        let parent = self.parent.1.try_clone()?;
+        let parent = Rc::clone(&self.parent.1);
         if name == OPAQUE {
             return set_opaque(parent.as_fd(), c".");
         } else if let Some(name) = name.strip_prefix(WHITEOUT) {
@@ -155,7 +157,7 @@ impl<'a> Target<'a> {
             }
             found => found.context("cannot open the directory of this path")?,
         };
-        self.parent = (dir.to_vec(), found);
+        self.parent = (dir.to_vec(), Rc::new(found));
         Ok(())
     }
 
@@ -206,7 +208,7 @@ impl<'a> Target<'a> {
             Err(Errno::EEXIST) => {
                 self.graves.remove(parent, name)?;
                 // It may have been above the directory that is remembered.
-                self.parent = (Vec::new(), self.root.try_clone()?);
+                self.parent = (Vec::new(), Rc::clone(&self.root));
                 Ok(make()?)
             }
             done => Ok(done?),

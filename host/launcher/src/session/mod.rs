@@ -38,6 +38,8 @@ use crossbeam_channel::{Sender, bounded};
 use engine::Cancel;
 use wire::{Hello, Reply, Request, message};
 
+use crate::options::Transferred;
+
 pub use error::{Lost, SessionError};
 pub(crate) use limits::Limits;
 use link::Frames;
@@ -64,6 +66,14 @@ pub(crate) struct Session {
     pub(crate) software: String,
     /// [`Hello::features`] of the agent.
     pub(crate) features: u64,
+    moved: Mutex<Moved>,
+}
+
+/// Layers that went whole between host and guest.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Moved {
+    pub(crate) put: Transferred,
+    pub(crate) taken: Transferred,
 }
 
 /// What the threads of a session share.
@@ -157,6 +167,7 @@ impl Session {
             threads: Mutex::new(threads),
             software,
             features,
+            moved: Mutex::default(),
         };
         match opened {
             Ok(hello) => Ok(session((hello.software, hello.features))),
@@ -187,6 +198,11 @@ impl Session {
                 log::error!("a thread of a session panicked");
             }
         }
+    }
+
+    /// The layers that went whole.
+    pub(crate) fn moved(&self) -> MutexGuard<'_, Moved> {
+        lock(&self.moved)
     }
 
     /// Asks the guest for something. The answer is waited for by [`Pending::wait`].

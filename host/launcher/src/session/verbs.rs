@@ -81,6 +81,7 @@ impl Session {
         source: &mut dyn Read,
         cancel: &Cancel,
     ) -> Result<(), SessionError> {
+        let begin = Instant::now();
         let expected = self.shared.expect();
         let pending = self.ask(&Request::Put {
             layer,
@@ -96,7 +97,11 @@ impl Session {
         }
         match pending.wait(Some(cancel), None)? {
             Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
-            Waited::Answer(reply) => self.done("Put", &reply),
+            Waited::Answer(reply) => {
+                self.done("Put", &reply)?;
+                self.moved().put.count(size, begin.elapsed());
+                Ok(())
+            }
             Waited::Cancelled | Waited::TimeUp => Err(SessionError::Cancelled),
         }
     }
@@ -251,6 +256,7 @@ impl Session {
         out: &mut dyn Write,
         cancel: &Cancel,
     ) -> Result<u64, SessionError> {
+        let begin = Instant::now();
         let expected = self.shared.expect();
         let pending = self.ask(&Request::Take {
             step,
@@ -286,6 +292,7 @@ impl Session {
             let differ = format!("it sent a layer of {received} bytes and says {size}");
             return Err(self.shared.broken(&differ));
         }
+        self.moved().taken.count(received, begin.elapsed());
         Ok(received)
     }
 

@@ -20,7 +20,7 @@ pub(crate) use parts::{End, Parts};
 use crate::monitor::process::Monitor;
 use crate::monitor::qemu::Engine;
 use crate::options::VmReport;
-use crate::session::{Door, Limits, Link, Lost, Session};
+use crate::session::{Door, Limits, Link, Lost, Moved, Session};
 use crate::transport::Transport;
 
 /// How long a VM whose connection ended may take to show that its monitor ended too.
@@ -57,7 +57,10 @@ impl Vm {
     /// What is known about it. Asks the guest for what it alone knows.
     pub(crate) fn report(&self) -> VmReport {
         let agent_memory_peak = self.session.stat().map_or(0, |stat| stat.agent_memory_peak);
+        let Moved { put, taken } = *self.session.moved();
         VmReport {
+            put,
+            taken,
             boot: self.boot,
             accelerator: match self.engine {
                 Engine::Kvm => "kvm",

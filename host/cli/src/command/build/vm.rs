@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ::store::Store;
 use engine::Cancel;
 use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
-use launcher::{Options, VmExecutor, VmImage, VmReport, Watcher};
+use launcher::{Options, Transferred, VmExecutor, VmImage, VmReport, Watcher};
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -73,12 +73,16 @@ impl<'a> Vm<'a> {
 
 /// What programs may want to know of a VM.
 fn described(report: &VmReport) -> Value {
+    let layers =
+        |moved: Transferred| json!({ "bytes": moved.bytes, "seconds": moved.time.as_secs_f64() });
     json!({
         "boot_ms": u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX),
         "accelerator": report.accelerator,
         "transport": report.transport,
         "agent": report.agent,
         "agent_memory_peak": report.agent_memory_peak,
+        "layers_put": layers(report.put),
+        "layers_taken": layers(report.taken),
     })
 }
 
