@@ -103,6 +103,9 @@ impl Monitor {
             frontend.set_vring_kick(index, &self.kicks[index]).unwrap();
             frontend.set_vring_enable(index, true).unwrap();
         }
+        // Nothing of this is answered, and a device may drop the kicks of a ring that it does not
+        // know to be enabled. The answer to a question shows that it has heard everything before.
+        self.frontend.get_features().unwrap();
     }
 }
 

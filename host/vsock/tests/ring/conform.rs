@@ -38,11 +38,12 @@ mod ours {
 
     fn world(law: fn(&World<'_>)) {
         let bed = Bed::new();
-        law(&World {
+        let world = World {
             guest: &bed.guest,
             host: &bed.device,
             faults: Faults::default(),
-        });
+        };
+        world.check(law);
         assert_eq!(bed.device.failure(), None);
     }
 }
@@ -60,11 +61,12 @@ mod stock {
         let Some(daemon) = Daemon::start() else {
             return;
         };
-        law(&World {
+        let world = World {
             guest: &drive(&daemon.socket(), vsock_ring::Config::default()),
             host: &daemon.host(),
             faults: FAULTS,
-        });
+        };
+        world.check(law);
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub(crate) const FAULTS: Faults = Faults {
     // `send_pkt` in its src/vsock_conn.rs answers a shutdown only if its own buffer is empty, and
     // comes back to it never.
     forgets_to_close: true,
+    // `process_rx_queue` in its src/vhu_vsock_thread.rs stops at the first connection that has
+    // nothing to say after all, with the others still in its queue, and looks there again at the
+    // next event.
+    needs_nudges: true,
 };
 
 /// A daemon at work.

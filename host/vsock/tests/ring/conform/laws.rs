@@ -33,6 +33,18 @@ pub(crate) struct Faults {
     pub(crate) no_half_close: bool,
     /// A guest that closes while the host is slow is never answered, and the host sees no end.
     pub(crate) forgets_to_close: bool,
+    /// Of several connections that have something for the guest, some are forgotten until anything
+    /// else happens.
+    pub(crate) needs_nudges: bool,
+}
+
+/// Says that something is over, also when it panics.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Which side does it.
@@ -44,7 +56,29 @@ enum Who {
 
 const BOTH: [Who; 2] = [Who::Guest, Who::Host];
 
+/// How often a peer is nudged that needs it.
+const NUDGE: Duration = Duration::from_millis(5);
+
 impl World<'_> {
+    /// Checks a law.
+    pub(crate) fn check(&self, law: fn(&World<'_>)) {
+        if !self.faults.needs_nudges {
+            return law(self);
+        }
+        let [nudger, _nobody_reads] = self.pair(Who::Guest);
+        let is_done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // When the law is broken, or has broken the device, its own complaint is enough.
+                while !is_done.load(Ordering::SeqCst) && nudger.send(0, 1, 1).is_ok() {
+                    thread::sleep(NUDGE);
+                }
+            });
+            let _done = Done(&is_done);
+            law(self);
+        });
+    }
+
     /// Two ends of a connection that `who` made: theirs and the other side's.
     fn pair(&self, who: Who) -> [Box<dyn End>; 2] {
         let (from, to) = match who {
