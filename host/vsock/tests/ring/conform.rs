@@ -14,8 +14,12 @@ mod daemon;
 mod device;
 #[macro_use]
 mod laws;
+#[path = "../../../../guest/ring/examples/conform_guest/order.rs"]
+#[expect(dead_code, reason = "one half of it is for the guest")]
+mod order;
 #[path = "../../../../guest/ring/examples/conform_guest/side.rs"]
 mod side;
+mod vm;
 
 /// Makes a test of each law.
 macro_rules! tests {
@@ -85,5 +89,86 @@ mod stock {
         assert_eq!(failed.kind(), std::io::ErrorKind::NotConnected);
         let failed = stream.recv(Some(PATIENCE)).unwrap_err();
         assert_eq!(failed.kind(), std::io::ErrorKind::NotConnected);
+    }
+}
+
+/// Guests in VMs. A boot takes seconds, so each checks all laws.
+mod machine {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use vsock::{Config, Device, GuestCid};
+
+    use super::daemon::{Daemon, FAULTS};
+    use super::laws;
+    use super::side::{PATIENCE, Side};
+    use super::vm::{Driver, Machine};
+    use crate::conform::laws::{Faults, World};
+
+    type Law = fn(&World<'_>);
+
+    macro_rules! list {
+        ($($law:ident,)*) => {
+            [$((stringify!($law), laws::$law as Law)),*]
+        };
+    }
+
+    #[test]
+    fn the_kernels_driver_and_our_device() {
+        with_our_device(Driver::Kernel);
+    }
+
+    #[test]
+    fn our_driver_and_our_device() {
+        with_our_device(Driver::Ours);
+    }
+
+    #[test]
+    fn the_kernels_driver_and_the_stock_device() {
+        with_stock_device(Driver::Kernel);
+    }
+
+    #[test]
+    fn our_driver_and_the_stock_device() {
+        with_stock_device(Driver::Ours);
+    }
+
+    fn with_our_device(driver: Driver) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("device");
+        let config = Config::new(GuestCid::try_from(3).unwrap());
+        let device = Device::start(&socket, config).unwrap();
+        check(driver, &socket, &device, Faults::default());
+    }
+
+    fn with_stock_device(driver: Driver) {
+        if let Some(daemon) = Daemon::start() {
+            check(driver, &daemon.socket(), &daemon.host(), FAULTS);
+        }
+    }
+
+    #[expect(clippy::print_stderr, reason = "says which law was broken")]
+    fn check(driver: Driver, socket: &Path, host: &dyn Side, faults: Faults) {
+        let Some(mut machine) = Machine::boot(driver, socket) else {
+            return;
+        };
+        let guest = machine.guest();
+        let world = World {
+            guest: &guest,
+            host,
+            faults,
+        };
+        for (name, law) in with_laws!(list) {
+            eprintln!("{driver:?}: {name}");
+            let began = Instant::now();
+            world.check(law);
+            eprintln!("{driver:?}: {name} took {:?}", began.elapsed());
+        }
+        // A guest that is gone is the end of its connections.
+        let door = host.listen(7).unwrap();
+        let _end = guest.connect(7, PATIENCE).unwrap();
+        let end = door.accept().unwrap();
+        machine.kill();
+        laws::check_ended(&*end);
     }
 }

@@ -119,7 +119,7 @@ fn carry(from: &dyn End, to: &dyn End, len: u64) {
 
 /// Waits until there is nothing more to read, in whatever way.
 #[track_caller]
-fn check_ended(end: &dyn End) {
+pub(crate) fn check_ended(end: &dyn End) {
     match end.expect_end() {
         Ok(()) => {}
         Err(error) => assert!(
