@@ -9,6 +9,7 @@ mod build;
 mod demo;
 mod image;
 mod lint;
+mod peers;
 mod setup;
 mod shell;
 mod test;

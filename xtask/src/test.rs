@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::build;
 use crate::image;
+use crate::peers::Peers;
 use crate::setup;
 use crate::shell::{self, say};
 use crate::workspace::Workspace;
@@ -28,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     // The image first: some integration tests boot it.
     let vm_image = image::build(&workspace, &image::Args::default())?;
+    let peers = Peers::obtain(&workspace)?;
     let mut words = vec![
         "test",
         "--workspace",
@@ -37,11 +39,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "--all-targets",
     ];
     words.extend(&filter);
-    shell::run(
-        shell::command("cargo", words)
-            .current_dir(&workspace.root)
-            .env("COFFERDAM_VM_IMAGE", &vm_image),
-    )?;
+    let mut command = shell::command("cargo", words);
+    command.current_dir(&workspace.root);
+    command.env("COFFERDAM_VM_IMAGE", &vm_image);
+    shell::run(peers.tell(&mut command))?;
     run_vm(args)
 }
 

@@ -1,14 +1,15 @@
 //! Ways for bytes between host and guest, one round after the other: our driver and the kernel's in
 //! a VM, our driver without one, and what this machine can do at all.
 //!
-//! The host is our device each time; a stock one (a daemon between monitor and host) is not measured,
-//! since it would have to be installed. VMs are emulated on every machine, which makes what a guest
+//! The host is our device, and `stock` what there is without us: `vhost-device-vsock` between monitor
+//! and host, and `AF_VSOCK` in the guest. VMs are emulated on every machine, which makes what a guest
 //! does dear: these figures say nothing about KVM.
 //!
 //! A round trip is the median of a thousand. `cpu_s_per_gib` is the time of the host process, and of
-//! QEMU where there is one. `peak_rss_mib` is the host process alone, without the memory that it
+//! QEMU and the daemon where there is one. `peak_rss_mib` is the host process alone, without the memory that it
 //! shares with the guest; without a VM it is both sides.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -18,6 +19,7 @@ use super::scratch;
 use super::table::{Report, Row};
 use crate::build;
 use crate::image::{self, Other};
+use crate::peers;
 use crate::shell;
 use crate::workspace::Workspace;
 
@@ -42,6 +44,8 @@ struct Amounts {
     chunks: &'static [u64],
     ring_mib: u64,
     kernel_mib: u64,
+    /// Only in sends of the last size: it is slow.
+    stock_mib: u64,
     native_mib: u64,
 }
 
@@ -50,6 +54,7 @@ const QUICK: Amounts = Amounts {
     chunks: &[4 << 20],
     ring_mib: 512,
     kernel_mib: 128,
+    stock_mib: 32,
     native_mib: 512,
 };
 
@@ -58,8 +63,16 @@ const FULL: Amounts = Amounts {
     chunks: &[64 << 10, 1 << 20, 4 << 20],
     ring_mib: 1024,
     kernel_mib: 256,
+    stock_mib: 64,
     native_mib: 2048,
 };
+
+impl Amounts {
+    /// The size of sends that ratios are about.
+    fn largest(&self) -> u64 {
+        self.chunks.last().copied().unwrap_or_default()
+    }
+}
 
 pub(super) fn run(workspace: &Workspace, quick: bool) -> Result<Report> {
     let amounts = if quick { QUICK } else { FULL };
@@ -69,6 +82,7 @@ pub(super) fn run(workspace: &Workspace, quick: bool) -> Result<Report> {
     let lab = Lab {
         program: build::transport_example(workspace)?,
         vm: image::with_program(workspace, &guest, scratch.path())?,
+        stock_device: peers::stock_device(workspace)?,
     };
     let mut lines = Vec::new();
     for _ in 0..amounts.rounds {
@@ -88,6 +102,7 @@ pub(super) fn run(workspace: &Workspace, quick: bool) -> Result<Report> {
 struct Lab {
     program: PathBuf,
     vm: Other,
+    stock_device: PathBuf,
 }
 
 impl Lab {
@@ -96,8 +111,11 @@ impl Lab {
         let chunks: Vec<String> = amounts.chunks.iter().map(u64::to_string).collect();
         let chunks = chunks.join(",");
         let native = amounts.native_mib.to_string();
-        let mut lines = self.vm("ring", amounts.ring_mib, &chunks)?;
-        lines.extend(self.vm("kernel", amounts.kernel_mib, &chunks)?);
+        let largest = amounts.largest().to_string();
+        let mut lines = self.vm("ring", amounts.ring_mib, &chunks, &[])?;
+        lines.extend(self.vm("kernel", amounts.kernel_mib, &chunks, &[])?);
+        let device = [self.stock_device.as_os_str()];
+        lines.extend(self.vm("stock", amounts.stock_mib, &largest, &device)?);
         // Two threads have lucky and unlucky places on a busy machine, so these run more often, and
         // they are short.
         for _ in 0..3 {
@@ -108,17 +126,18 @@ impl Lab {
         Ok(lines)
     }
 
-    fn vm(&self, path: &str, mib: u64, chunks: &str) -> Result<Vec<Line>> {
+    fn vm(&self, path: &str, mib: u64, chunks: &str, more: &[&OsStr]) -> Result<Vec<Line>> {
         let Other {
             kernel,
             initramfs,
             cmdline,
         } = &self.vm;
         let files = [kernel.as_os_str(), initramfs.as_os_str(), cmdline.as_ref()];
-        self.measure(&[path, &mib.to_string(), chunks], &files)
+        let more = [&files, more].concat();
+        self.measure(&[path, &mib.to_string(), chunks], &more)
     }
 
-    fn measure(&self, words: &[&str], more: &[&std::ffi::OsStr]) -> Result<Vec<Line>> {
+    fn measure(&self, words: &[&str], more: &[&OsStr]) -> Result<Vec<Line>> {
         let mut command = shell::command(&self.program, words);
         let said = shell::text(command.args(more))?;
         let lines = said.lines().map(serde_json::from_str);
@@ -183,7 +202,7 @@ fn row(line: &Line) -> Row {
 }
 
 fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> {
-    let largest = amounts.chunks.last().copied().unwrap_or_default();
+    let largest = amounts.largest();
     let find = |path: &str, direction: &str, consume: &str| {
         let is_it = |line: &&Line| {
             (
@@ -199,12 +218,14 @@ fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> 
     let speed = |path: &str, direction: &str, consume: &str| {
         find(path, direction, consume)?.mib_s.context("no speed")
     };
-    for (name, direction) in [
-        ("ring_vs_kernel", "to-guest"),
-        ("ring_vs_kernel_to_host", "to-host"),
+    for (name, other, direction) in [
+        ("ring_vs_kernel", "kernel", "to-guest"),
+        ("ring_vs_kernel_to_host", "kernel", "to-host"),
+        ("ring_vs_stock", "stock", "to-guest"),
+        ("ring_vs_stock_to_host", "stock", "to-host"),
     ] {
-        let kernel = speed("kernel", direction, "verify")?;
-        report.ratio(name, speed("ring", direction, "verify")? / kernel);
+        let other = speed(other, direction, "verify")?;
+        report.ratio(name, speed("ring", direction, "verify")? / other);
     }
     // Verified on both sides: bytes that nobody looks at are no use. Reads are of 4 MiB there.
     let sockets = speed("socketpair", "-", "verify")?;

@@ -21,16 +21,19 @@ impl<B: AsRef<[u8]>> Connection<B> {
         if std::mem::take(&mut self.owes_response) {
             return Some(self.control(Op::Response, Shutdown::default()));
         }
-        // Data before credit: it carries the counters too.
+        // Who asks waits for this packet. The counters on data do not do: vhost-device-vsock 0.3.0
+        // sends nothing more until it has come.
+        if std::mem::take(&mut self.owes_credit) {
+            return Some(self.control(Op::CreditUpdate, Shutdown::default()));
+        }
+        // Data before unasked credit: it carries the counters too.
         if let Some((buffer, len)) = self.outbox.pop_front() {
-            self.owes_credit = false;
             return Some(Outgoing {
                 header: self.header(Op::Data, len, Shutdown::default()),
                 payload: Some(buffer),
             });
         }
-        if self.owes_credit || self.rx.owes_update(self.tx.buf_alloc()) {
-            self.owes_credit = false;
+        if self.rx.owes_update(self.tx.buf_alloc()) {
             return Some(self.control(Op::CreditUpdate, Shutdown::default()));
         }
         if self.filling > 0 || self.announced.contains(self.ended) {

@@ -286,6 +286,25 @@ fn a_question_about_credit_is_answered() {
     assert_eq!(answer.buf_alloc as usize, 4 * SLOT);
 }
 
+#[test]
+fn a_question_about_credit_is_answered_as_such_also_when_there_is_data() {
+    let [mut side, _] = Side::pair([4, 4]);
+    assert_eq!(side.connection.begin_send(10), Ok(10));
+    let (_, sent) = side.connection.send(vec![0; 10], 10, 0);
+    assert_eq!(sent, Ok(()));
+    let request = Header {
+        buf_alloc: 100,
+        ..header(Op::CreditRequest, 0)
+    };
+    let (_, heard) = side
+        .connection
+        .handle_packet(Op::CreditRequest, &request, Vec::new());
+    assert_eq!(heard, Ok(()));
+    let ops = [(); 2].map(|()| side.connection.poll_packet().unwrap().header.op);
+    let ops = ops.map(Op::from_wire);
+    assert_eq!(ops, [Some(Op::CreditUpdate), Some(Op::Data)]);
+}
+
 proptest! {
     /// Two sides that do anything in any order: what arrives is what was sent, no buffer is lost,
     /// and at the end everything gets through. The counters may wrap meanwhile.

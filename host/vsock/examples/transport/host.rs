@@ -1,6 +1,8 @@
 //! The host's side of a connection on which the guest obeys.
 
-use std::io::Read as _;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vsock::{Bytes, Stream};
@@ -12,10 +14,60 @@ use crate::{Outcome, Plan};
 /// Messages that go there and back.
 const ROUNDS: usize = 1000;
 
+/// A connection, whatever it is made of.
+pub(crate) trait Link {
+    /// No wait is longer than [`PATIENCE`].
+    fn be_patient(&self) -> io::Result<()>;
+    /// Sends all of this, by reference where that is possible.
+    fn send(&self, data: Bytes) -> io::Result<()>;
+    /// Receives something.
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Ends sending.
+    fn finish(&self) -> io::Result<()>;
+}
+
+impl Link for Stream {
+    fn be_patient(&self) -> io::Result<()> {
+        self.set_read_timeout(Some(PATIENCE));
+        self.set_write_timeout(Some(PATIENCE));
+        Ok(())
+    }
+
+    fn send(&self, data: Bytes) -> io::Result<()> {
+        Self::send(self, data)
+    }
+
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Self::read(self, buf)
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        self.shutdown_write()
+    }
+}
+
+impl Link for UnixStream {
+    fn be_patient(&self) -> io::Result<()> {
+        self.set_read_timeout(Some(PATIENCE))?;
+        self.set_write_timeout(Some(PATIENCE))
+    }
+
+    fn send(&self, data: Bytes) -> io::Result<()> {
+        Write::write_all(&mut &*self, &data)
+    }
+
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, buf)
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
 /// Who gives the orders.
-#[derive(Debug)]
 pub(crate) struct Host<'a> {
-    stream: &'a Stream,
+    stream: &'a dyn Link,
     /// Processes whose time counts as well.
     helpers: &'a [u32],
     block: Bytes,
@@ -23,14 +75,13 @@ pub(crate) struct Host<'a> {
 
 impl<'a> Host<'a> {
     /// On a connection that the guest has made.
-    pub(crate) fn new(stream: &'a Stream, helpers: &'a [u32]) -> Self {
-        stream.set_read_timeout(Some(PATIENCE));
-        stream.set_write_timeout(Some(PATIENCE));
-        Self {
+    pub(crate) fn new(stream: &'a dyn Link, helpers: &'a [u32]) -> Outcome<Self> {
+        stream.be_patient()?;
+        Ok(Self {
             stream,
             helpers,
             block: block().into(),
-        }
+        })
     }
 
     /// Measures everything, and lets the guest go.
@@ -58,14 +109,23 @@ impl<'a> Host<'a> {
         let meter = Meter::start(self.helpers);
         let median = self.round_trip()?;
         meter.stop().report_round_trip(&plan.path, MESSAGE, median);
-        Ok(self.stream.shutdown_write()?)
+        Ok(self.stream.finish()?)
     }
 
     /// Gives an order and waits until the guest has understood it.
     fn order(&self, order: [u64; 3]) -> Outcome<()> {
         let words = order.map(u64::to_le_bytes);
-        self.stream.write_all(words.as_flattened())?;
-        { self.stream }.read_exact(&mut [0])?;
+        self.stream.send(words.as_flattened().to_vec().into())?;
+        self.read_exact(&mut [0])
+    }
+
+    fn read_exact(&self, mut buf: &mut [u8]) -> Outcome<()> {
+        while !buf.is_empty() {
+            match self.stream.read(buf)? {
+                0 => return Err("the guest hung up".into()),
+                n => buf = buf.get_mut(n..).unwrap_or_default(),
+            }
+        }
         Ok(())
     }
 
@@ -82,7 +142,7 @@ impl<'a> Host<'a> {
             self.stream.send(piece)?;
         }
         let mut answer = [0; 8];
-        { self.stream }.read_exact(&mut answer)?;
+        self.read_exact(&mut answer)?;
         match u64::from_le_bytes(answer) {
             got if got == bytes => Ok(()),
             u64::MAX => Err("the guest got wrong bytes".into()),
@@ -115,12 +175,13 @@ impl<'a> Host<'a> {
     /// another process.
     fn round_trip(&self) -> Outcome<Duration> {
         self.order([3, ROUNDS as u64, 0])?;
-        let mut message = [7; MESSAGE];
+        let sent = Bytes::from_static(&[7; MESSAGE]);
+        let mut message = [0; MESSAGE];
         let mut times = Vec::with_capacity(ROUNDS);
         for _ in 0..ROUNDS {
             let began = Instant::now();
-            self.stream.write_all(&message)?;
-            { self.stream }.read_exact(&mut message)?;
+            self.stream.send(sent.clone())?;
+            self.read_exact(&mut message)?;
             times.push(began.elapsed());
         }
         times.sort_unstable();

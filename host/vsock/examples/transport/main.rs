@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `ring MIB CHUNKS KERNEL INITRAMFS CMDLINE` | our device and the guest's own driver, in a VM |
 //! | `kernel MIB CHUNKS KERNEL INITRAMFS CMDLINE` | our device and `AF_VSOCK`, in a VM |
+//! | `stock MIB CHUNKS KERNEL INITRAMFS CMDLINE DEVICE` | `vhost-device-vsock` and `AF_VSOCK`, in a VM |
 //! | `native MIB CHUNKS` | our device and the guest's own driver in this process, without a VM |
 //! | `socketpair MIB` | a pair of Unix sockets, read 4 MiB at a time |
 //! | `memcpy MIB` | from one buffer to another, both larger than the processor's caches |
@@ -24,6 +25,7 @@ mod host;
 #[path = "../../../../guest/ring/examples/bench_guest/obey.rs"]
 mod obey;
 mod plain;
+mod stock;
 mod vm;
 
 use std::error::Error;
@@ -62,13 +64,18 @@ fn main() -> Outcome<()> {
             let plan = plan(path, mib, chunks)?;
             vm::run(&plan, kernel, initramfs, &cmdline)
         }
+        ["stock", mib, chunks, kernel, initramfs, cmdline, device] => {
+            let cmdline = format!("{cmdline} bench=kernel");
+            let plan = plan("stock", mib, chunks)?;
+            stock::run(&plan, [kernel, initramfs, &cmdline], device)
+        }
         ["native", mib, chunks] => native(&plan("native", mib, chunks)?),
         ["socketpair", mib] => plain::socketpair(mebibytes(mib)?),
         ["memcpy", mib] => {
             plain::memcpy(mebibytes(mib)?);
             Ok(())
         }
-        _ => Err("usage: transport PATH MIB [CHUNKS [KERNEL INITRAMFS CMDLINE]]".into()),
+        _ => Err("usage: transport PATH MIB [CHUNKS [KERNEL INITRAMFS CMDLINE [DEVICE]]]".into()),
     }
 }
 
@@ -96,7 +103,7 @@ fn native(plan: &Plan) -> Outcome<()> {
     let bed = Bed::new();
     let (mut guest, stream) = bed.pair(PORT);
     let guest = thread::spawn(move || obey(&mut guest));
-    Host::new(&stream, &[]).run(plan)?;
+    Host::new(&stream, &[])?.run(plan)?;
     guest.join().map_err(|_| "the guest panicked")??;
     Ok(())
 }

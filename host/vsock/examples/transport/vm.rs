@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::{Outcome, PORT, Plan};
 
 /// No boot takes this long, not even an emulated one on a busy machine.
-const BOOT: Duration = Duration::from_secs(120);
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
 
 /// Starts a VM whose first program obeys, and measures.
 pub(crate) fn run(plan: &Plan, kernel: &str, initramfs: &str, cmdline: &str) -> Outcome<()> {
@@ -20,12 +20,9 @@ pub(crate) fn run(plan: &Plan, kernel: &str, initramfs: &str, cmdline: &str) -> 
     let console = dir.path().join("console");
     let device = Device::start(&socket, Config::new(GuestCid::try_from(3)?))?;
     let listener = device.listen(PORT)?;
-    let mut command = qemu(&socket);
-    command.args(["-kernel", kernel, "-initrd", initramfs, "-append", cmdline]);
-    command.stdout(File::create(&console)?);
-    let monitor = Monitor(command.stdin(Stdio::null()).spawn()?);
+    let monitor = boot(&socket, &console, [kernel, initramfs, cmdline])?;
     let measured = listener.accept(Some(BOOT)).map_err(Into::into);
-    let measured = measured.and_then(|stream| Host::new(&stream, &[monitor.0.id()]).run(plan));
+    let measured = measured.and_then(|stream| Host::new(&stream, &[monitor.0.id()])?.run(plan));
     drop(monitor);
     measured.map_err(|error| {
         let said = std::fs::read(&console).unwrap_or_default();
@@ -33,6 +30,15 @@ pub(crate) fn run(plan: &Plan, kernel: &str, initramfs: &str, cmdline: &str) -> 
         let why = device.failure().unwrap_or_default();
         format!("{error}\n{why}\nthe guest's console:\n{said}").into()
     })
+}
+
+/// Starts a VM of these files: kernel, initramfs, and the kernel command line.
+pub(crate) fn boot(socket: &Path, console: &Path, files: [&str; 3]) -> Outcome<Process> {
+    let [kernel, initramfs, cmdline] = files;
+    let mut command = qemu(socket);
+    command.args(["-kernel", kernel, "-initrd", initramfs, "-append", cmdline]);
+    command.stdout(File::create(console)?);
+    Ok(Process(command.stdin(Stdio::null()).spawn()?))
 }
 
 /// A machine like the launcher's, without the devices that only builds need.
@@ -52,10 +58,10 @@ fn qemu(socket: &Path) -> Command {
     command
 }
 
-/// The monitor, which ends with its owner.
-struct Monitor(Child);
+/// A process that ends with its owner.
+pub(crate) struct Process(pub(crate) Child);
 
-impl Drop for Monitor {
+impl Drop for Process {
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();

@@ -91,11 +91,15 @@ impl Connection {
         if self.owes_response {
             return Some(Intent::Response);
         }
-        // Data before credit: it carries the counters too.
+        // Who asks waits for this packet, not for the counters on another one.
+        if self.owes_credit {
+            return Some(Intent::CreditUpdate);
+        }
+        // Data before unasked credit: it carries the counters too.
         if let Some(len) = self.sendable(capacity) {
             return Some(Intent::Data(len));
         }
-        if self.owes_credit || self.rx.owes_update(self.tx.buf_alloc()) {
+        if self.rx.owes_update(self.tx.buf_alloc()) {
             return Some(Intent::CreditUpdate);
         }
         let all_sent = self.queue.is_empty();

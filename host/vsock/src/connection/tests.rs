@@ -311,6 +311,25 @@ fn one_who_leaves_is_silent_until_the_goodbye_is_returned() {
 }
 
 #[test]
+fn a_question_about_credit_is_answered_before_data_is_sent() {
+    let mut sides = pair([100; 2], 0);
+    sides[0].send(10);
+    let question = Header {
+        buf_alloc: 100,
+        ..Header::default()
+    };
+    sides[0]
+        .connection
+        .handle_packet(Op::CreditRequest, &question, &mut [].as_slice())
+        .unwrap();
+    let ops = [(); 2].map(|()| {
+        let packet = sides[0].connection.poll_packet(100, &mut Vec::new());
+        packet.unwrap().op
+    });
+    assert_eq!(ops, [Op::CreditUpdate, Op::Data].map(Op::to_wire));
+}
+
+#[test]
 fn a_reset_interrupts_both_sides_and_is_answered_by_none() {
     let mut sides = pair([100; 2], 0);
     sides[0].send(1000);

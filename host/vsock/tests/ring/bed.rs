@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
@@ -39,6 +41,8 @@ struct Ring {
 /// The monitor between driver and device.
 pub(crate) struct Monitor {
     frontend: Frontend,
+    /// What the device offers.
+    offered: u64,
     memory: GuestMemoryMmap<()>,
     cid: [u8; 8],
     status: DeviceStatus,
@@ -55,17 +59,17 @@ impl Monitor {
                 .unwrap();
         let mut frontend = Frontend::connect(socket, 2).unwrap();
         frontend.set_owner().unwrap();
-        let features = frontend.get_features().unwrap();
+        let offered = frontend.get_features().unwrap();
         let protocol = frontend.get_protocol_features().unwrap();
         frontend
             .set_protocol_features(protocol & VhostUserProtocolFeatures::CONFIG)
             .unwrap();
-        frontend.set_features(features).unwrap();
         let (_, cid) = frontend
             .get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8])
             .unwrap();
         Self {
             frontend,
+            offered,
             memory,
             cid: cid.try_into().unwrap(),
             status: DeviceStatus::empty(),
@@ -99,6 +103,9 @@ impl Monitor {
             frontend.set_vring_kick(index, &self.kicks[index]).unwrap();
             frontend.set_vring_enable(index, true).unwrap();
         }
+        // Nothing of this is answered, and a device may drop the kicks of a ring that it does not
+        // know to be enabled. The answer to a question shows that it has heard everything before.
+        self.frontend.get_features().unwrap();
     }
 }
 
@@ -108,10 +115,15 @@ impl Transport for Monitor {
     }
 
     fn read_device_features(&mut self) -> u64 {
-        self.frontend.get_features().unwrap()
+        self.offered
     }
 
-    fn write_driver_features(&mut self, _features: u64) {}
+    fn write_driver_features(&mut self, features: u64) {
+        // One of them is between device and monitor only.
+        let ours = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let features = self.offered & (features | ours);
+        self.frontend.set_features(features).unwrap();
+    }
 
     fn max_queue_size(&mut self, _queue: u16) -> u32 {
         QUEUE_SIZE.into()
@@ -216,6 +228,22 @@ impl Interrupts for Line {
     }
 }
 
+/// A guest that drives the device behind this socket.
+pub(crate) fn drive(socket: &Path, config: vsock_ring::Config) -> Endpoint {
+    let len = config.arena_size().next_multiple_of(1 << 21);
+    let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(len as u64).unwrap();
+    let arena = Arena::shared(&file, len, BASE).unwrap();
+    let call = EventFd::new(EFD_NONBLOCK).unwrap();
+    let interrupts = Line(call.try_clone().unwrap());
+    let parts = Parts {
+        transport: Monitor::connect(socket, file, len, call),
+        interrupts,
+        arena,
+    };
+    Endpoint::start(parts, config).unwrap()
+}
+
 /// A device, and a guest that drives it.
 pub(crate) struct Bed {
     pub(crate) guest: Endpoint,
@@ -233,19 +261,8 @@ impl Bed {
         let socket = dir.path().join("vsock");
         let host = vsock::Config::new(GuestCid::try_from(3).unwrap());
         let device = Device::start(&socket, host).unwrap();
-        let len = config.arena_size().next_multiple_of(1 << 21);
-        let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
-        file.set_len(len as u64).unwrap();
-        let arena = Arena::shared(&file, len, BASE).unwrap();
-        let call = EventFd::new(EFD_NONBLOCK).unwrap();
-        let interrupts = Line(call.try_clone().unwrap());
-        let parts = Parts {
-            transport: Monitor::connect(&socket, file, len, call),
-            interrupts,
-            arena,
-        };
         Self {
-            guest: Endpoint::start(parts, config).unwrap(),
+            guest: drive(&socket, config),
             device,
             _dir: dir,
         }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bed;
 #[cfg(test)]
+mod conform;
+#[cfg(test)]
 mod ends;
 #[cfg(test)]
 mod pattern;
