@@ -9,6 +9,7 @@
 //! QEMU and the daemon where there is one. `peak_rss_mib` is the host process alone, without the memory that it
 //! shares with the guest; without a VM it is both sides.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -23,18 +24,36 @@ use crate::peers;
 use crate::shell;
 use crate::workspace::Workspace;
 
-/// One line of the program that measures.
+/// One line of the program that measures: what was measured, and figures.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 struct Line {
     path: String,
     direction: String,
     consume: String,
     chunk: u64,
-    mib_s: Option<f64>,
-    cpu_s_per_gib: Option<f64>,
-    round_trip_us: Option<f64>,
-    peak_rss_mib: f64,
+    #[serde(default = "one")]
+    streams: u64,
+    #[serde(default)]
+    gib: u64,
+    #[serde(flatten)]
+    figures: BTreeMap<String, f64>,
 }
+
+const fn one() -> u64 {
+    1
+}
+
+/// All figures there are, in the order in which they are shown.
+const FIGURES: [&str; 8] = [
+    "mib_s",
+    "cpu_s_per_gib",
+    "split",
+    "round_trip_us",
+    "cpu_s_per_s",
+    "seconds",
+    "peak_rss_mib",
+    "guest_peak_rss_mib",
+];
 
 /// How much.
 #[derive(Debug)]
@@ -47,6 +66,8 @@ struct Amounts {
     /// Only in sends of the last size: it is slow.
     stock_mib: u64,
     native_mib: u64,
+    /// What must take no more memory than 1 GiB does.
+    long_mib: u64,
 }
 
 const QUICK: Amounts = Amounts {
@@ -56,6 +77,7 @@ const QUICK: Amounts = Amounts {
     kernel_mib: 128,
     stock_mib: 32,
     native_mib: 512,
+    long_mib: 20 << 10,
 };
 
 const FULL: Amounts = Amounts {
@@ -65,6 +87,7 @@ const FULL: Amounts = Amounts {
     kernel_mib: 256,
     stock_mib: 64,
     native_mib: 2048,
+    long_mib: 20 << 10,
 };
 
 impl Amounts {
@@ -88,6 +111,8 @@ pub(super) fn run(workspace: &Workspace, quick: bool) -> Result<Report> {
     for _ in 0..amounts.rounds {
         lines.extend(lab.round(&amounts)?);
     }
+    let (mib, files) = (amounts.long_mib.to_string(), lab.files());
+    lines.extend(lab.measure(&["long", &mib], &files)?);
     let mut report = Report::new("transport");
     let medians = medians(&lines);
     for line in &medians {
@@ -126,14 +151,18 @@ impl Lab {
         Ok(lines)
     }
 
-    fn vm(&self, path: &str, mib: u64, chunks: &str, more: &[&OsStr]) -> Result<Vec<Line>> {
+    /// What a VM is made of.
+    fn files(&self) -> [&OsStr; 3] {
         let Other {
             kernel,
             initramfs,
             cmdline,
         } = &self.vm;
-        let files = [kernel.as_os_str(), initramfs.as_os_str(), cmdline.as_ref()];
-        let more = [&files, more].concat();
+        [kernel.as_os_str(), initramfs.as_os_str(), cmdline.as_ref()]
+    }
+
+    fn vm(&self, path: &str, mib: u64, chunks: &str, more: &[&OsStr]) -> Result<Vec<Line>> {
+        let more = [self.files().as_slice(), more].concat();
         self.measure(&[path, &mib.to_string(), chunks], &more)
     }
 
@@ -147,35 +176,27 @@ impl Lab {
 
 /// One line for each case, with the median of each figure, in the order in which cases appear.
 fn medians(lines: &[Line]) -> Vec<Line> {
-    let case = |line: &Line| {
-        let Line {
-            path,
-            direction,
-            consume,
-            chunk,
-            ..
-        } = line.clone();
-        (path, direction, consume, chunk)
+    let case = |line: &Line| Line {
+        figures: BTreeMap::new(),
+        ..line.clone()
     };
     let mut found: Vec<Line> = Vec::new();
     for line in lines {
         if found.iter().any(|other| case(other) == case(line)) {
             continue;
         }
-        let alike: Vec<&Line> = lines
-            .iter()
-            .filter(|other| case(other) == case(line))
-            .collect();
-        let median = |of: fn(&Line) -> Option<f64>| {
-            let mut figures: Vec<f64> = alike.iter().filter_map(|line| of(line)).collect();
+        let alike = lines.iter().filter(|other| case(other) == case(line));
+        let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (name, figure) in alike.flat_map(|line| &line.figures) {
+            all.entry(name.clone()).or_default().push(*figure);
+        }
+        let median = |mut figures: Vec<f64>| {
             figures.sort_by(f64::total_cmp);
-            figures.get(figures.len() / 2).copied()
+            figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
         };
+        let figures = all.into_iter().map(|(name, all)| (name, median(all)));
         found.push(Line {
-            mib_s: median(|line| line.mib_s),
-            cpu_s_per_gib: median(|line| line.cpu_s_per_gib),
-            round_trip_us: median(|line| line.round_trip_us),
-            peak_rss_mib: median(|line| Some(line.peak_rss_mib)).unwrap_or(f64::NAN),
+            figures: figures.collect(),
             ..line.clone()
         });
     }
@@ -183,64 +204,108 @@ fn medians(lines: &[Line]) -> Vec<Line> {
 }
 
 fn row(line: &Line) -> Row {
-    let mut row = Row::new(&format!("{}, {}", line.path, line.direction))
-        .text("path", &line.path)
-        .text("direction", &line.direction)
-        .text("consume", &line.consume)
-        .text("chunk", &line.chunk.to_string())
-        .number("peak_rss_mib", line.peak_rss_mib);
-    for (column, figure) in [
-        ("mib_s", line.mib_s),
-        ("cpu_s_per_gib", line.cpu_s_per_gib),
-        ("round_trip_us", line.round_trip_us),
-    ] {
-        if let Some(figure) = figure {
-            row = row.number(column, figure);
+    let Line {
+        path,
+        direction,
+        consume,
+        chunk,
+        streams,
+        gib,
+        figures,
+    } = line;
+    let mut row = Row::new(&format!("{path}, {direction}"))
+        .text("path", path)
+        .text("direction", direction)
+        .text("consume", consume)
+        .text("chunk", &chunk.to_string())
+        .text("streams", &streams.to_string());
+    if *gib > 0 {
+        row = row.text("gib", &gib.to_string());
+    }
+    for name in FIGURES {
+        if let Some(figure) = figures.get(name) {
+            row = row.number(name, *figure);
         }
     }
     row
 }
 
-fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> {
-    let largest = amounts.largest();
-    let find = |path: &str, direction: &str, consume: &str| {
+/// Finds figures among all lines.
+struct Find<'a> {
+    lines: &'a [Line],
+    /// The size of sends that is meant where there are several.
+    chunk: u64,
+}
+
+impl Find<'_> {
+    /// The figure of a case, which has one stream.
+    fn figure(&self, figure: &str, path: &str, direction: &str, consume: &str) -> Result<f64> {
+        self.of(figure, path, direction, consume, 1)
+    }
+
+    fn of(
+        &self,
+        figure: &str,
+        path: &str,
+        direction: &str,
+        consume: &str,
+        streams: u64,
+    ) -> Result<f64> {
         let is_it = |line: &&Line| {
-            (
-                line.path.as_str(),
-                line.direction.as_str(),
-                line.consume.as_str(),
-            ) == (path, direction, consume)
-                && (direction == "round-trip" || line.chunk == largest)
+            let case = (&*line.path, &*line.direction, &*line.consume, line.streams);
+            // A dash: there is only one size.
+            case == (path, direction, consume, streams)
+                && (consume == "-" || line.chunk == self.chunk)
         };
-        let line = lines.iter().find(is_it);
-        line.with_context(|| format!("{path}, {direction}, {consume} was not measured"))
-    };
-    let speed = |path: &str, direction: &str, consume: &str| {
-        find(path, direction, consume)?.mib_s.context("no speed")
-    };
-    for (name, other, direction) in [
-        ("ring_vs_kernel", "kernel", "to-guest"),
-        ("ring_vs_kernel_to_host", "kernel", "to-host"),
-        ("ring_vs_stock", "stock", "to-guest"),
-        ("ring_vs_stock_to_host", "stock", "to-host"),
-    ] {
-        let other = speed(other, direction, "verify")?;
-        report.ratio(name, speed("ring", direction, "verify")? / other);
+        let line = self.lines.iter().find(is_it);
+        let figure = line.and_then(|line| line.figures.get(figure));
+        figure
+            .copied()
+            .with_context(|| format!("{path}, {direction}, {consume} was not measured"))
+    }
+
+    fn speed(&self, path: &str, direction: &str, consume: &str) -> Result<f64> {
+        self.figure("mib_s", path, direction, consume)
+    }
+}
+
+fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> {
+    let chunk = amounts.largest();
+    let find = Find { lines, chunk };
+    for consume in ["discard", "verify"] {
+        for direction in ["to-guest", "to-host", "file-to-host"] {
+            for other in ["kernel", "stock"] {
+                let name = match (direction, consume) {
+                    ("to-guest", "verify") => format!("ring_vs_{other}"),
+                    _ => format!("ring_vs_{other}_{direction}_{consume}").replace('-', "_"),
+                };
+                let ring = find.speed("ring", direction, consume)?;
+                report.ratio(&name, ring / find.speed(other, direction, consume)?);
+            }
+        }
     }
     // Verified on both sides: bytes that nobody looks at are no use. Reads are of 4 MiB there.
-    let sockets = speed("socketpair", "-", "verify")?;
-    let native = speed("native", "to-guest", "verify")?;
+    let native = find.speed("native", "to-guest", "verify")?;
+    let sockets = find.speed("socketpair", "-", "verify")?;
     report.ratio("native_vs_socketpair", native / sockets);
     // Looked at by neither: one copy each, the device's from a block of 4 MiB that stays in cache.
-    let memcpy = speed("memcpy", "-", "-")?;
-    let native = speed("native", "to-guest", "discard")?;
-    report.ratio("native_vs_memcpy", native / memcpy);
+    let native = find.speed("native", "to-guest", "discard")?;
+    report.ratio("native_vs_memcpy", native / find.speed("memcpy", "-", "-")?);
     // Of times, so that above one is slower.
-    let time = |path: &str| {
-        let line = find(path, "round-trip", "-")?;
-        line.round_trip_us.context("no time")
-    };
-    report.ratio("ring_vs_kernel_round_trip", time("ring")? / time("kernel")?);
+    let time = |path: &str, direction: &str| find.figure("round_trip_us", path, direction, "-");
+    let idle = time("ring", "round-trip")?;
+    report.ratio(
+        "ring_vs_kernel_round_trip",
+        idle / time("kernel", "round-trip")?,
+    );
+    for direction in ["to-guest", "to-host"] {
+        let two = find.of("mib_s", "ring", direction, "discard", 2)?;
+        let one = find.speed("ring", direction, "discard")?;
+        let name = format!("two_streams_vs_one_{direction}").replace('-', "_");
+        report.ratio(&name, two / one);
+    }
+    let loaded = time("ring", "round-trip-under-load")?;
+    report.ratio("round_trip_under_load_vs_idle", loaded / idle);
     Ok(())
 }
 

@@ -11,11 +11,12 @@ mod vm;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 
 use nix::sys::socket::{VsockAddr, connect};
 use vsock_ring::{Config, Endpoint, pci};
 
-use crate::obey::{Link, PATIENCE, obey};
+use crate::obey::{Link, PATIENCE, STREAMS, obey_all};
 use crate::vm::Outcome;
 
 /// Where the host listens.
@@ -49,12 +50,17 @@ fn serve() -> Outcome<()> {
     if is_ring(&cmdline) {
         let config = Config::default();
         let endpoint = Endpoint::start(pci::bind(&config)?, config)?;
-        let mut stream = endpoint.connect(PORT, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE));
-        stream.set_write_timeout(Some(PATIENCE));
-        obey(&mut stream)?;
+        let connect = |_| {
+            let stream = endpoint.connect(PORT, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE));
+            stream.set_write_timeout(Some(PATIENCE));
+            io::Result::Ok(stream)
+        };
+        let streams = (0..STREAMS).map(connect).collect::<Result<Vec<_>, _>>()?;
+        obey_all(streams)?;
     } else {
-        obey(&mut Socket::connect()?)?;
+        let sockets = (0..STREAMS).map(|_| Socket::connect());
+        obey_all(sockets.collect::<Result<Vec<_>, _>>()?)?;
     }
     Ok(())
 }
@@ -81,6 +87,14 @@ impl Link for Socket {
     fn next(&mut self, mut look: impl FnMut(&[u8])) -> io::Result<usize> {
         let n = self.file.read(&mut self.buffer)?;
         look(self.buffer.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+
+    fn send_file(&mut self, file: &File, at: u64, most: usize) -> io::Result<usize> {
+        let most = most.min(self.buffer.len());
+        let n = file.read_at(self.buffer.get_mut(..most).unwrap_or_default(), at)?;
+        self.file
+            .write_all(self.buffer.get(..n).unwrap_or_default())?;
         Ok(n)
     }
 }

@@ -9,12 +9,22 @@
 //! | 1 | receives `bytes`, verifies each, and answers how many came, or `u64::MAX` if one was wrong |
 //! | 2 | sends `bytes`, `piece` at a time |
 //! | 3 | sends `bytes` messages of [`MESSAGE`] bytes back, one after the other |
+//! | 4 | answers the peak of its resident memory in bytes (`u64`) |
+//! | 5 | sends `bytes` out of a file in the page cache, at most `piece` at a time |
 //!
-//! The guest ends when the host finishes sending. All bytes come from one block that repeats, so
+//! It obeys on [`STREAMS`] connections at once, and ends when the host has finished all of them. All bytes come from one block that repeats, so
 //! that a sender spends no time on making them.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt as _;
+use std::thread;
 use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// Connections that the guest makes, one after the other.
+pub(crate) const STREAMS: usize = 3;
 
 /// Bytes of the block that repeats. Amounts are multiples of it, and it is one of all pieces.
 pub(crate) const BLOCK: usize = 4 << 20;
@@ -32,6 +42,9 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(crate) trait Link: Read + Write {
     /// Waits for bytes, shows them, and returns how many they are: none at the end of the stream.
     fn next(&mut self, look: impl FnMut(&[u8])) -> io::Result<usize>;
+
+    /// Sends what stands in a file, at most `most` bytes, and returns how many it sent.
+    fn send_file(&mut self, file: &File, at: u64, most: usize) -> io::Result<usize>;
 }
 
 impl Link for vsock_ring::Stream {
@@ -42,11 +55,34 @@ impl Link for vsock_ring::Stream {
             chunk.len()
         }))
     }
+
+    fn send_file(&mut self, file: &File, at: u64, most: usize) -> io::Result<usize> {
+        let mut buffer = self.lend(most)?;
+        let n = file.read_at(&mut buffer, at)?;
+        buffer.send(n)?;
+        Ok(n)
+    }
+}
+
+/// Does on each connection what the host says.
+pub(crate) fn obey_all(links: Vec<impl Link + Send>) -> io::Result<()> {
+    thread::scope(|scope| {
+        let obeying: Vec<_> = links
+            .into_iter()
+            .map(|mut link| scope.spawn(move || obey(&mut link)))
+            .collect();
+        obeying.into_iter().try_for_each(|obeying| {
+            let died = |_| Err(io::Error::other("the guest panicked"));
+            obeying.join().unwrap_or_else(died)
+        })
+    })
 }
 
 /// Does what the host says until it says no more.
-pub(crate) fn obey(link: &mut impl Link) -> io::Result<()> {
+fn obey(link: &mut impl Link) -> io::Result<()> {
     let block = block();
+    let file = File::from(memfd_create(c"block", MFdFlags::empty())?);
+    file.write_all_at(&block, 0)?;
     while let Some([op, bytes, piece]) = order(link)? {
         link.write_all(&[1])?;
         match op {
@@ -78,6 +114,17 @@ pub(crate) fn obey(link: &mut impl Link) -> io::Result<()> {
                     link.write_all(&message)?;
                 }
             }
+            4 => link.write_all(&peak_rss().to_le_bytes())?,
+            5 => {
+                let piece = usize::try_from(piece).unwrap_or(BLOCK).clamp(1, BLOCK);
+                let mut sent = 0;
+                while sent < bytes {
+                    let at = sent % BLOCK as u64;
+                    let left = (BLOCK as u64 - at).min(bytes - sent);
+                    let most = usize::try_from(left).unwrap_or(BLOCK).min(piece);
+                    sent += link.send_file(&file, at, most)? as u64;
+                }
+            }
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -92,6 +139,13 @@ fn order(link: &mut impl Read) -> io::Result<Option<[u64; 3]>> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn peak_rss() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 fn receive(link: &mut impl Link, bytes: u64, mut look: impl FnMut(&[u8])) -> io::Result<u64> {

@@ -49,31 +49,67 @@ impl Meter {
 
 impl Cost {
     /// Prints the line about bytes that went from one place to another.
-    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
     pub(crate) fn report(&self, case: Case<'_>, bytes: u64) {
+        self.print(case, &self.speed(bytes));
+    }
+
+    /// Prints the line about bytes that went by two connections at once, with the share of the
+    /// slower one.
+    pub(crate) fn report_two(&self, case: Case<'_>, bytes: u64, split: f64) {
+        let figures = format!("\"streams\":2,\"split\":{split},{}", self.speed(bytes));
+        self.print(case, &figures);
+    }
+
+    /// Prints the line about messages that went there and back.
+    pub(crate) fn report_round_trip(
+        &self,
+        path: &str,
+        direction: &str,
+        chunk: usize,
+        time: Duration,
+    ) {
+        let figures = format!("\"round_trip_us\":{}", time.as_secs_f64() * 1e6);
+        self.print(Case::of(path, direction, chunk), &figures);
+    }
+
+    /// Prints the line about a time in which nothing went anywhere.
+    pub(crate) fn report_idle(&self, path: &str) {
+        let share = self.used.as_secs_f64() / self.took.as_secs_f64();
+        self.print(
+            Case::of(path, "idle", 0),
+            &format!("\"cpu_s_per_s\":{share}"),
+        );
+    }
+
+    /// Prints the line about the memory that it took to move so many GiB.
+    pub(crate) fn report_memory(&self, path: &str, gib: u64, guest: u64) {
+        let figures = format!(
+            "\"gib\":{gib},\"guest_peak_rss_mib\":{}",
+            as_float(guest) / as_float(1 << 20)
+        );
+        self.print(Case::of(path, "memory", 0), &figures);
+    }
+
+    fn speed(&self, bytes: u64) -> String {
+        let mib = as_float(bytes >> 20);
+        format!(
+            "\"mib_s\":{},\"cpu_s_per_gib\":{}",
+            mib / self.took.as_secs_f64(),
+            self.used.as_secs_f64() * 1024.0 / mib,
+        )
+    }
+
+    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
+    fn print(&self, case: Case<'_>, figures: &str) {
         let Case {
             path,
             direction,
             consume,
             chunk,
         } = case;
-        let mib = as_float(bytes >> 20);
         println!(
             "{{\"path\":\"{path}\",\"direction\":\"{direction}\",\"consume\":\"{consume}\",\
-             \"chunk\":{chunk},\"mib_s\":{},\"cpu_s_per_gib\":{},\"peak_rss_mib\":{}}}",
-            mib / self.took.as_secs_f64(),
-            self.used.as_secs_f64() * 1024.0 / mib,
-            self.peak_mib(),
-        );
-    }
-
-    /// Prints the line about messages that went there and back.
-    #[expect(clippy::print_stdout, reason = "it reports to who runs it")]
-    pub(crate) fn report_round_trip(&self, path: &str, chunk: usize, time: Duration) {
-        println!(
-            "{{\"path\":\"{path}\",\"direction\":\"round-trip\",\"consume\":\"-\",\
-             \"chunk\":{chunk},\"round_trip_us\":{},\"peak_rss_mib\":{}}}",
-            time.as_secs_f64() * 1e6,
+             \"chunk\":{chunk},{figures},\"peak_rss_mib\":{}}}",
             self.peak_mib(),
         );
     }
@@ -94,6 +130,18 @@ pub(crate) struct Case<'a> {
     pub(crate) consume: &'a str,
     /// Bytes of one send.
     pub(crate) chunk: usize,
+}
+
+impl<'a> Case<'a> {
+    /// Where it makes no difference what is done with the bytes.
+    fn of(path: &'a str, direction: &'a str, chunk: usize) -> Self {
+        Self {
+            path,
+            direction,
+            consume: "-",
+            chunk,
+        }
+    }
 }
 
 /// Processor time that processes have used; one that is gone has used none.

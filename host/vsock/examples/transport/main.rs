@@ -6,6 +6,7 @@
 //! | `ring MIB CHUNKS KERNEL INITRAMFS CMDLINE` | our device and the guest's own driver, in a VM |
 //! | `kernel MIB CHUNKS KERNEL INITRAMFS CMDLINE` | our device and `AF_VSOCK`, in a VM |
 //! | `stock MIB CHUNKS KERNEL INITRAMFS CMDLINE DEVICE` | `vhost-device-vsock` and `AF_VSOCK`, in a VM |
+//! | `long MIB KERNEL INITRAMFS CMDLINE` | as `ring`: the memory that 1 GiB takes, and that `MIB` take |
 //! | `native MIB CHUNKS` | our device and the guest's own driver in this process, without a VM |
 //! | `socketpair MIB` | a pair of Unix sockets, read 4 MiB at a time |
 //! | `memcpy MIB` | from one buffer to another, both larger than the processor's caches |
@@ -32,8 +33,8 @@ use std::error::Error;
 use std::thread;
 
 use crate::bed::Bed;
-use crate::host::Host;
-use crate::obey::obey;
+use crate::host::{Lab, Link};
+use crate::obey::{STREAMS, obey_all};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -46,6 +47,13 @@ struct Plan {
     path: String,
     bytes: u64,
     chunks: Vec<usize>,
+}
+
+impl Plan {
+    /// The size of sends of which only one is measured.
+    fn largest(&self) -> usize {
+        self.chunks.last().copied().unwrap_or(obey::BLOCK)
+    }
 }
 
 fn main() -> Outcome<()> {
@@ -62,7 +70,16 @@ fn main() -> Outcome<()> {
         ] => {
             let cmdline = format!("{cmdline} bench={path}");
             let plan = plan(path, mib, chunks)?;
-            vm::run(&plan, kernel, initramfs, &cmdline)
+            vm::run(&plan, kernel, initramfs, &cmdline, |lab, plan| {
+                lab.run(plan)
+            })
+        }
+        ["long", mib, kernel, initramfs, cmdline] => {
+            let cmdline = format!("{cmdline} bench=ring");
+            let plan = plan("ring", mib, "0")?;
+            vm::run(&plan, kernel, initramfs, &cmdline, |lab, plan| {
+                lab.run_long(plan)
+            })
         }
         ["stock", mib, chunks, kernel, initramfs, cmdline, device] => {
             let cmdline = format!("{cmdline} bench=kernel");
@@ -101,9 +118,18 @@ fn mebibytes(mib: &str) -> Outcome<u64> {
 /// Host and guest in this process.
 fn native(plan: &Plan) -> Outcome<()> {
     let bed = Bed::new();
-    let (mut guest, stream) = bed.pair(PORT);
-    let guest = thread::spawn(move || obey(&mut guest));
-    Host::new(&stream, &[])?.run(plan)?;
+    let pairs = (PORT..).take(STREAMS).map(|port| bed.pair(port));
+    let (guests, hosts): (Vec<_>, Vec<_>) = pairs.unzip();
+    let guest = thread::spawn(move || obey_all(guests));
+    let helpers = &[];
+    let links = links(&hosts)?;
+    Lab { links, helpers }.run(plan)?;
     guest.join().map_err(|_| "the guest panicked")??;
     Ok(())
+}
+
+/// All connections of a guest.
+fn links(streams: &[impl Link]) -> Outcome<[&dyn Link; STREAMS]> {
+    let links: Vec<&dyn Link> = streams.iter().map(|stream| stream as &dyn Link).collect();
+    Ok(links.try_into().map_err(|_| "connections are missing")?)
 }

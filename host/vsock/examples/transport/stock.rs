@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::host::Host;
+use crate::host::Lab;
+use crate::obey::STREAMS;
 use crate::vm::{BOOT, Process, boot};
-use crate::{Outcome, PORT, Plan};
+use crate::{Outcome, PORT, Plan, links};
 
 /// No start of a daemon takes this long.
 const START: Duration = Duration::from_secs(20);
@@ -34,12 +35,17 @@ pub(crate) fn run(plan: &Plan, files: [&str; 3], device: &str) -> Outcome<()> {
         thread::sleep(Duration::from_millis(10));
     }
     let monitor = boot(&socket, &console, files)?;
-    let mut caller = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut caller, PollTimeout::try_from(BOOT)?)? == 0 {
-        let said = std::fs::read(&console)?;
-        let said = String::from_utf8_lossy(&said);
-        return Err(format!("the guest does not connect; its console:\n{said}").into());
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut caller = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut caller, PollTimeout::try_from(BOOT)?)? == 0 {
+            let said = std::fs::read(&console)?;
+            let said = String::from_utf8_lossy(&said);
+            return Err(format!("the guest does not connect; its console:\n{said}").into());
+        }
+        streams.push(listener.accept()?.0);
     }
-    let (stream, _) = listener.accept()?;
-    Host::new(&stream, &[monitor.0.id(), daemon.0.id()])?.run(plan)
+    let helpers = &[monitor.0.id(), daemon.0.id()];
+    let links = links(&streams)?;
+    Lab { links, helpers }.run(plan)
 }

@@ -7,22 +7,34 @@ use std::time::Duration;
 
 use vsock::{Config, Device, GuestCid};
 
-use crate::host::Host;
-use crate::{Outcome, PORT, Plan};
+use crate::host::Lab;
+use crate::obey::STREAMS;
+use crate::{Outcome, PORT, Plan, links};
 
 /// No boot takes this long, not even an emulated one on a busy machine.
 pub(crate) const BOOT: Duration = Duration::from_secs(120);
 
 /// Starts a VM whose first program obeys, and measures.
-pub(crate) fn run(plan: &Plan, kernel: &str, initramfs: &str, cmdline: &str) -> Outcome<()> {
+pub(crate) fn run(
+    plan: &Plan,
+    kernel: &str,
+    initramfs: &str,
+    cmdline: &str,
+    measure: impl FnOnce(Lab<'_>, &Plan) -> Outcome<()>,
+) -> Outcome<()> {
     let dir = tempfile::tempdir()?;
     let socket = dir.path().join("vsock");
     let console = dir.path().join("console");
     let device = Device::start(&socket, Config::new(GuestCid::try_from(3)?))?;
     let listener = device.listen(PORT)?;
     let monitor = boot(&socket, &console, [kernel, initramfs, cmdline])?;
-    let measured = listener.accept(Some(BOOT)).map_err(Into::into);
-    let measured = measured.and_then(|stream| Host::new(&stream, &[monitor.0.id()])?.run(plan));
+    let accept = |_| listener.accept(Some(BOOT));
+    let streams: Result<Vec<_>, _> = (0..STREAMS).map(accept).collect();
+    let measured = streams.map_err(Into::into).and_then(|streams| {
+        let helpers = &[monitor.0.id()];
+        let links = links(&streams)?;
+        measure(Lab { links, helpers }, plan)
+    });
     drop(monitor);
     measured.map_err(|error| {
         let said = std::fs::read(&console).unwrap_or_default();
