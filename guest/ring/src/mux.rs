@@ -20,7 +20,7 @@ use crate::table::{Id, Table};
 const MAX_REFUSALS: usize = 64;
 
 /// Who should look again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// There is something to read.
     Readable(Id),
@@ -33,7 +33,7 @@ pub(crate) enum Event {
 }
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mux<B> {
     own_cid: u64,
     table: Table<B>,
@@ -379,5 +379,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+mod inspect;
 #[cfg(test)]
 mod tests;
