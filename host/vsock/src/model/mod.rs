@@ -48,23 +48,18 @@ impl Model for Script {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("every law holds", |_, world: &World| {
-                world.broken.is_none()
-            }),
+            Property::always("every law holds", |_, world: &World| world.broken.is_none()),
             Property::always("no slot is lost", |script: &Self, world: &World| {
                 world.slots() == script.slots
             }),
             Property::always("talk leads somewhere", |_, world: &World| {
                 world.chatter <= CHATTER
             }),
-            Property::always(
-                "who stops has finished",
-                |script: &Self, world: &World| {
-                    let mut actions = Vec::new();
-                    script.actions(world, &mut actions);
-                    !actions.is_empty() || world.is_complete(script)
-                },
-            ),
+            Property::always("who stops has finished", |script: &Self, world: &World| {
+                let mut actions = Vec::new();
+                script.actions(world, &mut actions);
+                !actions.is_empty() || world.is_complete(script)
+            }),
         ]
     }
 }

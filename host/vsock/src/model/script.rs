@@ -32,6 +32,8 @@ pub(super) struct Talk {
     pub(super) hands: usize,
     /// Whether the host's reader never reads.
     pub(super) host_sleeps: bool,
+    /// Whether its programs do at once what they can, which leaves fewer orders.
+    pub(super) is_prompt: bool,
     /// Who may give up at any time, and how.
     pub(super) quits: Option<Quit>,
 }

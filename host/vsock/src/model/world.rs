@@ -135,7 +135,9 @@ impl World {
                     && (talk.host_sleeps || host.user.has_all(&talk.up)))
         });
         let all_left = talks.clone().all(|(talk, (guest, host))| {
-            talk.sleeps() || (guest.user.has_left && host.user.has_left)
+            // Who quits may do so before the other has heard of it.
+            let unheard = talk.quits.is_some() && (guest.id.is_none() || host.number.is_none());
+            talk.sleeps() || unheard || (guest.user.has_left && host.user.has_left)
         });
         let sleepers = talks.filter(|(talk, _)| talk.sleeps()).count();
         all_said
@@ -149,9 +151,16 @@ impl World {
     // ---- What can happen -----------------------------------------------------------------------
 
     pub(super) fn actions(&self, script: &Script, actions: &mut Vec<Action>) {
-        for (n, talk) in script.talks.iter().enumerate() {
+        // Who is prompt comes last in a script.
+        for (n, talk) in script.talks.iter().enumerate().rev() {
             self.guest_actions(n, talk, actions);
             self.host_actions(n, talk, actions);
+            if talk.is_prompt
+                && let Some(next) = actions.pop()
+            {
+                *actions = vec![next];
+                return;
+            }
         }
         if self.posted > 0 && self.device.has_packets() {
             actions.push(Action::Fill);
@@ -364,7 +373,8 @@ impl World {
                     Ok(Some(len)) => {
                         let len32 = u32::try_from(len).unwrap();
                         if bytes[..len] != stretch(2 * n, user.got, len32) {
-                            self.broken = Some(format!("the host read other bytes at {}", user.got));
+                            self.broken =
+                                Some(format!("the host read other bytes at {}", user.got));
                         }
                         user.got += len32;
                     }
