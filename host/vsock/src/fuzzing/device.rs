@@ -21,7 +21,7 @@ pub struct Closed;
 /// numbered in the order in which they came.
 #[derive(Debug)]
 pub struct Device {
-    mux: Mux,
+    mux: Arc<Mux>,
     backlogs: Backlogs,
     channels: Vec<Arc<Channel>>,
 }
@@ -31,7 +31,7 @@ impl Clone for Device {
         let mut channels = self.channels.clone();
         let (mux, backlogs) = self.mux.copy(&mut channels);
         Self {
-            mux,
+            mux: Arc::new(mux),
             backlogs,
             channels,
         }
@@ -65,7 +65,11 @@ impl Device {
     /// # Panics
     /// If the system has no file descriptors left.
     pub fn new(config: Config, ports: &[u32]) -> Self {
-        let mux = Mux::new(config).expect("an eventfd");
+        Self::around(Arc::new(Mux::new(config).expect("an eventfd")), ports)
+    }
+
+    /// The same for a multiplexer that others use too.
+    pub(super) fn around(mux: Arc<Mux>, ports: &[u32]) -> Self {
         let listen = |&port| Some((port, mux.listen(port).ok()?));
         let backlogs = ports.iter().filter_map(listen).collect();
         Self {
@@ -82,10 +86,15 @@ impl Device {
             return false;
         }
         self.mux.handle_packet(&header, &mut Slice(payload));
+        self.accept();
+        true
+    }
+
+    /// Accepts who waits.
+    pub fn accept(&mut self) {
         for backlog in self.backlogs.values() {
             self.channels.extend(backlog.try_iter());
         }
-        true
     }
 
     /// The next packet for a descriptor with room for `capacity` bytes behind the header.

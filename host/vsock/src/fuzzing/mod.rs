@@ -7,4 +7,4 @@ mod device;
 mod rig;
 
 pub use device::{Closed, Device};
-pub use rig::Rig;
+pub use rig::{BASE, Places, Rig};
