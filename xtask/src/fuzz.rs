@@ -117,9 +117,10 @@ fn fuzz(workspace: &Workspace, program: &Path, name: &str, seconds: u32) -> Resu
             format!("-artifact_prefix={}/", own.display()),
         ],
     );
+    let corpus = workspace.root.join("fuzz/corpus").join(name);
     command
         .args([&found, &seeds])
-        .arg(workspace.root.join("fuzz/corpus").join(name))
+        .args(corpus.is_dir().then_some(corpus))
         .env("FUZZ_TARGET", name)
         .env("FUZZ_SEEDS", &seeds)
         .stderr(out);
