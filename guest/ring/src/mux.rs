@@ -375,6 +375,10 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
         if forgotten && let Some(known) = self.table.remove(id) {
             self.slots.release(known.connection.grant());
+            if known.lined_up {
+                // Only a packet would take it out of the line, and the peer may take none.
+                self.ready.retain(|&waiting| waiting != id);
+            }
         }
     }
 }
