@@ -24,17 +24,25 @@ const QUEUED: usize = 64;
 pub(crate) fn use_device(device: &mut Device, sends: &mut usize, input: &mut Input<'_>) {
     let n = input.roll(device.accepted().max(1));
     match input.roll(7) {
-        0 => drop(device.connect(input.pick(&[1, 2]))),
+        0 => {
+            device.connect(input.pick(&[1, 2]));
+        }
         1 if *sends < QUEUED => {
             *sends += 1;
             let len = input.pick(&[0, 1, 100, 1023, 5000, 8192]);
             device.send(n, ZEROS.slice(..len)).ok();
         }
-        1 | 2 => drop(device.read(n, &mut vec![0; input.pick(&[0, 1, 100, 5000])])),
+        1 | 2 => {
+            device
+                .read(n, &mut vec![0; input.pick(&[0, 1, 100, 5000])])
+                .ok();
+        }
         3 => device.finish_sending(n),
         4 => device.hang_up(n),
         5 => device.reset(n),
-        _ => drop(device.is_open(n)),
+        _ => {
+            device.is_open(n).ok();
+        }
     }
 }
 
@@ -156,7 +164,9 @@ impl Bench {
                     self.hands.push((id, piece));
                 }
             }
-            6 => drop(driver.finish_sending(id)),
+            6 => {
+                driver.finish_sending(id).ok();
+            }
             7 => driver.reset(id),
             _ => {
                 driver.hang_up(id);
