@@ -7,6 +7,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod image;
 mod lint;
 mod peers;
@@ -37,6 +38,7 @@ enum Command {
     /// Run only the tests that build in VMs.
     VmTest(test::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Lint(lint::Args),
     /// What CI runs: lint, then test.
     Ci,
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::VmTest(args) => test::run_vm(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Ci => lint::run(&lint::Args {}).and_then(|()| test::run(&test::Args::default())),
     };

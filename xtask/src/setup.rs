@@ -36,6 +36,9 @@ pub(crate) const TESTS: &[Need] = &[
     need("strace", "strace"),
 ];
 
+/// What links libFuzzer, which is written in C++.
+pub(crate) const FUZZ: &[Need] = &[need("c++", "g++")];
+
 /// What makes the base images of the larger examples.
 pub(crate) const BASES: &[Need] = &[need("mmdebstrap", "mmdebstrap")];
 

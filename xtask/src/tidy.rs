@@ -13,6 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["vsock-ring", "wire"]),
     ("cli", &["engine", "launcher", "store"]),
     ("engine", &["store"]),
+    ("fuzz", &["engine", "store", "vsock", "vsock-ring", "wire"]),
     ("launcher", &["engine", "store", "vsock", "wire"]),
     ("store", &[]),
     ("tests", &[]),
@@ -91,7 +92,7 @@ fn documents_name_only_paths_that_exist() {
         for name in text.split('`').skip(1).step_by(2) {
             let first = name.split('/').next().unwrap_or_default();
             let in_tree = [
-                "guest", "host", "vmimage", "xtask", "tests", "docs", "examples", ".ci",
+                "guest", "host", "vmimage", "xtask", "tests", "fuzz", "docs", "examples", ".ci",
             ];
             if in_tree.contains(&first)
                 && name.contains('/')

@@ -38,7 +38,7 @@ pub(crate) struct Address {
 }
 
 /// Why a connection is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
     /// Both sides were done, or this side hung up.
     Finished,
@@ -54,7 +54,7 @@ pub(crate) enum Cause {
     DeviceGone,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     /// We asked for a connection, or shall do so with the next packet.
     Requesting { asked: bool },
@@ -85,7 +85,7 @@ pub(crate) struct Outgoing<B> {
 }
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Connection<B> {
     address: Address,
     own_cid: u64,
@@ -384,6 +384,8 @@ impl<B: AsRef<[u8]>> Connection<B> {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+mod inspect;
 mod outgoing;
 #[cfg(test)]
 mod tests;

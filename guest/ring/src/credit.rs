@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 /// Something that a correct peer never does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub(crate) enum Violation {
     /// An operation that makes no sense in the state of its connection.
     #[error("operation in the wrong state")]
@@ -31,7 +31,7 @@ const WORTHWHILE: u32 = 64 * 1024;
 ///
 /// `forwarded` never passes `sent`: a peer that claims to have taken bytes which nobody sent does
 /// not open its window with it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(crate) struct TxCredit {
     sent: u32,
     forwarded: u32,
@@ -104,7 +104,7 @@ impl TxCredit {
 }
 
 /// What the peer may still send, and what we have told it about that.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(crate) struct RxCredit {
     buf_alloc: u32,
     buffered: u32,

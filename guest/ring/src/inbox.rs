@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 const MERGE: usize = 64 * 1024;
 
 /// Bytes in the order in which they arrived.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) enum Piece<B> {
     /// The first so many bytes of a buffer.
     Slot(B, usize),
@@ -36,7 +36,7 @@ impl<B: AsRef<[u8]>> Piece<B> {
 }
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Inbox<B>(VecDeque<Piece<B>>);
 
 impl<B> Default for Inbox<B> {
@@ -62,6 +62,12 @@ impl<B> Inbox<B> {
                 self.0.push_back(Piece::Copied(bytes.to_vec()));
             }
         }
+    }
+
+    /// Whether there is nothing.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Takes the oldest piece.

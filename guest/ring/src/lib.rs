@@ -46,6 +46,9 @@ mod arena;
 mod connection;
 mod counters;
 mod credit;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[expect(
     unsafe_code,
     reason = "virtio-drivers' trait for memory is unsafe to implement"

@@ -20,7 +20,7 @@ use crate::table::{Id, Table};
 const MAX_REFUSALS: usize = 64;
 
 /// Who should look again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// There is something to read.
     Readable(Id),
@@ -33,7 +33,7 @@ pub(crate) enum Event {
 }
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Mux<B> {
     own_cid: u64,
     table: Table<B>,
@@ -375,9 +375,15 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
         if forgotten && let Some(known) = self.table.remove(id) {
             self.slots.release(known.connection.grant());
+            if known.lined_up {
+                // Only a packet would take it out of the line, and the peer may take none.
+                self.ready.retain(|&waiting| waiting != id);
+            }
         }
     }
 }
 
+#[cfg(feature = "fuzzing")]
+mod inspect;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ pub(crate) const COPY_WINDOW: u32 = 64 * 1024;
 pub(crate) const COPYBREAK: usize = 4 * 1024;
 
 /// What one connection may hold. To be given back with [`Slots::release`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Grant {
     slots: usize,
     bytes: u32,
@@ -46,6 +46,12 @@ impl Grant {
         self.held = self.held.saturating_sub(1);
     }
 
+    /// Slots that this connection may hold.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
     /// Slots that this connection holds now.
     pub(crate) fn held(&self) -> usize {
         self.held
@@ -53,7 +59,7 @@ impl Grant {
 }
 
 /// All receive slots of an endpoint.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Slots {
     total: usize,
     granted: usize,
@@ -95,6 +101,12 @@ impl Slots {
             bytes: if slots == 0 { COPY_WINDOW } else { bytes },
             held: 0,
         }
+    }
+
+    /// Slots that connections may hold, and slots that there are.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn granted(&self) -> (usize, usize) {
+        (self.granted, self.total)
     }
 
     /// Takes a share back. Nothing of it may be held any more.

@@ -15,11 +15,11 @@ const BACKLOG: usize = 128;
 const FIRST_PORT: u32 = 0x4000_0000;
 
 /// A connection, for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id(u64);
 
 /// A connection and what others think of it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Known<B> {
     pub(crate) connection: Connection<B>,
     /// Whether it waits to be asked for packets.
@@ -29,7 +29,7 @@ pub(crate) struct Known<B> {
 }
 
 /// All connections and listeners of one endpoint.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Table<B> {
     connections: HashMap<Id, Known<B>>,
     addresses: HashMap<Address, Id>,
@@ -37,6 +37,25 @@ pub(crate) struct Table<B> {
     max_connections: usize,
     next_id: u64,
     next_port: u32,
+}
+
+#[cfg(feature = "fuzzing")]
+impl<B: std::hash::Hash> std::hash::Hash for Table<B> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let mut ids = self.ids();
+        ids.sort_unstable();
+        for id in ids {
+            (id, self.get(id)).hash(state);
+        }
+        // Which addresses are taken follows from the connections, but for those that a later
+        // connection has.
+        let mut taken: Vec<Id> = self.addresses.values().copied().collect();
+        taken.sort_unstable();
+        taken.hash(state);
+        let mut listeners: Vec<_> = self.listeners.iter().collect();
+        listeners.sort_unstable();
+        (listeners, self.next_id, self.next_port).hash(state);
+    }
 }
 
 impl<B> Table<B> {

@@ -9,6 +9,9 @@ pub mod dockerfile;
 pub mod event;
 pub mod executor;
 pub mod export;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod halt;
 pub mod image;
 mod keys;

@@ -30,6 +30,9 @@ mod db;
 mod digest;
 mod disk;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod housekeeping;
 mod image;

@@ -17,7 +17,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::chain::Memory;
 use crate::monitor::Link;
 use crate::mux::Mux;
-use crate::worker::{Left, RX_QUEUE, RingFault, TX_QUEUE, Vring, Worker};
+use crate::worker::{Left, RX_QUEUE, RingFault, TX_QUEUE, Vring, Worker, feed_themselves};
 
 /// Receive, send, and the event queue, which monitors keep for themselves.
 const QUEUES: usize = 3;
@@ -76,6 +76,10 @@ impl Backend {
     }
 
     fn work(&self, rings: &Rings) {
+        if feed_themselves([&rings.rx, &rings.tx]) {
+            let _ended = self.checked(Err(RingFault::Overlap));
+            return;
+        }
         let mut worker = self.worker();
         let sent = worker.drain_tx(&rings.tx);
         let sent = self.checked(sent);

@@ -20,7 +20,7 @@ pub(crate) struct Unreadable;
 /// Bytes from the guest that the application has not read yet.
 ///
 /// Who bounds it is the connection's credit: it pushes nothing that was not granted.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ReceiveBuffer {
     segments: VecDeque<Segment>,
     /// One empty segment kept for the next bytes, so that a steady stream allocates nothing.
@@ -28,7 +28,7 @@ pub(crate) struct ReceiveBuffer {
     len: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Segment {
     bytes: Box<[u8]>,
     start: usize,
@@ -37,6 +37,15 @@ struct Segment {
 
 /// Small enough for a thousand idle connections, large enough that a packet is a few copies.
 const SEGMENT: usize = 16 * 1024;
+
+impl std::hash::Hash for ReceiveBuffer {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.len.hash(state);
+        for segment in &self.segments {
+            segment.filled().hash(state);
+        }
+    }
+}
 
 impl Segment {
     fn new() -> Self {
@@ -132,7 +141,7 @@ impl ReceiveBuffer {
 }
 
 /// Bytes for the guest that have not been put into a packet yet.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Hash)]
 pub(crate) struct SendQueue {
     buffers: VecDeque<Bytes>,
     /// Small buffers are copied together here, behind all of `buffers`: otherwise a million

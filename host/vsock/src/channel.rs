@@ -20,7 +20,7 @@ pub(crate) struct Channel {
 }
 
 /// What the channel's lock protects.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Core {
     pub(crate) connection: Connection,
     /// Bytes that are out of the queue and not yet all in guest memory.
@@ -42,6 +42,16 @@ impl Channel {
                 in_ready: false,
                 turn: 0,
             }),
+            readable: Condvar::new(),
+            writable: Condvar::new(),
+        }
+    }
+
+    /// Another channel in the same state.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn copy(core: &Core) -> Self {
+        Self {
+            core: Mutex::new(core.clone()),
             readable: Condvar::new(),
             writable: Condvar::new(),
         }

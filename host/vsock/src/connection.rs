@@ -38,7 +38,7 @@ pub(crate) struct Address {
 }
 
 /// Why a connection is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
     /// Both sides were done, or this side hung up.
     Finished,
@@ -60,7 +60,7 @@ pub(crate) enum Cause {
     DeviceStopped,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
     /// We asked for a connection, or shall do so with the next packet.
     Requesting { asked: bool },
@@ -114,7 +114,7 @@ impl From<Unreadable> for Fault {
 }
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Clone, Hash)]
 pub(crate) struct Connection {
     address: Address,
     state: State,
@@ -360,6 +360,12 @@ impl Connection {
             self.state = State::Closed(cause);
             self.inbox.clear();
         }
+    }
+
+    /// Bytes of the guest that wait for the application.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn buffered(&self) -> usize {
+        self.inbox.len()
     }
 
     /// Closes, and tells the guest.

@@ -9,7 +9,7 @@ use crate::counters::Violation;
 ///
 /// `forwarded` never passes `sent`: a peer that claims to have taken bytes which nobody sent does
 /// not open its window with it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(crate) struct TxCredit {
     sent: u32,
     forwarded: u32,
@@ -79,7 +79,7 @@ impl TxCredit {
 }
 
 /// What the peer may still send, and what we have told it about that.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(crate) struct RxCredit {
     buf_alloc: u32,
     buffered: u32,

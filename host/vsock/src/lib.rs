@@ -41,6 +41,11 @@ mod channel;
 mod connection;
 mod counters;
 mod credit;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(test)]
+mod model;
 mod monitor;
 mod mux;
 mod packet;

@@ -33,7 +33,7 @@ pub(crate) struct Mux {
     config: Config,
     table: Mutex<Table>,
     schedule: Schedule,
-    pub(crate) bell: Bell,
+    pub(crate) bell: Arc<Bell>,
     pub(crate) tallies: Tallies,
     failure: OnceLock<String>,
 }
@@ -51,7 +51,7 @@ impl Mux {
             table: Mutex::new(Table::new(config.max_connections)),
             config,
             schedule: Schedule::default(),
-            bell: Bell::new()?,
+            bell: Arc::new(Bell::new()?),
             tallies: Tallies::default(),
             failure: OnceLock::new(),
         })
@@ -253,7 +253,7 @@ impl Mux {
         Ok(channel)
     }
 
-    fn request(&self, guest_port: u32) -> io::Result<Arc<Channel>> {
+    pub(crate) fn request(&self, guest_port: u32) -> io::Result<Arc<Channel>> {
         let guest_cid = self.config.guest_cid.get();
         let mut table = self.lock();
         if let Some(cause) = table.ended() {
@@ -381,5 +381,7 @@ impl Mux {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod inspect;
 #[cfg(test)]
 mod tests;

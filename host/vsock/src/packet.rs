@@ -64,7 +64,7 @@ impl Op {
 }
 
 /// Which directions a side has ended (virtio 1.2, 5.10.6.5). Bits are only ever added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Shutdown(u32);
 
 impl Shutdown {
@@ -113,7 +113,7 @@ struct Wire {
 }
 
 /// A packet's header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Header {
     pub(crate) src_cid: u64,
     pub(crate) dst_cid: u64,

@@ -113,7 +113,7 @@ impl Schedule {
     }
 
     /// How much waits, of every kind.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn len(&self) -> usize {
         let lanes = self.lock();
         lanes.refusals.len() + lanes.urgent.len() + lanes.ready.len()
@@ -134,6 +134,31 @@ impl Schedule {
     /// Forgets the resets.
     pub(crate) fn forget_refusals(&self) {
         self.lock().refusals.clear();
+    }
+
+    /// The same order, of other channels.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn copy(&self, mut other: impl FnMut(&Arc<Channel>) -> Arc<Channel>) -> Self {
+        let lanes = self.lock();
+        Self(Mutex::new(Lanes {
+            refusals: lanes.refusals.clone(),
+            urgent: lanes.urgent.iter().map(&mut other).collect(),
+            ready: lanes.ready.iter().map(&mut other).collect(),
+        }))
+    }
+
+    /// Who waits, in each lane.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn hash(&self, state: &mut impl std::hash::Hasher) {
+        use std::hash::Hash as _;
+        let lanes = self.lock();
+        lanes.refusals.hash(state);
+        for lane in [&lanes.urgent, &lanes.ready] {
+            lane.len().hash(state);
+            for channel in lane {
+                channel.lock().connection.address().hash(state);
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Lanes> {

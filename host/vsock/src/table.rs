@@ -57,6 +57,31 @@ impl Table {
         self.connections.remove(&address)
     }
 
+    /// The same connections as other channels, and the same listeners. Nobody waits at one.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn copy(
+        &self,
+        mut other: impl FnMut(&Arc<Channel>) -> Arc<Channel>,
+    ) -> (Self, HashMap<u32, Receiver<Arc<Channel>>>) {
+        let mut made = Self::new(self.max_connections);
+        made.next_port = self.next_port;
+        made.ended = self.ended;
+        let known = self.connections.iter();
+        made.connections = known.map(|(at, it)| (*at, other(it))).collect();
+        let ports = self.listeners.keys();
+        let backlogs = ports.filter_map(|&port| Some((port, made.listen(port)?)));
+        let backlogs = backlogs.collect();
+        (made, backlogs)
+    }
+
+    /// All connections, in some order that is always the same.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn sorted(&self) -> Vec<Arc<Channel>> {
+        let mut all: Vec<_> = self.connections.iter().collect();
+        all.sort_unstable_by_key(|(at, _)| (at.guest_port, at.host_port));
+        all.into_iter().map(|(_, it)| Arc::clone(it)).collect()
+    }
+
     /// Adds a connection that the host makes.
     pub(crate) fn insert(&mut self, address: Address, channel: Arc<Channel>) {
         self.connections.insert(address, channel);

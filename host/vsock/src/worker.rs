@@ -49,6 +49,8 @@ pub(crate) enum RingFault {
     Used(#[source] virtio_queue::Error),
     #[error("the ring is not in memory")]
     OutOfMemory,
+    #[error("the rings overlap")]
+    Overlap,
     #[error("a receive buffer vanished while it was filled")]
     BufferVanished,
 }
@@ -313,6 +315,30 @@ fn is_usable(
     } else {
         Err(RingFault::OutOfMemory)
     }
+}
+
+/// Whether what the device writes to a ring is where it reads how much there is to do: each chain
+/// that is done could then make another one, and a guest that sleeps keep the worker busy.
+pub(crate) fn feed_themselves(rings: [&Vring; 2]) -> bool {
+    let places = rings.map(|ring| {
+        let state = ring.get_ref();
+        let queue = state.get_queue();
+        let size = u64::from(queue.size());
+        // Flags and index, then entries, then what only `EVENT_IDX` uses (virtio 1.2, 2.7.6, 2.7.8).
+        let available = (queue.avail_ring(), 6 + 2 * size);
+        let used = (queue.used_ring(), 6 + 8 * size);
+        queue.ready().then_some((available, used))
+    });
+    let overlap = |(a, a_len): (u64, u64), (b, b_len): (u64, u64)| {
+        a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
+    };
+    let mut pairs = places.iter().flatten().flat_map(|(available, _)| {
+        places
+            .iter()
+            .flatten()
+            .map(move |(_, used)| (available, used))
+    });
+    pairs.any(|(available, used)| overlap(*available, *used))
 }
 
 fn give_back(queue: &mut Queue, memory: &Memory, head: u16, len: u32) -> Result<(), RingFault> {

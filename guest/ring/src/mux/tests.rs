@@ -354,3 +354,29 @@ proptest! {
         prop_assert_eq!(bench.mux.slots.grant().bytes(), 3 * u32::try_from(SLOT).unwrap());
     }
 }
+
+/// A host that takes no packets: what waits for it are the connections that there are, not those
+/// that there were.
+#[test]
+fn connections_that_come_and_go_leave_nothing_in_line() {
+    let mut bench = Bench::new(8);
+    assert!(bench.mux.listen(1).unwrap());
+    for port in 0..1000 {
+        for op in [Op::Request, Op::Reset] {
+            let header = Header {
+                src_cid: HOST_CID,
+                dst_cid: CID,
+                src_port: port,
+                dst_port: 1,
+                kind: TYPE_STREAM,
+                op: op.to_wire(),
+                ..Header::default()
+            };
+            bench.mux.handle_packet(&header, Vec::new());
+        }
+        let id = bench.mux.accept(1).unwrap().unwrap();
+        bench.mux.hang_up(id);
+        while bench.mux.take_received().is_some() {}
+    }
+    assert!(bench.mux.ready.len() <= 8, "{}", bench.mux.ready.len());
+}
