@@ -34,11 +34,13 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     let Ok(files) = std::fs::read_dir(dir) else {
         return Vec::new();
     };
-    let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    let mut paths: Vec<_> = files
+        .map(|file| file.expect("a corpus can be listed").path())
+        .collect();
     paths.sort();
     paths
         .iter()
-        .map(|path| std::fs::read(path).unwrap())
+        .map(|path| std::fs::read(path).expect("an input can be read"))
         .collect()
 }
 

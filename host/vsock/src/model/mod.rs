@@ -15,6 +15,10 @@
 mod faults;
 mod orders;
 mod script;
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each match is about a few of many actions or faults"
+)]
 mod world;
 
 use stateright::{Checker, Model, Property};
@@ -74,6 +78,7 @@ fn visit(script: Script) -> (Vec<&'static str>, usize) {
 
 /// Every order of a script is right.
 #[track_caller]
+#[expect(clippy::print_stdout, reason = "the document quotes it")]
 fn check(script: Script) {
     let checker = script.checker().spawn_dfs().join();
     println!("{} worlds", checker.unique_state_count());

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 
 /// Bytes of a slot. A packet that fills it is held, and what is a little shorter is copied.
+#[expect(clippy::cast_possible_truncation, reason = "some thousands")]
 pub(super) const SLOT: u32 = vsock_ring::fuzzing::COPYBREAK as u32 + 8;
 
 /// A world to begin with, and what may happen in it.

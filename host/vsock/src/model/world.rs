@@ -59,6 +59,10 @@ struct Host {
 
 /// See the module's description.
 #[derive(Debug, Clone, Hash)]
+#[expect(
+    clippy::derived_hash_with_manual_eq,
+    reason = "the comparison is one of hashes"
+)]
 pub(super) struct World {
     driver: Driver<Buf>,
     device: Device,
@@ -401,7 +405,7 @@ impl World {
         let said = Header::decode(&header);
         let port = (said.src_port.checked_sub(HOST_PORT))
             .filter(|&n| (n as usize) < self.hosts.len())
-            .or(said.dst_port.checked_sub(GUEST_PORT));
+            .or_else(|| said.dst_port.checked_sub(GUEST_PORT));
         let of = port.and_then(|n| {
             let n = n as usize;
             Some((self.hosts.get_mut(n)?, self.guests.get(n)?))
@@ -488,7 +492,7 @@ impl World {
             let update = Op::from_wire(said.op) == Some(Op::CreditUpdate);
             let held_back = match script.fault {
                 Fault::NoCreditUpdate => update,
-                Fault::CreditAtFullWindow => update && said.fwd_cnt % announced != 0,
+                Fault::CreditAtFullWindow => update && !said.fwd_cnt.is_multiple_of(announced),
                 _ => false,
             };
             if !held_back {
