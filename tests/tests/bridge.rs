@@ -59,12 +59,18 @@ fn check_builds(device: &Device, vsock: &str, transport: &str, driver: &str) {
     let bench = Bench::new();
     let big: Vec<u8> = (0..1_500_000_u32).flat_map(u32::to_le_bytes).collect();
     bench.write("big", &big);
-    let dockerfile = format!("{BUSYBOX}COPY big /\nRUN cp /big /copy && echo heard\nRUN cmp /big /copy\n");
+    let dockerfile =
+        format!("{BUSYBOX}COPY big /\nRUN cp /big /copy && echo heard\nRUN cmp /big /copy\n");
     let out = bench.out().join("tree");
     let metadata = bench.out().join("metadata");
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let mut command = bench.build_command(&["-o", &text(&out), "--vsock", vsock]);
-    command.args(["--transport", transport, "--metadata-file", &text(&metadata)]);
+    command.args([
+        "--transport",
+        transport,
+        "--metadata-file",
+        &text(&metadata),
+    ]);
     bench.write("Dockerfile", &dockerfile);
     run(command).expect_status(0).says(&["heard"]);
     assert_eq!(fs::read(out.join("copy")).unwrap(), big);
@@ -80,7 +86,11 @@ fn check_builds(device: &Device, vsock: &str, transport: &str, driver: &str) {
 #[test]
 fn a_device_that_calls_sockets_by_port_serves_the_kernels_driver() {
     let device = Device::start();
-    let vsock = format!("{},uds={}", device.socket().display(), device.uds().display());
+    let vsock = format!(
+        "{},uds={}",
+        device.socket().display(),
+        device.uds().display()
+    );
     check_builds(&device, &vsock, "auto", "kernel");
     // The next VM gets the same device.
     check_builds(&device, &vsock, "auto", "kernel");

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use engine::Cancel;
-use launcher::monitor::qemu::{PROGRAM, Qemu};
 use launcher::bridge::NotABridge;
+use launcher::monitor::qemu::{PROGRAM, Qemu};
 use launcher::{BootError, Options, VmImage};
 use serde_json::{Value, json};
 
