@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::build;
 use crate::image;
-use crate::peers::Peers;
+use crate::peers::{self, Peers};
 use crate::setup;
 use crate::shell::{self, say};
 use crate::workspace::Workspace;
@@ -61,6 +61,7 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
             .current_dir(&workspace.root)
             .env("COFFERDAM_BIN", cofferdam)
             .env("COFFERDAM_ACCEL", accelerator)
+            .env("COFFERDAM_STOCK_DEVICE", peers::stock_device(&workspace)?)
             .env("COFFERDAM_VM_IMAGE", vm_image),
     )
 }

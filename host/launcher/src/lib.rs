@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod bridge;
 pub mod disk;
 mod executor;
 mod host;
@@ -32,6 +33,7 @@ pub mod transport;
 mod vm;
 
 pub use accel::Accel;
+pub use bridge::Bridge;
 pub use executor::{VmExecutor, boot_once};
 pub use host::memory_range;
 pub use image::VmImage;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accel::Accel;
+use crate::bridge::Bridge;
 use crate::image::VmImage;
 use crate::monitor::qemu::PROGRAM;
 use crate::monitor::trampoline::Trampoline;
@@ -29,6 +30,8 @@ pub struct Options {
     pub accel: Accel,
     /// By which driver the guest reaches its vsock device.
     pub transport: Transport,
+    /// Who makes that device.
+    pub bridge: Bridge,
     /// Memory in MiB; `None`: half of the host's, within bounds.
     pub memory_mib: Option<u64>,
     /// Virtual processors; `None`: as many as the host has, within bounds.
@@ -54,6 +57,7 @@ impl Options {
             qemu: PROGRAM.into(),
             accel: Accel::Auto,
             transport: Transport::Auto,
+            bridge: Bridge::Embedded,
             memory_mib: None,
             cpus: None,
             disk_size: DISK_SIZE,
@@ -61,6 +65,18 @@ impl Options {
             network: true,
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
+        }
+    }
+}
+
+impl Options {
+    /// By which driver the guest is to reach its device. Who does not say gets the kernel's with a
+    /// foreign device: that is the driver it was made for, and a device may refuse slots as large as
+    /// ours without a word.
+    pub(crate) fn driver(&self) -> Transport {
+        match (self.transport, &self.bridge) {
+            (Transport::Auto, Bridge::Device(..) | Bridge::Host) => Transport::Kernel,
+            (chosen, _) => chosen,
         }
     }
 }

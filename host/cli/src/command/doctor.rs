@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use engine::Cancel;
+use launcher::bridge::NotABridge;
 use launcher::monitor::qemu::{PROGRAM, Qemu};
 use launcher::{BootError, Options, VmImage};
 use serde_json::{Value, json};
@@ -204,6 +205,10 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
     if let Some(transport) = std::env::var_os("COFFERDAM_TRANSPORT") {
         let transport = transport.to_string_lossy().parse::<launcher::Transport>();
         options.transport = transport.map_err(|error| Failure::usage(error.to_string()))?;
+    }
+    if let Some(vsock) = std::env::var_os("COFFERDAM_VSOCK") {
+        let bridge = vsock.to_string_lossy().parse();
+        options.bridge = bridge.map_err(|error: NotABridge| Failure::usage(error.to_string()))?;
     }
     let store = common.open()?;
     let booted = launcher::boot_once(&store, &options, &cancel);

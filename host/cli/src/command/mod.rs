@@ -269,7 +269,7 @@ mod tests {
             "build --no-cache --pull --label a=b --label c -q --platform linux/amd64 .",
             "build -o out -o type=oci,dest=a.tar -o - --progress plain -",
             "build --add-host a:10.0.0.1,b:10.0.0.2 --network none --jobs 4 -m 2g --cpus 2 .",
-            "build --accel tcg --transport ring --iidfile i --metadata-file m --vm-image v --store s .",
+            "build --accel tcg --transport ring --vsock d,uds=u --iidfile i --metadata-file m --vm-image v --store s .",
             "build --build-context base=oci-layout:///a:1 .",
             "images",
             "images ls --format json",

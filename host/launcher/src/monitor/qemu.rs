@@ -129,6 +129,15 @@ pub(crate) enum Engine {
     Tcg,
 }
 
+/// Who makes the vsock device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Vsock<'a> {
+    /// Somebody behind this vhost-user socket.
+    Socket(&'a Path),
+    /// The host's kernel, for a guest with this context id.
+    Host(u32),
+}
+
 /// A builder VM, as QEMU is to make it.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -139,8 +148,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) initramfs: &'a Path,
     pub(crate) cmdline: &'a str,
     pub(crate) disk: &'a Path,
-    /// Socket of the vsock device.
-    pub(crate) socket: &'a Path,
+    pub(crate) vsock: Vsock<'a>,
     /// Steps may reach the outside.
     pub(crate) network: bool,
 }
@@ -194,11 +202,19 @@ impl Machine<'_> {
     }
 
     fn vsock(&self, args: &mut Arguments) {
-        args.pair("-chardev", option("socket,id=vsock,path=", self.socket));
-        args.pair(
-            "-device",
-            "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
-        );
+        match self.vsock {
+            Vsock::Socket(path) => {
+                args.pair("-chardev", option("socket,id=vsock,path=", path));
+                args.pair(
+                    "-device",
+                    "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
+                );
+            }
+            Vsock::Host(cid) => args.pair(
+                "-device",
+                format!("vhost-vsock-pci,guest-cid={cid},disable-legacy=on"),
+            ),
+        }
     }
 
     fn disk(&self, args: &mut Arguments) {
@@ -275,7 +291,7 @@ mod tests {
             initramfs: Path::new("/i/initramfs.cpio"),
             cmdline: "console=ttyS0 quiet",
             disk: Path::new(disk),
-            socket: Path::new("vsock"),
+            vsock: Vsock::Socket(Path::new("vsock")),
             network,
         };
         machine
@@ -351,6 +367,29 @@ mod tests {
             &arguments(Engine::Tcg, true, "/d"),
             "-netdev",
             "user,id=net,ipv6=off,restrict=off",
+        );
+    }
+
+    #[test]
+    fn the_hosts_kernel_is_told_the_context_id() {
+        let machine = Machine {
+            engine: Engine::Kvm,
+            memory_mib: 512,
+            cpus: 1,
+            kernel: Path::new("/k"),
+            initramfs: Path::new("/i"),
+            cmdline: "",
+            disk: Path::new("/d"),
+            vsock: Vsock::Host(4711),
+            network: false,
+        };
+        let args = machine.arguments().into_iter();
+        let args: Vec<_> = args.map(|arg| arg.into_string().unwrap()).collect();
+        let device = "vhost-vsock-pci,guest-cid=4711,disable-legacy=on";
+        check(&args, "-device", device);
+        assert!(
+            !args.iter().any(|arg| arg.contains("vhost-user")),
+            "{args:#?}"
         );
     }
 

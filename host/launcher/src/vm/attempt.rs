@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use engine::Cancel;
 use thiserror::Error;
-use vsock::{Config, Device, DeviceError, GuestCid, Listener};
+use vsock::{Config, Device, DeviceError, GuestCid};
 
 use super::boot::Context;
 use super::home::{HomeError, Thing};
 use super::{End, Parts, Vm, last_words, limits};
+use crate::bridge::{self, Bridge, SocketDoor};
 use crate::disk::{Disk, DiskError};
 use crate::image::ImageError;
 use crate::monitor::process::{Monitor, Spec};
-use crate::monitor::qemu::{Engine, Machine, QemuError};
+use crate::monitor::qemu::{Engine, Machine, QemuError, Vsock};
 use crate::session::{Door, Link, Lost, Pulse, Session, Terms};
 
 /// The context id of every guest: each has a device of its own.
@@ -58,6 +59,14 @@ pub enum BootError {
     /// The vsock device cannot be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The agent's connections cannot arrive where they should.
+    #[error("cannot listen at {door} for the builder VM")]
+    Door {
+        /// Where.
+        door: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The host cannot do its part.
     #[error("cannot start the builder VM")]
     Host(#[from] io::Error),
@@ -102,6 +111,7 @@ impl BootError {
             | Self::Qemu(_)
             | Self::Disk(_)
             | Self::Device(_)
+            | Self::Door { .. }
             | Self::Host(_)
             | Self::Record(_) => false,
         }
@@ -144,11 +154,10 @@ fn assemble(
     parts.disk = Some(disk);
     parts.disk_row = Some(recorded.map_err(BootError::Record)?);
     let dir = make_dir(context, parts)?;
-    let (device, door) = start_device(&dir, parts)?;
-    parts.device = Some(device);
+    let (vsock, door) = open_door(&context.options.bridge, &dir, parts)?;
     let began = Instant::now();
-    let monitor = start_monitor(context, engine, &dir, &image, parts)?;
-    let control = first_connection(&monitor, &door, engine, began, stop)?;
+    let monitor = start_monitor(context, engine, &dir, &image, vsock, parts)?;
+    let control = first_connection(&monitor, &*door, engine, began, stop)?;
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
     let terms = Terms {
@@ -156,11 +165,10 @@ fn assemble(
         limits: limits(engine),
         pulse: Pulse::default(),
     };
-    let session =
-        Session::open(control, Box::new(door), terms).map_err(|source| BootError::Agent {
-            source,
-            words: last_words(&monitor),
-        })?;
+    let session = Session::open(control, door, terms).map_err(|source| BootError::Agent {
+        source,
+        words: last_words(&monitor),
+    })?;
     let session = Arc::new(session);
     parts.session = Some(Arc::clone(&session));
     Ok((session, monitor, began.elapsed()))
@@ -181,7 +189,36 @@ fn make_dir(context: &Context<'_>, parts: &mut Parts) -> Result<PathBuf, BootErr
     Ok(dir)
 }
 
-fn start_device(dir: &Path, parts: &mut Parts) -> Result<(Device, Listener), BootError> {
+/// Opens the door for the guest's connections, with our device behind it or another one.
+fn open_door<'a>(
+    bridge: &'a Bridge,
+    dir: &Path,
+    parts: &mut Parts,
+) -> Result<(Vsock<'a>, Box<dyn Door>), BootError> {
+    match bridge {
+        Bridge::Embedded => {
+            let door = start_device(dir, parts)?;
+            Ok((Vsock::Socket(Path::new(SOCKET)), door))
+        }
+        Bridge::Device(device, door) => {
+            let door = SocketDoor::unix(door).map_err(|source| BootError::Door {
+                door: door.display().to_string(),
+                source,
+            })?;
+            Ok((Vsock::Socket(device), Box::new(door)))
+        }
+        Bridge::Host => {
+            let cid = bridge::random_cid().map_err(io::Error::other)?;
+            let door = SocketDoor::vsock(cid).map_err(|source| BootError::Door {
+                door: format!("vsock port {}", wire::PORT),
+                source,
+            })?;
+            Ok((Vsock::Host(cid), Box::new(door)))
+        }
+    }
+}
+
+fn start_device(dir: &Path, parts: &mut Parts) -> Result<Box<dyn Door>, BootError> {
     let fd = File::open(dir)?;
     let socket = format!("/proc/self/fd/{}/{SOCKET}", fd.as_raw_fd());
     parts.dir_fd = Some(fd.into());
@@ -192,7 +229,8 @@ fn start_device(dir: &Path, parts: &mut Parts) -> Result<(Device, Listener), Boo
     };
     let device = Device::start(Path::new(&socket), config)?;
     let door = device.listen(wire::PORT)?;
-    Ok((device, door))
+    parts.device = Some(device);
+    Ok(Box::new(door))
 }
 
 fn start_monitor(
@@ -200,10 +238,11 @@ fn start_monitor(
     engine: Engine,
     dir: &Path,
     disk: &Path,
+    vsock: Vsock<'_>,
     parts: &mut Parts,
 ) -> Result<Arc<Monitor>, BootError> {
     let image = &context.options.image;
-    let cmdline = image.manifest.cmdline.clone() + context.options.transport.cmdline();
+    let cmdline = image.manifest.cmdline.clone() + context.options.driver().cmdline();
     let machine = Machine {
         engine,
         memory_mib: context.memory_mib,
@@ -212,7 +251,7 @@ fn start_monitor(
         initramfs: &fs::canonicalize(&image.initramfs)?,
         cmdline: &cmdline,
         disk,
-        socket: Path::new(SOCKET),
+        vsock,
         network: context.options.network,
     };
     let path = dir.join("lock");
@@ -251,14 +290,14 @@ fn start_monitor(
 /// Waits until the agent connects.
 fn first_connection(
     monitor: &Monitor,
-    door: &Listener,
+    door: &dyn Door,
     engine: Engine,
     began: Instant,
     stop: &Cancel,
 ) -> Result<Arc<dyn Link>, BootError> {
     let limit = boot_limit(engine);
     loop {
-        match Door::accept(door, TICK) {
+        match door.accept(TICK) {
             Ok(control) => return Ok(control),
             // The device also ends when the monitor does, which says more.
             Err(_) if stop.is_cancelled() => return Err(BootError::Cancelled),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use engine::export::OutputSpec;
 use engine::image::{ImageRef, Platform};
-use launcher::{Accel, Transport};
+use launcher::{Accel, Bridge, Transport};
 
 use crate::progress::Mode;
 use crate::size;
@@ -124,6 +124,20 @@ pub(in crate::command) struct Args {
         default_value = "auto"
     )]
     pub(super) transport: Transport,
+    /// Who makes that device: embedded, host, DEVICE,uds=PATH or DEVICE,port=PATH
+    ///
+    /// `embedded` is this program, the fastest way by far. `host` is the kernel of this machine
+    /// (/dev/vhost-vsock). DEVICE is the vhost-user socket of a device that is running already, such
+    /// as vhost-device-vsock; it brings the connections of the VM to the Unix socket PATH_1024, or
+    /// to PATH itself with `port=`. It serves one build at a time.
+    #[arg(
+        long,
+        value_name = "VSOCK",
+        env = "COFFERDAM_VSOCK",
+        hide_env_values = true,
+        default_value = "embedded"
+    )]
+    pub(super) vsock: Bridge,
 }
 
 /// Memory of a VM: as much as this machine can give it.

@@ -59,6 +59,7 @@ impl<'a> Vm<'a> {
         let mut options = Options::new(image);
         options.accel = self.args.accel;
         options.transport = self.args.transport;
+        options.bridge = self.args.vsock.clone();
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
         let progress = Arc::clone(&self.progress);

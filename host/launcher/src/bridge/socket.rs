@@ -1,0 +1,137 @@
+//! Listening sockets and what they accept, of either family.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrLike, UnixAddr, VsockAddr, bind,
+    getpeername, listen, shutdown, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use crate::session::{Door, Link};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 64;
+
+/// A socket on which the guest's connections arrive.
+#[derive(Debug)]
+pub(crate) struct SocketDoor {
+    listener: OwnedFd,
+    /// The only guest that is let in. A Unix socket lets in whoever may open it: this user.
+    cid: Option<u32>,
+    name: Option<Name>,
+}
+
+impl SocketDoor {
+    /// A Unix socket with this name, which must not exist.
+    pub(crate) fn unix(path: &Path) -> io::Result<Self> {
+        let address = UnixAddr::new(path)?;
+        let listener = open(AddressFamily::Unix)?;
+        // On Linux the name gets the mode that the socket has, so it is never open to others.
+        fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let mut door = Self::bound(listener, &address, None)?;
+        door.name = Some(Name(path.to_owned()));
+        Ok(door)
+    }
+
+    /// The host's port of the agent, for the guest with this context id.
+    pub(crate) fn vsock(cid: u32) -> io::Result<Self> {
+        let any = VsockAddr::new(u32::MAX, wire::PORT);
+        Self::bound(open(AddressFamily::Vsock)?, &any, Some(cid))
+    }
+
+    fn bound(listener: OwnedFd, at: &dyn SockaddrLike, cid: Option<u32>) -> io::Result<Self> {
+        bind(listener.as_raw_fd(), at)?;
+        listen(&listener, Backlog::new(BACKLOG)?)?;
+        Ok(Self {
+            listener,
+            cid,
+            name: None,
+        })
+    }
+
+    /// Whether this caller is the guest.
+    fn knows(&self, caller: &OwnedFd) -> bool {
+        let Some(cid) = self.cid else {
+            return true;
+        };
+        let address = getpeername::<VsockAddr>(caller.as_raw_fd());
+        address.is_ok_and(|address| address.cid() == cid)
+    }
+}
+
+fn open(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(family, SockType::Stream, flags, None)?)
+}
+
+impl Door for SocketDoor {
+    fn accept(&self, timeout: Duration) -> io::Result<Arc<dyn Link>> {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        let mut caller = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut caller, timeout)? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // What is accepted blocks, though the listener does not.
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        match rustix::net::accept_with(&self.listener, flags) {
+            Ok(caller) if self.knows(&caller) => Ok(Arc::new(Socket(caller.into()))),
+            Ok(_) => {
+                log::warn!("a foreign VM has called, and was sent away");
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            // Who called has gone away already.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            Err(failed) => Err(failed.into()),
+        }
+    }
+}
+
+/// A name in the file system that goes with its socket.
+#[derive(Debug)]
+struct Name(PathBuf);
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if let Err(failed) = std::fs::remove_file(&self.0) {
+            log::warn!("cannot remove the socket {}: {failed}", self.0.display());
+        }
+    }
+}
+
+/// A connection.
+struct Socket(File);
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Socket({})", self.0.as_raw_fd())
+    }
+}
+
+impl Link for Socket {
+    fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        { &self.0 }.read(buf)
+    }
+
+    fn send(&self, data: Vec<u8>) -> io::Result<()> {
+        { &self.0 }.write_all(&data)
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        Ok(shutdown(self.0.as_raw_fd(), Shutdown::Write)?)
+    }
+
+    fn reset(&self) {
+        // It may be gone already, and then nobody waits on it.
+        shutdown(self.0.as_raw_fd(), Shutdown::Both).ok();
+    }
+}
