@@ -146,9 +146,12 @@ fn assemble(
     let dir = make_dir(context, parts)?;
     let (device, door) = start_device(&dir, parts)?;
     parts.device = Some(device);
+    let door: Box<dyn Door> = Box::new(door);
+    #[cfg(test)]
+    let door = context.options.seam.door(door);
     let began = Instant::now();
     let monitor = start_monitor(context, engine, &dir, &image, parts)?;
-    let control = first_connection(&monitor, &door, engine, began, stop)?;
+    let control = first_connection(&monitor, door.as_ref(), engine, began, stop)?;
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
     let terms = Terms {
@@ -156,11 +159,12 @@ fn assemble(
         limits: limits(engine),
         pulse: Pulse::default(),
     };
-    let session =
-        Session::open(control, Box::new(door), terms).map_err(|source| BootError::Agent {
-            source,
-            words: last_words(&monitor),
-        })?;
+    #[cfg(test)]
+    let terms = context.options.seam.adjust(terms);
+    let session = Session::open(control, door, terms).map_err(|source| BootError::Agent {
+        source,
+        words: last_words(&monitor),
+    })?;
     let session = Arc::new(session);
     parts.session = Some(Arc::clone(&session));
     Ok((session, monitor, began.elapsed()))
@@ -251,14 +255,14 @@ fn start_monitor(
 /// Waits until the agent connects.
 fn first_connection(
     monitor: &Monitor,
-    door: &Listener,
+    door: &dyn Door,
     engine: Engine,
     began: Instant,
     stop: &Cancel,
 ) -> Result<Arc<dyn Link>, BootError> {
     let limit = boot_limit(engine);
     loop {
-        match Door::accept(door, TICK) {
+        match door.accept(TICK) {
             Ok(control) => return Ok(control),
             // The device also ends when the monitor does, which says more.
             Err(_) if stop.is_cancelled() => return Err(BootError::Cancelled),

@@ -75,6 +75,12 @@ impl Vm {
         self.monitor.kill(END_SHOWS).unwrap().unwrap();
     }
 
+    /// The process id of its monitor.
+    #[cfg(test)]
+    pub(crate) fn monitor_pid(&self) -> u32 {
+        self.monitor.id()
+    }
+
     /// How long single waits for its guest may last.
     pub(crate) fn limits(&self) -> Limits {
         self.limits

@@ -5,6 +5,12 @@ mod bed;
 #[cfg(test)]
 mod ends;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod long;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod pattern;
 #[cfg(test)]
 mod slots;
