@@ -89,12 +89,21 @@ impl Vm {
     /// Says why the VM was lost, with what its monitor and its console have to say about it.
     pub(crate) fn explain(&self, lost: &Lost) -> String {
         let mut text = lost.to_string();
-        if matches!(
-            lost,
-            Lost::Closed | Lost::Connection(_) | Lost::Violation(_)
-        ) && let Ok(Some(status)) = self.monitor.wait(END_SHOWS)
-        {
-            text = format!("its monitor ended ({status})");
+        let may_be_cut = match lost {
+            Lost::Closed | Lost::Connection(_) | Lost::Violation(_) => true,
+            Lost::Silent(_)
+            | Lost::Version { .. }
+            | Lost::Nonce
+            | Lost::TooLate { .. }
+            | Lost::MonitorEnded(_)
+            | Lost::Ended => false,
+        };
+        if may_be_cut && let Ok(Some(status)) = self.monitor.wait(END_SHOWS) {
+            // A guest whose violation ended its connection powers off, in order; only a monitor that
+            // ended otherwise may be why a frame is broken.
+            if !(matches!(lost, Lost::Violation(_)) && status.success()) {
+                text = format!("its monitor ended ({status})");
+            }
         }
         text + &last_words(&self.monitor)
     }

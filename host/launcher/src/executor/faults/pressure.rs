@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::Cancel;
 use engine::executor::{Executor, StepError};
@@ -26,7 +26,7 @@ fn stall() -> Duration {
 /// first stands still and then is slow. Every line arrives in order, and so does the end: without
 /// its mark the step would not count as run. The agent needs no more memory than before.
 fn unbounded_producer(path: Transport) {
-    const LINES: u64 = 2_000_000;
+    const LINES: u64 = 1_200_000;
     let Some(build) = build_on(path, Seam::default()) else {
         return;
     };
@@ -60,18 +60,29 @@ fn a_bounded_consumer_under_an_unbounded_producer_on_the_kernels_driver() {
     unbounded_producer(Transport::Kernel);
 }
 
+/// A scenario that ends no VM.
+type Scenario = fn(&Build);
+
+const SCENARIOS: [(&str, Scenario); 6] = [
+    ("a layer that nobody takes", a_layer_that_nobody_takes),
+    ("a layer that comes slowly", a_layer_that_comes_slowly),
+    ("a million writes of one byte", a_million_writes_of_one_byte),
+    ("many small files", many_small_files),
+    ("64 steps at once", sixty_four_steps_at_once),
+    ("little memory", little_memory),
+];
+
 /// One VM, one thing after the other: what does not end a VM.
 fn one_vm(path: Transport) {
     let Some(build) = build_on(path, Seam::default()) else {
         return;
     };
     say(&build, "echo ready");
-    a_layer_that_nobody_takes(&build);
-    a_layer_that_comes_slowly(&build);
-    a_million_writes_of_one_byte(&build);
-    many_small_files(&build);
-    sixty_four_steps_at_once(&build);
-    little_memory(&build);
+    for (name, scenario) in SCENARIOS {
+        let began = Instant::now();
+        scenario(&build);
+        eprintln!("{name}: {:?}", began.elapsed());
+    }
     assert_eq!(losses(&build), [""; 0]);
     end_on(path, build);
 }
@@ -178,9 +189,9 @@ fn a_million_writes_of_one_byte(build: &Build) {
     assert_eq!(said.len(), 1_000_000);
 }
 
-/// A layer of twenty thousand files of one byte, there and back.
+/// A layer of many files of one byte, there and back.
 fn many_small_files(build: &Build) {
-    const FILES: usize = 20_000;
+    const FILES: usize = 5000;
     let mut tar = tar::Builder::new(build.store.layer_writer("small files").unwrap());
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o644);
@@ -197,16 +208,36 @@ fn many_small_files(build: &Build) {
     assert_eq!(taken.entries, FILES as u64 + 1);
 }
 
+/// All of them have printed before the first one ends, so all their connections are open.
 fn sixty_four_steps_at_once(build: &Build) {
+    let (cancel, heard) = (Cancel::new(), Heard::default());
+    let script = "echo here; exec sleep 1000";
     thread::scope(|scope| {
         let steps: Vec<_> = (0..64)
-            .map(|n| scope.spawn(move || say(build, &format!("sleep 1; seq {n} {}", n + 2000))))
+            .map(|_| {
+                let (mut heard, cancel) = (heard.clone(), &cancel);
+                scope.spawn(move || {
+                    let spec = step(&[build.base], script);
+                    build.executor.run(&spec, &mut heard, cancel)
+                })
+            })
             .collect();
-        for (n, step) in steps.into_iter().enumerate() {
-            let lines: String = (n..=n + 2000).map(|line| format!("{line}\n")).collect();
-            assert_eq!(step.join().unwrap(), lines);
-        }
+        within(BOUND, || {
+            while heard.text().lines().count() < 64 {
+                let early = steps.iter().any(thread::ScopedJoinHandle::is_finished);
+                assert!(!early, "a step ended: {}", heard.text());
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        cancel.cancel();
+        within(BOUND, || {
+            for step in steps {
+                let ended = step.join().unwrap();
+                assert!(matches!(ended, Err(StepError::Cancelled)), "{ended:?}");
+            }
+        });
     });
+    assert_eq!(heard.text(), "here\n".repeat(64));
 }
 
 /// Steps that eat all memory end, and transfers at the same time do not notice.
