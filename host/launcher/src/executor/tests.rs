@@ -157,10 +157,10 @@ impl Build {
     /// Its VM, which is at work.
     pub(super) fn guest(&self) -> Arc<super::Guest> {
         let state = self.executor.shared.lock();
-        match &state.phase {
-            super::Phase::Ready(guest) => Arc::clone(guest),
-            other => panic!("{other:?}"),
-        }
+        let super::Phase::Ready(guest) = &state.phase else {
+            panic!("{:?}", state.phase)
+        };
+        Arc::clone(guest)
     }
 
     /// Ends it; nothing may be left.
