@@ -237,6 +237,6 @@ fn dockerfiles_and_arguments_of_any_size_work_or_name_their_limit() {
     bench
         .build(&variable, &[])
         .expect_status(1)
-        .says(&["131072"]);
+        .says(&["131071"]);
     bench.check_clean();
 }

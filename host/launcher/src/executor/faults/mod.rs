@@ -161,9 +161,11 @@ impl Output for Lines {
         assert_eq!(stream, Stream::Stdout, "{}", String::from_utf8_lossy(data));
         self.gated.take(data);
         self.rest.extend_from_slice(data);
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            assert_eq!(line, format!("{}\n", self.next).into_bytes());
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n');
+        let rest = self.rest.split_off(whole.map_or(0, |end| end + 1));
+        let lines = std::mem::replace(&mut self.rest, rest);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            assert_eq!(line, format!("{}\n", self.next).as_bytes());
             self.next += 1;
         }
     }

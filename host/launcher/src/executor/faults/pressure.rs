@@ -191,7 +191,7 @@ fn a_million_writes_of_one_byte(build: &Build) {
 
 /// A layer of many files of one byte, there and back.
 fn many_small_files(build: &Build) {
-    const FILES: usize = 5000;
+    const FILES: usize = 2000;
     let mut tar = tar::Builder::new(build.store.layer_writer("small files").unwrap());
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o644);
