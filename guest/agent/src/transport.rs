@@ -25,8 +25,10 @@ pub(crate) use ring::Ring;
 pub(crate) use socket::Socket;
 pub(crate) use socket::Vsock;
 
-/// How long the host may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the host may do nothing: not accept a connection, or not take a packet. Longer than
+/// anybody lets a build sleep: a host that was stopped goes on where it was, and so must we. One that
+/// died takes the monitor with it, and one that lives has limits of its own.
+const HOST_SLEEPS: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How often a refused connection is tried: at boot the host may be later than we are.
 const CONNECT_ATTEMPTS: u32 = 100;

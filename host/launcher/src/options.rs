@@ -46,6 +46,9 @@ pub struct Options {
     pub trampoline: Trampoline,
     /// Is told what happens to the VM.
     pub watcher: Watcher,
+    /// What stands between host and guest.
+    #[cfg(test)]
+    pub(crate) seam: crate::session::proxy::Seam,
 }
 
 impl Options {
@@ -65,6 +68,8 @@ impl Options {
             network: true,
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
+            #[cfg(test)]
+            seam: crate::session::proxy::Seam::default(),
         }
     }
 }

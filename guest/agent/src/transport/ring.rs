@@ -6,7 +6,7 @@ use std::io::{self, BufRead, IoSlice, Read, Write};
 use anyhow::Result;
 use vsock_ring::{Chunk, Config, Endpoint, SendBuffer, Stream, pci};
 
-use super::{CONNECT_TIMEOUT, Connect, Connection, patiently};
+use super::{Connect, Connection, HOST_SLEEPS, patiently};
 
 /// The device, driven from here.
 #[derive(Debug)]
@@ -15,7 +15,10 @@ pub(crate) struct Ring(Endpoint);
 impl Ring {
     /// Takes the device over from the kernel.
     pub(crate) fn start() -> Result<Self> {
-        let config = Config::default();
+        let config = Config {
+            device_timeout: HOST_SLEEPS,
+            ..Config::default()
+        };
         let parts = pci::bind(&config)?;
         Ok(Self(Endpoint::start(parts, config)?))
     }
@@ -24,7 +27,7 @@ impl Ring {
 impl Connect for Ring {
     fn connect(&self) -> Result<Box<dyn Connection>> {
         patiently(|| {
-            let stream = self.0.connect(wire::PORT, CONNECT_TIMEOUT)?;
+            let stream = self.0.connect(wire::PORT, HOST_SLEEPS)?;
             Ok(Handle::from(stream))
         })
     }

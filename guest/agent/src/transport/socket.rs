@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr};
 use nix::sys::socket::{connect, shutdown, socket};
 
-use super::{CONNECT_TIMEOUT, Connect, Connection, patiently, retry};
+use super::{Connect, Connection, HOST_SLEEPS, patiently, retry};
 use crate::sys;
 
 /// The host's context id.
@@ -125,7 +125,7 @@ fn connect_once() -> Result<OwnedFd, Errno> {
         None,
     )?;
     sys::set_vsock_buffer(socket.as_fd(), SOCKET_BUFFER)?;
-    sys::set_vsock_connect_timeout(socket.as_fd(), CONNECT_TIMEOUT)?;
+    sys::set_vsock_connect_timeout(socket.as_fd(), HOST_SLEEPS)?;
     connect(socket.as_raw_fd(), &VsockAddr::new(HOST, wire::PORT))?;
     Ok(socket)
 }

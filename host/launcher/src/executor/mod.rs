@@ -13,6 +13,9 @@
 
 #[cfg(test)]
 mod death;
+#[cfg(test)]
+#[expect(clippy::print_stderr, reason = "figures, for those who ask for them")]
+mod faults;
 mod home;
 mod sealed;
 mod step;

@@ -304,7 +304,7 @@ fn check_exit(exit: Exit) -> Result<(), StepError> {
     })
 }
 
-fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
+pub(super) fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) -> RunStep {
     let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
     RunStep {
         step: number,

@@ -19,14 +19,19 @@ pub(super) struct Build {
     pub(super) executor: VmExecutor,
     pub(super) store: Store,
     pub(super) base: DiffId,
-    notices: Arc<Mutex<Vec<Notice>>>,
+    pub(super) notices: Arc<Mutex<Vec<Notice>>>,
     dir: Option<tempfile::TempDir>,
 }
 
 /// A build in a real VM, with a store of its own; `None` if this run has no image.
 fn build() -> Option<Build> {
+    build_with(|_| {})
+}
+
+/// The same with other options.
+pub(super) fn build_with(change: impl FnOnce(&mut Options)) -> Option<Build> {
     let dir = tempfile::tempdir().unwrap();
-    let build = build_in(dir.path())?;
+    let build = build_at(dir.path(), change)?;
     Some(Build {
         dir: Some(dir),
         ..build
@@ -35,6 +40,10 @@ fn build() -> Option<Build> {
 
 /// The same with the store in this directory.
 pub(super) fn build_in(dir: &Path) -> Option<Build> {
+    build_at(dir, |_| {})
+}
+
+fn build_at(dir: &Path, change: impl FnOnce(&mut Options)) -> Option<Build> {
     let image = real_image()?;
     let options = OpenOptions {
         command: "a test".into(),
@@ -44,7 +53,7 @@ pub(super) fn build_in(dir: &Path) -> Option<Build> {
     let base = busybox(&store).diff_id;
     let notices = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notices);
-    let options = Options {
+    let mut options = Options {
         accel: Accel::Tcg,
         memory_mib: Some(1024),
         disk_size: 8 << 30,
@@ -52,6 +61,7 @@ pub(super) fn build_in(dir: &Path) -> Option<Build> {
         watcher: Watcher::new(move |notice| heard.lock().unwrap().push(notice.clone())),
         ..Options::new(VmImage::open(&image).unwrap())
     };
+    change(&mut options);
     let executor = VmExecutor::new(store.clone(), options);
     Some(Build {
         executor,
@@ -89,14 +99,17 @@ pub(super) fn busybox(store: &Store) -> Layer {
     let mut link = tar::Header::new_ustar();
     link.set_entry_type(tar::EntryType::Symlink);
     link.set_size(0);
-    for name in ["sh", "echo", "cat", "sleep", "dd", "ls", "yes", "head"] {
+    for name in [
+        "sh", "echo", "cat", "sleep", "dd", "ls", "yes", "head", "seq", "md5sum", "awk", "tail",
+        "wc", "cp",
+    ] {
         tar.append_link(&mut link, format!("bin/{name}"), "busybox")
             .unwrap();
     }
     tar.into_inner().unwrap().finish().unwrap()
 }
 
-fn step(layers: &[DiffId], script: &str) -> StepSpec {
+pub(super) fn step(layers: &[DiffId], script: &str) -> StepSpec {
     StepSpec {
         name: format!("RUN {script}"),
         layers: layers.to_vec(),
@@ -114,7 +127,7 @@ fn step(layers: &[DiffId], script: &str) -> StepSpec {
 }
 
 #[derive(Debug, Default, Clone)]
-struct Heard(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Heard(Arc<Mutex<Vec<u8>>>);
 
 impl Output for Heard {
     fn write(&mut self, _: Stream, data: &[u8]) {
@@ -123,7 +136,7 @@ impl Output for Heard {
 }
 
 impl Heard {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
@@ -139,6 +152,15 @@ impl Build {
             .executor
             .run(&step(layers, script), &mut heard, &Cancel::new())?;
         Ok((done.layer, heard.text()))
+    }
+
+    /// Its VM, which is at work.
+    pub(super) fn guest(&self) -> Arc<super::Guest> {
+        let state = self.executor.shared.lock();
+        let super::Phase::Ready(guest) = &state.phase else {
+            panic!("{:?}", state.phase)
+        };
+        Arc::clone(guest)
     }
 
     /// Ends it; nothing may be left.
@@ -277,11 +299,7 @@ fn a_vm_whose_monitor_is_killed_is_replaced_once() {
 }
 
 fn kill_monitor(build: &Build) {
-    let state = build.executor.shared.lock();
-    let super::Phase::Ready(guest) = &state.phase else {
-        panic!("{:?}", state.phase)
-    };
-    guest.vm.kill_monitor();
+    build.guest().vm.kill_monitor();
 }
 
 #[test]

@@ -26,6 +26,10 @@ mod verbs;
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
+pub(crate) mod proxy;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

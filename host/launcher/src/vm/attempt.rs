@@ -155,6 +155,8 @@ fn assemble(
     parts.disk_row = Some(recorded.map_err(BootError::Record)?);
     let dir = make_dir(context, parts)?;
     let (vsock, door) = open_door(&context.options.bridge, &dir, parts)?;
+    #[cfg(test)]
+    let door = context.options.seam.door(door);
     let began = Instant::now();
     let monitor = start_monitor(context, engine, &dir, &image, vsock, parts)?;
     let control = first_connection(&monitor, &*door, engine, began, stop)?;
@@ -165,6 +167,8 @@ fn assemble(
         limits: limits(engine),
         pulse: Pulse::default(),
     };
+    #[cfg(test)]
+    let terms = context.options.seam.adjust(terms);
     let session = Session::open(control, door, terms).map_err(|source| BootError::Agent {
         source,
         words: last_words(&monitor),

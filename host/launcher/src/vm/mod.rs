@@ -78,6 +78,12 @@ impl Vm {
         self.monitor.kill(END_SHOWS).unwrap().unwrap();
     }
 
+    /// The process id of its monitor.
+    #[cfg(test)]
+    pub(crate) fn monitor_pid(&self) -> u32 {
+        self.monitor.id()
+    }
+
     /// How long single waits for its guest may last.
     pub(crate) fn limits(&self) -> Limits {
         self.limits
@@ -86,12 +92,21 @@ impl Vm {
     /// Says why the VM was lost, with what its monitor and its console have to say about it.
     pub(crate) fn explain(&self, lost: &Lost) -> String {
         let mut text = lost.to_string();
-        if matches!(
-            lost,
-            Lost::Closed | Lost::Connection(_) | Lost::Violation(_)
-        ) && let Ok(Some(status)) = self.monitor.wait(END_SHOWS)
-        {
-            text = format!("its monitor ended ({status})");
+        let may_be_cut = match lost {
+            Lost::Closed | Lost::Connection(_) | Lost::Violation(_) => true,
+            Lost::Silent(_)
+            | Lost::Version { .. }
+            | Lost::Nonce
+            | Lost::TooLate { .. }
+            | Lost::MonitorEnded(_)
+            | Lost::Ended => false,
+        };
+        if may_be_cut && let Ok(Some(status)) = self.monitor.wait(END_SHOWS) {
+            // A guest whose violation ended its connection powers off, in order; only a monitor that
+            // ended otherwise may be why a frame is broken.
+            if !(matches!(lost, Lost::Violation(_)) && status.success()) {
+                text = format!("its monitor ended ({status})");
+            }
         }
         text + &last_words(&self.monitor)
     }

@@ -257,9 +257,18 @@ impl Bed {
     }
 
     pub(crate) fn with(config: vsock_ring::Config) -> Self {
+        Self::with_both(config, |_| {})
+    }
+
+    /// A bed with other sizes on both sides.
+    pub(crate) fn with_both(
+        config: vsock_ring::Config,
+        change: impl FnOnce(&mut vsock::Config),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("vsock");
-        let host = vsock::Config::new(GuestCid::try_from(3).unwrap());
+        let mut host = vsock::Config::new(GuestCid::try_from(3).unwrap());
+        change(&mut host);
         let device = Device::start(&socket, host).unwrap();
         Self {
             guest: drive(&socket, config),

@@ -7,6 +7,12 @@ mod conform;
 #[cfg(test)]
 mod ends;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod long;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod pattern;
 #[cfg(test)]
 mod slots;

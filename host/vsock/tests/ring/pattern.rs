@@ -39,3 +39,62 @@ impl Checker {
         }
     }
 }
+
+/// A stream of any length, made of pieces that are cut from one block: it costs nothing to make, and
+/// a lost, doubled or swapped piece shows as much as a wrong byte.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    block: vsock::Bytes,
+}
+
+impl Pieces {
+    /// Bytes of a piece.
+    pub(crate) const LEN: usize = 1 << 20;
+
+    /// How many different pieces there are.
+    const KINDS: u64 = 4093;
+
+    pub(crate) fn new() -> Self {
+        let words = Self::KINDS * 8 + Self::LEN as u64;
+        Self {
+            block: piece(0, usize::try_from(words).unwrap()).into(),
+        }
+    }
+
+    /// Piece number `n`.
+    pub(crate) fn get(&self, n: u64) -> vsock::Bytes {
+        let start = usize::try_from(n % Self::KINDS).unwrap() * 8;
+        self.block.slice(start..start + Self::LEN)
+    }
+}
+
+/// Compares a stream with [`Pieces`].
+#[derive(Debug)]
+pub(crate) struct PieceChecker {
+    pieces: Pieces,
+    pub(crate) offset: u64,
+}
+
+impl PieceChecker {
+    pub(crate) fn new() -> Self {
+        Self {
+            pieces: Pieces::new(),
+            offset: 0,
+        }
+    }
+
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (n, within) = (
+                self.offset / Pieces::LEN as u64,
+                usize::try_from(self.offset % Pieces::LEN as u64).unwrap(),
+            );
+            let piece = self.pieces.get(n);
+            let len = bytes.len().min(piece.len() - within);
+            let (now, rest) = bytes.split_at(len);
+            assert!(now == &piece[within..within + len], "in piece {n}");
+            self.offset += len as u64;
+            bytes = rest;
+        }
+    }
+}
