@@ -84,7 +84,7 @@ fn check_builds(device: &Device, vsock: &str, transport: &str, driver: &str) {
     let metadata: String = metadata.split_whitespace().collect();
     assert!(metadata.contains(&found), "{metadata}");
     bench.check_clean();
-    let door = format!("{}_1024", device.uds().display());
+    let door = format!("{}_3325", device.uds().display());
     assert!(!Path::new(&door).exists(), "the door has gone with the VM");
 }
 
@@ -104,7 +104,7 @@ fn a_device_that_calls_sockets_by_port_serves_the_kernels_driver() {
 #[test]
 fn a_device_that_calls_one_socket_serves_our_driver() {
     let device = Device::start();
-    let door = format!("{}_1024", device.uds().display());
+    let door = format!("{}_3325", device.uds().display());
     let vsock = format!("{},port={door}", device.socket().display());
     check_builds(&device, &vsock, "ring", "ring");
 }

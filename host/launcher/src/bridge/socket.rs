@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +32,16 @@ pub(crate) struct SocketDoor {
 }
 
 impl SocketDoor {
-    /// A Unix socket with this name, which must not exist.
+    /// A Unix socket with this name, which nobody may listen on. One that a killed process left
+    /// behind is replaced.
     pub(crate) fn unix(path: &Path) -> io::Result<Self> {
         let address = UnixAddr::new(path)?;
         let listener = open(AddressFamily::Unix)?;
         // On Linux the name gets the mode that the socket has, so it is never open to others.
         fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        if is_abandoned(path) {
+            std::fs::remove_file(path)?;
+        }
         let mut door = Self::bound(listener, &address, None)?;
         door.name = Some(Name(path.to_owned()));
         Ok(door)
@@ -65,6 +71,16 @@ impl SocketDoor {
         let address = getpeername::<VsockAddr>(caller.as_raw_fd());
         address.is_ok_and(|address| address.cid() == cid)
     }
+}
+
+/// Whether this is the name of a socket that does not exist any more. Asked with a socket of
+/// another type, which a living one refuses for its type and without taking it for a caller.
+fn is_abandoned(path: &Path) -> bool {
+    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    asked.is_err_and(|err| err.kind() == io::ErrorKind::ConnectionRefused)
+        && path
+            .symlink_metadata()
+            .is_ok_and(|found| found.file_type().is_socket())
 }
 
 fn open(family: AddressFamily) -> io::Result<OwnedFd> {

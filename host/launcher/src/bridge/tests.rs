@@ -20,7 +20,7 @@ fn a_bridge_has_a_device_and_a_way_to_find_the_door() {
     check("embedded", Bridge::Embedded);
     check("host", Bridge::Host);
     let device = |door: &str| Bridge::Device("/run/device".into(), door.into());
-    check("/run/device,uds=/run/vm", device("/run/vm_1024"));
+    check("/run/device,uds=/run/vm", device("/run/vm_3325"));
     check("/run/device,port=/run/agent", device("/run/agent"));
     let with_comma = Bridge::Device("/a,b".into(), "/run/agent".into());
     check("/a,b,port=/run/agent", with_comma);
@@ -32,7 +32,7 @@ fn a_relative_path_is_that_of_this_process() {
     let Ok(Bridge::Device(device, door)) = "d,uds=u".parse() else {
         panic!("a device");
     };
-    assert_eq!([device, door], [here.join("d"), here.join("u_1024")]);
+    assert_eq!([device, door], [here.join("d"), here.join("u_3325")]);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn context_ids_are_never_reserved_ones() {
 #[test]
 fn a_connection_of_the_guest_comes_through_the_door() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("vm_1024");
+    let path = dir.path().join("vm_3325");
     let door = SocketDoor::unix(&path).unwrap();
     let late = door.accept(Duration::from_millis(1)).unwrap_err();
     assert_eq!(late.kind(), ErrorKind::TimedOut);
@@ -110,6 +110,22 @@ fn a_door_is_for_this_user_and_takes_its_name_along() {
     assert!(path.exists(), "it belongs to the other one");
     drop(door);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_name_that_a_killed_process_left_is_taken_over_and_a_file_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("door");
+    // The standard library's listener leaves its name.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let door = SocketDoor::unix(&path).unwrap();
+    let _guest = UnixStream::connect(&path).unwrap();
+    door.accept(PATIENCE).unwrap();
+    drop(door);
+    std::fs::write(&path, "mine").unwrap();
+    let taken = SocketDoor::unix(&path).unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::AddrInUse);
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
 }
 
 /// A kernel without vsock has no such sockets at all; one with it lets us listen without privilege,

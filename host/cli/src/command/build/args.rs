@@ -128,7 +128,7 @@ pub(in crate::command) struct Args {
     ///
     /// `embedded` is this program, the fastest way by far. `host` is the kernel of this machine
     /// (/dev/vhost-vsock). DEVICE is the vhost-user socket of a device that is running already, such
-    /// as vhost-device-vsock; it brings the connections of the VM to the Unix socket PATH_1024, or
+    /// as vhost-device-vsock; it brings the connections of the VM to the Unix socket PATH_3325, or
     /// to PATH itself with `port=`. It serves one build at a time.
     #[arg(
         long,
