@@ -83,7 +83,7 @@ impl Disk {
         fs::create_dir_all(MOUNT)?;
         // Times of access would be writes. What is freed goes back to the host. Inode tables are
         // not zeroed in the background: their checksums tell unused ones.
-        let options = "discard,noinit_itable,data=writeback,nobarrier,commit=60";
+        let options = "discard,noinit_itable";
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
         mount(Some(DEVICE), MOUNT, Some("ext4"), flags, Some(options))
             .context("cannot mount the guest disk")?;
