@@ -241,12 +241,6 @@ impl std::fmt::Debug for Body {
 }
 
 impl Body {
-    /// The header of the frame.
-    #[must_use]
-    pub const fn header(&self) -> Header {
-        self.header
-    }
-
     /// How many bytes are to come, at most [`Kind::max_body`].
     #[must_use]
     pub const fn left(&self) -> u32 {

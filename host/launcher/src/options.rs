@@ -72,9 +72,7 @@ impl Options {
             seam: crate::session::proxy::Seam::default(),
         }
     }
-}
 
-impl Options {
     /// By which driver the guest is to reach its device. Who does not say gets the kernel's with a
     /// foreign device: that is the driver it was made for, and a device may refuse slots as large as
     /// ours without a word.

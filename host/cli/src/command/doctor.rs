@@ -1,13 +1,13 @@
 //! `cofferdam doctor`: what this machine lacks.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use engine::Cancel;
-use launcher::bridge::NotABridge;
 use launcher::monitor::qemu::{PROGRAM, Qemu};
 use launcher::{BootError, Options, VmImage};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ enum State {
     Bad,
 }
 
-impl fmt::Display for State {
+impl Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Good => "ok",
@@ -191,6 +191,18 @@ fn kvm(device: &Path) -> Finding {
     }
 }
 
+/// What a variable says, as the option of a build that it stands for reads it.
+fn from_environment<T>(variable: &str) -> Result<Option<T>, Failure>
+where
+    T: FromStr<Err: Display>,
+{
+    let value = std::env::var_os(variable);
+    let parsed = value.map(|value| value.to_string_lossy().parse());
+    parsed
+        .transpose()
+        .map_err(|error: T::Err| Failure::usage(error.to_string()))
+}
+
 /// Boots the VM as a build would, and ends it.
 fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failure> {
     let image = match VmImage::open(dir) {
@@ -202,13 +214,11 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
         super::complain("cancelling; once more to leave at once");
     })?;
     let mut options = Options::new(image);
-    if let Some(transport) = std::env::var_os("COFFERDAM_TRANSPORT") {
-        let transport = transport.to_string_lossy().parse::<launcher::Transport>();
-        options.transport = transport.map_err(|error| Failure::usage(error.to_string()))?;
+    if let Some(transport) = from_environment("COFFERDAM_TRANSPORT")? {
+        options.transport = transport;
     }
-    if let Some(vsock) = std::env::var_os("COFFERDAM_VSOCK") {
-        let bridge = vsock.to_string_lossy().parse();
-        options.bridge = bridge.map_err(|error: NotABridge| Failure::usage(error.to_string()))?;
+    if let Some(bridge) = from_environment("COFFERDAM_VSOCK")? {
+        options.bridge = bridge;
     }
     let store = common.open()?;
     let booted = launcher::boot_once(&store, &options, &cancel);
