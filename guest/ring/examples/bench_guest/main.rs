@@ -39,15 +39,7 @@ fn main() {
 }
 
 fn serve() -> Outcome<()> {
-    let is_ring = |cmdline: &str| cmdline.split_whitespace().any(|word| word == "bench=ring");
-    let cmdline = vm::begin(|cmdline| {
-        if is_ring(cmdline) {
-            &["first"]
-        } else {
-            &["first", "fallback"]
-        }
-    })?;
-    if is_ring(&cmdline) {
+    if vm::begin("bench=ring")? {
         let config = Config::default();
         let endpoint = Endpoint::start(pci::bind(&config)?, config)?;
         let connect = |_| {

@@ -23,15 +23,21 @@ const SOCKET_BUFFER: u64 = 4 << 20;
 const SO_VM_SOCKETS_BUFFER_SIZE: i32 = 0;
 const SO_VM_SOCKETS_BUFFER_MAX_SIZE: i32 = 2;
 
-/// Mounts what programs need, loads the modules whose lines begin with one of these words, and
-/// returns the kernel command line.
-pub(crate) fn begin(groups: impl FnOnce(&str) -> &'static [&'static str]) -> Outcome<String> {
+/// Mounts what programs need, and loads the modules of one of the two drivers. Returns whether that
+/// is this crate's: the kernel command line has `word` then.
+pub(crate) fn begin(word: &str) -> Outcome<bool> {
     for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)?;
     }
     let cmdline = fs::read_to_string("/proc/cmdline")?;
-    load_modules(groups(&cmdline))?;
-    Ok(cmdline)
+    let is_ring = cmdline.split_whitespace().any(|said| said == word);
+    let groups: &[&str] = if is_ring {
+        &["first"]
+    } else {
+        &["first", "fallback"]
+    };
+    load_modules(groups)?;
+    Ok(is_ring)
 }
 
 /// Powers off. Returns only if that fails, and then the kernel stops on the end of its first

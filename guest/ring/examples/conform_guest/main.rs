@@ -44,15 +44,7 @@ fn main() {
 }
 
 fn serve() -> Outcome<()> {
-    let is_ring = |cmdline: &str| cmdline.contains("conform=ring");
-    let cmdline = vm::begin(|cmdline| {
-        if is_ring(cmdline) {
-            &["first"]
-        } else {
-            &["first", "fallback"]
-        }
-    })?;
-    let side: Box<dyn Side> = if is_ring(&cmdline) {
+    let side: Box<dyn Side> = if vm::begin("conform=ring")? {
         let config = Config::default();
         Box::new(Endpoint::start(pci::bind(&config)?, config)?)
     } else {

@@ -26,6 +26,8 @@ mod host;
 #[path = "../../../../guest/ring/examples/bench_guest/obey.rs"]
 mod obey;
 mod plain;
+#[path = "../../tests/ring/qemu.rs"]
+mod qemu;
 mod stock;
 mod vm;
 

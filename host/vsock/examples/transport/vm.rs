@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use vsock::{Config, Device, GuestCid};
 
 use crate::host::Lab;
 use crate::obey::STREAMS;
+use crate::qemu::machine;
 use crate::{Outcome, PORT, Plan, links};
 
 /// No boot takes this long, not even an emulated one on a busy machine.
@@ -47,27 +48,10 @@ pub(crate) fn run(
 /// Starts a VM of these files: kernel, initramfs, and the kernel command line.
 pub(crate) fn boot(socket: &Path, console: &Path, files: [&str; 3]) -> Outcome<Process> {
     let [kernel, initramfs, cmdline] = files;
-    let mut command = qemu(socket);
+    let mut command = machine(socket, 1024);
     command.args(["-kernel", kernel, "-initrd", initramfs, "-append", cmdline]);
     command.stdout(File::create(console)?);
     Ok(Process(command.stdin(Stdio::null()).spawn()?))
-}
-
-/// A machine like the launcher's, without the devices that only builds need.
-fn qemu(socket: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-machine", "q35,memory-backend=mem,vmport=off,usb=off"]);
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"]);
-    command.args(["-smp", "2", "-m", "1024M", "-object"]);
-    command.arg("memory-backend-memfd,id=mem,share=on,size=1024M");
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
-    command.args(["-display", "none", "-serial", "stdio", "-chardev"]);
-    command.arg(format!("socket,id=vsock,path={}", socket.display()));
-    command.args([
-        "-device",
-        "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
-    ]);
-    command
 }
 
 /// A process that ends with its owner.

@@ -15,6 +15,8 @@ mod memory;
 #[cfg(test)]
 mod pattern;
 #[cfg(test)]
+mod qemu;
+#[cfg(test)]
 mod slots;
 #[cfg(test)]
 mod speed;

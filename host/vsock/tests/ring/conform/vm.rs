@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::order::{Order, answer_from_line};
 use super::side::{Door, End, PATIENCE, Side};
+use crate::qemu::machine;
 
 /// Where `cargo xtask test` says that the VM's files are: `vmlinuz`, `initramfs.cpio` and `cmdline`.
 const FILES: &str = "COFFERDAM_CONFORM_VM";
@@ -116,23 +117,13 @@ impl Drop for Machine {
     }
 }
 
-/// A machine like the launcher's, without disk and network, and with a second serial line.
+/// The machine, with a second serial line.
 fn qemu(socket: &Path, orders: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-machine", "q35,memory-backend=mem,vmport=off,usb=off"]);
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"]);
-    command.args(["-smp", "2", "-m", "512M", "-object"]);
-    command.arg("memory-backend-memfd,id=mem,share=on,size=512M");
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
-    command.args(["-display", "none", "-serial", "stdio", "-chardev"]);
+    let mut command = machine(socket, 512);
     let orders = orders.display();
+    command.arg("-chardev");
     command.arg(format!("socket,id=orders,path={orders},server=on,wait=off"));
-    command.args(["-serial", "chardev:orders", "-chardev"]);
-    command.arg(format!("socket,id=vsock,path={}", socket.display()));
-    command.args([
-        "-device",
-        "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
-    ]);
+    command.args(["-serial", "chardev:orders"]);
     command
 }
 
