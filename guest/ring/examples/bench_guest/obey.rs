@@ -198,13 +198,19 @@ impl Checker {
     }
 }
 
-/// Whether these are not the words that begin with `want`. Compares all of them: without an early
-/// end the compiler does several at a time.
+/// Whether these are not the words that begin with `want`. Compares all of them, a word at a time:
+/// an emulator is three times faster at that than at vectors. The rotation loses no difference, and
+/// keeps the compiler from making vectors of it; groups keep its loops long.
 fn differs(words: &[[u8; 8]], mut want: u64) -> bool {
-    let mut difference = 0;
-    for word in words {
-        difference |= u64::from_le_bytes(*word) ^ want;
+    let mut difference: u64 = 0;
+    let mut compare = |word: &[u8; 8]| {
+        difference = difference.rotate_left(1) | (u64::from_le_bytes(*word) ^ want);
         want = want.wrapping_add(STEP);
+    };
+    let (groups, rest) = words.as_chunks::<16>();
+    for group in groups {
+        group.iter().for_each(&mut compare);
     }
+    rest.iter().for_each(compare);
     difference != 0
 }
