@@ -57,6 +57,10 @@ const RELEASE: Duration = Duration::from_secs(10);
 /// that it succeeded.
 const BLOCK: u64 = 4096;
 
+/// Bytes that wait in memory before the kernel begins to write them to the disk, while more come.
+/// By default it is a tenth of the memory, and sealing a layer then waits for all of that.
+const WRITE_EARLY: u64 = 64 << 20;
+
 /// Directory of a step.
 pub(crate) fn step_dir(step: u64) -> PathBuf {
     Path::new(STEPS).join(step.to_string())
@@ -80,6 +84,8 @@ impl Disk {
             .seek(SeekFrom::End(0))
             .context("cannot tell the size of the guest disk")?;
         drop(device);
+        fs::write("/proc/sys/vm/dirty_background_bytes", WRITE_EARLY.to_string())
+            .context("cannot say when to write to the guest disk")?;
         fs::create_dir_all(MOUNT)?;
         // Times of access would be writes. What is freed goes back to the host. Inode tables are
         // not zeroed in the background: their checksums tell unused ones.

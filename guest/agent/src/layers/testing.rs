@@ -14,10 +14,10 @@ use crate::tree::{Graveyard, LIST};
 
 /// Ends a test that only root can do, and says so.
 macro_rules! require_root {
-    () => {
+    ($($done:expr)?) => {
         if !nix::unistd::geteuid().is_root() {
             crate::layers::testing::skipped("needs root");
-            return;
+            return $($done)?;
         }
     };
 }

@@ -6,60 +6,38 @@
 //! mode and capabilities, because a change of owner clears both; times last, and those of
 //! directories when all of their entries are there.
 
+mod files;
+mod writers;
+
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsStr};
-use std::fs::{File, Permissions};
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io::{BufRead, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::rc::Rc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, UtimensatFlags, fchmod, fstat};
-use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mkdirat, mknodat, utimensat};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, makedev, mkdirat, mknodat};
+use nix::unistd::linkat;
 
+use self::files::mode;
+use self::writers::{LARGEST, NewFile, Writers};
 use super::Implicit;
 use crate::archive::{Entry, Kind, OPAQUE, Reader, Time, WHITEOUT, WHITEOUT_META};
 use crate::fault;
 use crate::tree::{self, Graveyard};
 
+pub(crate) use files::{Attributes, by_number, describe, set_time};
+
 /// The attribute by which overlayfs knows a directory that hides lower ones.
 pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
-/// Attributes that belong to overlayfs: a layer that brought its own could redirect lookups.
-const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
-
 /// The attribute of a directory that what is made in it inherits.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-
-/// What a directory or file has beside its content.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Attributes {
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Attributes {
-    /// What a directory gets that no entry describes.
-    pub(crate) const fn implicit() -> Self {
-        let mtime = Time { secs: 0, nanos: 0 };
-        Self {
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime,
-            xattrs: Vec::new(),
-        }
-    }
-}
 
 /// Unpacks a tar below `root`, which is empty. Reads to the mark that ends the tar.
 pub(super) fn unpack(
@@ -67,23 +45,26 @@ pub(super) fn unpack(
     graves: &Graveyard,
     tar: &mut impl BufRead,
 ) -> Result<Implicit> {
-    let mut target = Target::new(root, graves);
-    let mut reader = Reader::new(tar);
-    while let Some(entry) = reader.next()? {
-        let path = entry.path.clone();
-        target
-            .entry(entry, &mut reader)
-            .with_context(|| format!("layer entry {}", path.escape_ascii()))?;
-    }
-    target.finish()
+    thread::scope(|scope| {
+        let mut target = Target::new(root, graves, Writers::start(scope)?);
+        let mut reader = Reader::new(tar);
+        while let Some(entry) = reader.next()? {
+            let path = entry.path.clone();
+            target
+                .entry(entry, &mut reader)
+                .map_err(|error| files::at(&path, error))?;
+        }
+        target.finish()
+    })
 }
 
 /// The tree that is being made.
 struct Target<'a> {
-    root: Rc<OwnedFd>,
+    root: Arc<OwnedFd>,
     graves: &'a Graveyard,
+    writers: Writers,
     /// The directory of the last entry: the next one is usually in it too.
-    parent: (Vec<u8>, Rc<OwnedFd>),
+    parent: (Vec<u8>, Arc<OwnedFd>),
     implicit: Implicit,
     /// Times of directories, to be set when nothing in them changes any more: path, NUL, seconds,
     /// nanoseconds. Packed, since a layer may have very many.
@@ -93,12 +74,13 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(root: OwnedFd, graves: &'a Graveyard) -> Self {
-        let root = Rc::new(root);
+    fn new(root: OwnedFd, graves: &'a Graveyard, writers: Writers) -> Self {
+        let root = Arc::new(root);
         let mut target = Self {
-            parent: (Vec::new(), Rc::clone(&root)),
+            parent: (Vec::new(), Arc::clone(&root)),
             root,
             graves,
+            writers,
             implicit: Implicit::default(),
             times: Vec::new(),
             default_acls: BTreeMap::new(),
@@ -119,30 +101,43 @@ impl<'a> Target<'a> {
                 entry.kind == Kind::Directory,
                 "the root of a layer is no directory"
             );
-            return self.describe_dir(b"", c".", Rc::clone(&self.root).as_fd(), entry);
+            return self.describe_dir(b"", c".", Arc::clone(&self.root).as_fd(), entry);
         };
+        let (name, is_whiteout) = match name.strip_prefix(WHITEOUT) {
+            Some(_) if name == OPAQUE => (c".".to_owned(), true),
+            Some(name) => (plain(name)?, true),
+            None => (plain(name)?, false),
+        };
+        self.settle_before(dir, &name, &entry.kind)?;
         self.enter(dir)?;
-        let parent = Rc::clone(&self.parent.1);
-        if name == OPAQUE {
-            return set_opaque(parent.as_fd(), c".");
-        } else if let Some(name) = name.strip_prefix(WHITEOUT) {
-            return whiteout(parent.as_fd(), &plain(name)?);
-        }
-        let name = plain(name)?;
+        let parent = Arc::clone(&self.parent.1);
         match &entry.kind {
+            _ if is_whiteout && name.as_c_str() == c"." => set_opaque(parent.as_fd(), c"."),
+            _ if is_whiteout => whiteout(parent.as_fd(), &name),
             Kind::Directory => {
                 self.make_dir(parent.as_fd(), &name)?;
                 self.describe_dir(&path, &name, parent.as_fd(), entry)
             }
-            Kind::File(_) => self.make_file(parent.as_fd(), &name, &entry, reader),
+            Kind::File(_) => self.make_file(&path, name, entry, reader),
             Kind::Hardlink(link) => self.make_link(parent.as_fd(), &name, link),
             Kind::Symlink(_) | Kind::Char(..) | Kind::Block(..) | Kind::Fifo => {
                 self.replace(parent.as_fd(), &name, || {
-                    make_special(parent.as_fd(), &name, &entry)
+                    files::make_special(parent.as_fd(), &name, &entry)
                 })?;
-                describe_special(parent.as_fd(), &name, &entry)
+                files::describe_special(parent.as_fd(), &name, &entry)
             }
         }
+    }
+
+    /// Waits for the files that are being made if an entry is about one of them.
+    fn settle_before(&mut self, dir: &[u8], name: &CStr, kind: &Kind) -> Result<()> {
+        let path = [dir, name.to_bytes()].join(&b'/');
+        let path = path.strip_prefix(b"/").unwrap_or(&path);
+        let mut is_touched = self.writers.touches(path);
+        if let Kind::Hardlink(target) = kind {
+            is_touched |= self.writers.touches(&normal(target)?);
+        }
+        if is_touched { self.settle() } else { Ok(()) }
     }
 
     /// Makes `dir` the current parent; makes it and those above it if they are missing.
@@ -157,7 +152,7 @@ impl<'a> Target<'a> {
             }
             found => found.context("cannot open the directory of this path")?,
         };
-        self.parent = (dir.to_vec(), Rc::new(found));
+        self.parent = (dir.to_vec(), Arc::new(found));
         Ok(())
     }
 
@@ -206,9 +201,11 @@ impl<'a> Target<'a> {
     ) -> Result<()> {
         match make() {
             Err(Errno::EEXIST) => {
+                // Some of what is being made may be below it.
+                self.settle()?;
                 self.graves.remove(parent, name)?;
                 // It may have been above the directory that is remembered.
-                self.parent = (Vec::new(), Rc::clone(&self.root));
+                self.parent = (Vec::new(), Arc::clone(&self.root));
                 Ok(make()?)
             }
             done => Ok(done?),
@@ -244,7 +241,7 @@ impl<'a> Target<'a> {
     ) -> Result<()> {
         let dir = openat(parent, name, tree::LIST, Mode::empty())?;
         self.remember_time(path, entry.mtime);
-        let mut attributes = attributes(entry);
+        let mut attributes = files::attributes(entry);
         // What is made in a directory inherits this one, so it is set when everything is there.
         self.default_acls.remove(path);
         attributes.xattrs.retain(|(name, value)| {
@@ -257,35 +254,55 @@ impl<'a> Target<'a> {
         describe(dir.as_fd(), &attributes)
     }
 
+    /// Makes a file: a small one sometime, and side by side with others.
     fn make_file(
         &mut self,
-        parent: BorrowedFd<'_>,
-        name: &CStr,
-        entry: &Entry,
+        path: &[u8],
+        name: CString,
+        entry: Entry,
         reader: &mut Reader<impl BufRead>,
     ) -> Result<()> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let file = std::cell::OnceCell::new();
-        self.replace(parent, name, || {
-            let made = openat(
-                parent,
-                name,
-                flags | OFlag::O_NOFOLLOW,
-                mode(entry.mode & 0o777),
-            )?;
-            file.set(made).map_err(|_| Errno::EEXIST)
-        })?;
-        let mut file = File::from(file.into_inner().context("the file was made")?);
+        let parent = Arc::clone(&self.parent.1);
+        if let Kind::File(size) = entry.kind
+            && size <= LARGEST
+        {
+            let mut data = Vec::with_capacity(usize::try_from(size)?);
+            reader.data(|piece| {
+                data.extend_from_slice(piece);
+                Ok(())
+            })?;
+            return self.writers.add(path, &parent, name, entry, data);
+        }
+        let mut file = File::from(self.open_new(parent.as_fd(), &name, &entry)?);
         reader.data(|piece| Ok(file.write_all(piece)?))?;
-        if entry.uid != 0 || entry.gid != 0 {
-            chown(file.as_fd(), entry.uid, entry.gid)?;
+        files::describe_new(file.as_fd(), &entry)
+    }
+
+    fn open_new(&mut self, parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<OwnedFd> {
+        let made = OnceCell::new();
+        self.replace(parent, name, || {
+            made.set(files::open_new(parent, name, entry)?)
+                .map_err(|_| Errno::EEXIST)
+        })?;
+        made.into_inner().context("the file was made")
+    }
+
+    /// Waits until all files are there that were read so far.
+    fn settle(&mut self) -> Result<()> {
+        for NewFile {
+            path,
+            dir,
+            name,
+            entry,
+            data,
+            ..
+        } in self.writers.settle()?
+        {
+            let made = self.open_new(dir.as_fd(), &name, &entry);
+            made.and_then(|file| files::fill(file, &data, &entry))
+                .map_err(|error| files::at(&path, error))?;
         }
-        set_xattrs(file.as_fd(), &entry.xattrs)?;
-        // The umask is zero, so other bits than these are in place already.
-        if entry.mode & 0o7000 != 0 {
-            fchmod(file.as_fd(), mode(entry.mode))?;
-        }
-        set_time(file.as_fd(), entry.mtime)
+        Ok(())
     }
 
     fn make_link(&mut self, parent: BorrowedFd<'_>, name: &CStr, target: &[u8]) -> Result<()> {
@@ -320,10 +337,13 @@ impl<'a> Target<'a> {
     }
 
     /// Sets the times of directories; what is said last about one counts.
-    fn finish(self) -> Result<Implicit> {
+    fn finish(mut self) -> Result<Implicit> {
+        self.settle()?;
         for (path, value) in &self.default_acls {
             match self.below(path, tree::LIST) {
-                Ok(dir) => set_xattrs(dir.as_fd(), &[(DEFAULT_ACL.to_vec(), value.clone())])?,
+                Ok(dir) => {
+                    files::set_xattrs(dir.as_fd(), &[(DEFAULT_ACL.to_vec(), value.clone())])?;
+                }
                 // Another entry took its place later.
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
                 Err(errno) => return Err(errno).context("cannot set the list of a directory"),
@@ -397,10 +417,6 @@ fn plain(name: &[u8]) -> Result<CString> {
     CString::new(name).map_err(|_| fault::setup("a name holds a NUL byte"))
 }
 
-const fn mode(bits: u32) -> Mode {
-    Mode::from_bits_truncate(bits)
-}
-
 fn stat(parent: BorrowedFd<'_>, name: &CStr) -> Result<FileStat, Errno> {
     fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)
 }
@@ -430,107 +446,6 @@ fn set_opaque(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     let dir = openat(parent, name, tree::LIST, Mode::empty())?;
     let set = xattr::set_deref(by_number(dir.as_fd()), OPAQUE_XATTR, b"y");
     set.context("cannot mark a directory opaque")
-}
-
-/// A path that leads to an open file, also to one opened by `O_PATH`.
-pub(crate) fn by_number(file: BorrowedFd<'_>) -> String {
-    format!("/proc/self/fd/{}", file.as_raw_fd())
-}
-
-fn make_special(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<(), Errno> {
-    let permissions = mode(entry.mode);
-    let device = |kind, major: u32, minor: u32| {
-        mknodat(
-            parent,
-            name,
-            kind,
-            permissions,
-            makedev(major.into(), minor.into()),
-        )
-    };
-    match &entry.kind {
-        Kind::Symlink(target) => symlinkat(target.as_slice(), parent, name),
-        // This is how overlayfs marks what is removed; a tar has another way to say so.
-        Kind::Char(0, 0) => Err(Errno::EINVAL),
-        Kind::Char(major, minor) => device(SFlag::S_IFCHR, *major, *minor),
-        Kind::Block(major, minor) => device(SFlag::S_IFBLK, *major, *minor),
-        Kind::Fifo => device(SFlag::S_IFIFO, 0, 0),
-        Kind::File(_) | Kind::Directory | Kind::Hardlink(_) => Err(Errno::EINVAL),
-    }
-}
-
-/// Sets what a symbolic link, device or pipe has; none of them can be opened for that.
-fn describe_special(parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<()> {
-    let nofollow = AtFlags::AT_SYMLINK_NOFOLLOW;
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    fchownat(parent, name, Some(uid), Some(gid), nofollow).context("cannot set the owner")?;
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    if !entry.xattrs.is_empty() {
-        let file = openat(parent, name, flags, Mode::empty())?;
-        set_xattrs(file.as_fd(), &entry.xattrs)?;
-    }
-    if !matches!(entry.kind, Kind::Symlink(_)) && entry.mode & 0o7000 != 0 {
-        let file = openat(parent, name, flags, Mode::empty())?;
-        std::fs::set_permissions(by_number(file.as_fd()), Permissions::from_mode(entry.mode))?;
-    }
-    let time = timespec(entry.mtime);
-    utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)
-        .context("cannot set the time")
-}
-
-fn attributes(entry: Entry) -> Attributes {
-    let Entry {
-        mode,
-        uid,
-        gid,
-        mtime,
-        xattrs,
-        ..
-    } = entry;
-    Attributes {
-        mode,
-        uid,
-        gid,
-        mtime,
-        xattrs,
-    }
-}
-
-/// Sets all but the time of an open file or directory.
-pub(crate) fn describe(file: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
-    chown(file, attributes.uid, attributes.gid)?;
-    set_xattrs(file, &attributes.xattrs)?;
-    fchmod(file, mode(attributes.mode)).context("cannot set the mode")
-}
-
-fn chown(file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    nix::unistd::fchown(file, Some(uid), Some(gid)).context("cannot set the owner")
-}
-
-fn set_xattrs(file: BorrowedFd<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
-    for (name, value) in xattrs {
-        let shown = name.escape_ascii();
-        ensure!(
-            !name.starts_with(OVERLAY_XATTRS),
-            fault::setup(format!(
-                "attribute {shown} belongs to the file system of the builder"
-            ))
-        );
-        xattr::set_deref(by_number(file), OsStr::from_bytes(name), value)
-            .with_context(|| format!("cannot set attribute {shown}"))?;
-    }
-    Ok(())
-}
-
-/// Sets the time of an open file.
-pub(crate) fn set_time(file: BorrowedFd<'_>, time: Time) -> Result<()> {
-    let time = timespec(time);
-    nix::sys::stat::futimens(file, &time, &time).context("cannot set the time")
-}
-
-fn timespec(time: Time) -> TimeSpec {
-    TimeSpec::new(time.secs, time.nanos.into())
 }
 
 #[cfg(test)]

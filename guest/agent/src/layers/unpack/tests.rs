@@ -1,5 +1,9 @@
 //! What unpacking makes of layers, honest and not.
 
+use std::os::unix::fs::PermissionsExt as _;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::archive::Writer;
 use crate::layers::testing::{Tree, require_root, unpack};
@@ -177,4 +181,88 @@ fn a_tar_that_is_cut_inside_an_entry_is_an_error() {
     for cut in (97..whole.len() - 1024).step_by(97) {
         assert!(unpack(&whole[..cut]).is_err(), "cut at {cut}");
     }
+}
+
+/// What unpacking makes of the entries, with files of `size` bytes: a listing without the content of
+/// files, or the error.
+fn outcome(entries: &[Entry], size: u64) -> Result<Vec<String>, String> {
+    let mut writer = Writer::new(Vec::new());
+    for entry in entries {
+        let mut entry = entry.clone();
+        if let Kind::File(length) = &mut entry.kind {
+            *length = size;
+        }
+        writer.entry(&entry).unwrap();
+        if matches!(entry.kind, Kind::File(_)) {
+            writer.data(&mut std::io::repeat(1), size).unwrap();
+        }
+    }
+    let without_content = |line: String| {
+        let fields = line.split(' ').enumerate();
+        let kept = fields.filter_map(|(at, field)| (at != 5).then_some(field));
+        kept.collect::<Vec<_>>().join(" ")
+    };
+    let (tree, _) = unpack(&writer.finish().unwrap()).map_err(|err| format!("{err:#}"))?;
+    Ok(tree.list().into_iter().map(without_content).collect())
+}
+
+fn any_path() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(&["a", "b", "a/a", "a/b", "b/a", "b/b", "a/a/a", "a/a/b"])
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    let hidden = prop::sample::select(&[".wh.a", "a/.wh.a", "a/.wh.b", "b/.wh..wh..opq"]);
+    prop_oneof![
+        8 => any_path().prop_map(file),
+        3 => any_path().prop_map(|path| entry(path, Kind::Directory)),
+        1 => any_path().prop_map(|path| entry(path, Kind::Symlink(b"x".to_vec()))),
+        2 => (any_path(), any_path())
+            .prop_map(|(path, link)| entry(path, Kind::Hardlink(link.as_bytes().to_vec()))),
+        1 => hidden.prop_map(file),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Files that are made side by side obey the order of the tar like those that are made one
+    /// after the other, as large ones are.
+    #[test]
+    fn small_files_keep_the_order_of_the_tar(mut entries in prop::collection::vec(any_entry(), 1..40)) {
+        require_root!(Ok(()));
+        for (at, entry) in entries.iter_mut().enumerate() {
+            entry.mtime.secs = i64::try_from(at).unwrap();
+        }
+        prop_assert_eq!(outcome(&entries, 1), outcome(&entries, LARGEST + 1));
+    }
+}
+
+#[test]
+fn many_small_files_are_made_whole() {
+    let mut writer = Writer::new(Vec::new());
+    let content = |number: usize| format!("{number} ").repeat(number % 3000);
+    let path = |number: usize| format!("d{}/{}/f{number}", number % 7, number % 40);
+    for number in 0..3000 {
+        let data = content(number);
+        let size = data.len() as u64;
+        let mut file = entry(&path(number), Kind::File(size));
+        (file.uid, file.gid) = (nix::unistd::geteuid().into(), nix::unistd::getegid().into());
+        writer.entry(&file).unwrap();
+        writer.data(&mut data.as_bytes(), size).unwrap();
+    }
+    let (tree, _) = unpack(&writer.finish().unwrap()).unwrap();
+    for number in 0..3000 {
+        let made = std::fs::read_to_string(tree.path(&path(number))).unwrap();
+        assert!(made == content(number), "{number}");
+    }
+}
+
+#[test]
+fn a_small_file_that_cannot_be_made_is_named() {
+    require_root!();
+    let mut bad = file("d/bad");
+    bad.xattrs = vec![(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())];
+    let mut entries = vec![bad];
+    entries.extend((0..200).map(|n| file(&format!("d/{n}"))));
+    check(&entries, Err("layer entry d/bad: attribute"));
 }
