@@ -84,8 +84,11 @@ impl Disk {
             .seek(SeekFrom::End(0))
             .context("cannot tell the size of the guest disk")?;
         drop(device);
-        fs::write("/proc/sys/vm/dirty_background_bytes", WRITE_EARLY.to_string())
-            .context("cannot say when to write to the guest disk")?;
+        fs::write(
+            "/proc/sys/vm/dirty_background_bytes",
+            WRITE_EARLY.to_string(),
+        )
+        .context("cannot say when to write to the guest disk")?;
         fs::create_dir_all(MOUNT)?;
         // Times of access would be writes. What is freed goes back to the host. Inode tables are
         // not zeroed in the background: their checksums tell unused ones.
