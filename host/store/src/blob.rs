@@ -42,7 +42,7 @@ impl Store {
         Ok(BlobWriter {
             store: self.clone(),
             draft,
-            sink: Sink::new(file),
+            sink: Sink::new(self, file),
         })
     }
 

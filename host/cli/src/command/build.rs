@@ -3,6 +3,7 @@
 mod args;
 mod request;
 mod results;
+mod room;
 mod vm;
 
 use std::collections::HashSet;
@@ -56,11 +57,20 @@ fn build(
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
     let vm = Vm::new(args, &store, Arc::clone(progress));
-    let built = engine::build::build(request, &store, &vm, &**progress, cancel);
+    let built = room::kept(&store, args.min_free_space, progress, || {
+        engine::build::build(request, &store, &vm, &**progress, cancel)
+    });
     let report = vm.end();
     drop(vm);
+    let built = built.map_err(|error| {
+        let mut failure = failure(error);
+        if failure.hint.is_none() {
+            failure.hint = room::hint(&store, &failure);
+        }
+        failure
+    });
     common.close(store);
-    let built = built.map_err(failure).and_then(|built| {
+    let built = built.and_then(|built| {
         results::write(args, &built, report.as_ref())?;
         Ok(built)
     });

@@ -122,7 +122,7 @@ fn prune(
 }
 
 /// Disks of VMs go first: what is on them is in the store too.
-fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<Pruned>, Failure> {
+pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<Pruned>, Failure> {
     let mut goal = store.prune_goal(options).map_err(Failure::host)?;
     let mut tried = Vec::new();
     for disk in disk::free(&store.disks_dir()).map_err(Failure::host)? {
@@ -162,7 +162,7 @@ fn why_not(one: &Pruned) -> Option<String> {
     }
 }
 
-fn freed(one: &Pruned) -> u64 {
+pub(super) fn freed(one: &Pruned) -> u64 {
     match one.removal {
         Removal::Gone => one.bytes,
         Removal::Busy(_) | Removal::Failed(_) => 0,
@@ -204,21 +204,22 @@ fn row(one: &Pruned) -> [String; 4] {
     ]
 }
 
+/// How much of the store builds use that run, and one of them.
+pub(super) fn in_use(report: &PruneReport) -> Option<String> {
+    let bytes: u64 = report.in_use.iter().map(|item| item.allocated).sum();
+    let mut pins = report.in_use.iter().flat_map(|item| &item.pins);
+    let owner = pins.next().map(du::kept_by);
+    let owner = owner.map(|owner| format!(" ({owner})")).unwrap_or_default();
+    (bytes > 0).then(|| format!("{} are in use{owner}", size::show(bytes)))
+}
+
 /// Says what stayed and why, and decides the exit status.
 fn explain(report: &PruneReport) -> Result<ExitCode, Failure> {
     for trouble in &report.failed {
         complain(&format!("could not remove {}", clean(trouble.as_bytes())));
     }
-    let in_use: u64 = report.in_use.iter().map(|item| item.allocated).sum();
-    if in_use > 0 {
-        let owner = report
-            .in_use
-            .iter()
-            .flat_map(|item| &item.pins)
-            .map(du::kept_by)
-            .next();
-        let owner = owner.map(|owner| format!(" ({owner})")).unwrap_or_default();
-        complain(&format!("{} are in use{owner}", size::show(in_use)));
+    if let Some(in_use) = in_use(report) {
+        complain(&in_use);
     }
     match report.end {
         PruneEnd::Complete if report.failed.is_empty() => Ok(ExitCode::SUCCESS),

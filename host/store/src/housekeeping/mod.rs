@@ -9,12 +9,14 @@ mod graph;
 mod prune;
 mod rebuild;
 mod reserve;
+mod room;
 mod sweep;
 mod usage;
 
 pub use check::{CheckReport, Finding};
 pub use prune::{PruneEnd, PruneOptions, PruneReport, Pruned};
 pub use rebuild::Rebuilt;
+pub use room::Space;
 pub use usage::{Item, Pin, Usage};
 
 pub(crate) use reserve::{give_up as give_up_reserve, make as make_reserve};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rusqlite::Transaction;
 
 use super::graph::Graph;
-use super::{reserve, usage};
+use super::{reserve, room, usage};
 use crate::db::Commit;
 use crate::lock::Lock;
 use crate::object::{remove_files, settle_removals, unpin};
@@ -147,7 +147,8 @@ impl Store {
         let total = disk::allocated_below(layout.root())?;
         let mut keep = options.max_used.unwrap_or(u64::MAX);
         if let Some(min_free) = options.min_free {
-            keep = keep.min(total.saturating_sub(min_free.saturating_sub(reserve::free(layout)?)));
+            keep =
+                keep.min(total.saturating_sub(min_free.saturating_sub(room::space(layout)?.free)));
         }
         if options.max_used.is_none() && options.min_free.is_none() {
             keep = 0;

@@ -4,8 +4,8 @@
 //! that copy on write it is a help and no guarantee. Only who holds the prune lock touches it.
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::statvfs::statvfs;
 
+use super::room;
 use crate::layout::Layout;
 use crate::{Removal, StoreError, disk};
 
@@ -34,20 +34,11 @@ fn allocate(layout: &Layout) -> Result<(), StoreError> {
 
 /// Gives the room up if the disk is nearly full.
 pub(crate) fn give_up(layout: &Layout) -> Result<(), StoreError> {
-    if free(layout)? > SIZE.cast_unsigned() * 2 {
+    if room::space(layout)?.free > SIZE.cast_unsigned() * 2 {
         return Ok(());
     }
     match disk::remove_file(&layout.reserve()) {
         Removal::Gone => Ok(()),
         Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
     }
-}
-
-/// Bytes that this user can still write on the file system of the store.
-pub(super) fn free(layout: &Layout) -> Result<u64, StoreError> {
-    let root = layout.root();
-    let found = statvfs(root).map_err(|e| StoreError::io("look at", root, e.into()))?;
-    Ok(found
-        .blocks_available()
-        .saturating_mul(found.fragment_size()))
 }

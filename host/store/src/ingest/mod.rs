@@ -43,9 +43,9 @@ pub struct LayerWriter {
 impl LayerWriter {
     pub(crate) fn new(store: Store, draft: Draft, file: File) -> Self {
         Self {
+            sink: Sink::new(&store, file),
             store,
             draft,
-            sink: Sink::new(file),
             parser: Parser::new(),
             refused: None,
         }

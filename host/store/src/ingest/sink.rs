@@ -5,12 +5,14 @@
 //! queue of large pieces. Small blobs never start it.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::digest::{Digest, Hasher};
+use crate::error::is_full;
+use crate::{Store, disk};
 
 /// Unit of handing over. Large enough that the hand-over costs nothing.
 const PIECE: usize = 1 << 20;
@@ -29,7 +31,7 @@ pub(crate) struct Sink {
 #[derive(Debug)]
 enum Target {
     /// Nothing has left `piece` yet.
-    Here(File),
+    Here(Output),
     There(Worker),
 }
 
@@ -40,11 +42,40 @@ struct Worker {
     thread: JoinHandle<io::Result<(File, Hasher)>>,
 }
 
+/// A file on a disk that may be full.
+#[derive(Debug)]
+struct Output {
+    file: File,
+    end: u64,
+    store: Store,
+}
+
+impl Output {
+    /// Writes all of it. On a full disk what nothing keeps makes room, as long as there is such.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        loop {
+            match disk::append(&mut self.file, bytes, self.end) {
+                Ok(()) => break,
+                Err(error) if is_full(&error) && self.store.make_room() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
 impl Sink {
-    pub(crate) fn new(file: File) -> Self {
+    /// Writes to a new file of this store.
+    pub(crate) fn new(store: &Store, file: File) -> Self {
+        let output = Output {
+            file,
+            end: 0,
+            store: store.clone(),
+        };
         Self {
             piece: Vec::new(),
-            target: Some(Target::Here(file)),
+            target: Some(Target::Here(output)),
             size: 0,
         }
     }
@@ -72,9 +103,9 @@ impl Sink {
     /// The file, everything written but not yet durable, and the digest of all bytes.
     pub(crate) fn finish(mut self) -> io::Result<(File, Digest)> {
         match self.target.take() {
-            Some(Target::Here(mut file)) => {
-                file.write_all(&self.piece)?;
-                Ok((file, Digest::of(&self.piece)))
+            Some(Target::Here(mut output)) => {
+                output.write(&self.piece)?;
+                Ok((output.file, Digest::of(&self.piece)))
             }
             Some(Target::There(worker)) => {
                 if !self.piece.is_empty() && worker.full.send(self.piece).is_err() {
@@ -89,7 +120,7 @@ impl Sink {
 
     fn hand_over(&mut self) -> io::Result<()> {
         let worker = match self.target.take() {
-            Some(Target::Here(file)) => Worker::start(file)?,
+            Some(Target::Here(output)) => Worker::start(output)?,
             Some(Target::There(worker)) => worker,
             None => return Err(gone()),
         };
@@ -107,20 +138,20 @@ impl Sink {
 }
 
 impl Worker {
-    fn start(file: File) -> io::Result<Self> {
+    fn start(mut output: Output) -> io::Result<Self> {
         let (full, next) = bounded::<Vec<u8>>(QUEUE);
         let (back, empty) = bounded(QUEUE);
         let thread = thread::Builder::new()
             .name("ingest".to_owned())
             .spawn(move || {
-                let (mut file, mut hasher) = (file, Hasher::new());
+                let mut hasher = Hasher::new();
                 for mut piece in next {
-                    file.write_all(&piece)?;
+                    output.write(&piece)?;
                     hasher.update(&piece);
                     piece.clear();
                     back.try_send(piece).ok(); // only to spare an allocation
                 }
-                Ok((file, hasher))
+                Ok((output.file, hasher))
             })?;
         Ok(Self {
             full,

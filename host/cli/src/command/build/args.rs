@@ -106,6 +106,16 @@ pub(in crate::command) struct Args {
         hide_env_values = true
     )]
     pub(super) vm_image: Option<PathBuf>,
+    /// Room to keep on the file system of the store: below it what no build uses and no image needs is
+    /// removed while building, oldest first; 0 for never [default: a twentieth of it, at most 2g]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_MIN_FREE_SPACE",
+        hide_env_values = true,
+        value_parser = size::parse
+    )]
+    pub(super) min_free_space: Option<u64>,
     /// How the VM's processor is run: auto, kvm or tcg
     #[arg(
         long,

@@ -1,0 +1,90 @@
+//! Room on the file system: what there is, and how a write on a full disk gets some.
+
+use std::ops::ControlFlow;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::statvfs::statvfs;
+
+use crate::layout::Layout;
+use crate::{PruneEnd, PruneOptions, Store, StoreError};
+
+/// Most that is kept free, in bytes: what a build takes within seconds.
+const MOST: u64 = 2 << 30;
+
+/// The share of a small file system that is kept free.
+const SHARE: u64 = 20;
+
+/// Least that is freed on a full disk, in bytes.
+const LEAST: u64 = 16 << 20;
+
+/// How often, and after what time, a process looks whether another one has made room.
+const TRIES: u32 = 100;
+const TICK: Duration = Duration::from_millis(50);
+
+/// Room on a file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What this user can still write.
+    pub free: u64,
+    /// All there is.
+    pub size: u64,
+}
+
+impl Space {
+    /// With less free than this a store should be pruned: a twentieth of the file system, at most
+    /// 2 GiB.
+    #[must_use]
+    pub fn low_mark(&self) -> u64 {
+        (self.size / SHARE).min(MOST)
+    }
+}
+
+/// Looks at the file system of the store.
+pub(super) fn space(layout: &Layout) -> Result<Space, StoreError> {
+    let root = layout.root();
+    let found = statvfs(root).map_err(|e| StoreError::io("look at", root, e.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+    Ok(Space {
+        free: bytes(found.blocks_available()),
+        size: bytes(found.blocks()),
+    })
+}
+
+impl Store {
+    /// The room on the file system of the store.
+    ///
+    /// # Errors
+    /// If the file system cannot be asked.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        space(self.layout())
+    }
+
+    /// Makes room on a full disk in the middle of taking something in: what nothing keeps goes,
+    /// oldest first, until the mark is free. Returns whether there is hope that more can be written
+    /// now. Waits in bounds for another process that is at it.
+    pub(crate) fn make_room(&self) -> bool {
+        for _ in 0..TRIES {
+            let mark = self.space().map(|space| space.low_mark());
+            let options = mark.map(|mark| PruneOptions {
+                min_free: Some(mark.max(LEAST)),
+                ..PruneOptions::default()
+            });
+            let pruned = options
+                .and_then(|options| self.prune(&options, &mut |_| ControlFlow::Continue(())));
+            match pruned {
+                Ok(report) if report.end == PruneEnd::AlreadyRunning => thread::sleep(TICK),
+                Ok(report) => {
+                    log::info!("the disk is full: removed {} bytes", report.freed);
+                    return report.freed > 0;
+                }
+                Err(error) => {
+                    log::warn!("the disk is full, and making room failed: {error}");
+                    return false;
+                }
+            }
+        }
+        // The other one may have freed something, or not: the write will tell.
+        false
+    }
+}
