@@ -8,6 +8,7 @@ mod cached;
 mod table;
 mod transfer;
 mod transport;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Name::Boot => boot::run(&Bench::new(&workspace, args.quick)?)?,
         Name::Cached => cached::run(&Bench::new(&workspace, args.quick)?)?,
         Name::Transfer => transfer::run(&Bench::new(&workspace, args.quick)?)?,
-        Name::Transport => transport::run(&workspace, args.quick)?,
+        Name::Transport => transport::run(&workspace, &Bench::new(&workspace, args.quick)?)?,
     };
     report.print();
     args.json

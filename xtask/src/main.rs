@@ -13,6 +13,7 @@ mod lint;
 mod peers;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 #[cfg(test)]
 mod tidy;
@@ -39,6 +40,7 @@ enum Command {
     VmTest(test::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
+    Soak(soak::Args),
     Lint(lint::Args),
     /// What CI runs: lint, then test.
     Ci,
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::VmTest(args) => test::run_vm(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Lint(args) => lint::run(&args),
         Command::Ci => lint::run(&lint::Args {}).and_then(|()| test::run(&test::Args::default())),
     };

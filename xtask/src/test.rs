@@ -10,6 +10,7 @@ use crate::image;
 use crate::peers::{self, Peers};
 use crate::setup;
 use crate::shell::{self, say};
+use crate::soak;
 use crate::workspace::Workspace;
 
 /// VMs at the same time: each emulated one keeps a processor busy.
@@ -43,6 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.current_dir(&workspace.root);
     command.env("COFFERDAM_VM_IMAGE", &vm_image);
     shell::run(peers.tell(&mut command))?;
+    if args.filter.is_none() {
+        soak::run(&soak::Args::default())?;
+    }
     run_vm(args)
 }
 

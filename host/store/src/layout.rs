@@ -44,6 +44,11 @@ impl Layout {
         self.root.join("store.db")
     }
 
+    /// The log of the database.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.root.join("store.db-wal")
+    }
+
     /// Held shared by every process that has the store open, exclusively to change the schema.
     pub(crate) fn version_lock(&self) -> PathBuf {
         self.root.join("version.lock")

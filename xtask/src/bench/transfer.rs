@@ -47,7 +47,7 @@ pub(super) fn run(bench: &Bench) -> Result<Report> {
 }
 
 /// Writes bytes that do not repeat and cannot be compressed, the same ones each time.
-fn random_file(path: &Path, mib: u64) -> Result<()> {
+pub(super) fn random_file(path: &Path, mib: u64) -> Result<()> {
     let mut file = BufWriter::new(File::create(path).context("large file")?);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for _ in 0..(mib << 20) / 8 {

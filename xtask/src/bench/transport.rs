@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use super::scratch;
 use super::table::{Report, Row};
+use super::{Bench, unpack};
 use crate::build;
 use crate::image::{self, Other};
 use crate::peers;
@@ -67,6 +67,8 @@ struct Amounts {
     native_mib: u64,
     /// What must take no more memory than 1 GiB does.
     long_mib: u64,
+    /// What goes through builds.
+    unpack: unpack::Amounts,
 }
 
 const QUICK: Amounts = Amounts {
@@ -77,6 +79,10 @@ const QUICK: Amounts = Amounts {
     stock_mib: 32,
     native_mib: 512,
     long_mib: 20 << 10,
+    unpack: unpack::Amounts {
+        mib: 256,
+        files: 5_000,
+    },
 };
 
 const FULL: Amounts = Amounts {
@@ -87,6 +93,10 @@ const FULL: Amounts = Amounts {
     stock_mib: 64,
     native_mib: 2048,
     long_mib: 20 << 10,
+    unpack: unpack::Amounts {
+        mib: 1024,
+        files: 50_000,
+    },
 };
 
 impl Amounts {
@@ -96,14 +106,13 @@ impl Amounts {
     }
 }
 
-pub(super) fn run(workspace: &Workspace, quick: bool) -> Result<Report> {
-    let amounts = if quick { QUICK } else { FULL };
-    let scratch = scratch(workspace)?;
+pub(super) fn run(workspace: &Workspace, bench: &Bench) -> Result<Report> {
+    let amounts = if bench.quick { QUICK } else { FULL };
     let guest = ["--package", "vsock-ring", "--example", "bench_guest"];
     let guest = image::compile_static(workspace, &guest)?.join("examples/bench_guest");
     let lab = Lab {
         program: build::transport_example(workspace)?,
-        vm: image::with_program(workspace, &guest, scratch.path())?,
+        vm: image::with_program(workspace, &guest, bench.scratch.path())?,
         stock_device: peers::stock_device(workspace)?,
     };
     let mut lines = Vec::new();
@@ -112,6 +121,11 @@ pub(super) fn run(workspace: &Workspace, quick: bool) -> Result<Report> {
     }
     let (mib, files) = (amounts.long_mib.to_string(), lab.files());
     lines.extend(lab.measure(&["long", &mib], &files)?);
+    for path in ["ring", "kernel"] {
+        let measured = unpack::run(bench, path, amounts.unpack)?;
+        let measured = measured.into_iter().map(serde_json::from_value);
+        lines.extend(measured.collect::<Result<Vec<_>, _>>()?);
+    }
     let mut report = Report::new("transport");
     let medians = medians(&lines);
     for line in &medians {
@@ -282,6 +296,11 @@ fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> 
                 report.ratio(&name, ring / find.speed(other, direction, consume)?);
             }
         }
+    }
+    for consume in ["unpack", "unpack-small-files"] {
+        let ring = find.speed("ring", "to-guest", consume)?;
+        let name = format!("ring_vs_kernel_{consume}").replace('-', "_");
+        report.ratio(&name, ring / find.speed("kernel", "to-guest", consume)?);
     }
     // Verified on both sides: bytes that nobody looks at are no use. Reads are of 4 MiB there.
     let native = find.speed("native", "to-guest", "verify")?;

@@ -22,7 +22,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, Transactio
 
 use crate::layout::Layout;
 use crate::lock::Lock;
-use crate::{StoreError, time};
+use crate::{StoreError, disk, time};
 
 /// How long a transaction waits for the one of another process. Transactions hold only SQL and
 /// take milliseconds; beyond this somebody is stopped, and the user should hear of it.
@@ -31,6 +31,8 @@ const BUSY: Duration = Duration::from_secs(5);
 const VERSION_WAIT: Duration = Duration::from_secs(10);
 /// Between two tries of the version lock.
 const VERSION_TICK: Duration = Duration::from_millis(5);
+/// How long folding the log back waits for readers.
+const FOLD_WAIT: Duration = Duration::from_millis(250);
 /// Distinct statements in this crate, generously.
 const STATEMENTS: usize = 96;
 /// Longest log that stays on disk after it was folded back, in bytes.
@@ -67,6 +69,9 @@ impl Db {
     pub(crate) fn open(layout: &Layout, read_only: bool) -> Result<Self, StoreError> {
         let mut connection = connect(&layout.database(), read_only)?;
         let version = settle_version(&mut connection, layout, read_only)?;
+        if !read_only {
+            shorten_log(&connection, layout)?;
+        }
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(StoreError::corrupt(format!(
@@ -185,6 +190,27 @@ fn settle_version(
         // Several may begin at once: an uneven pause lets one of them get through.
         thread::sleep(VERSION_TICK.mul_f64(1.0 + f64::from(time::jitter()) / 255.0));
     }
+}
+
+/// Folds the log back and empties it if it has grown long. SQLite begins it anew only at a moment
+/// without readers, and where many processes share a store that may never come of itself: the log
+/// would fill the disk. Pages that are in the database already take no room there, so this works on
+/// a full disk and makes room. Gives up soon where others read: the next process tries again.
+fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreError> {
+    let limit = LOG_LIMIT.cast_unsigned();
+    if disk::length(&layout.log())?.is_none_or(|length| length <= limit) {
+        return Ok(());
+    }
+    connection.busy_timeout(FOLD_WAIT)?;
+    let folded: Result<i64, _> =
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+    connection.busy_timeout(BUSY)?;
+    match folded {
+        Ok(0) => log::debug!("the log of the database is folded back"),
+        Ok(_) => log::debug!("the log of the database is long and in use"),
+        Err(error) => log::debug!("the log of the database cannot be folded back: {error}"),
+    }
+    Ok(())
 }
 
 /// Makes a new database that nobody else knows of.

@@ -267,6 +267,37 @@ fn a_damaged_database_is_refused_and_not_replaced() {
     );
 }
 
+/// The log grows as long as anybody reads; it must not stay so for ever.
+#[test]
+fn a_log_that_has_grown_long_is_folded_back_by_whoever_opens_the_store() {
+    const LONG: u64 = 5 << 20;
+    let root = Root::new();
+    let store = root.open();
+    let log = || {
+        std::fs::metadata(root.path().join("store.db-wal"))
+            .unwrap()
+            .len()
+    };
+    let reader = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM object")
+        .unwrap();
+    let mut number = 0;
+    while log() < LONG {
+        layer(&store, &format!("layer {number}"));
+        number += 1;
+        assert!(number < 5_000, "the log does not grow");
+    }
+    // As long as the other one reads nobody can do anything about it, and nothing stops.
+    drop(root.open());
+    assert!(log() >= LONG);
+    drop(reader);
+    drop(root.open());
+    assert!(log() < LONG, "{}", log());
+    store.close().unwrap();
+    root.assert_clean();
+}
+
 /// A small file system of its own.
 struct Tmpfs {
     dir: TempDir,
