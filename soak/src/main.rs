@@ -11,6 +11,7 @@
 mod builder;
 mod driver;
 mod executor;
+mod fill;
 mod recipe;
 mod tally;
 
@@ -32,6 +33,22 @@ enum Role {
     Run(driver::Args),
     /// One build.
     Build(builder::Args),
+    /// Makes a store with this many layers, each on top of the one before, in chains.
+    Fill {
+        /// The store.
+        store: PathBuf,
+        /// How many.
+        objects: u64,
+        /// What makes them others than those of another process.
+        name: String,
+    },
+    /// Takes a file in, as a layer.
+    Ingest {
+        /// The store.
+        store: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
     /// Prunes.
     Prune {
         /// The store.
@@ -49,6 +66,12 @@ fn main() -> ExitCode {
     let done = match Cli::parse().role {
         Role::Run(args) => driver::run(&args),
         Role::Build(args) => builder::run(&args),
+        Role::Fill {
+            store,
+            objects,
+            name,
+        } => fill::fill(&store, objects, &name),
+        Role::Ingest { store, file } => fill::ingest(&store, &file),
         Role::Prune {
             store,
             images,

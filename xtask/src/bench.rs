@@ -5,6 +5,7 @@
 
 mod boot;
 mod cached;
+mod store;
 mod table;
 mod transfer;
 mod transport;
@@ -43,6 +44,8 @@ enum Name {
     Boot,
     /// Builds that find everything in the store.
     Cached,
+    /// The store with few and with many objects, and how fast bytes come in.
+    Store,
     /// A large context through COPY and RUN: time and peak memory of both sides.
     Transfer,
     /// Ways for bytes between host and guest: our driver, the kernel's, and both without a VM.
@@ -68,6 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let report = match args.name {
         Name::Boot => boot::run(&Bench::new(&workspace, args.quick)?)?,
         Name::Cached => cached::run(&Bench::new(&workspace, args.quick)?)?,
+        Name::Store => store::run(&workspace, &Bench::new(&workspace, args.quick)?)?,
         Name::Transfer => transfer::run(&Bench::new(&workspace, args.quick)?)?,
         Name::Transport => transport::run(&workspace, &Bench::new(&workspace, args.quick)?)?,
     };

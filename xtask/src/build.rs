@@ -23,6 +23,15 @@ pub(crate) fn cofferdam_release(workspace: &Workspace) -> Result<PathBuf> {
     Ok(workspace.target.join("release/cofferdam"))
 }
 
+/// The program that fills stores.
+pub(crate) fn soak_release(workspace: &Workspace) -> Result<PathBuf> {
+    cargo(
+        workspace,
+        &["build", "--release", "--package", "soak", "--locked"],
+    )?;
+    Ok(workspace.target.join("release/soak"))
+}
+
 /// The program that measures ways for bytes between host and guest.
 pub(crate) fn transport_example(workspace: &Workspace) -> Result<PathBuf> {
     let words = ["build", "--release", "--package", "vsock", "--locked"];

@@ -274,6 +274,47 @@ fn a_reader_leases_nothing_and_writes_nothing() {
     root.assert_clean();
 }
 
+/// Each as a killed process would leave it: its lock is free, its row has no end.
+#[test]
+fn ten_thousand_killed_builds_are_told_interrupted_and_none_runs() {
+    const INSTANCES: usize = 100;
+    const BUILDS: usize = 100;
+    // In memory, where there is such a place: what is counted here is not the disk's patience.
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    let dir = dir.unwrap();
+    for _ in 0..INSTANCES {
+        let store = open(dir.path());
+        for _ in 0..BUILDS {
+            store.start_build(&BuildInfo::default()).unwrap();
+        }
+        drop(store);
+    }
+    let store = open(dir.path());
+    let builds = store.builds(usize::MAX).unwrap();
+    assert_eq!(builds.len(), INSTANCES * BUILDS);
+    let interrupted = |build: &crate::Build| build.state == BuildState::Interrupted;
+    assert!(builds.iter().all(interrupted));
+    assert!(store.check(false).unwrap().is_clean());
+    // A build that ends does not make the store forget them.
+    let id = store.start_build(&BuildInfo::default()).unwrap();
+    let outcome = BuildOutcome {
+        class: Class::Success,
+        status: 0,
+        message: String::new(),
+        image: None,
+    };
+    store.end_build(id, &outcome).unwrap();
+    assert_eq!(
+        store.builds(usize::MAX).unwrap().len(),
+        INSTANCES * BUILDS + 1
+    );
+}
+
 #[test]
 fn history_tells_running_ended_and_interrupted_apart() {
     let root = Root::new();

@@ -1,0 +1,186 @@
+//! The store with few and with many objects: what a build that finds everything costs, what the
+//! commands that look at all of it cost, how fast bytes come in, and what two processes get done.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::table::{Report, Row};
+use super::{Bench, Spread, ms, timed, transfer};
+use crate::build;
+use crate::shell;
+use crate::workspace::Workspace;
+
+/// Steps of the build that finds everything.
+const STEPS: usize = 30;
+
+/// Rounds of what takes milliseconds.
+const ROUNDS: usize = 15;
+
+/// Layers of a process that builds beside another one.
+const BESIDE: usize = 400;
+
+/// How much.
+struct Amounts {
+    /// Objects of the store, each size one more store.
+    objects: &'static [usize],
+    /// Of the file that comes in.
+    mib: u64,
+}
+
+const QUICK: Amounts = Amounts {
+    objects: &[10, 1_000, 10_000],
+    mib: 256,
+};
+
+const FULL: Amounts = Amounts {
+    objects: &[10, 1_000, 10_000, 100_000],
+    mib: 1024,
+};
+
+/// What measures.
+struct Lab<'a> {
+    bench: &'a Bench,
+    /// The program that fills stores.
+    soak: PathBuf,
+    context: PathBuf,
+}
+
+pub(super) fn run(workspace: &Workspace, bench: &Bench) -> Result<Report> {
+    let amounts = if bench.quick { QUICK } else { FULL };
+    let lab = Lab {
+        bench,
+        soak: build::soak_release(workspace)?,
+        context: context(bench)?,
+    };
+    let mut report = Report::new("store");
+    let mut empty = 0.0;
+    for &objects in amounts.objects {
+        let cached = lab.sizes(objects, &mut report)?;
+        if empty == 0.0 {
+            empty = cached;
+        }
+        report.ratio(&format!("cached_build_with_{objects}"), cached / empty);
+    }
+    lab.ingest(amounts.mib, &mut report)?;
+    lab.beside(&mut report)?;
+    Ok(report)
+}
+
+/// A context whose build needs no VM: thirty steps that the host does.
+fn context(bench: &Bench) -> Result<PathBuf> {
+    let dir = bench.context("cached")?;
+    let mut dockerfile = String::from("FROM scratch\n");
+    for step in 0..STEPS {
+        dockerfile.push_str(&format!("WORKDIR /work/{step}\n"));
+    }
+    std::fs::write(dir.join("Dockerfile"), dockerfile).context("Dockerfile")?;
+    Ok(dir)
+}
+
+impl Lab<'_> {
+    fn store(&self, name: &str) -> PathBuf {
+        self.bench.scratch.path().join(format!("store-{name}"))
+    }
+
+    fn cofferdam(&self, store: &Path, words: &[&str]) -> Command {
+        let mut command = self.bench.cofferdam(words.iter().copied());
+        command.env("COFFERDAM_STORE", store);
+        command
+    }
+
+    fn fill(&self, store: &Path, objects: usize, name: &str) -> Command {
+        let mut command = shell::command(&self.soak, ["fill"]);
+        command.arg(store).arg(objects.to_string()).arg(name);
+        command
+    }
+
+    /// One store of that size. Returns the median of a build that finds everything.
+    fn sizes(&self, objects: usize, report: &mut Report) -> Result<f64> {
+        let store = self.store(&objects.to_string());
+        let filled = timed(&mut self.fill(&store, objects, "fill"))?;
+        let mut row =
+            Row::new(&format!("{objects} objects")).number("fill_s", filled.as_secs_f64());
+        let mut build = self.cofferdam(&store, &["build", "--quiet", "."]);
+        build.current_dir(&self.context);
+        timed(&mut build)?;
+        let times = (0..ROUNDS).map(|_| timed(&mut build));
+        let cached = ms(Spread::of(times.collect::<Result<_>>()?)?.median);
+        row = row.number("cached_build_ms", cached);
+        for (column, words) in [
+            ("du_ms", &["du"][..]),
+            ("history_ls_ms", &["history", "ls"]),
+            ("check_ms", &["store", "check"]),
+            ("prune_dry_run_ms", &["prune", "--dry-run"]),
+            ("prune_ms", &["prune", "--force"]),
+        ] {
+            row = row.number(column, ms(timed(&mut self.cofferdam(&store, words))?));
+        }
+        report.row(row);
+        Ok(cached)
+    }
+
+    /// A large file comes into the store, beside what copying and hashing it costs.
+    fn ingest(&self, mib: u64, report: &mut Report) -> Result<()> {
+        let dir = self.bench.scratch.path();
+        let file = dir.join("ingested");
+        transfer::random_file(&file, mib)?;
+        let copy = dir.join("copy");
+        let mut cp = shell::command("cp", [&file, &copy]);
+        let mut openssl = shell::command("openssl", ["dgst", "-sha256"]);
+        openssl.arg(&file);
+        let mut speeds = [Vec::new(), Vec::new(), Vec::new()];
+        for round in 0..3 {
+            let store = self.store(&format!("ingest-{round}"));
+            let mut ingest = shell::command(&self.soak, ["ingest"]);
+            ingest.arg(&store).arg(&file);
+            for (command, times) in [&mut ingest, &mut openssl, &mut cp]
+                .into_iter()
+                .zip(&mut speeds)
+            {
+                times.push(timed(command)?);
+            }
+            std::fs::remove_dir_all(&store).context("store")?;
+        }
+        let mut medians = Vec::new();
+        for (what, times) in ["ingest", "openssl dgst -sha256", "cp"]
+            .into_iter()
+            .zip(speeds)
+        {
+            let seconds = Spread::of(times)?.median.as_secs_f64();
+            #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+            let speed = mib as f64 / seconds;
+            report.row(Row::new(&format!("{what}, {mib} MiB")).number("mib_s", speed));
+            medians.push(speed);
+        }
+        if let [ingest, openssl, cp] = medians[..] {
+            report.ratio("ingest_vs_openssl", ingest / openssl);
+            report.ratio("ingest_vs_cp", ingest / cp);
+        }
+        Ok(())
+    }
+
+    /// Two processes that make different layers, against one.
+    fn beside(&self, report: &mut Report) -> Result<()> {
+        let alone = timed(&mut self.fill(&self.store("alone"), BESIDE, "one"))?;
+        let store = self.store("beside");
+        let begin = Instant::now();
+        let mut children = Vec::new();
+        for name in ["one", "two"] {
+            children.push(self.fill(&store, BESIDE, name).spawn().context("soak")?);
+        }
+        for mut child in children {
+            child.wait().context("soak")?;
+        }
+        let both: Duration = begin.elapsed();
+        report.row(Row::new("one process").number("seconds", alone.as_secs_f64()));
+        report.row(Row::new("two processes").number("seconds", both.as_secs_f64()));
+        report.ratio(
+            "two_processes_vs_one",
+            2.0 * alone.as_secs_f64() / both.as_secs_f64(),
+        );
+        Ok(())
+    }
+}
