@@ -4,12 +4,14 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::Cancel;
+use nix::sys::signal::Signal;
 use thiserror::Error;
 use vsock::{Config, Device, DeviceError, GuestCid};
 
@@ -100,6 +102,21 @@ pub enum BootError {
 }
 
 impl BootError {
+    /// Whether the monitor ended by a fault of its own.
+    pub(super) fn is_a_crash(&self) -> bool {
+        let Self::Ended { status, .. } = self else {
+            return false;
+        };
+        let signal = status.signal().map(Signal::try_from);
+        let faults = [
+            Signal::SIGABRT,
+            Signal::SIGSEGV,
+            Signal::SIGBUS,
+            Signal::SIGILL,
+        ];
+        signal.is_some_and(|signal| signal.is_ok_and(|signal| faults.contains(&signal)))
+    }
+
     /// Whether another engine or disk may help: everything that shows only in the guest. What is
     /// wrong with the host itself does not change.
     pub(super) fn is_the_guests(&self) -> bool {

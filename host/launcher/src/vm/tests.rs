@@ -163,6 +163,19 @@ fn a_monitor_that_ends_at_once_is_reported_with_its_own_words() {
 }
 
 #[test]
+fn a_monitor_that_crashes_is_started_once_more_and_one_that_refuses_is_not() {
+    let count = tempfile::NamedTempFile::new().unwrap();
+    for (end, starts) in [("kill -ABRT $$", 2), ("exit 1", 1), ("kill -TERM $$", 1)] {
+        fs::write(count.path(), "").unwrap();
+        let script = format!("echo started >>{}; {end}", count.path().display());
+        let refused = check_refused(&script, &Cancel::new());
+        assert!(matches!(refused, BootError::Ended { .. }), "{refused}");
+        let started = fs::read_to_string(count.path()).unwrap().lines().count();
+        assert_eq!(started, starts, "{end}");
+    }
+}
+
+#[test]
 fn what_the_kernel_said_last_is_in_the_report() {
     let refused = check_refused("echo 'Kernel panic - not syncing'; exit 0", &Cancel::new());
     assert!(
