@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+mod audit;
 pub mod bridge;
 pub mod disk;
 mod executor;
@@ -33,6 +34,7 @@ pub mod transport;
 mod vm;
 
 pub use accel::Accel;
+pub use audit::{Finding, audit};
 pub use bridge::Bridge;
 pub use executor::{VmExecutor, boot_once};
 pub use host::memory_range;

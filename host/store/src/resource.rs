@@ -146,6 +146,35 @@ fn forget(db: &Db, id: i64) -> Result<(), StoreError> {
 }
 
 impl Store {
+    /// What instances that live have made outside the database, or are about to make.
+    ///
+    /// # Errors
+    /// If the rows or the locks of instances cannot be read.
+    pub fn live_resources(&self) -> Result<Vec<ResourceKind>, StoreError> {
+        let rows = self.read(|tx| {
+            let mut found = tx.prepare_cached(
+                "SELECT instance.name, kind, path, resource.pid FROM resource \
+                 JOIN instance ON instance.id = resource.instance ORDER BY resource.id",
+            )?;
+            let rows = found.query_map([], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)?,
+                    row.get(2)?,
+                    row.get(3)?,
+                ))
+            })?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        })?;
+        let mut live = Vec::new();
+        for (instance, kind, path, pid) in rows {
+            if let Probe::Held = Lock::probe(&self.layout().instance_lock(&instance))? {
+                live.push(ResourceKind::from_parts(&kind, path, pid)?);
+            }
+        }
+        Ok(live)
+    }
+
     /// Writes down what is about to be made.
     ///
     /// # Errors

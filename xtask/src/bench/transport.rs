@@ -297,6 +297,11 @@ fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> 
             }
         }
     }
+    for other in ["kernel", "stock"] {
+        let ring = find.speed("ring", "to-host", "unwritten")?;
+        let name = format!("ring_vs_{other}_to_host_unwritten");
+        report.ratio(&name, ring / find.speed(other, "to-host", "unwritten")?);
+    }
     for consume in ["unpack", "unpack-small-files"] {
         let ring = find.speed("ring", "to-guest", consume)?;
         let name = format!("ring_vs_kernel_{consume}").replace('-', "_");

@@ -11,9 +11,12 @@
 //! | 3 | sends `bytes` messages of [`MESSAGE`] bytes back, one after the other |
 //! | 4 | answers the peak of its resident memory in bytes (`u64`) |
 //! | 5 | sends `bytes` out of a file in the page cache, at most `piece` at a time |
+//! | 6 | as 2, but where the sender's memory is lent, what stands in it goes out unwritten |
 //!
-//! It obeys on [`STREAMS`] connections at once, and ends when the host has finished all of them. All bytes come from one block that repeats, so
-//! that a sender spends no time on making them.
+//! It obeys on [`STREAMS`] connections at once, and ends when the host has finished all of them. All
+//! bytes but those of 6 come from one block that repeats, so that a sender spends no time on making
+//! them. 6 is to sending what 0 is to receiving: the path alone, without what an emulator takes for
+//! each byte that a program stores.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -45,6 +48,11 @@ pub(crate) trait Link: Read + Write {
 
     /// Sends what stands in a file, at most `most` bytes, and returns how many it sent.
     fn send_file(&mut self, file: &File, at: u64, most: usize) -> io::Result<usize>;
+
+    /// Sends as many bytes as these, and these where there is no way round writing them.
+    fn send_unwritten(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
 }
 
 impl Link for vsock_ring::Stream {
@@ -61,6 +69,17 @@ impl Link for vsock_ring::Stream {
         let n = file.read_at(&mut buffer, at)?;
         buffer.send(n)?;
         Ok(n)
+    }
+
+    fn send_unwritten(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut left = bytes.len();
+        while left > 0 {
+            let buffer = self.lend(left)?;
+            let n = buffer.len();
+            buffer.send(n)?;
+            left -= n;
+        }
+        Ok(())
     }
 }
 
@@ -96,14 +115,18 @@ fn obey(link: &mut impl Link) -> io::Result<()> {
                 let answer = if checker.is_wrong { u64::MAX } else { got };
                 link.write_all(&answer.to_le_bytes())?;
             }
-            2 => {
+            2 | 6 => {
                 let piece = usize::try_from(piece).unwrap_or(BLOCK).max(1);
                 let mut left = bytes;
                 for piece in block.chunks(piece).cycle() {
                     if left == 0 {
                         break;
                     }
-                    link.write_all(piece)?;
+                    if op == 2 {
+                        link.write_all(piece)?;
+                    } else {
+                        link.send_unwritten(piece)?;
+                    }
                     left = left.saturating_sub(piece.len() as u64);
                 }
             }

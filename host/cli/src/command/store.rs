@@ -12,7 +12,8 @@ use crate::size;
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam store check             compare the database with what is on disk, and hash everything
+  cofferdam store check             compare the database with what is on disk, with the VMs that run,
+                                    and hash everything
   cofferdam store check --repair    also remove what belongs to nothing and forget what is damaged;
                                     a database that cannot be read is made anew from the layers
 
@@ -49,11 +50,13 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
         }
         opened => opened?,
     };
+    let vms = launcher::audit(&store, repair).map_err(Failure::host);
     let report = store.check(repair).map_err(Failure::host);
     common.close(store);
-    let report = report?;
-    show(&report)?;
-    let fine = report.is_clean() || (repair && report.is_repaired());
+    let (vms, report) = (vms?, report?);
+    show(&vms, &report)?;
+    let are_mended = vms.iter().all(|(_, mended)| *mended);
+    let fine = (report.is_clean() || (repair && report.is_repaired())) && are_mended;
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
@@ -77,14 +80,18 @@ fn rebuild(common: &Common) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(report: &CheckReport) -> Result<ExitCode, Failure> {
+fn show(vms: &[(launcher::Finding, bool)], report: &CheckReport) -> Result<ExitCode, Failure> {
+    let vms = vms.iter().map(|(what, done)| (what.to_string(), *done));
+    let rows = report.findings.iter();
+    let rows = rows.map(|(what, done)| (what.to_string(), *done));
+    let findings: Vec<(String, bool)> = vms.chain(rows).collect();
     super::print(|out| {
-        for (finding, repaired) in &report.findings {
+        for (finding, repaired) in &findings {
             let end = if *repaired { " (repaired)" } else { "" };
-            writeln!(out, "{}{end}", clean(finding.to_string().as_bytes()))?;
+            writeln!(out, "{}{end}", clean(finding.as_bytes()))?;
         }
         let bytes = size::show(report.bytes);
-        match report.findings.len() {
+        match findings.len() {
             0 => writeln!(out, "{} objects, {bytes}: all in order", report.objects),
             wrong => writeln!(out, "{} objects, {bytes}: {wrong} findings", report.objects),
         }

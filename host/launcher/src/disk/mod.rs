@@ -240,6 +240,43 @@ impl Disk {
     }
 }
 
+/// What is in a pool.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// Images of disks that somebody holds.
+    pub(crate) held: Vec<PathBuf>,
+    /// Files that belong to no disk.
+    pub(crate) strays: Vec<PathBuf>,
+}
+
+/// Looks through the pool in `dir` and changes nothing.
+pub(crate) fn listed(dir: &Path) -> io::Result<Listed> {
+    // The other files first: their lock file was there before them and goes after them.
+    let mut others = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|end| end != "lock") {
+            others.push(path);
+        }
+    }
+    let names = names(dir)?;
+    let is_stray = |path: &PathBuf| {
+        let known = path
+            .extension()
+            .is_some_and(|end| end == "img" || end == "clean");
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        !known || stem.is_none_or(|stem| names.iter().all(|name| name != stem))
+    };
+    let held = |name: &String| {
+        let files = Files::new(dir, name);
+        (files.lock.exists() && try_lock(&files.lock).is_none()).then_some(files.image)
+    };
+    Ok(Listed {
+        held: names.iter().filter_map(held).collect(),
+        strays: others.into_iter().filter(is_stray).collect(),
+    })
+}
+
 /// A disk that no VM uses. As long as the value lives, none can take it.
 #[derive(Debug)]
 pub struct FreeDisk {

@@ -223,6 +223,16 @@ impl Host<'_> {
                 }
             }
         }
+        let chunk = plan.largest();
+        let case = Case {
+            path: &plan.path,
+            direction: "to-host",
+            consume: "unwritten",
+            chunk,
+        };
+        let meter = Meter::start(self.helpers);
+        self.to_host(6, plan.bytes, chunk, false)?;
+        meter.stop().report(case, plan.bytes);
         let meter = Meter::start(self.helpers);
         let median = self.round_trip(ROUNDS)?;
         meter

@@ -1,0 +1,193 @@
+//! What VMs have left behind: a look at guest disks and monitors, for `store check`.
+//!
+//! The law: each file among the disks belongs to a disk, each disk in use and each monitor to a build
+//! that lives. Both are compared with the store's rows both ways, and what is wrong only for a moment
+//! (somebody is just coming or going) is looked at twice.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use store::{ResourceKind, Store};
+
+use crate::disk;
+
+/// Between the two looks.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// Something of a VM that should not be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Finding {
+    /// A file among the guest disks that belongs to none.
+    StrayFile(PathBuf),
+    /// A disk that somebody holds, but no build that lives.
+    HeldDisk(PathBuf),
+    /// A disk of a build that lives, which nobody holds or which is not there.
+    LostDisk(PathBuf),
+    /// A process that has a guest disk open, and belongs to no build that lives.
+    Monitor(i32, PathBuf),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StrayFile(path) => write!(f, "{} belongs to no guest disk", path.display()),
+            Self::HeldDisk(path) => {
+                write!(
+                    f,
+                    "guest disk {} is in use, but by no build",
+                    path.display()
+                )
+            }
+            Self::LostDisk(path) => {
+                write!(f, "guest disk {} of a build is not there", path.display())
+            }
+            Self::Monitor(pid, disk) => write!(
+                f,
+                "process {pid} has guest disk {} open and belongs to no build",
+                disk.display()
+            ),
+        }
+    }
+}
+
+/// Looks at the disks and monitors of a store. With `repair`, removes stray files and ends monitors
+/// that belong to nobody; a finding comes with whether that worked.
+///
+/// # Errors
+/// If the disks or the rows cannot be read.
+pub fn audit(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
+    let first = look(store)?;
+    if first.is_empty() {
+        return Ok(Vec::new());
+    }
+    thread::sleep(MOMENT);
+    let mut still: Vec<Finding> = look(store)?.intersection(&first).cloned().collect();
+    still.sort_by_key(ToString::to_string);
+    let mended = |finding: Finding| {
+        let done = repair && mend(&finding);
+        (finding, done)
+    };
+    Ok(still.into_iter().map(mended).collect())
+}
+
+/// All that differs at this moment.
+fn look(store: &Store) -> io::Result<HashSet<Finding>> {
+    let dir = store.disks_dir();
+    // The things first, then the rows: a row comes before its thing and goes after it.
+    let disks = disk::listed(&dir)?;
+    let users = users_of(&dir)?;
+    let owned: HashSet<PathBuf> = store
+        .live_resources()
+        .map_err(io::Error::other)?
+        .into_iter()
+        .filter_map(|resource| match resource {
+            ResourceKind::Disk(path) => Some(path),
+            ResourceKind::Vm { .. }
+            | ResourceKind::Directory(_)
+            | ResourceKind::Socket(_)
+            | ResourceKind::File(_) => None,
+        })
+        .collect();
+    let mut found: HashSet<Finding> = disks.strays.into_iter().map(Finding::StrayFile).collect();
+    let held = disks.held.iter().filter(|image| !owned.contains(*image));
+    found.extend(held.cloned().map(Finding::HeldDisk));
+    let lost = owned.iter().filter(|image| !disks.held.contains(image));
+    found.extend(lost.cloned().map(Finding::LostDisk));
+    let foreign = users
+        .into_iter()
+        .filter(|(_, image)| !owned.contains(image));
+    found.extend(foreign.map(|(pid, image)| Finding::Monitor(pid, image)));
+    Ok(found)
+}
+
+/// The processes of this user that have a disk image of this pool open.
+fn users_of(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
+    let mut users = Vec::new();
+    for process in fs::read_dir("/proc")? {
+        let process = process?;
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|pid| pid.parse().ok())
+        else {
+            continue;
+        };
+        // Those of other users cannot be read, and cannot have opened what is this user's alone.
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let files = descriptors
+            .flatten()
+            .filter_map(|fd| fs::read_link(fd.path()).ok());
+        let mut images = files.filter(|file| {
+            file.parent() == Some(dir) && file.extension().is_some_and(|end| end == "img")
+        });
+        users.extend(images.next().map(|image| (pid, image)));
+    }
+    Ok(users)
+}
+
+/// Whether what is wrong is so no more.
+fn mend(finding: &Finding) -> bool {
+    match finding {
+        Finding::StrayFile(path) => fs::remove_file(path).is_ok(),
+        // By its number and the file that it has open just now, as a moment ago.
+        Finding::Monitor(pid, image) => {
+            let dir = image.parent().unwrap_or(image);
+            let users = users_of(dir).unwrap_or_default();
+            users.contains(&(*pid, image.clone()))
+                && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()
+        }
+        // Whoever holds it must end by itself; a build that lost its disk will tell so.
+        Finding::HeldDisk(_) | Finding::LostDisk(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use store::OpenOptions;
+
+    use super::*;
+    use crate::disk::DiskPool;
+
+    #[test]
+    fn files_disks_and_processes_are_compared_with_the_builds_that_live() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &OpenOptions::default()).unwrap();
+        let pool = DiskPool::new(&store.disks_dir(), "boot", 1 << 30, 3);
+        assert_eq!(audit(&store, false).unwrap(), []);
+        let disk = pool.take().unwrap();
+        let image = disk.image().to_owned();
+        let held = Finding::HeldDisk(image.clone());
+        assert_eq!(audit(&store, false).unwrap(), [(held, false)]);
+        let row = store
+            .add_resource(ResourceKind::Disk(image.clone()))
+            .unwrap();
+        assert_eq!(audit(&store, false).unwrap(), []);
+        disk.release().unwrap();
+        let lost = Finding::LostDisk(image.clone());
+        assert_eq!(audit(&store, false).unwrap(), [(lost, false)]);
+        store.drop_resource(row).unwrap();
+        let opened = File::open(&image).unwrap();
+        let me = i32::try_from(std::process::id()).unwrap();
+        let monitor = Finding::Monitor(me, image);
+        assert_eq!(audit(&store, false).unwrap(), [(monitor, false)]);
+        drop(opened);
+        let stray = store.disks_dir().join("ext4-1-0000.img");
+        fs::write(&stray, "x").unwrap();
+        let finding = Finding::StrayFile(stray.clone());
+        assert_eq!(audit(&store, true).unwrap(), [(finding, true)]);
+        assert!(!stray.exists());
+        assert_eq!(audit(&store, true).unwrap(), []);
+        store.close().unwrap();
+    }
+}
