@@ -272,7 +272,11 @@ fn settle(layout: &Layout, db: &Db, dead: &Instance) -> Result<Settled, StoreErr
 }
 
 /// Names this run of the kernel.
-fn boot_id() -> Result<String, StoreError> {
+pub(crate) fn boot_id() -> Result<String, StoreError> {
+    #[cfg(test)]
+    if let Some(boot) = crate::effect::boot() {
+        return Ok(boot);
+    }
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = std::fs::read_to_string(path).map_err(StoreError::at("read", path))?;
     Ok(text.trim().to_owned())

@@ -29,6 +29,7 @@ mod cache;
 mod db;
 mod digest;
 mod disk;
+mod effect;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
+use crate::effect::{Effect, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::{StoreError, time};
@@ -91,11 +92,13 @@ impl Db {
     ) -> Result<T, E> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.set(commit)?;
+        before_sql(Effect::Begin).map_err(StoreError::from)?;
         let transaction = state
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;
         let done = work(&transaction)?;
+        before_sql(Effect::Commit(commit)).map_err(StoreError::from)?;
         transaction.commit().map_err(StoreError::from)?;
         Ok(done)
     }
@@ -106,6 +109,7 @@ impl Db {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        before_sql(Effect::Read)?;
         let transaction = state.connection.transaction()?;
         work(&transaction)
     }
@@ -196,6 +200,7 @@ pub(crate) fn make(path: &Path) -> Result<Connection, StoreError> {
 
 /// Closes a database so that it is one file.
 pub(crate) fn fold(connection: Connection) -> Result<(), StoreError> {
+    before_sql(Effect::Fold)?;
     let busy: i64 =
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if busy != 0 {
@@ -213,6 +218,7 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 /// Runs what is missing. The caller holds the version lock alone.
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    before_sql(Effect::Begin)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = usize::try_from(version(&transaction)?)
         .map_err(|_| StoreError::corrupt("the database has a negative version"))?;
@@ -229,6 +235,7 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
             (hex::encode(crate::random()?), time::now()),
         )?;
     }
+    before_sql(Effect::Commit(Commit::Durable))?;
     transaction.commit()?;
     Ok(())
 }

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, Transaction};
 
+use crate::db::Commit;
+use crate::effect::{Effect, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::object::LAYER;
@@ -66,6 +68,7 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
         let Some(found) = salvage(layout, *id)? else {
             continue;
         };
+        before_sql(Effect::Begin)?;
         let transaction = connection.transaction()?;
         if insert(&transaction, &found)? {
             match found.layer {
@@ -73,6 +76,7 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
                 None => rebuilt.blobs += 1,
             }
         }
+        before_sql(Effect::Commit(Commit::Durable))?;
         transaction.commit()?;
     }
     // No number of before is given out again, also none of what was not kept.

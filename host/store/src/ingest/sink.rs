@@ -5,12 +5,13 @@
 //! queue of large pieces. Small blobs never start it.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::digest::{Digest, Hasher};
+use crate::{disk, effect};
 
 /// Unit of handing over. Large enough that the hand-over costs nothing.
 const PIECE: usize = 1 << 20;
@@ -72,8 +73,8 @@ impl Sink {
     /// The file, everything written but not yet durable, and the digest of all bytes.
     pub(crate) fn finish(mut self) -> io::Result<(File, Digest)> {
         match self.target.take() {
-            Some(Target::Here(mut file)) => {
-                file.write_all(&self.piece)?;
+            Some(Target::Here(file)) => {
+                disk::write_all(&file, &self.piece)?;
                 Ok((file, Digest::of(&self.piece)))
             }
             Some(Target::There(worker)) => {
@@ -110,12 +111,14 @@ impl Worker {
     fn start(file: File) -> io::Result<Self> {
         let (full, next) = bounded::<Vec<u8>>(QUEUE);
         let (back, empty) = bounded(QUEUE);
+        let watch = effect::Watch::of_this_thread();
         let thread = thread::Builder::new()
             .name("ingest".to_owned())
             .spawn(move || {
-                let (mut file, mut hasher) = (file, Hasher::new());
+                watch.enter();
+                let mut hasher = Hasher::new();
                 for mut piece in next {
-                    file.write_all(&piece)?;
+                    disk::write_all(&file, &piece)?;
                     hasher.update(&piece);
                     piece.clear();
                     back.try_send(piece).ok(); // only to spare an allocation

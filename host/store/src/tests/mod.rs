@@ -4,6 +4,7 @@ mod claims;
 mod housekeeping;
 mod ingest;
 mod processes;
+mod proof;
 mod property;
 
 use std::io::Write;
