@@ -109,34 +109,39 @@ mod watched {
         }
     }
 
+    /// Puts back what was before, also in a panic.
+    struct Restore(Watch);
+
+    impl Restore {
+        fn after(change: impl FnOnce(Watch) -> Watch) -> Self {
+            let before = Watch::of_this_thread();
+            change(before.clone()).enter();
+            Self(before)
+        }
+    }
+
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            std::mem::take(&mut self.0).enter();
+        }
+    }
+
     /// Runs `work` while `watcher` hears of each effect of this thread and those that it starts,
     /// and decides about it.
     pub(crate) fn watching<T>(
         watcher: impl FnMut(Effect<'_>) -> io::Result<()> + Send + 'static,
         work: impl FnOnce() -> T,
     ) -> T {
-        let before = Watch::of_this_thread();
-        Watch {
-            watcher: Some(Arc::new(Mutex::new(Box::new(watcher)))),
-            boot: before.boot.clone(),
-        }
-        .enter();
-        let done = work();
-        before.enter();
-        done
+        let watcher: Option<Arc<Mutex<Watcher>>> = Some(Arc::new(Mutex::new(Box::new(watcher))));
+        let _restore = Restore::after(|before| Watch { watcher, ..before });
+        work()
     }
 
     /// Runs `work` as after a restart of the machine.
     pub(crate) fn booted<T>(boot: &str, work: impl FnOnce() -> T) -> T {
-        let before = Watch::of_this_thread();
-        Watch {
-            watcher: before.watcher.clone(),
-            boot: Some(boot.to_owned()),
-        }
-        .enter();
-        let done = work();
-        before.enter();
-        done
+        let boot = Some(boot.to_owned());
+        let _restore = Restore::after(|before| Watch { boot, ..before });
+        work()
     }
 
     /// The run of the kernel that this thread shall believe in.

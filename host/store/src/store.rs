@@ -50,6 +50,17 @@ fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Objects without a database are a store that has lost it, and no new one.
+fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
+    if disk::list(&layout.blobs())?.is_empty() || disk::length(&layout.database())?.is_some() {
+        return Ok(());
+    }
+    Err(StoreError::corrupt(
+        "the database of the store is missing: `cofferdam store check --repair` makes one from the \
+         objects that are there",
+    ))
+}
+
 impl Store {
     /// Opens the store in the directory `root`, and makes it if it is missing. What dead instances
     /// left is settled, and this process becomes an instance.
@@ -64,7 +75,8 @@ impl Store {
             let is_new = disk::length(&layout.database())?.is_none();
             layout.make()?;
             if is_new {
-                disk::sync_dir(layout.root())?;
+                refuse_orphans(&layout)?;
+                place::make_lasting(layout.root())?;
             }
         }
         let db = Db::open(&layout, read_only)?;
@@ -85,9 +97,13 @@ impl Store {
             closed: AtomicBool::new(false),
             indexes: Mutex::default(),
         };
-        Ok(Self {
+        let store = Self {
             inner: Arc::new(inner),
-        })
+        };
+        if !read_only && let Err(error) = store.sweep_after_boot() {
+            log::warn!("cannot look for leftovers: {error}");
+        }
+        Ok(store)
     }
 
     /// Opens the store in order to prune it. If the disk is so full that even that fails, the room

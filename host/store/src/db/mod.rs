@@ -10,6 +10,7 @@
 //! nothing that is still true. It saves a sync for every look-up of a cached build. The log of
 //! SQLite is written in order, so a durable commit makes all earlier ones durable, too.
 
+mod replace;
 mod schema;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
+pub(crate) use self::replace::replace;
 use crate::effect::{Effect, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
@@ -66,8 +68,7 @@ struct State {
 impl Db {
     /// Opens the database; makes and migrates it unless `read_only`.
     pub(crate) fn open(layout: &Layout, read_only: bool) -> Result<Self, StoreError> {
-        let mut connection = connect(&layout.database(), read_only)?;
-        let version = settle_version(&mut connection, layout, read_only)?;
+        let (connection, version) = settle_version(layout, read_only)?;
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(StoreError::corrupt(format!(
@@ -153,31 +154,20 @@ fn connect(path: &Path, read_only: bool) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Sees to it that the schema is the one that this program knows, and returns the lock that keeps
+/// Connects to a database whose schema is the one that this program knows, with the lock that keeps
 /// it so. Whoever must change it needs the lock for itself; all try, none waits inside the kernel.
-fn settle_version(
-    connection: &mut Connection,
-    layout: &Layout,
-    read_only: bool,
-) -> Result<Lock, StoreError> {
+/// The file is opened with the lock in hand, or it might be one that was replaced meanwhile.
+fn settle_version(layout: &Layout, read_only: bool) -> Result<(Connection, Lock), StoreError> {
     let path = layout.version_lock();
     let deadline = Instant::now() + VERSION_WAIT;
     loop {
         if let Some(shared) = Lock::try_shared(&path)? {
-            let found = version(connection)?;
-            if found == schema::VERSION {
-                return Ok(shared);
-            }
-            if found > schema::VERSION {
-                let (root, known) = (layout.root().to_owned(), schema::VERSION);
-                return Err(StoreError::NewerSchema { root, found, known });
-            }
-            if read_only {
-                return Err(StoreError::Missing(layout.root().to_owned()));
+            if let Some(connection) = try_connect(layout, read_only)? {
+                return Ok((connection, shared));
             }
             drop(shared);
-            if let Some(_exclusive) = Lock::try_exclusive(&path)? {
-                migrate(connection)?;
+            if let Some(_alone) = Lock::try_exclusive(&path)? {
+                make_ready(layout)?;
                 continue;
             }
         }
@@ -189,6 +179,37 @@ fn settle_version(
         // Several may begin at once: an uneven pause lets one of them get through.
         thread::sleep(VERSION_TICK.mul_f64(1.0 + f64::from(time::jitter()) / 255.0));
     }
+}
+
+/// Connects under the shared lock; `None` if something has to be done first that needs it alone.
+fn try_connect(layout: &Layout, read_only: bool) -> Result<Option<Connection>, StoreError> {
+    let found = if replace::is_begun(layout)? {
+        None
+    } else {
+        let connection = connect(&layout.database(), read_only)?;
+        Some((version(&connection)?, connection))
+    };
+    match found {
+        Some((schema::VERSION, connection)) => Ok(Some(connection)),
+        Some((found, _)) if found > schema::VERSION => {
+            let (root, known) = (layout.root().to_owned(), schema::VERSION);
+            Err(StoreError::NewerSchema { root, found, known })
+        }
+        Some(_) | None if read_only => Err(StoreError::Missing(layout.root().to_owned())),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Finishes a replacement that was stopped, and brings the schema up to date.
+fn make_ready(layout: &Layout) -> Result<(), StoreError> {
+    if replace::is_begun(layout)? {
+        replace::finish(layout)?;
+    }
+    let mut connection = connect(&layout.database(), false)?;
+    if version(&connection)? < schema::VERSION {
+        migrate(&mut connection)?;
+    }
+    Ok(())
 }
 
 /// Makes a new database that nobody else knows of.

@@ -42,21 +42,32 @@ struct Found {
     what: String,
     world: World,
     facts: Vec<Fact>,
-    power: bool,
+    /// How often power was lost.
+    power: usize,
+}
+
+impl Found {
+    /// Runs `work` in the boot that comes after it.
+    fn after<T>(&self, work: impl FnOnce() -> T) -> T {
+        match self.power {
+            0 => work(),
+            count => booted(&format!("boot {count}"), work),
+        }
+    }
 }
 
 /// All that may be found after a stop at one of these moments, each once.
-fn found(points: &[Point], seen: &mut HashSet<(bool, World)>) -> Vec<Found> {
+fn found(points: &[Point], seen: &mut HashSet<(bool, World, String)>) -> Vec<Found> {
     let mut all = Vec::new();
     for (point, number) in points.iter().zip(0u64..) {
         let mut add = |kind: String, world: World, power: bool| {
-            // The last moment at which something is found has the most to keep.
-            if seen.insert((power, world.clone())) {
+            let facts = format!("{:?}", point.facts);
+            if seen.insert((power, world.clone(), facts)) {
                 all.push(Found {
                     what: format!("before {number}, {}: {kind}", point.effect),
                     world,
                     facts: point.facts.clone(),
-                    power,
+                    power: usize::from(power),
                 });
             }
         };
@@ -76,12 +87,8 @@ fn try_one(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, found: &Found) {
     let what = || format!("{}, {}", scenario.name, found.what);
     wrong.unless(what, || {
         world::make(dir, &found.world);
-        let recover = || recover(scenario, &root, &found.facts, scenario.clean(), found.power);
-        if found.power {
-            booted("the next boot", recover);
-        } else {
-            recover();
-        }
+        let power = found.power > 0;
+        found.after(|| recover(scenario, &root, &found.facts, scenario.clean(), power));
     });
 }
 
@@ -101,23 +108,19 @@ fn try_recovery(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, first: &Foun
     };
     let what = || format!("{}, {}", scenario.name, first.what);
     let points = wrong.unless(what, || {
-        if first.power {
-            booted("the next boot", open)
-        } else {
-            open()
-        }
+        first.after(open)
     });
     let mut count = 0;
     let mut seen = HashSet::new();
     for second in found(&points.unwrap_or_default(), &mut seen) {
         // A second loss of power is drawn only every third time.
         count += 1;
-        if second.power && count % 3 != 0 {
+        if second.power > 0 && count % 3 != 0 {
             continue;
         }
         let both = Found {
             what: format!("{}; then {}", first.what, second.what),
-            power: first.power || second.power,
+            power: first.power + second.power,
             ..second
         };
         try_one(wrong, scenario, dir, &both);

@@ -64,7 +64,7 @@ impl Wrong {
 
 impl Drop for Wrong {
     fn drop(&mut self) {
-        let shown = self.0.iter().take(40).map(String::as_str);
+        let shown = self.0.iter().take(4000).map(String::as_str);
         let shown: Vec<&str> = shown.collect();
         if !shown.is_empty() && !std::thread::panicking() {
             panic!("{} wrong:\n{}", self.0.len(), shown.join("\n"));

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::recorder::{Id, Point};
+use super::recorder::{Id, Names, Point};
 use super::world::{Node, World};
 
 /// Which names there are.
@@ -61,6 +61,8 @@ struct Cut<'a> {
     what: What,
     dice: Dice,
     world: World,
+    /// The names in it.
+    shown: Names,
 }
 
 /// What may be left at a moment, with a name for each. `more` throws of the dice.
@@ -70,14 +72,35 @@ pub(super) fn worlds(point: &Point, seed: u64, more: usize) -> Vec<(String, Worl
     kinds
         .map(|((which, what), number)| {
             let dice = Dice(seed.wrapping_mul(1009).wrapping_add(number));
-            let mut cut = Cut { point, which, what, dice, world: World::new() };
+            let mut cut = Cut { point, which, what, dice, world: World::new(), shown: Names::new() };
             cut.dir(Path::new(""));
+            cut.keep_renamed();
             (format!("{which:?} names, {what:?} bytes"), cut.world)
         })
         .collect()
 }
 
 impl Cut<'_> {
+    /// A rename is there or not, so what was renamed has one of its names at least.
+    fn keep_renamed(&mut self) {
+        for (from, to) in &self.point.renames {
+            let id = |names: &Names, path: &PathBuf| {
+                let names = names.get(path.parent()?)?;
+                names.get(path.file_name()?).copied()
+            };
+            let (old, new) = (id(&self.point.durable, from), id(&self.point.live, to));
+            let Some(Id::File(number)) = new.filter(|new| old.is_none_or(|old| old == *new)) else {
+                continue;
+            };
+            let shown = id(&self.shown, to) == new || id(&self.shown, from) == new;
+            let was = old.is_some() && self.world.contains_key(from.parent().unwrap());
+            if !shown && was {
+                let node = self.bytes(number);
+                self.world.insert(from.clone(), node);
+            }
+        }
+    }
+
     fn dir(&mut self, dir: &Path) {
         let (old, new) = (self.point.durable.get(dir), self.point.live.get(dir));
         let empty = std::collections::BTreeMap::new();
@@ -101,6 +124,9 @@ impl Cut<'_> {
     }
 
     fn put(&mut self, path: PathBuf, id: Id) {
+        let (dir, name) = (path.parent().unwrap(), path.file_name().unwrap());
+        let names = self.shown.entry(dir.to_owned()).or_default();
+        names.insert(name.to_owned(), id);
         match id {
             Id::Dir => {
                 self.world.insert(path.clone(), Node::Dir);

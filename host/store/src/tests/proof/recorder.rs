@@ -39,6 +39,8 @@ pub(super) struct Point {
     /// Bytes by number of file, as they are and as they are on disk.
     pub(super) bytes: HashMap<u64, Node>,
     pub(super) synced: HashMap<u64, Node>,
+    /// Renames so far: from, to.
+    pub(super) renames: Vec<(PathBuf, PathBuf)>,
     /// The same moment, in the middle of the effect.
     pub(super) amid: Option<World>,
     pub(super) facts: Vec<Fact>,
@@ -71,6 +73,7 @@ impl Recorder {
             durable: Names::new(),
             bytes: HashMap::new(),
             synced: HashMap::new(),
+            renames: Vec::new(),
             amid: None,
             facts: Vec::new(),
         };
@@ -116,6 +119,10 @@ impl Recorder {
         let text = format!("{effect:?}").chars().take(160).collect();
         let amid = self.amid(&effect);
         self.keep(text, amid);
+        if let Effect::Rename(from, to) = effect {
+            let pair = (self.relative(from), self.relative(to));
+            self.state.renames.push(pair);
+        }
         self.pending = match effect {
             Effect::SyncFile(file) => Pending::Sync(file.metadata().unwrap().ino()),
             Effect::SyncDir(path) => Pending::SyncDir(self.relative(path)),
