@@ -45,12 +45,7 @@ pub(crate) fn make_dir_all(path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     before(Effect::MakeDir(path))
-        .and_then(|()| {
-            DirBuilder::new()
-                .mode(0o700)
-                .recursive(true)
-                .create(path)
-        })
+        .and_then(|()| DirBuilder::new().mode(0o700).recursive(true).create(path))
         .map_err(StoreError::at("make", path))
 }
 
@@ -90,12 +85,12 @@ pub(crate) fn open_lasting(path: &Path) -> Result<File, StoreError> {
     options.read(true).write(true);
     before(Effect::Look(path))
         .and_then(|()| options.open(path))
-        .or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                before(Effect::Create(path))?;
-                options.create(true).mode(0o600).open(path)
+        .or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
             }
-            _ => Err(error),
+            before(Effect::Create(path))?;
+            options.create(true).mode(0o600).open(path)
         })
         .map_err(StoreError::at("open", path))
 }

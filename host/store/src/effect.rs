@@ -9,6 +9,11 @@ use std::path::Path;
 
 use crate::db::Commit;
 
+#[cfg(not(test))]
+pub(crate) use unwatched::{Watch, before, before_sql};
+#[cfg(test)]
+pub(crate) use watched::{Watch, before, before_sql, boot, booted, watching};
+
 /// What is about to be done.
 #[derive(Debug, Clone, Copy)]
 #[expect(dead_code, reason = "tests look inside, and show it")]
@@ -167,8 +172,3 @@ mod watched {
         })
     }
 }
-
-#[cfg(not(test))]
-pub(crate) use unwatched::{Watch, before, before_sql};
-#[cfg(test)]
-pub(crate) use watched::{Watch, before, before_sql, boot, booted, watching};

@@ -96,6 +96,17 @@ impl Me {
         &self.scratch
     }
 
+    /// Lets go of the lock as the kernel does for a process that is killed. Nothing else is done.
+    #[cfg(test)]
+    pub(crate) fn die(&self) {
+        drop(
+            self.lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+
     /// Settles what this instance has, and lets go of the lock.
     pub(crate) fn end(&self, layout: &Layout, db: &Db) -> Result<(), StoreError> {
         let Some(lock) = self

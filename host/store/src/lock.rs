@@ -74,12 +74,20 @@ impl Lock {
 
     /// Tries a lock of the store itself, whose file is made if missing and never removed.
     pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Self>, StoreError> {
-        Self::take(disk::open_lasting(path)?, FlockArg::LockExclusiveNonblock, path)
+        Self::take(
+            disk::open_lasting(path)?,
+            FlockArg::LockExclusiveNonblock,
+            path,
+        )
     }
 
     /// As [`Self::try_exclusive`], together with others who share it.
     pub(crate) fn try_shared(path: &Path) -> Result<Option<Self>, StoreError> {
-        Self::take(disk::open_lasting(path)?, FlockArg::LockSharedNonblock, path)
+        Self::take(
+            disk::open_lasting(path)?,
+            FlockArg::LockSharedNonblock,
+            path,
+        )
     }
 
     fn take(file: File, how: FlockArg, path: &Path) -> Result<Option<Self>, StoreError> {

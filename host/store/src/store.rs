@@ -12,7 +12,7 @@ use crate::housekeeping::{give_up_reserve, make_reserve};
 use crate::instance::{self, Me};
 use crate::layout::Layout;
 use crate::lock::Lock;
-use crate::{DiffId, Index, InstanceId, StoreError, disk, place};
+use crate::{DiffId, Index, InstanceId, Removal, StoreError, disk, place};
 
 /// How to open a store.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +40,15 @@ pub(crate) struct Inner {
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
 }
 
+#[cfg(test)]
+impl Inner {
+    /// Leaves all as a killed process would, whatever clones there are.
+    pub(crate) fn die(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.me.die();
+    }
+}
+
 /// Where there is no reserve, makes one, unless a prune is using it up just now.
 fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
     if disk::length(&layout.reserve())?.is_none()
@@ -59,6 +68,13 @@ fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
         "the database of the store is missing: `cofferdam store check --repair` makes one from the \
          objects that are there",
     ))
+}
+
+/// Removes what a stopped rebuild has left. None runs, since the caller has the version lock.
+fn clear_rebuild(layout: &Layout) {
+    if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_tree(&layout.rebuilding()) {
+        log::warn!("cannot remove what a rebuild has left: {why}");
+    }
 }
 
 impl Store {
@@ -84,6 +100,7 @@ impl Store {
         let me = if read_only {
             Me::watching()?
         } else {
+            clear_rebuild(&layout);
             instance::reap(&layout, &db)?;
             set_room_aside(&layout)?;
             Me::register(&layout, &db, &options.command)?

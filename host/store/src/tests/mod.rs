@@ -4,6 +4,10 @@ mod claims;
 mod housekeeping;
 mod ingest;
 mod processes;
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each match is about a few of many effects or facts"
+)]
 mod proof;
 mod property;
 

@@ -13,7 +13,7 @@ use crate::effect::{booted, watching};
 use crate::{Store, StoreError};
 
 /// Crashes in recovery that are tried per scenario, at least.
-const RECOVERIES: usize = 6;
+const RECOVERIES: usize = 4;
 
 /// Does what the next user does, and panics unless all is well then.
 pub(super) fn recover(scenario: &Scenario, root: &Path, facts: &[Fact], clean: Clean, power: bool) {
@@ -107,9 +107,7 @@ fn try_recovery(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, first: &Foun
         })
     };
     let what = || format!("{}, {}", scenario.name, first.what);
-    let points = wrong.unless(what, || {
-        first.after(open)
-    });
+    let points = wrong.unless(what, || first.after(open));
     let mut count = 0;
     let mut seen = HashSet::new();
     for second in found(&points.unwrap_or_default(), &mut seen) {
@@ -162,5 +160,8 @@ fn wherever_it_stops_first_half() {
 #[test]
 fn wherever_it_stops_second_half() {
     let mut wrong = Wrong::default();
-    ALL.iter().skip(1).step_by(2).for_each(|it| run(&mut wrong, it));
+    ALL.iter()
+        .skip(1)
+        .step_by(2)
+        .for_each(|it| run(&mut wrong, it));
 }

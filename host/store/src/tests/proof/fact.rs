@@ -121,7 +121,12 @@ pub(super) fn unrest(store: &Store) -> Option<String> {
         .iter()
         .any(|build| build.state == BuildState::Running);
     runs.then(|| "a build that runs".to_owned())
-        .or_else(|| count("other instances", "SELECT count(*) FROM instance WHERE id <> ?1"))
+        .or_else(|| {
+            count(
+                "other instances",
+                "SELECT count(*) FROM instance WHERE id <> ?1",
+            )
+        })
         .or_else(|| count("leases", "SELECT count(*) FROM lease WHERE instance <> ?1"))
         .or_else(|| count("claims", "SELECT count(*) FROM claim WHERE instance <> ?1"))
         .or_else(|| {

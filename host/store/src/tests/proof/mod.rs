@@ -8,6 +8,7 @@
 mod crash;
 mod fact;
 mod fail;
+mod mended;
 mod power;
 mod recorder;
 mod scenario;

@@ -72,7 +72,14 @@ pub(super) fn worlds(point: &Point, seed: u64, more: usize) -> Vec<(String, Worl
     kinds
         .map(|((which, what), number)| {
             let dice = Dice(seed.wrapping_mul(1009).wrapping_add(number));
-            let mut cut = Cut { point, which, what, dice, world: World::new(), shown: Names::new() };
+            let mut cut = Cut {
+                point,
+                which,
+                what,
+                dice,
+                world: World::new(),
+                shown: Names::new(),
+            };
             cut.dir(Path::new(""));
             cut.keep_renamed();
             (format!("{which:?} names, {what:?} bytes"), cut.world)
@@ -153,7 +160,11 @@ impl Cut<'_> {
         };
         // What was changed in the middle is one or the other.
         let Some(added) = written.strip_prefix(&**durable) else {
-            return if matches!(what, What::Written) { new } else { old };
+            return if matches!(what, What::Written) {
+                new
+            } else {
+                old
+            };
         };
         let tail = match what {
             What::Synced | What::Any => return old,

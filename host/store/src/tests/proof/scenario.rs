@@ -80,12 +80,22 @@ pub(super) const ALL: [Scenario; 24] = [
 
 const fn begins(name: &'static str, base: Base, op: fn(&Case) -> Done) -> Scenario {
     let opened = false;
-    Scenario { name, base, opened, op }
+    Scenario {
+        name,
+        base,
+        opened,
+        op,
+    }
 }
 
 const fn within(name: &'static str, base: Base, op: fn(&Case) -> Done) -> Scenario {
     let opened = true;
-    Scenario { name, base, opened, op }
+    Scenario {
+        name,
+        base,
+        opened,
+        op,
+    }
 }
 
 impl Scenario {
@@ -519,7 +529,8 @@ fn damage_met(case: &Case) -> Done {
 }
 
 fn hints(case: &Case) -> Done {
-    case.facts.doubt(|fact| matches!(fact, Fact::Cache(..) | Fact::Value(..)));
+    case.facts
+        .doubt(|fact| matches!(fact, Fact::Cache(..) | Fact::Value(..)));
     case.open().save_cache("cache", b"changed")?;
     case.facts.add(Fact::Cache("cache", b"changed".to_vec()));
     case.open().set_fact("kind", "known", "changed")?;
@@ -546,4 +557,3 @@ fn close(case: &Case) -> Done {
     drop(claim);
     Ok(())
 }
-
