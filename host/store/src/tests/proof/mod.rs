@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use crate::{OpenOptions, Store, StoreError};
 
 /// A directory where a sync costs nothing, if there is one.
-fn fast_dir() -> TempDir {
+pub(super) fn fast_dir() -> TempDir {
     let memory = Path::new("/dev/shm");
     tempfile::tempdir_in(memory).unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
@@ -35,8 +35,13 @@ fn try_open(root: &Path) -> Result<Store, StoreError> {
     Store::open(root, &options)
 }
 
+/// Opens the store as the next process would, and panics unless all is well.
+pub(super) fn settle(root: &Path) {
+    fact::settle(root, &[], fact::Clean::Wholly, false);
+}
+
 /// How many times as many samples as usual are taken where not everything is tried.
-fn width() -> usize {
+pub(super) fn width() -> usize {
     let wanted = std::env::var("STORE_PROOF_WIDTH").ok();
     wanted.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
