@@ -108,14 +108,17 @@ fn try_recovery(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, first: &Foun
     };
     let what = || format!("{}, {}", scenario.name, first.what);
     let points = wrong.unless(what, || first.after(open));
-    let mut count = 0;
+    let (mut count, mut losses) = (0, 0);
     let mut seen = HashSet::new();
     for second in found(&points.unwrap_or_default(), &mut seen) {
-        // A second loss of power is drawn only every third time.
-        count += 1;
-        if second.power > 0 && count % 3 != 0 {
-            continue;
+        // Of the ways to lose power a second time, every third is tried.
+        if second.power > 0 {
+            losses += 1;
+            if losses % 3 != 0 {
+                continue;
+            }
         }
+        count += 1;
         let both = Found {
             what: format!("{}; then {}", first.what, second.what),
             power: first.power + second.power,
