@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ enum Turn {
     Running,
     /// Before an effect.
     Stopped,
+    /// The effect fails.
+    Failing,
     Dying,
     Ended,
 }
@@ -56,10 +58,10 @@ impl Turns {
         turns.clone()
     }
 
-    /// Stops until it goes on; false if it dies.
-    fn stop(&self, who: usize) -> bool {
+    /// Stops until it is told how to go on.
+    fn stop(&self, who: usize) -> Turn {
         self.set(who, Turn::Stopped);
-        self.wait(|turns| turns[who] != Turn::Stopped)[who] != Turn::Dying
+        self.wait(|turns| turns[who] != Turn::Stopped)[who]
     }
 }
 
@@ -104,7 +106,7 @@ fn build(shared: &Shared, who: usize, store: &Store, keys: [usize; 2]) -> Result
                     break claim.commit(&layer, &made, false)?.diff_id;
                 }
                 Lookup::Busy(_) => {
-                    if !shared.turns.stop(who) {
+                    if shared.turns.stop(who) == Turn::Dying {
                         return Err(StoreError::Closed);
                     }
                 }
@@ -129,15 +131,26 @@ fn prune(shared: &Shared, store: &Store) -> Result<(), StoreError> {
 
 /// Runs one instance until it ends or dies.
 fn live(shared: &Arc<Shared>, who: usize, store: &Store) {
+    let failed = Arc::new(AtomicBool::new(false));
     let mut dead = false;
     let watcher = {
-        let (shared, store) = (Arc::clone(shared), store.clone());
+        let (shared, store, failed) = (Arc::clone(shared), store.clone(), Arc::clone(&failed));
         move |effect: Effect<'_>| {
             // A transaction is one step: nobody stops who has the database to itself.
             let is_step = !matches!(effect, Effect::Commit(_));
-            if !dead && is_step && !shared.turns.stop(who) {
+            let turn = if dead || !is_step {
+                Turn::Running
+            } else {
+                shared.turns.stop(who)
+            };
+            if turn == Turn::Dying {
+                failed.store(true, Ordering::SeqCst);
                 dead = true;
                 store.inner.die();
+            }
+            if turn == Turn::Failing {
+                failed.store(true, Ordering::SeqCst);
+                return Err(io::Error::from(Errno::EIO));
             }
             if dead {
                 Err(io::Error::from(Errno::EIO))
@@ -151,9 +164,13 @@ fn live(shared: &Arc<Shared>, who: usize, store: &Store) {
         1 => build(shared, who, store, [1, 0]),
         _ => prune(shared, store),
     });
-    let died = shared.turns.turns.lock().unwrap()[who] == Turn::Dying;
+    if done.is_err() {
+        // A program that fails ends.
+        store.inner.die();
+    }
     shared.turns.set(who, Turn::Ended);
-    assert!(died || done.is_ok(), "{who}: {done:?}");
+    let failed = failed.load(Ordering::SeqCst);
+    assert!(failed || done.is_ok(), "{who}: {done:?}");
 }
 
 /// What does not hold of rows and files at this moment.
@@ -212,7 +229,7 @@ fn run(seed: u64) -> usize {
             .wrapping_add(0x1405);
         usize::try_from(dice >> 33).unwrap() % sides
     };
-    let (mut kills, mut steps, mut who) = (0, 0, 0);
+    let (mut kills, mut faults, mut steps, mut who) = (0, 0, 0, 0);
     // From steps that alternate all the time to long stretches of one process.
     let patience = [1, 3, 10][usize::try_from(seed % 3).unwrap()];
     std::thread::scope(|scope| {
@@ -239,16 +256,19 @@ fn run(seed: u64) -> usize {
             if !able.contains(&who) || throw(patience) == 0 {
                 who = able[throw(able.len())];
             }
-            let kill = kills < 2 && throw(60) == 0;
-            kills += usize::from(kill);
-            shared
-                .turns
-                .set(who, if kill { Turn::Dying } else { Turn::Running });
+            let turn = match throw(60) {
+                0 if kills < 2 => Turn::Dying,
+                1 | 2 if faults < 2 => Turn::Failing,
+                _ => Turn::Running,
+            };
+            kills += usize::from(turn == Turn::Dying);
+            faults += usize::from(turn == Turn::Failing);
+            shared.turns.set(who, turn);
         }
     });
     drop(stores);
-    // Work is done again only where somebody died or a result was pruned.
-    let spare = kills + shared.pruned.load(Ordering::SeqCst);
+    // Work is done again only where somebody died or failed, or a result was pruned.
+    let spare = kills + faults + shared.pruned.load(Ordering::SeqCst);
     for begun in &shared.begun {
         let begun = begun.load(Ordering::SeqCst);
         assert!(begun <= 1 - made + spare, "order {seed}: {begun}");

@@ -1,6 +1,6 @@
 //! The n-th effect fails, for n = 1, 2, … until nothing fails any more.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -20,6 +20,8 @@ use crate::{Store, StoreError};
 enum Fault {
     /// One effect fails with this.
     Once(Errno),
+    /// One effect is done, and yet told to have failed.
+    Done,
     /// From then on there is no room: what needs some fails.
     Full,
     /// From then on nothing works.
@@ -47,6 +49,9 @@ impl Fault {
             }
         };
         let mut faults: Vec<Self> = once.iter().map(|errno| Self::Once(*errno)).collect();
+        if can_be_done(effect) {
+            faults.push(Self::Done);
+        }
         if Self::Full.strikes(effect) {
             faults.push(Self::Full);
         }
@@ -60,7 +65,7 @@ impl Fault {
     /// Whether a lasting fault meets an effect.
     fn strikes(self, effect: &Effect<'_>) -> bool {
         match self {
-            Self::Once(_) => false,
+            Self::Once(_) | Self::Done => false,
             Self::Broken => true,
             Self::Locked => matches!(effect, Effect::Begin | Effect::Fold),
             Self::Full => matches!(
@@ -79,10 +84,34 @@ impl Fault {
         match self {
             Self::Once(errno) => errno,
             Self::Full => Errno::ENOSPC,
-            Self::Broken => Errno::EIO,
+            Self::Broken | Self::Done => Errno::EIO,
             Self::Locked => Errno::EBUSY,
         }
     }
+}
+
+fn can_be_done(effect: &Effect<'_>) -> bool {
+    matches!(
+        effect,
+        Effect::MakeDir(_)
+            | Effect::Create(_)
+            | Effect::Rename(..)
+            | Effect::RemoveFile(_)
+            | Effect::RemoveTree(_)
+    )
+}
+
+/// Does it in the place of the store, as far as that works.
+fn do_it(effect: &Effect<'_>) {
+    let done = match effect {
+        Effect::MakeDir(path) => fs::create_dir_all(path),
+        Effect::Create(path) => File::create_new(path).map(drop),
+        Effect::Rename(from, to) => fs::rename(from, to),
+        Effect::RemoveFile(path) => fs::remove_file(path),
+        Effect::RemoveTree(path) => fs::remove_dir_all(path),
+        _ => Ok(()),
+    };
+    done.ok(); // what cannot be done has failed indeed
 }
 
 /// As the disk does it: some bytes get there, and then no more.
@@ -112,6 +141,9 @@ fn failing(
                 && count == number
             {
                 half(file, bytes, at);
+            }
+            if fault == Fault::Done {
+                do_it(&effect);
             }
             let mut struck = struck.lock().unwrap();
             struck.get_or_insert_with(|| format!("{effect:?}").chars().take(200).collect());
