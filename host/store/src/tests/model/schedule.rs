@@ -18,7 +18,7 @@ use crate::effect::{Effect, watching};
 use crate::{DiffId, Lookup, PruneOptions, Store, StoreError};
 
 /// Orders that are tried.
-const ORDERS: u64 = 150;
+const ORDERS: u64 = 300;
 /// Steps after which an order that has not come to rest never does.
 const STEPS: usize = 4000;
 
@@ -230,6 +230,8 @@ fn run(seed: u64) -> usize {
         usize::try_from(dice >> 33).unwrap() % sides
     };
     let (mut kills, mut faults, mut steps, mut who) = (0, 0, 0, 0);
+    // In half of them all goes well, so that nothing excuses work that is done twice.
+    let mishaps = if seed % 4 < 2 { 2 } else { 0 };
     // From steps that alternate all the time to long stretches of one process.
     let patience = [1, 3, 10][usize::try_from(seed % 3).unwrap()];
     std::thread::scope(|scope| {
@@ -257,8 +259,8 @@ fn run(seed: u64) -> usize {
                 who = able[throw(able.len())];
             }
             let turn = match throw(60) {
-                0 if kills < 2 => Turn::Dying,
-                1 | 2 if faults < 2 => Turn::Failing,
+                0 if kills < mishaps => Turn::Dying,
+                1 | 2 if faults < mishaps => Turn::Failing,
                 _ => Turn::Running,
             };
             kills += usize::from(turn == Turn::Dying);
