@@ -1,15 +1,21 @@
 //! Every effect on the file system that the store's promises rest on.
 //!
 //! The law: each result is checked, and a removal says whether the thing is gone. Nothing else in
-//! this crate writes, syncs, renames or removes, so this is the place to make them fail in tests.
+//! this crate makes, writes, syncs, renames or removes (a test reads the sources for that), and
+//! each effect is told to [`crate::effect`] first, so there is one place to make them fail in tests.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate};
+use nix::unistd::linkat;
+
 use crate::StoreError;
+use crate::effect::{Effect, before};
 
 /// Allocated bytes are counted in units of this size, whatever the file system's own block is.
 const STAT_BLOCK: u64 = 512;
@@ -28,23 +34,24 @@ pub enum Removal {
 
 /// Makes a directory that must not exist yet.
 pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new()
-        .mode(0o700)
-        .create(path)
+    before(Effect::MakeDir(path))
+        .and_then(|()| DirBuilder::new().mode(0o700).create(path))
         .map_err(StoreError::at("make", path))
 }
 
 /// Makes a directory and its parents, where they are missing.
 pub(crate) fn make_dir_all(path: &Path) -> Result<(), StoreError> {
-    DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(path)
+    if path.is_dir() {
+        return Ok(());
+    }
+    before(Effect::MakeDir(path))
+        .and_then(|()| DirBuilder::new().mode(0o700).recursive(true).create(path))
         .map_err(StoreError::at("make", path))
 }
 
 /// Makes a file that must not exist yet.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
+    before(Effect::Create(path))?;
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -53,23 +60,79 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Makes a file without a name in a directory. [`link`] gives it one.
+pub(crate) fn create_unnamed(dir: &Path) -> io::Result<File> {
+    before(Effect::Look(dir))?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlag::O_TMPFILE.bits())
+        .open(dir)
+}
+
+/// Gives a file that has no name one that is free.
+pub(crate) fn link(file: &File, path: &Path) -> io::Result<()> {
+    before(Effect::Link(path))?;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    Ok(linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, path, follow)?)
+}
+
+/// Opens a file that is never removed, and makes it if it is missing.
+pub(crate) fn open_lasting(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    before(Effect::Look(path))
+        .and_then(|()| options.open(path))
+        .or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            before(Effect::Create(path))?;
+            options.create(true).mode(0o600).open(path)
+        })
+        .map_err(StoreError::at("open", path))
+}
+
 /// Makes what was written to a file durable.
 pub(crate) fn sync_file(file: &File, path: &Path) -> Result<(), StoreError> {
-    file.sync_all().map_err(StoreError::at("sync", path))
+    before(Effect::SyncFile(file))
+        .and_then(|()| file.sync_all())
+        .map_err(StoreError::at("sync", path))
 }
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
-    File::open(path)
+    before(Effect::SyncDir(path))
+        .and_then(|()| File::open(path))
         .and_then(|dir| dir.sync_all())
         .map_err(StoreError::at("sync", path))
 }
 
+/// Writes all of `bytes`.
+pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
+    Told(file).write_all(bytes)
+}
+
+/// A file whose every call to write is told first.
+struct Told<'a>(&'a File);
+
+impl Write for Told<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        before(Effect::Write(self.0, bytes, None))?;
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Writes a new file.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
-    let mut file = create(path).map_err(StoreError::at("create", path))?;
-    file.write_all(bytes)
-        .map_err(StoreError::at("write", path))?;
+    let file = create(path).map_err(StoreError::at("create", path))?;
+    write_all(&file, bytes).map_err(StoreError::at("write", path))?;
     Ok(file)
 }
 
@@ -80,12 +143,14 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 
 /// Gives a file another name, in place of what had it.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
-    fs::rename(from, to).map_err(StoreError::at("rename", from))
+    before(Effect::Rename(from, to))
+        .and_then(|()| fs::rename(from, to))
+        .map_err(StoreError::at("rename", from))
 }
 
 /// Opens for reading; `None` if nothing has that name.
 pub(crate) fn open(path: &Path) -> Result<Option<File>, StoreError> {
-    match File::open(path) {
+    match before(Effect::Look(path)).and_then(|()| File::open(path)) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io("open", path, error)),
@@ -113,7 +178,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreErro
 
 /// Length of a regular file; `None` if nothing has that name or it is no regular file.
 pub(crate) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
-    match fs::symlink_metadata(path) {
+    match before(Effect::Look(path)).and_then(|()| fs::symlink_metadata(path)) {
         Ok(found) if found.is_file() => Ok(Some(found.len())),
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -152,19 +217,27 @@ pub(crate) fn allocated_below(path: &Path) -> Result<u64, StoreError> {
     Ok(total)
 }
 
-/// Writes at the end of a file that is `end` bytes long: all of it, or nothing.
-pub(crate) fn append(file: &mut File, bytes: &[u8], end: u64) -> io::Result<()> {
-    let written = file.write_all(bytes);
-    if written.is_err() {
-        file.set_len(end)?;
-        file.seek(io::SeekFrom::Start(end))?;
-    }
-    written
+/// Writes all of `bytes` at a place in a file.
+pub(crate) fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    before(Effect::Write(file, bytes, Some(at)))?;
+    file.write_all_at(bytes, at)
+}
+
+/// Cuts a file to a length.
+pub(crate) fn cut(file: &File, length: u64) -> io::Result<()> {
+    before(Effect::Cut(file, length))?;
+    file.set_len(length)
+}
+
+/// Sets room aside for a file.
+pub(crate) fn allocate(file: &File, length: i64) -> io::Result<()> {
+    before(Effect::Allocate(file))?;
+    Ok(fallocate(file, FallocateFlags::empty(), 0, length)?)
 }
 
 /// Removes a file, or a link itself.
 pub(crate) fn remove_file(path: &Path) -> Removal {
-    match fs::remove_file(path) {
+    match before(Effect::RemoveFile(path)).and_then(|()| fs::remove_file(path)) {
         Ok(()) => Removal::Gone,
         Err(error) => removal(path, &error),
     }
@@ -172,7 +245,7 @@ pub(crate) fn remove_file(path: &Path) -> Removal {
 
 /// Removes a directory with all below it, following no link.
 pub(crate) fn remove_tree(path: &Path) -> Removal {
-    match fs::remove_dir_all(path) {
+    match before(Effect::RemoveTree(path)).and_then(|()| fs::remove_dir_all(path)) {
         Ok(()) => Removal::Gone,
         Err(error) => removal(path, &error),
     }
@@ -191,7 +264,8 @@ fn removal(path: &Path, error: &io::Error) -> Removal {
 /// The names in a directory, sorted. An error is never read as "none".
 pub(crate) fn list(path: &Path) -> Result<Vec<std::ffi::OsString>, StoreError> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(path).map_err(StoreError::at("list", path))? {
+    let entries = before(Effect::Look(path)).and_then(|()| fs::read_dir(path));
+    for entry in entries.map_err(StoreError::at("list", path))? {
         names.push(entry.map_err(StoreError::at("list", path))?.file_name());
     }
     names.sort();

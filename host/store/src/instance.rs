@@ -96,6 +96,17 @@ impl Me {
         &self.scratch
     }
 
+    /// Lets go of the lock as the kernel does for a process that is killed. Nothing else is done.
+    #[cfg(test)]
+    pub(crate) fn die(&self) {
+        drop(
+            self.lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+    }
+
     /// Settles what this instance has, and lets go of the lock.
     pub(crate) fn end(&self, layout: &Layout, db: &Db) -> Result<(), StoreError> {
         let Some(lock) = self
@@ -165,14 +176,16 @@ pub(crate) fn reap(layout: &Layout, db: &Db) -> Result<(), StoreError> {
         if rows.iter().all(|row| row.name != name)
             && let Probe::Free(lock) = Lock::probe(&layout.instance_lock(name))?
             && !exists(db, name)?
+            && let Err(error) = finish(lock, layout, name)
         {
-            finish(lock, layout, name)?;
+            log::warn!("cannot remove the lock of instance {name}: {error}");
         }
     }
     object::finish_condemned(layout, db)
 }
 
-/// Settles an instance by name, if it is dead; tells whether it lives.
+/// Settles an instance by name, if it is dead; tells whether it lives. One that somebody else is
+/// settling just now still counts as alive: what it has goes at any moment.
 pub(crate) fn is_alive(layout: &Layout, db: &Db, name: &str) -> Result<bool, StoreError> {
     if let Probe::Held = Lock::probe(&layout.instance_lock(name))? {
         return Ok(true);
@@ -188,30 +201,33 @@ pub(crate) fn is_alive(layout: &Layout, db: &Db, name: &str) -> Result<bool, Sto
         });
         Ok(row.optional()?)
     })?;
-    if let Some(dead) = dead {
-        reap_one(layout, db, &dead)?;
+    match dead {
+        Some(dead) => Ok(!reap_one(layout, db, &dead)?),
+        None => Ok(false),
     }
-    Ok(false)
 }
 
-fn reap_one(layout: &Layout, db: &Db, dead: &Instance) -> Result<(), StoreError> {
+/// Settles a dead instance. False if it lives, or if somebody else is at it.
+fn reap_one(layout: &Layout, db: &Db, dead: &Instance) -> Result<bool, StoreError> {
     let (lock, file) = match Lock::probe(&layout.instance_lock(&dead.name))? {
-        Probe::Held => return Ok(()),
+        Probe::Held => return Ok(false),
         Probe::Free(lock) => (lock, true),
         Probe::Missing => match Lock::try_exclusive(&layout.reap_lock())? {
             Some(lock) => (lock, false),
-            None => return Ok(()), // somebody else is at it
+            None => return Ok(false),
         },
     };
     // With the lock in hand: another reaper may have been faster.
     if !exists(db, &dead.name)? {
-        return Ok(());
+        return Ok(true);
     }
     match settle(layout, db, dead)? {
-        Settled::Wholly if file => finish(lock, layout, &dead.name),
-        Settled::Wholly => Ok(()),
-        Settled::Partly(why) => Err(StoreError::Busy(why)),
+        Settled::Wholly if file => finish(lock, layout, &dead.name)?,
+        Settled::Wholly => {}
+        // Its claims and leases are gone, so nobody has to wait for the rest.
+        Settled::Partly(why) => log::warn!("instance {} is not settled: {why}", dead.name),
     }
+    Ok(true)
 }
 
 fn exists(db: &Db, name: &str) -> Result<bool, StoreError> {
@@ -272,7 +288,11 @@ fn settle(layout: &Layout, db: &Db, dead: &Instance) -> Result<Settled, StoreErr
 }
 
 /// Names this run of the kernel.
-fn boot_id() -> Result<String, StoreError> {
+pub(crate) fn boot_id() -> Result<String, StoreError> {
+    #[cfg(test)]
+    if let Some(boot) = crate::effect::boot() {
+        return Ok(boot);
+    }
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = std::fs::read_to_string(path).map_err(StoreError::at("read", path))?;
     Ok(text.trim().to_owned())

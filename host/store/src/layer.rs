@@ -150,12 +150,12 @@ impl Store {
         }
     }
 
-    /// Writes an index file in place of a damaged one. A torn one is made again, so no sync.
+    /// Writes an index file in place of a damaged one.
     fn replace_index(&self, object: i64, index: &Index) -> Result<(), StoreError> {
         let new = self
             .scratch()
             .join(format!("index-{object}-{}", hex::encode(crate::random()?)));
-        disk::write(&new, &index::encode(index))?;
+        disk::write_new(&new, &index::encode(index))?;
         disk::rename(&new, &self.layout().index(object))
     }
 }

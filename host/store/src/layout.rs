@@ -49,6 +49,11 @@ impl Layout {
         self.root.join("store.db-wal")
     }
 
+    /// A database that is about to take the place of the other one.
+    pub(crate) fn next_database(&self) -> PathBuf {
+        self.root.join("store.db.next")
+    }
+
     /// Held shared by every process that has the store open, exclusively to change the schema.
     pub(crate) fn version_lock(&self) -> PathBuf {
         self.root.join("version.lock")
@@ -101,6 +106,11 @@ impl Layout {
 
     pub(crate) fn scratch(&self, instance: &str) -> PathBuf {
         self.scratches().join(instance)
+    }
+
+    /// Where a new database is made, under the version lock.
+    pub(crate) fn rebuilding(&self) -> PathBuf {
+        self.scratches().join("rebuild")
     }
 
     pub(crate) fn disks(&self) -> PathBuf {

@@ -19,6 +19,8 @@
 //!   miss.
 //! - **Nothing is trusted.** The tar of a layer comes from strangers. It is checked and hashed while
 //!   it is written, in one pass, and everything in it has a limit.
+//! - **One seam.** Every effect on the disk goes through `disk` and `db`, and tests make each of
+//!   them fail, and stop before each of them (`docs/checking.md`).
 //!
 //! All calls block; a [`Store`] is cheap to clone and may be used from any thread.
 #![forbid(unsafe_code)]
@@ -29,6 +31,7 @@ mod cache;
 mod db;
 mod digest;
 mod disk;
+mod effect;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -4,16 +4,14 @@
 //! belongs to an open file description, so two handles in one process exclude each other like two
 //! processes do, and every descriptor here is closed on exec.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
-use nix::unistd::linkat;
+use nix::fcntl::{Flock, FlockArg};
 
+use crate::effect::{Effect, before};
 use crate::{Removal, StoreError, disk};
 
 /// A held lock; dropping it lets go.
@@ -36,13 +34,7 @@ pub(crate) enum Probe {
 impl Lock {
     /// Makes a lock file whose name appears already locked.
     pub(crate) fn create(dir: &Path, path: &Path) -> Result<Self, StoreError> {
-        let unnamed = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(OFlag::O_TMPFILE.bits())
-            .open(dir);
-        match unnamed {
+        match disk::create_unnamed(dir) {
             Ok(file) => Self::link(file, path).map_err(StoreError::at("make", path)),
             // Not every file system has unnamed files.
             Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
@@ -54,14 +46,7 @@ impl Lock {
 
     fn link(file: File, path: &Path) -> io::Result<Self> {
         let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
-        let unnamed = format!("/proc/self/fd/{}", held.as_raw_fd());
-        linkat(
-            AT_FDCWD,
-            unnamed.as_str(),
-            AT_FDCWD,
-            path,
-            AtFlags::AT_SYMLINK_FOLLOW,
-        )?;
+        disk::link(&held, path)?;
         Ok(Self { _held: held })
     }
 
@@ -76,10 +61,8 @@ impl Lock {
 
     /// Looks whether anybody holds the lock, and takes it if not.
     pub(crate) fn probe(path: &Path) -> Result<Probe, StoreError> {
-        let file = match OpenOptions::new().read(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Probe::Missing),
-            Err(error) => return Err(StoreError::io("open", path, error)),
+        let Some(file) = disk::open(path)? else {
+            return Ok(Probe::Missing);
         };
         Ok(
             match Self::take(file, FlockArg::LockExclusiveNonblock, path)? {
@@ -91,26 +74,24 @@ impl Lock {
 
     /// Tries a lock of the store itself, whose file is made if missing and never removed.
     pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Self>, StoreError> {
-        Self::take(Self::lasting(path)?, FlockArg::LockExclusiveNonblock, path)
+        Self::take(
+            disk::open_lasting(path)?,
+            FlockArg::LockExclusiveNonblock,
+            path,
+        )
     }
 
     /// As [`Self::try_exclusive`], together with others who share it.
     pub(crate) fn try_shared(path: &Path) -> Result<Option<Self>, StoreError> {
-        Self::take(Self::lasting(path)?, FlockArg::LockSharedNonblock, path)
-    }
-
-    fn lasting(path: &Path) -> Result<File, StoreError> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(StoreError::at("open", path))
+        Self::take(
+            disk::open_lasting(path)?,
+            FlockArg::LockSharedNonblock,
+            path,
+        )
     }
 
     fn take(file: File, how: FlockArg, path: &Path) -> Result<Option<Self>, StoreError> {
+        before(Effect::Lock(path)).map_err(StoreError::at("lock", path))?;
         match Flock::lock(file, how) {
             Ok(held) => Ok(Some(Self { _held: held })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),

@@ -1,6 +1,7 @@
 //! Where a store may be: a directory of the user's own, on a local file system.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,20 @@ pub(crate) fn prepare(root: &Path, read_only: bool) -> Result<PathBuf, StoreErro
     check_owner(&root)?;
     check_file_system(&root)?;
     Ok(root)
+}
+
+/// Makes the name of a new store durable, with those of the directories above it: some of them may
+/// be as new. One that cannot be opened was there before.
+pub(crate) fn make_lasting(root: &Path) -> Result<(), StoreError> {
+    for dir in root.ancestors() {
+        match disk::sync_dir(dir) {
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                return Ok(());
+            }
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 fn check_owner(root: &Path) -> Result<(), StoreError> {

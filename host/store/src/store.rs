@@ -12,7 +12,7 @@ use crate::housekeeping::{give_up_reserve, make_reserve};
 use crate::instance::{self, Me};
 use crate::layout::Layout;
 use crate::lock::Lock;
-use crate::{DiffId, Index, InstanceId, StoreError, disk, place};
+use crate::{DiffId, Index, InstanceId, Removal, StoreError, disk, place};
 
 /// How to open a store.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +40,15 @@ pub(crate) struct Inner {
     pub(crate) indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
 }
 
+#[cfg(test)]
+impl Inner {
+    /// Leaves all as a killed process would, whatever clones there are.
+    pub(crate) fn die(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.me.die();
+    }
+}
+
 /// Where there is no reserve, makes one, unless a prune is using it up just now.
 fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
     if disk::length(&layout.reserve())?.is_none()
@@ -48,6 +57,24 @@ fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
         make_reserve(layout);
     }
     Ok(())
+}
+
+/// Objects without a database are a store that has lost it, and no new one.
+fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
+    if disk::list(&layout.blobs())?.is_empty() || disk::length(&layout.database())?.is_some() {
+        return Ok(());
+    }
+    Err(StoreError::corrupt(
+        "the database of the store is missing: `cofferdam store check --repair` makes one from the \
+         objects that are there",
+    ))
+}
+
+/// Removes what a stopped rebuild has left. None runs, since the caller has the version lock.
+fn clear_rebuild(layout: &Layout) {
+    if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_tree(&layout.rebuilding()) {
+        log::warn!("cannot remove what a rebuild has left: {why}");
+    }
 }
 
 impl Store {
@@ -64,7 +91,8 @@ impl Store {
             let is_new = disk::length(&layout.database())?.is_none();
             layout.make()?;
             if is_new {
-                disk::sync_dir(layout.root())?;
+                refuse_orphans(&layout)?;
+                place::make_lasting(layout.root())?;
             }
         }
         let db = Db::open(&layout, read_only)?;
@@ -72,6 +100,7 @@ impl Store {
         let me = if read_only {
             Me::watching()?
         } else {
+            clear_rebuild(&layout);
             instance::reap(&layout, &db)?;
             set_room_aside(&layout)?;
             Me::register(&layout, &db, &options.command)?
@@ -85,9 +114,13 @@ impl Store {
             closed: AtomicBool::new(false),
             indexes: Mutex::default(),
         };
-        Ok(Self {
+        let store = Self {
             inner: Arc::new(inner),
-        })
+        };
+        if !read_only && let Err(error) = store.sweep_after_boot() {
+            log::warn!("cannot look for leftovers: {error}");
+        }
+        Ok(store)
     }
 
     /// Opens the store in order to prune it. If the disk is so full that even that fails, the room

@@ -10,6 +10,7 @@
 //! nothing that is still true. It saves a sync for every look-up of a cached build. The log of
 //! SQLite is written in order, so a durable commit makes all earlier ones durable, too.
 
+mod replace;
 mod schema;
 
 use std::path::Path;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
+pub(crate) use self::replace::replace;
+use crate::effect::{Effect, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::{StoreError, disk, time};
@@ -67,8 +70,7 @@ struct State {
 impl Db {
     /// Opens the database; makes and migrates it unless `read_only`.
     pub(crate) fn open(layout: &Layout, read_only: bool) -> Result<Self, StoreError> {
-        let mut connection = connect(&layout.database(), read_only)?;
-        let version = settle_version(&mut connection, layout, read_only)?;
+        let (connection, version) = settle_version(layout, read_only)?;
         if !read_only {
             shorten_log(&connection, layout)?;
         }
@@ -96,11 +98,13 @@ impl Db {
     ) -> Result<T, E> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.set(commit)?;
+        before_sql(Effect::Begin).map_err(StoreError::from)?;
         let transaction = state
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;
         let done = work(&transaction)?;
+        before_sql(Effect::Commit(commit)).map_err(StoreError::from)?;
         transaction.commit().map_err(StoreError::from)?;
         Ok(done)
     }
@@ -111,6 +115,7 @@ impl Db {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        before_sql(Effect::Read)?;
         let transaction = state.connection.transaction()?;
         work(&transaction)
     }
@@ -154,31 +159,20 @@ fn connect(path: &Path, read_only: bool) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Sees to it that the schema is the one that this program knows, and returns the lock that keeps
+/// Connects to a database whose schema is the one that this program knows, with the lock that keeps
 /// it so. Whoever must change it needs the lock for itself; all try, none waits inside the kernel.
-fn settle_version(
-    connection: &mut Connection,
-    layout: &Layout,
-    read_only: bool,
-) -> Result<Lock, StoreError> {
+/// The file is opened with the lock in hand, or it might be one that was replaced meanwhile.
+fn settle_version(layout: &Layout, read_only: bool) -> Result<(Connection, Lock), StoreError> {
     let path = layout.version_lock();
     let deadline = Instant::now() + VERSION_WAIT;
     loop {
         if let Some(shared) = Lock::try_shared(&path)? {
-            let found = version(connection)?;
-            if found == schema::VERSION {
-                return Ok(shared);
-            }
-            if found > schema::VERSION {
-                let (root, known) = (layout.root().to_owned(), schema::VERSION);
-                return Err(StoreError::NewerSchema { root, found, known });
-            }
-            if read_only {
-                return Err(StoreError::Missing(layout.root().to_owned()));
+            if let Some(connection) = try_connect(layout, read_only)? {
+                return Ok((connection, shared));
             }
             drop(shared);
-            if let Some(_exclusive) = Lock::try_exclusive(&path)? {
-                migrate(connection)?;
+            if let Some(_alone) = Lock::try_exclusive(&path)? {
+                make_ready(layout)?;
                 continue;
             }
         }
@@ -202,13 +196,47 @@ fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreErro
         return Ok(());
     }
     connection.busy_timeout(FOLD_WAIT)?;
-    let folded: Result<i64, _> =
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+    let folded = before_sql(Effect::Fold).and_then(|()| {
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+            row.get::<_, i64>(0)
+        })
+    });
     connection.busy_timeout(BUSY)?;
     match folded {
         Ok(0) => log::debug!("the log of the database is folded back"),
         Ok(_) => log::debug!("the log of the database is long and in use"),
         Err(error) => log::debug!("the log of the database cannot be folded back: {error}"),
+    }
+    Ok(())
+}
+
+/// Connects under the shared lock; `None` if something has to be done first that needs it alone.
+fn try_connect(layout: &Layout, read_only: bool) -> Result<Option<Connection>, StoreError> {
+    let found = if replace::is_begun(layout)? {
+        None
+    } else {
+        let connection = connect(&layout.database(), read_only)?;
+        Some((version(&connection)?, connection))
+    };
+    match found {
+        Some((schema::VERSION, connection)) => Ok(Some(connection)),
+        Some((found, _)) if found > schema::VERSION => {
+            let (root, known) = (layout.root().to_owned(), schema::VERSION);
+            Err(StoreError::NewerSchema { root, found, known })
+        }
+        Some(_) | None if read_only => Err(StoreError::Missing(layout.root().to_owned())),
+        Some(_) | None => Ok(None),
+    }
+}
+
+/// Finishes a replacement that was stopped, and brings the schema up to date.
+fn make_ready(layout: &Layout) -> Result<(), StoreError> {
+    if replace::is_begun(layout)? {
+        replace::finish(layout)?;
+    }
+    let mut connection = connect(&layout.database(), false)?;
+    if version(&connection)? < schema::VERSION {
+        migrate(&mut connection)?;
     }
     Ok(())
 }
@@ -222,6 +250,7 @@ pub(crate) fn make(path: &Path) -> Result<Connection, StoreError> {
 
 /// Closes a database so that it is one file.
 pub(crate) fn fold(connection: Connection) -> Result<(), StoreError> {
+    before_sql(Effect::Fold)?;
     let busy: i64 =
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if busy != 0 {
@@ -239,6 +268,7 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 /// Runs what is missing. The caller holds the version lock alone.
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    before_sql(Effect::Begin)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = usize::try_from(version(&transaction)?)
         .map_err(|_| StoreError::corrupt("the database has a negative version"))?;
@@ -255,6 +285,7 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
             (hex::encode(crate::random()?), time::now()),
         )?;
     }
+    before_sql(Effect::Commit(Commit::Durable))?;
     transaction.commit()?;
     Ok(())
 }

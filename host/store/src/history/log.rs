@@ -27,6 +27,8 @@ pub struct StepLog {
     file: File,
     /// Length of the whole frames.
     end: u64,
+    /// Whether there is something behind them that could not be cut off.
+    ragged: bool,
     dropped: u64,
     unmarked: u64,
 }
@@ -55,6 +57,7 @@ impl StepLog {
             path,
             file,
             end: 0,
+            ragged: false,
             dropped: 0,
             unmarked: 0,
         })
@@ -101,12 +104,22 @@ impl StepLog {
         if let Some(place) = frame.get_mut(4..12) {
             place.copy_from_slice(&sum.to_le_bytes());
         }
-        if let Err(error) = disk::append(&mut self.file, &frame, self.end) {
+        if let Err(error) = self.write(&frame) {
             ::log::debug!("{}: {error}", self.path.display());
             return false;
         }
         self.end += frame.len() as u64;
         true
+    }
+
+    /// Writes behind the whole frames, where no half of a frame may be left that readers meet.
+    fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        if self.ragged {
+            disk::cut(&self.file, self.end)?;
+        }
+        let written = disk::write_at(&self.file, frame, self.end);
+        self.ragged = written.is_err() && disk::cut(&self.file, self.end).is_err();
+        written
     }
 }
 

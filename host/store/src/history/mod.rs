@@ -7,7 +7,7 @@
 mod log;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Row;
 
@@ -281,7 +281,10 @@ impl Store {
     /// If their directory cannot be read.
     pub fn step_logs(&self, build: BuildId) -> Result<Vec<(u32, PathBuf)>, StoreError> {
         let dir = self.layout().build_logs(build.0);
-        let names = disk::list(&dir)?;
+        let names = match disk::list(&dir) {
+            Err(error) if error.is_not_found() => Vec::new(), // no step has begun
+            found => found?,
+        };
         let step = |name: &std::ffi::OsString| {
             let step = name.to_str()?.strip_suffix(".log")?.parse().ok()?;
             Some((step, dir.join(name)))
@@ -303,7 +306,8 @@ impl Store {
             Some(build) if build.state == BuildState::Running => {
                 Err(StoreError::Busy(format!("build {id} runs")))
             }
-            Some(_) => self.forget_build(id, &self.layout().build_logs(id.0)),
+            // Durable: what the user has taken away does not come back.
+            Some(_) => self.forget_build(id, &self.layout().build_logs(id.0), Commit::Durable),
         }
     }
 
@@ -316,7 +320,7 @@ impl Store {
             bytes = bytes.saturating_add(disk::allocated_below(&logs)?);
             let old = place >= KEEP || build.started < oldest || bytes > KEEP_BYTES;
             if old && build.state != BuildState::Running {
-                self.forget_build(build.id, &logs)?;
+                self.forget_build(build.id, &logs, Commit::Relaxed)?;
             }
         }
         self.write(Commit::Relaxed, |tx| {
@@ -333,16 +337,16 @@ impl Store {
             if build.state != BuildState::Running {
                 let logs = self.layout().build_logs(build.id.0);
                 let bytes = disk::allocated_below(&logs)?;
-                self.forget_build(build.id, &logs)?;
+                self.forget_build(build.id, &logs, Commit::Relaxed)?;
                 freed += bytes;
             }
         }
         Ok(freed)
     }
 
-    fn forget_build(&self, id: BuildId, logs: &std::path::Path) -> Result<(), StoreError> {
+    fn forget_build(&self, id: BuildId, logs: &Path, commit: Commit) -> Result<(), StoreError> {
         match disk::remove_tree(logs) {
-            Removal::Gone => self.write(Commit::Relaxed, |tx| {
+            Removal::Gone => self.write(commit, |tx| {
                 tx.prepare_cached("DELETE FROM build WHERE id = ?1")?
                     .execute([id.0])?;
                 Ok(())

@@ -100,13 +100,16 @@ impl Store {
             report.add(Finding::Database(what), false);
         }
         self.check_instances(repair, &mut report)?;
-        let before = self.read(condemned)?;
+        let before = self.read(condemned)?.into_iter();
+        let mut before: Vec<i64> = before.map(|(id, _)| id).collect();
         for stray in self.strays()? {
             let gone = repair && stray.ours && sweep::remove(&stray) == Removal::Gone;
             report.add(Finding::Stray(stray.path), gone);
         }
         for (object, is_layer) in self.read(objects)? {
-            self.check_object(&object, is_layer, repair, &mut report)?;
+            if self.check_object(&object, is_layer, repair, &mut report)? {
+                before.push(object.id);
+            }
         }
         self.check_condemned(&before, repair, &mut report)?;
         Ok(report)
@@ -129,16 +132,16 @@ impl Store {
         Ok(())
     }
 
-    /// What was condemned when the check began and is still there is a leftover; what went
-    /// meanwhile was somebody's work.
+    /// What was condemned when the check began, or by the check, and is still there is a leftover;
+    /// what went meanwhile was somebody's work.
     fn check_condemned(
         &self,
-        before: &[(i64, Option<String>)],
+        before: &[i64],
         repair: bool,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let mut still = self.read(condemned)?;
-        still.retain(|(id, _)| before.iter().any(|(old, _)| old == id));
+        still.retain(|(id, _)| before.contains(id));
         if repair {
             let ids: Vec<i64> = still.iter().map(|(id, _)| *id).collect();
             object::remove(self.layout(), &self.inner.db, &ids)?;
@@ -152,13 +155,14 @@ impl Store {
         Ok(())
     }
 
+    /// Tells whether the object was condemned.
     fn check_object(
         &self,
         object: &Object,
         is_layer: bool,
         repair: bool,
         report: &mut CheckReport,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let path = self.layout().blob(object.id);
         report.objects += 1;
         report.bytes += object.size;
@@ -166,18 +170,19 @@ impl Store {
             None => Finding::Missing(object.digest),
             Some(digest) if digest != object.digest => Finding::Damaged(object.digest),
             Some(_) if is_layer && !self.index_fits(object)? => Finding::BadIndex(object.digest),
-            Some(_) => return Ok(()),
+            Some(_) => return Ok(false),
         };
         if !self.read(|tx| is_valid(tx, object.id))? {
-            return Ok(()); // pruned meanwhile
+            return Ok(false); // pruned meanwhile
         }
-        if repair && matches!(finding, Finding::BadIndex(_)) {
-            self.remake_index(object)?;
-        } else if repair {
+        let is_lost = repair && !matches!(finding, Finding::BadIndex(_));
+        if is_lost {
             self.lose(object.id, &finding.to_string())?;
+        } else if repair {
+            self.remake_index(object)?;
         }
         report.add(finding, repair);
-        Ok(())
+        Ok(is_lost)
     }
 
     fn index_fits(&self, object: &Object) -> Result<bool, StoreError> {

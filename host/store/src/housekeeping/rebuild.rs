@@ -8,6 +8,9 @@ use std::path::Path;
 
 use rusqlite::{Connection, Transaction};
 
+use super::sweep;
+use crate::db::Commit;
+use crate::effect::{Effect, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::object::LAYER;
@@ -45,13 +48,12 @@ impl Store {
                 "another process has the store open".to_owned(),
             ));
         };
-        let made = layout
-            .scratches()
-            .join(format!("rebuild-{}", hex::encode(crate::random()?)));
+        let made = layout.rebuilding();
+        settled(disk::remove_tree(&made))?; // of one that was stopped
         disk::make_dir(&made)?;
         let database = made.join("store.db");
         let rebuilt = fill(&layout, &database)?;
-        take_place(&layout, &database)?;
+        db::replace(&layout, &database)?;
         settled(disk::remove_tree(&made))?;
         Ok(rebuilt)
     }
@@ -66,6 +68,7 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
         let Some(found) = salvage(layout, *id)? else {
             continue;
         };
+        before_sql(Effect::Begin)?;
         let transaction = connection.transaction()?;
         if insert(&transaction, &found)? {
             match found.layer {
@@ -73,26 +76,18 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
                 None => rebuilt.blobs += 1,
             }
         }
+        before_sql(Effect::Commit(Commit::Durable))?;
         transaction.commit()?;
     }
     // No number of before is given out again, also none of what was not kept.
     never_again(&connection, "object", ids.last())?;
     never_again(&connection, "build", numbers(&layout.logs())?.last())?;
+    // Logs whose builds are forgotten now are not taken away before the user asks for a prune.
+    sweep::set_swept(&connection)?;
     db::fold(connection)?;
     let file = disk::open(database)?.ok_or_else(|| StoreError::corrupt("no new database"))?;
     disk::sync_file(&file, database)?;
     Ok(rebuilt)
-}
-
-/// Puts the new database where the old one is. The old one's log must not be taken for the new
-/// one's, so it goes first.
-fn take_place(layout: &Layout, database: &Path) -> Result<(), StoreError> {
-    for suffix in ["db-wal", "db-shm"] {
-        settled(disk::remove_file(&layout.database().with_extension(suffix)))?;
-    }
-    disk::sync_dir(layout.root())?;
-    disk::rename(database, &layout.database())?;
-    disk::sync_dir(layout.root())
 }
 
 fn settled(removal: Removal) -> Result<(), StoreError> {

@@ -3,8 +3,6 @@
 //! It is given up before a prune where there is little room, and made again after. On file systems
 //! that copy on write it is a help and no guarantee. Only who holds the prune lock touches it.
 
-use nix::fcntl::{FallocateFlags, fallocate};
-
 use super::room;
 use crate::layout::Layout;
 use crate::{Removal, StoreError, disk};
@@ -28,8 +26,7 @@ pub(crate) fn make(layout: &Layout) {
 fn allocate(layout: &Layout) -> Result<(), StoreError> {
     let path = layout.reserve();
     let file = disk::create(&path).map_err(StoreError::at("create", &path))?;
-    fallocate(&file, FallocateFlags::empty(), 0, SIZE)
-        .map_err(|errno| StoreError::io("allocate", &path, errno.into()))
+    disk::allocate(&file, SIZE).map_err(StoreError::at("allocate", &path))
 }
 
 /// Gives the room up if the disk is nearly full.

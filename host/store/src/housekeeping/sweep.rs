@@ -11,10 +11,10 @@ use rusqlite::Connection;
 
 use crate::layout::Layout;
 use crate::lock::{Lock, Probe};
-use crate::{Removal, Store, StoreError, disk};
+use crate::{Removal, Store, StoreError, disk, instance};
 
 /// What lies directly below the root of a store.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "blobs",
     "cache",
     "disks",
@@ -27,9 +27,13 @@ const KNOWN: [&str; 14] = [
     "store.db",
     "store.db-shm",
     "store.db-wal",
+    "store.db.next",
     "tmp",
     "version.lock",
 ];
+
+/// Where it is written down, as a fact, in which run of the kernel the last sweep was.
+const SWEPT: (&str, &str) = ("store", "swept");
 
 /// Something without an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +93,31 @@ impl Store {
             .map(|stray| (stray.clone(), remove(&stray)))
             .collect())
     }
+}
+
+impl Store {
+    /// Sweeps once in every run of the kernel. When power is lost, names come back that were taken
+    /// away, and rows go that were not on disk yet, so that neither knows of the other.
+    pub(crate) fn sweep_after_boot(&self) -> Result<(), StoreError> {
+        let boot = instance::boot_id()?;
+        if self.fact(SWEPT.0, SWEPT.1)?.as_ref() == Some(&boot) {
+            return Ok(());
+        }
+        for (stray, removal) in self.sweep()? {
+            match removal {
+                Removal::Gone => log::info!("removed the leftover {}", stray.path.display()),
+                Removal::Busy(why) | Removal::Failed(why) => log::warn!("a leftover: {why}"),
+            }
+        }
+        self.set_fact(SWEPT.0, SWEPT.1, &boot)
+    }
+}
+
+/// Notes in a new database that nothing is to be swept.
+pub(super) fn set_swept(connection: &Connection) -> Result<(), StoreError> {
+    let sql = "INSERT INTO fact (kind, name, value) VALUES (?1, ?2, ?3)";
+    connection.execute(sql, (SWEPT.0, SWEPT.1, instance::boot_id()?))?;
+    Ok(())
 }
 
 pub(crate) fn remove(stray: &Stray) -> Removal {

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::is_full;
-use crate::{Store, disk};
+use crate::{Store, disk, effect};
 
 /// Unit of handing over. Large enough that the hand-over costs nothing.
 const PIECE: usize = 1 << 20;
@@ -54,7 +54,7 @@ impl Output {
     /// Writes all of it. On a full disk what nothing keeps makes room, as long as there is such.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         loop {
-            match disk::append(&mut self.file, bytes, self.end) {
+            match disk::write_at(&self.file, bytes, self.end) {
                 Ok(()) => break,
                 Err(error) if is_full(&error) && self.store.make_room() => {}
                 Err(error) => return Err(error),
@@ -141,9 +141,11 @@ impl Worker {
     fn start(mut output: Output) -> io::Result<Self> {
         let (full, next) = bounded::<Vec<u8>>(QUEUE);
         let (back, empty) = bounded(QUEUE);
+        let watch = effect::Watch::of_this_thread();
         let thread = thread::Builder::new()
             .name("ingest".to_owned())
             .spawn(move || {
+                watch.enter();
                 let mut hasher = Hasher::new();
                 for mut piece in next {
                     output.write(&piece)?;

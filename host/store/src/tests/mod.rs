@@ -3,7 +3,22 @@
 mod claims;
 mod housekeeping;
 mod ingest;
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each match is about a few of many phases or effects"
+)]
+mod model;
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each match is about a few of many effects"
+)]
+mod operations;
 mod processes;
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each match is about a few of many effects or facts"
+)]
+mod proof;
 mod property;
 
 use std::io::Write;

@@ -1,0 +1,72 @@
+//! What is in a directory, as a value.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Something with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Node {
+    Dir,
+    File(Arc<[u8]>),
+    /// A file of this length whose bytes mean nothing.
+    Room(u64),
+}
+
+/// Everything below a directory, by path relative to it.
+pub(super) type World = BTreeMap<PathBuf, Node>;
+
+/// Reads all below a directory; with each file its number.
+pub(super) fn scan(root: &Path) -> BTreeMap<PathBuf, (u64, Node)> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![PathBuf::new()];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(root.join(&dir)).unwrap() {
+            let entry = entry.unwrap();
+            let path = dir.join(entry.file_name());
+            let meta = entry.metadata().unwrap();
+            // SQLite makes it again, since no process has it open any more.
+            if path.to_string_lossy().ends_with("db-shm") {
+                continue;
+            }
+            let node = if meta.is_dir() {
+                left.push(path.clone());
+                Node::Dir
+            } else if path.ends_with("reserve") {
+                Node::Room(meta.len())
+            } else {
+                Node::File(fs::read(root.join(&path)).unwrap().into())
+            };
+            found.insert(path, (meta.ino(), node));
+        }
+    }
+    found
+}
+
+/// The value of a directory.
+pub(super) fn of(root: &Path) -> World {
+    let found = scan(root).into_iter();
+    found.map(|(path, (_, node))| (path, node)).collect()
+}
+
+/// Makes a directory be `world`, whatever was there.
+pub(super) fn make(root: &Path, world: &World) {
+    for entry in fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap();
+        } else {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    for (path, node) in world {
+        let path = root.join(path);
+        match node {
+            Node::Dir => fs::create_dir(path).unwrap(),
+            Node::File(bytes) => fs::write(path, bytes).unwrap(),
+            Node::Room(length) => fs::File::create(path).unwrap().set_len(*length).unwrap(),
+        }
+    }
+}
