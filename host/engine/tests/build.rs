@@ -87,7 +87,10 @@ impl Reporter for Watch {
                 self.ended.lock().unwrap().push((name, outcome));
             }
             Event::Warning { text, .. } => self.warnings.lock().unwrap().push(text),
-            Event::Log { .. } | Event::Status { .. } => {}
+            Event::Explained { .. }
+            | Event::Compared { .. }
+            | Event::Log { .. }
+            | Event::Status { .. } => {}
         }
     }
 }
@@ -142,6 +145,8 @@ impl Bench {
             build_args: Vec::new(),
             target: None,
             no_cache: false,
+            rebuild: None,
+            explain: false,
             pull: false,
             labels: Vec::new(),
             tags: Vec::new(),

@@ -180,6 +180,10 @@ impl<W: Write> Plain<W> {
                 outcome,
                 took,
             } => self.ended(at, step, outcome, took),
+            Event::Explained { step, why } => {
+                self.say(step, at, |_| clean(why.to_string().as_bytes()));
+            }
+            Event::Compared { step, comparison } => self.say(step, at, |_| comparison.summary()),
             Event::Warning { text, line } => self.warnings.push((clean(text.as_bytes()), line)),
         }
     }

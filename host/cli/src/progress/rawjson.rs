@@ -8,7 +8,8 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use engine::event::{Event, Outcome};
+use engine::changes::Listed;
+use engine::event::{Comparison, Event, Explanation, Outcome};
 use engine::executor::Stream;
 use serde_json::{Value, json};
 
@@ -103,8 +104,43 @@ fn of_event(event: Event) -> Value {
             let seconds = took.as_secs_f64();
             json!({"event": "ended", "step": step, "outcome": name, "error": error, "seconds": seconds})
         }
+        Event::Explained { step, why } => {
+            let mut value = explanation(&why);
+            value["event"] = "explained".into();
+            value["step"] = step.into();
+            value
+        }
+        Event::Compared { step, comparison } => {
+            let mut value = self::comparison(&comparison);
+            value["event"] = "compared".into();
+            value["step"] = step.into();
+            value
+        }
         Event::Warning { text, line } => json!({"event": "warning", "text": text, "line": line}),
     }
+}
+
+/// Why a step was found or not. `files` is how the files of a COPY or ADD changed.
+pub(crate) fn explanation(why: &Explanation) -> Value {
+    json!({"hit": why.hit, "reasons": why.reasons, "files": listed(&why.changes.content)})
+}
+
+/// What came of doing a step again.
+pub(crate) fn comparison(comparison: &Comparison) -> Value {
+    json!({
+        "differs": comparison.differs(),
+        "content": listed(&comparison.changes.content),
+        "times": listed(&comparison.changes.times),
+    })
+}
+
+/// Paths that differ: all by number, the first ones by name.
+fn listed(list: &Listed) -> Value {
+    let first = list.first.iter().map(|change| {
+        let kinds: Vec<&str> = change.aspects.iter().map(|aspect| aspect.name()).collect();
+        json!({"path": change.path, "kinds": kinds})
+    });
+    json!({"total": list.total, "first": first.collect::<Vec<_>>()})
 }
 
 #[cfg(test)]
