@@ -137,10 +137,27 @@ impl Changes {
     }
 }
 
-/// Compares the entries of two layers, both in the order of an index. With `epoch`, times after it
-/// count as it, as they do in an image whose times are clamped to `SOURCE_DATE_EPOCH`.
+/// What times of files mean in a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// Nothing.
+    Ignored,
+    /// Those of paths that differ in nothing else are listed.
+    Beside {
+        /// Times after it count as it, as they do in an image whose times are clamped to
+        /// `SOURCE_DATE_EPOCH`.
+        epoch: Option<i64>,
+    },
+    /// Those of all paths are listed.
+    Counted {
+        /// As in [`Self::Beside`].
+        epoch: Option<i64>,
+    },
+}
+
+/// Compares the entries of two layers, both in the order of an index.
 #[must_use]
-pub fn compare(old: &[Entry], new: &[Entry], epoch: Option<i64>) -> Changes {
+pub fn compare(old: &[Entry], new: &[Entry], times: Times) -> Changes {
     let mut changes = Changes::default();
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     loop {
@@ -152,7 +169,7 @@ pub fn compare(old: &[Entry], new: &[Entry], epoch: Option<i64>) -> Changes {
         };
         let before = old.next_if(|_| order.is_le());
         let after = new.next_if(|_| order.is_ge());
-        changes.note(before, after, epoch);
+        changes.note(before, after, times);
     }
 }
 
@@ -164,9 +181,9 @@ fn order(a: &Entry, b: &Entry) -> Ordering {
 
 impl Changes {
     /// Takes what two layers say about one path.
-    fn note(&mut self, old: Option<&Entry>, new: Option<&Entry>, epoch: Option<i64>) {
+    fn note(&mut self, old: Option<&Entry>, new: Option<&Entry>, times: Times) {
         let aspects = match (old, new) {
-            (Some(old), Some(new)) => aspects(old, new, epoch),
+            (Some(old), Some(new)) => aspects(old, new, times),
             (Some(old), None) if deletes(old) => vec![Aspect::NotDeleted],
             (Some(_), None) => vec![Aspect::Removed],
             (None, Some(new)) if deletes(new) => vec![Aspect::Deleted],
@@ -199,7 +216,7 @@ fn shown(entry: &Entry) -> String {
 }
 
 /// In what two entries of one path differ.
-fn aspects(old: &Entry, new: &Entry, epoch: Option<i64>) -> Vec<Aspect> {
+fn aspects(old: &Entry, new: &Entry, times: Times) -> Vec<Aspect> {
     let mut found = Vec::new();
     found.extend(of_kind(&old.kind, &new.kind));
     if old.mode != new.mode {
@@ -211,6 +228,11 @@ fn aspects(old: &Entry, new: &Entry, epoch: Option<i64>) -> Vec<Aspect> {
     if old.xattrs != new.xattrs {
         found.push(Aspect::Xattr);
     }
+    let epoch = match times {
+        Times::Ignored => return found,
+        Times::Beside { .. } if !found.is_empty() => return found,
+        Times::Beside { epoch } | Times::Counted { epoch } => epoch,
+    };
     if clamped(old.mtime, epoch) != clamped(new.mtime, epoch) {
         found.push(Aspect::Time);
     }
@@ -263,6 +285,8 @@ mod tests {
 
     use super::*;
 
+    const EXACT: Times = Times::Beside { epoch: None };
+
     fn entry(path: &str, kind: EntryKind) -> Entry {
         Entry {
             path: path.into(),
@@ -286,7 +310,7 @@ mod tests {
 
     #[track_caller]
     fn check(old: &[Entry], new: &[Entry], want: &[&str]) {
-        let changes = compare(old, new, None);
+        let changes = compare(old, new, EXACT);
         let all = changes.content.first.iter().chain(&changes.times.first);
         let got: Vec<String> = all.map(ToString::to_string).collect();
         assert_eq!(got, want);
@@ -314,6 +338,7 @@ mod tests {
             Entry {
                 mode: 0o755,
                 uid: 7,
+                mtime: Mtime { secs: 6, nanos: 0 },
                 xattrs: vec![(b"user.x".to_vec(), b"y".to_vec())],
                 ..file("a/b", "1")
             },
@@ -345,6 +370,12 @@ mod tests {
             ],
         );
         check(&old, &old, &[]);
+        let told = |times| compare(&old, &new, times);
+        let second = |times| told(times).content.first[1].to_string();
+        let counted = Times::Counted { epoch: None };
+        assert_eq!(second(counted), "/a/b changed (mode, owner, xattr, mtime)");
+        assert_eq!(told(counted).times.total, 1);
+        assert_eq!(told(Times::Ignored).times.total, 0);
     }
 
     #[test]
@@ -353,7 +384,11 @@ mod tests {
             mtime: Mtime { secs, nanos: 7 },
             ..file("f", "")
         };
-        let differ = |a, b, epoch| compare(&[at(a)], &[at(b)], epoch).times.total;
+        let differ = |a, b, epoch| {
+            compare(&[at(a)], &[at(b)], Times::Beside { epoch })
+                .times
+                .total
+        };
         assert_eq!(differ(100, 200, None), 1);
         assert_eq!(differ(100, 200, Some(50)), 0);
         assert_eq!(differ(10, 200, Some(50)), 1);
@@ -365,7 +400,7 @@ mod tests {
         let many: Vec<Entry> = (0..2 * MAX_LISTED)
             .map(|n| file(&format!("{n:06}"), ""))
             .collect();
-        let changes = compare(&[], &many, None);
+        let changes = compare(&[], &many, EXACT);
         assert_eq!(changes.content.first.len(), MAX_LISTED);
         assert_eq!(changes.content.total, many.len());
         let (head, more) = changes.content.head(3);
@@ -384,7 +419,7 @@ mod tests {
             };
             let (old, new) = (entries(&old), entries(&new));
             let same = store::content_id(&old) == store::content_id(&new);
-            prop_assert_eq!(compare(&old, &new, None).is_empty(), same);
+            prop_assert_eq!(compare(&old, &new, EXACT).is_empty(), same);
         }
     }
 }

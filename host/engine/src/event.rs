@@ -124,8 +124,11 @@ impl Comparison {
         let plural = |n: usize| if n == 1 { "" } else { "s" };
         let paths = content.total + if self.strict { times.total } else { 0 };
         if paths > 0 {
-            let plural = plural(paths);
-            return format!("rebuilt: {paths} path{plural} differ from what is stored");
+            let paths = match paths {
+                1 => "1 path differs".to_owned(),
+                n => format!("{n} paths differ"),
+            };
+            return format!("rebuilt: {paths} from what is stored");
         }
         match times.total {
             0 => "rebuilt: the same as what is stored".to_owned(),

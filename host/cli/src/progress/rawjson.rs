@@ -145,6 +145,8 @@ fn listed(list: &Listed) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use engine::changes::{Aspect, Change, Changes};
+
     use super::*;
 
     #[test]
@@ -170,5 +172,44 @@ mod tests {
         assert_eq!(values[0], want);
         let want = json!({"v": 1, "t": 1.5, "event": "build_end", "status": "user", "exit": 1, "error": "no"});
         assert_eq!(values[1], want);
+    }
+
+    #[test]
+    fn explanations_and_comparisons_name_paths_and_kinds() {
+        let change = Change {
+            path: "/a".into(),
+            aspects: vec![Aspect::Content, Aspect::Mode],
+        };
+        let content = Listed {
+            first: vec![change],
+            total: 5,
+        };
+        let changes = Changes {
+            content,
+            times: Listed::default(),
+        };
+        let listed = json!({"total": 5, "first": [{"path": "/a", "kinds": ["content", "mode"]}]});
+        let why = Explanation {
+            hit: false,
+            reasons: vec!["x".into()],
+            changes: changes.clone(),
+        };
+        let want = json!({
+            "event": "explained", "step": 7, "hit": false, "reasons": ["x"], "files": listed,
+        });
+        assert_eq!(of_event(Event::Explained { step: 7, why }), want);
+        let comparison = Comparison {
+            changes,
+            strict: false,
+        };
+        let none = json!({"total": 0, "first": []});
+        let want = json!({
+            "event": "compared", "step": 7, "differs": true, "content": listed, "times": none,
+        });
+        let event = Event::Compared {
+            step: 7,
+            comparison,
+        };
+        assert_eq!(of_event(event), want);
     }
 }

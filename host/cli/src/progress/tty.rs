@@ -279,6 +279,7 @@ fn row_style() -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
+    use engine::event::Explanation;
     use engine::executor::Stream;
     use indicatif::InMemoryTerm;
 
@@ -340,6 +341,31 @@ mod tests {
              \x20             booting builder VM\n\
              \x20             cc a.c"
         );
+    }
+
+    #[test]
+    fn an_explanation_stays_below_its_step() {
+        let mut events = build();
+        let why = Explanation {
+            reasons: vec!["never built before".into()],
+            ..Explanation::default()
+        };
+        events.insert(3, Event::Explained { step: 2, why });
+        let (terminal, _tty) = play(events.clone());
+        let shown = terminal.contents();
+        let running = "[2/2] RUN make\n              miss: never built before\n";
+        assert!(shown.contains(running), "{shown}");
+        let took = Duration::from_secs(3);
+        events.push(Event::Ended {
+            step: 2,
+            outcome: Outcome::Done,
+            took,
+        });
+        let (terminal, mut tty) = play(events);
+        tty.finish(Duration::from_secs(5), Ending::Built, &[])
+            .unwrap();
+        let shown = terminal.contents();
+        assert!(shown.contains(running), "{shown}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use store::{ContentId, Layer, StepKey, Store};
 
 use super::Remembered;
 use super::book::{Setting, Text, Value, Variable, What, variables};
-use crate::changes::{self, Changes};
+use crate::changes::{self, Changes, Times};
 use crate::event::Explanation;
 use crate::plan::{Op, Stage, Step};
 
@@ -85,7 +85,7 @@ fn difference(store: &Store, layer: &Layer, last: Remembered<'_>) -> Option<Chan
     };
     let new = store.index(layer.diff_id).ok()?;
     let old = old.as_ref().map_or(&[][..], |index| index.entries());
-    Some(changes::compare(old, new.entries(), None))
+    Some(changes::compare(old, new.entries(), Times::Ignored))
 }
 
 fn never(mut why: Explanation) -> Explanation {

@@ -17,7 +17,7 @@ use super::explain::{self, BaseLayers, Notebook};
 use super::request::{BuildRequest, Rebuild};
 use super::track::Tracker;
 use crate::cancel::Cancel;
-use crate::changes::{self, Changes};
+use crate::changes::{self, Changes, Times};
 use crate::context::Context;
 use crate::event::{Comparison, Explanation, Outcome, StepId};
 use crate::executor::Executor;
@@ -310,14 +310,20 @@ impl Steps<'_> {
     /// Compares what a step made again with what is in the store. The stored layer is the one that
     /// everything goes on with.
     fn compare(&self, at: &At<'_>, stored: Layer, again: &Layer) -> Tried {
+        let strict = self.request.rebuild == Some(Rebuild::Strict);
+        let epoch = self.request.epoch;
+        let times = if strict {
+            Times::Counted { epoch }
+        } else {
+            Times::Beside { epoch }
+        };
         let changes = if stored.diff_id == again.diff_id {
             Changes::default()
         } else {
             let old = self.store.index(stored.diff_id)?;
             let new = self.store.index(again.diff_id)?;
-            changes::compare(old.entries(), new.entries(), self.request.epoch)
+            changes::compare(old.entries(), new.entries(), times)
         };
-        let strict = self.request.rebuild == Some(Rebuild::Strict);
         let comparison = Comparison { changes, strict };
         self.tracker.compared(at.number, comparison);
         made(stored)
