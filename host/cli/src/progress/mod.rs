@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::event::{Event, Reporter};
 
 pub(crate) use lines::{Lines, clean};
-pub(crate) use rawjson::{comparison, explanation};
+pub(crate) use rawjson::{comparison, explanation, with};
 pub(crate) use text::log_time;
 
 use crate::exit::Class;

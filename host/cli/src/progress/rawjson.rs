@@ -104,20 +104,24 @@ fn of_event(event: Event) -> Value {
             let seconds = took.as_secs_f64();
             json!({"event": "ended", "step": step, "outcome": name, "error": error, "seconds": seconds})
         }
-        Event::Explained { step, why } => {
-            let mut value = explanation(&why);
-            value["event"] = "explained".into();
-            value["step"] = step.into();
-            value
-        }
-        Event::Compared { step, comparison } => {
-            let mut value = self::comparison(&comparison);
-            value["event"] = "compared".into();
-            value["step"] = step.into();
-            value
-        }
+        Event::Explained { step, why } => with(
+            explanation(&why),
+            json!({"event": "explained", "step": step}),
+        ),
+        Event::Compared { step, comparison } => with(
+            self::comparison(&comparison),
+            json!({"event": "compared", "step": step}),
+        ),
         Event::Warning { text, line } => json!({"event": "warning", "text": text, "line": line}),
     }
+}
+
+/// An object with the members of another one added.
+pub(crate) fn with(mut value: Value, more: Value) -> Value {
+    if let (Value::Object(members), Value::Object(more)) = (&mut value, more) {
+        members.extend(more);
+    }
+    value
 }
 
 /// Why a step was found or not. `files` is how the files of a COPY or ADD changed.

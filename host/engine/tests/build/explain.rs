@@ -153,6 +153,18 @@ fn variables_are_told_by_name_and_value_but_for_those_that_look_secret() {
 }
 
 #[test]
+fn an_address_with_a_password_in_it_is_not_remembered() {
+    let bench = Bench::new();
+    let dockerfile = "FROM scratch\nARG MIRROR\nRUN step\n";
+    let build = |mirror| bench.explain_with(dockerfile, &[("MIRROR", mirror)]);
+    build("http://me:hunter2@mirror/").result.unwrap();
+    let (book, _) = bench.book();
+    assert!(!book.windows(7).any(|bytes| bytes == b"hunter2"));
+    let built = build("http://mirror/");
+    assert_eq!(built.why("RUN"), "miss: the value of ARG MIRROR changed");
+}
+
+#[test]
 fn what_was_pruned_is_said_to_be_pruned() {
     let bench = Bench::new();
     bench.write("a", "one");

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use engine::Cancel;
-use engine::build::{BuildRequest, DockerfileSource};
+use engine::build::{BuildRequest, Class, DockerfileSource};
 
 use crate::bench::Bench;
 
@@ -40,4 +40,17 @@ fn diamonds_upon_diamonds_are_planned_built_explained_and_found_again() {
         assert_eq!(last.starts_with("hit"), hit, "{last}");
     }
     assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_stage_with_more_layers_than_an_image_can_have_is_refused() {
+    let bench = Bench::new();
+    bench.write("a", "one");
+    let text = |n: usize| format!("FROM scratch\n{}", "COPY a /a\n".repeat(n));
+    let built = bench.build(&text(500)).result.unwrap();
+    assert_eq!(built.image.layers.len(), 500);
+    let err = bench.build(&text(501)).result.unwrap_err();
+    assert_eq!(err.class(), Class::User);
+    assert!(err.to_string().contains("Dockerfile:502"), "{err}");
+    assert!(err.to_string().contains("500 layers"), "{err}");
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use crate::exit::{Class, Failure, chain};
-use crate::progress::{comparison, explanation};
+use crate::progress::{comparison, explanation, with};
 
 /// Removes what an earlier build left: a script must not take it for this one's.
 pub(super) fn forget(args: &Args) -> Result<(), Failure> {
@@ -88,10 +88,10 @@ fn of_success(built: &BuildResult) -> Value {
         let seconds = step.took.as_secs_f64();
         let mut value = json!({"name": step.name, "outcome": outcome, "seconds": seconds});
         if let Some(why) = &step.why {
-            value["why"] = explanation(why);
+            value = with(value, json!({"why": explanation(why)}));
         }
         if let Some(compared) = &step.compared {
-            value["rebuilt"] = comparison(compared);
+            value = with(value, json!({"rebuilt": comparison(compared)}));
         }
         value
     });

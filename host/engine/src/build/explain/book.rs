@@ -120,8 +120,7 @@ pub(super) struct Variable {
 pub(super) enum Value {
     /// As it is.
     Shown(String),
-    /// One that is long, or whose name says that it is secret. Only whether it is the same can be
-    /// told.
+    /// One that is long, or that may be secret. Only whether it is the same can be told.
     Digest([u8; 32]),
 }
 
@@ -129,7 +128,9 @@ impl Variable {
     /// From `NAME=value`.
     fn new(entry: &str) -> Self {
         let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-        let hide = value.len() > MAX_VALUE || looks_secret(name);
+        // An address with a user in it may well have a password, too.
+        let has_user = value.contains("://") && value.contains('@');
+        let hide = value.len() > MAX_VALUE || has_user || looks_secret(name);
         Self {
             name: name.to_owned(),
             value: if hide {

@@ -53,6 +53,7 @@ impl Steps<'_> {
 
     /// Finds the planned layer, or writes it.
     fn make(&self, at: &At<'_>, plan: &CopyPlan, afresh: bool) -> Tried {
+        self.check_depth(at)?;
         let Some(content) = plan.content_id() else {
             return self.make_unknown(at, plan, afresh);
         };

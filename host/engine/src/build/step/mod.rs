@@ -21,6 +21,7 @@ use crate::changes::{self, Changes, Times};
 use crate::context::Context;
 use crate::event::{Comparison, Explanation, Outcome, StepId};
 use crate::executor::Executor;
+use crate::image::MAX_LAYERS;
 use crate::plan::{Base, Op, Plan, Step};
 use crate::rootfs::Rootfs;
 use crate::solver::{Attempt, Results};
@@ -213,6 +214,16 @@ impl Steps<'_> {
 
     fn roots(&self) -> MutexGuard<'_, HashMap<Vec<DiffId>, Arc<Rootfs>>> {
         self.roots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a step that would make one layer too many: no image could be used with it, and what
+    /// is kept for each chain would add up.
+    fn check_depth(&self, at: &At<'_>) -> Result<(), BuildError> {
+        if at.below.len() < MAX_LAYERS {
+            return Ok(());
+        }
+        let place = self.place(at);
+        Err(BuildError::TooManyLayers { place })
     }
 
     fn place(&self, at: &At<'_>) -> Box<Place> {

@@ -15,6 +15,7 @@ use crate::solver::Attempt;
 
 impl Steps<'_> {
     pub(super) fn run(&self, at: &At<'_>, op: &RunOp) -> Tried {
+        self.check_depth(at)?;
         let key = self.run_key(op, &contents(&at.below));
         let claim = match self.claim(at, key, self.request.no_cache)? {
             Found::Claimed(claim) => claim,
