@@ -12,7 +12,7 @@ use store::{Entry, EntryKind, Mtime};
 use crate::rootfs::path;
 
 /// Most differences that are kept by name.
-const MAX_LISTED: usize = 1000;
+const MAX_LISTED: usize = 200;
 
 /// In what a path differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

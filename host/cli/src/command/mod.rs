@@ -50,8 +50,8 @@ Examples:
   cofferdam prune                              make room
   cofferdam doctor                             what this machine lacks
 
-Exit status: 0 success, 1 the build failed, 2 wrong usage, 124 a limit was reached, 125 the host or
-the VM failed, 130 cancelled.";
+Exit status: 0 success, 1 the build failed, 2 wrong usage, 3 a step of `build --rebuild` made
+something else, 124 a limit was reached, 125 the host or the VM failed, 130 cancelled.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -116,6 +116,18 @@ fn a_changed_command_is_told_with_what_it_was() {
 }
 
 #[test]
+fn a_copy_to_another_place_is_told_as_an_instruction_that_changed() {
+    let bench = Bench::new();
+    bench.write("a", "one");
+    bench.explain("FROM scratch\nCOPY a /a\n").result.unwrap();
+    let built = bench.explain("FROM scratch\nCOPY --chmod=600 a /b\n");
+    assert_eq!(
+        built.why("COPY"),
+        "miss: the instruction changed: was `COPY a /a`; /a removed, /b added"
+    );
+}
+
+#[test]
 fn an_inserted_line_is_new_and_the_next_one_says_that_it_lies_on_it() {
     let bench = Bench::new();
     bench

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use store::{ContentId, Layer, StepKey, Store};
 
 use super::Remembered;
-use super::book::{Setting, Text, Value, Variable, What, variables};
+use super::book::{Instruction, Setting, Text, Value, Variable, What, variables};
 use crate::changes::{self, Changes, Times};
 use crate::event::Explanation;
 use crate::plan::{Op, Stage, Step};
@@ -101,7 +101,11 @@ fn pruned(mut why: Explanation) -> Explanation {
 
 fn of_text(now: &What, last: &What, reasons: &mut Vec<String>) {
     if now.text != last.text {
-        reasons.push(format!("the command changed: was {}", last.text.line()));
+        let what = match now.instruction {
+            Instruction::Run => "command",
+            Instruction::Copy | Instruction::Workdir => "instruction",
+        };
+        reasons.push(format!("the {what} changed: was {}", last.text.line()));
     }
 }
 
