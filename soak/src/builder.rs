@@ -138,6 +138,8 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
         hosts: Vec::new(),
         network: StepNetwork::None,
         epoch: Some(0),
+        explain: false,
+        rebuild: None,
     })
 }
 

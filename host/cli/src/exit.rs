@@ -13,6 +13,8 @@ pub(crate) enum Class {
     User,
     /// The command line makes no sense.
     Usage,
+    /// Nobody's: a step that was done again made something else than before.
+    Differs,
     /// A limit was reached.
     Limit,
     /// The host, the VM or a registry failed.
@@ -27,6 +29,7 @@ impl Class {
         match self {
             Self::User => 1,
             Self::Usage => 2,
+            Self::Differs => 3,
             Self::Limit => 124,
             Self::Host => 125,
             Self::Cancelled => 130,
@@ -38,6 +41,7 @@ impl Class {
         match self {
             Self::User => "user",
             Self::Usage => "usage",
+            Self::Differs => "differs",
             Self::Limit => "limit",
             Self::Host => "host",
             Self::Cancelled => "cancelled",
@@ -134,14 +138,15 @@ mod tests {
         let classes = [
             Class::User,
             Class::Usage,
+            Class::Differs,
             Class::Limit,
             Class::Host,
             Class::Cancelled,
         ];
-        assert_eq!(classes.map(Class::status), [1, 2, 124, 125, 130]);
+        assert_eq!(classes.map(Class::status), [1, 2, 3, 124, 125, 130]);
         assert_eq!(
             classes.map(Class::name),
-            ["user", "usage", "limit", "host", "cancelled"]
+            ["user", "usage", "differs", "limit", "host", "cancelled"]
         );
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Data goes to standard output, everything else to standard error. The exit status says whose
 //! fault a failure is: 1 the user's, 2 the command line's, 124 a limit's, 125 the host's, 130
-//! cancelled.
+//! cancelled. 3 is no failure: a step that was done again made something else.
 #![forbid(unsafe_code)]
 
 mod command;

@@ -1,7 +1,9 @@
 //! What a build tells those who watch it. The engine never prints.
 
+use std::fmt;
 use std::time::Duration;
 
+use crate::changes::Changes;
 use crate::executor::Stream;
 
 /// Number of a step within a build, in plan order, stable from run to run.
@@ -46,6 +48,20 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
+    /// Why a step has to be done, or not; only if that was asked for.
+    Explained {
+        /// The step.
+        step: StepId,
+        /// Why.
+        why: Explanation,
+    },
+    /// A step whose result was in the store was done again, and the two were compared.
+    Compared {
+        /// The step.
+        step: StepId,
+        /// What came of it.
+        comparison: Comparison,
+    },
     /// A warning about the Dockerfile or the build.
     Warning {
         /// The text, one line.
@@ -53,6 +69,94 @@ pub enum Event {
         /// Line of the Dockerfile, one-based, if it is about one.
         line: Option<usize>,
     },
+}
+
+/// Why a step was found in the store, or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// It was found.
+    pub hit: bool,
+    /// Which inputs differ from the last time, each on its own; one line of text each.
+    pub reasons: Vec<String>,
+    /// How the files of a COPY or ADD differ from the last time.
+    pub changes: Changes,
+}
+
+/// Most files that the text of an explanation names.
+const SHOWN: usize = 8;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.hit { "hit: " } else { "miss: " })?;
+        let (files, more) = self.changes.content.head(SHOWN);
+        let mut parts = self.reasons.clone();
+        if !files.is_empty() {
+            let mut files: Vec<String> = files.iter().map(ToString::to_string).collect();
+            if more > 0 {
+                files.push(format!("and {more} more"));
+            }
+            parts.push(files.join(", "));
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// What came of doing a step again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// How the new layer differs from the one in the store.
+    pub changes: Changes,
+    /// Times count as differences.
+    pub strict: bool,
+}
+
+impl Comparison {
+    /// Whether the step made something else than before.
+    #[must_use]
+    pub fn differs(&self) -> bool {
+        !self.changes.content.is_empty() || self.strict && !self.changes.times.is_empty()
+    }
+
+    /// What came of it, in one line.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Changes { content, times } = &self.changes;
+        let plural = |n: usize| if n == 1 { "" } else { "s" };
+        let paths = content.total + if self.strict { times.total } else { 0 };
+        if paths > 0 {
+            let paths = match paths {
+                1 => "1 path differs".to_owned(),
+                n => format!("{n} paths differ"),
+            };
+            return format!("rebuilt: {paths} from what is stored");
+        }
+        match times.total {
+            0 => "rebuilt: the same as what is stored".to_owned(),
+            n => format!(
+                "rebuilt: the same as what is stored, but for the time{} of {n} path{}",
+                plural(n),
+                plural(n)
+            ),
+        }
+    }
+
+    /// The paths that differ, one on each line, at most `most` for content and as many for times.
+    #[must_use]
+    pub fn lines(&self, most: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        let lists = [
+            Some(&self.changes.content),
+            self.strict.then_some(&self.changes.times),
+        ];
+        for list in lists.into_iter().flatten() {
+            let (shown, more) = list.head(most);
+            lines.extend(shown.iter().map(ToString::to_string));
+            if more > 0 {
+                lines.push(format!("and {more} more"));
+            }
+        }
+        lines
+    }
 }
 
 /// How a step ended.

@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod cancel;
+pub mod changes;
 pub mod context;
 pub mod copy;
 pub mod dockerfile;

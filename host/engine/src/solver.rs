@@ -3,9 +3,11 @@
 //! The law: what may run is computed from the present state, never remembered from an event, and
 //! every worker looks again at least once per [`TICK`]. The stages form a DAG in file order, so the
 //! earliest unfinished stage can always go on: nothing waits for ever. A stage that waits for
-//! another process gives its worker back. The first failure cancels everything else.
+//! another process gives its worker back. The first failure cancels everything else. The cost grows
+//! with the number of steps and of edges between stages, however many paths lead through them.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
@@ -28,21 +30,63 @@ pub(crate) enum Attempt<D> {
 /// A stage as the solver sees it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shape {
-    /// Stages that must be complete before step `n` of this one can start, for each step.
+    /// The stage that it stands on, if any. It is complete when that is, and all its own steps are.
+    pub(crate) base: Option<usize>,
+    /// Further stages that must be complete before step `n` of this one can start, for each step.
     pub(crate) needs: Vec<Vec<usize>>,
 }
 
-/// What is known about a stage.
+/// What the steps came to so far. Written once each, and read without a lock.
 #[derive(Debug)]
-struct Progress<D> {
-    done: Vec<D>,
-    running: bool,
-    rests_until: Option<Instant>,
+pub(crate) struct Results<D>(Vec<Vec<OnceLock<D>>>);
+
+impl<D> Results<D> {
+    fn new(shapes: &[Shape]) -> Self {
+        let slots = |shape: &Shape| shape.needs.iter().map(|_| OnceLock::new()).collect();
+        Self(shapes.iter().map(slots).collect())
+    }
+
+    /// What the steps of a stage came to, in order, as far as they are done.
+    pub(crate) fn of(&self, stage: usize) -> impl DoubleEndedIterator<Item = &D> {
+        let slots = self.0.get(stage).map_or(&[][..], Vec::as_slice);
+        slots.iter().filter_map(OnceLock::get)
+    }
+
+    fn set(&self, stage: usize, step: usize, result: D) {
+        // A step runs once at a time, so nobody was there before.
+        let slot = self.0.get(stage).and_then(|steps| steps.get(step));
+        slot.map(|slot| slot.set(result).ok());
+    }
+
+    fn into_inner(self) -> Vec<Vec<D>> {
+        let done = |steps: Vec<OnceLock<D>>| {
+            let steps = steps.into_iter();
+            steps.filter_map(OnceLock::into_inner).collect()
+        };
+        self.0.into_iter().map(done).collect()
+    }
+}
+
+/// How a stage stands.
+#[derive(Debug, Clone, Default)]
+struct Standing {
+    /// The next step, or their number.
+    next: usize,
+    /// How many incomplete stages the next step, or else the end, waits for.
+    missing: usize,
+    complete: bool,
+    /// Stages whose next step waits for this one to be complete.
+    waiting: Vec<usize>,
 }
 
 #[derive(Debug)]
-struct State<D, E> {
-    stages: Vec<Progress<D>>,
+struct State<E> {
+    stages: Vec<Standing>,
+    /// Stages whose next step may start.
+    ready: BTreeSet<usize>,
+    /// Stages that met a step of another process, and until when they rest.
+    resting: BTreeSet<(Instant, usize)>,
+    incomplete: usize,
     failure: Option<E>,
 }
 
@@ -51,7 +95,8 @@ struct State<D, E> {
 pub(crate) struct Solver<'a, D, E> {
     shapes: &'a [Shape],
     cancel: &'a Cancel,
-    state: Mutex<State<D, E>>,
+    results: Results<D>,
+    state: Mutex<State<E>>,
     changed: Condvar,
 }
 
@@ -66,34 +111,24 @@ pub(crate) enum Unsolved<E> {
 
 impl<'a, D, E> Solver<'a, D, E>
 where
-    D: Clone + Send,
+    D: Send + Sync,
     E: Send,
 {
     pub(crate) fn new(shapes: &'a [Shape], cancel: &'a Cancel) -> Self {
-        let stages = shapes
-            .iter()
-            .map(|shape| Progress {
-                done: Vec::with_capacity(shape.needs.len()),
-                running: false,
-                rests_until: None,
-            })
-            .collect();
         Self {
             shapes,
             cancel,
-            state: Mutex::new(State {
-                stages,
-                failure: None,
-            }),
+            results: Results::new(shapes),
+            state: Mutex::new(State::new(shapes)),
             changed: Condvar::new(),
         }
     }
 
-    /// Runs `attempt(stage, step, results so far of all stages)` for every step, at most `jobs` at
-    /// a time. The results come back per stage.
+    /// Runs `attempt(stage, step, results so far)` for every step, at most `jobs` at a time. The
+    /// results come back per stage.
     pub(crate) fn solve<F>(self, jobs: usize, attempt: F) -> Result<Vec<Vec<D>>, Unsolved<E>>
     where
-        F: Fn(usize, usize, &[Vec<D>]) -> Result<Attempt<D>, E> + Sync,
+        F: Fn(usize, usize, &Results<D>) -> Result<Attempt<D>, E> + Sync,
     {
         let workers = jobs.min(self.shapes.len()).max(1);
         if workers == 1 {
@@ -111,28 +146,25 @@ where
             .unwrap_or_else(PoisonError::into_inner);
         match state.failure {
             Some(failure) => Err(Unsolved::Failed(failure)),
-            None if complete(&state.stages, self.shapes) => {
-                Ok(state.stages.into_iter().map(|stage| stage.done).collect())
-            }
+            None if state.incomplete == 0 => Ok(self.results.into_inner()),
             None => Err(Unsolved::Cancelled),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<D, E>> {
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One worker: takes steps until nothing is left to do.
     fn work<F>(&self, attempt: &F)
     where
-        F: Fn(usize, usize, &[Vec<D>]) -> Result<Attempt<D>, E> + Sync,
+        F: Fn(usize, usize, &Results<D>) -> Result<Attempt<D>, E> + Sync,
     {
         // A panic in a step must end the build, not leave the other workers waiting for it.
         let guard = CancelOnPanic(self.cancel);
         let mut state = self.lock();
-        while !self.cancel.is_cancelled() && !complete(&state.stages, self.shapes) {
-            let now = Instant::now();
-            let Some(stage) = ready(&state.stages, self.shapes, now) else {
+        while !self.cancel.is_cancelled() && state.incomplete > 0 {
+            let Some((stage, step)) = state.take(Instant::now()) else {
                 state = self
                     .changed
                     .wait_timeout(state, TICK)
@@ -140,16 +172,10 @@ where
                     .0;
                 continue;
             };
-            let Some(progress) = state.stages.get_mut(stage) else {
-                break;
-            };
-            progress.running = true;
-            let step = progress.done.len();
-            let results: Vec<Vec<D>> = state.stages.iter().map(|s| s.done.clone()).collect();
             drop(state);
-            let outcome = attempt(stage, step, &results);
+            let outcome = attempt(stage, step, &self.results);
             state = self.lock();
-            self.settle(&mut state, stage, outcome);
+            self.settle(&mut state, stage, step, outcome);
             self.changed.notify_all();
         }
         drop(state);
@@ -158,17 +184,21 @@ where
     }
 
     /// Writes down what came of an attempt.
-    fn settle(&self, state: &mut State<D, E>, stage: usize, outcome: Result<Attempt<D>, E>) {
-        let Some(progress) = state.stages.get_mut(stage) else {
-            return;
-        };
-        progress.running = false;
+    fn settle(
+        &self,
+        state: &mut State<E>,
+        stage: usize,
+        step: usize,
+        outcome: Result<Attempt<D>, E>,
+    ) {
         match outcome {
             Ok(Attempt::Done(result)) => {
-                progress.rests_until = None;
-                progress.done.push(result);
+                self.results.set(stage, step, result);
+                state.advance(self.shapes, stage, step + 1);
             }
-            Ok(Attempt::Busy) => progress.rests_until = Some(Instant::now() + BUSY_PAUSE),
+            Ok(Attempt::Busy) => {
+                state.resting.insert((Instant::now() + BUSY_PAUSE, stage));
+            }
             Err(failure) => {
                 // The first failure counts: what fails afterwards fails because of the cancel.
                 if state.failure.is_none() && !self.cancel.is_cancelled() {
@@ -180,30 +210,80 @@ where
     }
 }
 
-/// Whether every stage has done all its steps.
-fn complete<D>(stages: &[Progress<D>], shapes: &[Shape]) -> bool {
-    stages
-        .iter()
-        .zip(shapes)
-        .all(|(stage, shape)| stage.done.len() == shape.needs.len())
-}
+impl<E> State<E> {
+    fn new(shapes: &[Shape]) -> Self {
+        let mut state = Self {
+            stages: vec![Standing::default(); shapes.len()],
+            ready: BTreeSet::new(),
+            resting: BTreeSet::new(),
+            incomplete: shapes.len(),
+            failure: None,
+        };
+        for stage in 0..shapes.len() {
+            state.advance(shapes, stage, 0);
+        }
+        state
+    }
 
-/// The first stage whose next step may start now.
-fn ready<D>(stages: &[Progress<D>], shapes: &[Shape], now: Instant) -> Option<usize> {
-    let finished = |&of: &usize| {
-        stages
-            .get(of)
-            .zip(shapes.get(of))
-            .is_some_and(|(s, shape)| s.done.len() == shape.needs.len())
-    };
-    stages.iter().zip(shapes).position(|(stage, shape)| {
-        !stage.running
-            && stage.rests_until.is_none_or(|until| now >= until)
-            && shape
-                .needs
-                .get(stage.done.len())
-                .is_some_and(|needs| needs.iter().all(finished))
-    })
+    /// The first stage in the file whose next step may start now, and that step. It is taken out.
+    fn take(&mut self, now: Instant) -> Option<(usize, usize)> {
+        while let Some(&(until, stage)) = self.resting.first().filter(|(until, _)| *until <= now) {
+            self.resting.remove(&(until, stage));
+            self.ready.insert(stage);
+        }
+        let stage = self.ready.pop_first()?;
+        Some((stage, self.stages.get(stage)?.next))
+    }
+
+    /// A stage comes to its step `next`, or to its end. Each edge of the graph is looked at once
+    /// here, and once when the stage that it leads to is complete.
+    fn advance(&mut self, shapes: &[Shape], stage: usize, next: usize) {
+        let Some(shape) = shapes.get(stage) else {
+            return;
+        };
+        let needs = shape.needs.get(next).map_or(&[][..], Vec::as_slice);
+        let base = shape.base.filter(|_| next == 0);
+        let mut missing = 0;
+        for need in needs.iter().copied().chain(base) {
+            if let Some(needed) = self.stages.get_mut(need).filter(|s| !s.complete) {
+                needed.waiting.push(stage);
+                missing += 1;
+            }
+        }
+        if let Some(standing) = self.stages.get_mut(stage) {
+            (standing.next, standing.missing) = (next, missing);
+        }
+        if missing == 0 {
+            self.release(shapes, stage);
+        }
+    }
+
+    /// What a stage waited for is there. If it was the end of the stage, whoever waits for that
+    /// goes on, too: a list and no recursion, since stages may stand on each other by thousands.
+    fn release(&mut self, shapes: &[Shape], stage: usize) {
+        let mut released = vec![stage];
+        while let Some(stage) = released.pop() {
+            let steps = shapes.get(stage).map_or(0, |shape| shape.needs.len());
+            let Some(standing) = self.stages.get_mut(stage) else {
+                continue;
+            };
+            if standing.next < steps {
+                self.ready.insert(stage);
+                continue;
+            }
+            standing.complete = true;
+            self.incomplete = self.incomplete.saturating_sub(1);
+            for waiting in std::mem::take(&mut standing.waiting) {
+                let Some(standing) = self.stages.get_mut(waiting) else {
+                    continue;
+                };
+                standing.missing = standing.missing.saturating_sub(1);
+                if standing.missing == 0 {
+                    released.push(waiting);
+                }
+            }
+        }
+    }
 }
 
 /// Cancels the build if the thread that holds it unwinds.
@@ -227,8 +307,12 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    /// Far more than any of these takes, even on a slow machine under load.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn shape(needs: &[&[usize]]) -> Shape {
         Shape {
+            base: None,
             needs: needs.iter().map(|n| n.to_vec()).collect(),
         }
     }
@@ -240,7 +324,7 @@ mod tests {
         let solver: Solver<'_, usize, ()> = Solver::new(&shapes, &cancel);
         let solved = solver.solve(4, |stage, step, results| {
             if (stage, step) == (1, 1) {
-                assert_eq!(results[0].len(), 2);
+                assert_eq!(results.of(0).count(), 2);
             }
             Ok(Attempt::Done(step))
         });
@@ -292,6 +376,57 @@ mod tests {
         assert!(caught.is_err());
     }
 
+    #[test]
+    fn a_stage_without_steps_is_complete_when_what_it_stands_on_is() {
+        let empty = |base| Shape {
+            base: Some(base),
+            needs: Vec::new(),
+        };
+        let shapes = [shape(&[&[]]), empty(0), empty(1), shape(&[&[2]])];
+        let cancel = Cancel::new();
+        let solver: Solver<'_, usize, ()> = Solver::new(&shapes, &cancel);
+        let solved = solver.solve(3, |stage, _, results| {
+            if stage == 3 {
+                assert_eq!(results.of(0).count(), 1);
+            }
+            Ok(Attempt::Done(stage))
+        });
+        assert_eq!(solved.unwrap(), [vec![0], vec![], vec![], vec![3]]);
+    }
+
+    /// Each stage needs the two before it, so 2^n paths lead to the last one; and one stage that
+    /// everything stands on, one step after the other.
+    #[test]
+    fn a_hundred_thousand_vertices_with_diamonds_are_solved() {
+        let begin = Instant::now();
+        let diamond = |n: usize| Shape {
+            base: n.checked_sub(3),
+            needs: vec![
+                n.checked_sub(1)
+                    .into_iter()
+                    .chain(n.checked_sub(2))
+                    .collect(),
+            ],
+        };
+        let mut shapes: Vec<Shape> = (0..50_000).map(diamond).collect();
+        shapes.push(Shape {
+            base: Some(49_999),
+            needs: vec![Vec::new(); 50_000],
+        });
+        let cancel = Cancel::new();
+        let solver: Solver<'_, usize, ()> = Solver::new(&shapes, &cancel);
+        let solved = solver.solve(2, |stage, step, results| {
+            let before = stage
+                .checked_sub(2)
+                .map_or(1, |n| results.of(n).take(1).count());
+            assert_eq!(before, 1);
+            Ok(Attempt::Done(step))
+        });
+        let steps: usize = solved.unwrap().iter().map(Vec::len).sum();
+        assert_eq!(steps, 100_000);
+        assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    }
+
     proptest! {
         /// Any DAG in file order is solved whatever the number of workers, and never more than
         /// that many steps run at once.
@@ -304,6 +439,7 @@ mod tests {
                 .iter()
                 .enumerate()
                 .map(|(stage, needs)| Shape {
+                    base: None,
                     needs: needs
                         .iter()
                         .map(|n| if stage == 0 { vec![] } else { vec![n.index(stage)] })
@@ -317,7 +453,7 @@ mod tests {
                 let now = at_work.fetch_add(1, Ordering::SeqCst) + 1;
                 assert!(now <= jobs);
                 for need in &shapes[stage].needs[step] {
-                    assert_eq!(results[*need].len(), shapes[*need].needs.len());
+                    assert_eq!(results.of(*need).count(), shapes[*need].needs.len());
                 }
                 at_work.fetch_sub(1, Ordering::SeqCst);
                 Ok(Attempt::Done(()))

@@ -6,7 +6,7 @@ use rusqlite::OptionalExtension;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::db::Commit;
-use crate::{Store, StoreError, disk};
+use crate::{Removal, Store, StoreError, disk};
 
 /// First bytes of a cache file.
 const MAGIC: &[u8; 8] = b"cdmcache";
@@ -71,6 +71,28 @@ impl Store {
         // Not synced: the checksum finds what loss of power tears.
         disk::write(&new, &framed)?;
         disk::rename(&new, &self.layout().caches().join(file))
+    }
+
+    /// Removes the oldest caches whose name begins with `prefix`, until `keep` are left.
+    ///
+    /// # Errors
+    /// If they cannot be listed. One that cannot be removed stays.
+    pub fn trim_caches(&self, prefix: &str, keep: usize) -> Result<(), StoreError> {
+        let dir = self.layout().caches();
+        let names = disk::list(&dir)?.into_iter();
+        let ours = names.filter(|name| name.to_str().is_some_and(|name| name.starts_with(prefix)));
+        let mut found: Vec<_> = ours.map(|name| dir.join(name)).collect();
+        let Some(excess) = found.len().checked_sub(keep).filter(|n| *n > 0) else {
+            return Ok(());
+        };
+        // One whose age cannot be told goes first: it is gone already, or of no use.
+        found.sort_by_cached_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
+        for path in found.iter().take(excess) {
+            if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_file(path) {
+                log::debug!("an old cache stays: {why}");
+            }
+        }
+        Ok(())
     }
 }
 

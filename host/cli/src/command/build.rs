@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use engine::Cancel;
-use engine::build::{BuildError, BuildRequest, BuildResult};
+use engine::build::{BuildError, BuildRequest, BuildResult, differing_text};
 use serde_json::Value;
 
 pub(super) use args::Args;
@@ -20,7 +20,7 @@ use vm::Vm;
 
 use super::Common;
 use crate::exit::{Class, Failure};
-use crate::progress::{End, Mode, Progress};
+use crate::progress::{End, Mode, Progress, clean};
 use crate::{logging, signals};
 
 /// Runs the command.
@@ -115,14 +115,13 @@ fn finish(
 ) -> Result<ExitCode, Failure> {
     match done {
         Ok(built) => {
-            progress.finish(End {
-                class: None,
-                closing: Vec::new(),
-            });
-            if !args.quiet {
-                return Ok(ExitCode::SUCCESS);
+            let class = (built.differing() > 0).then_some(Class::Differs);
+            let closing = differences(&built);
+            progress.finish(End { class, closing });
+            if args.quiet {
+                super::print(|out| writeln!(out, "{}", built.image.config))?;
             }
-            super::print(|out| writeln!(out, "{}", built.image.config))
+            Ok(ExitCode::from(class.map_or(0, Class::status)))
         }
         Err((failure, report)) => {
             let mut closing = failure.lines();
@@ -136,6 +135,28 @@ fn finish(
             Ok(ExitCode::from(failure.class.status()))
         }
     }
+}
+
+/// Most paths that are named of each step that made something else.
+const MAX_PATHS: usize = 20;
+
+/// What differs in steps that were done again.
+fn differences(built: &BuildResult) -> Vec<String> {
+    let mut lines = Vec::new();
+    for step in &built.steps {
+        let Some(compared) = step.compared.as_ref().filter(|c| c.differs()) else {
+            continue;
+        };
+        lines.push("------".to_owned());
+        lines.push(clean(format!(" > {}:", step.name).as_bytes()));
+        let paths = compared.lines(MAX_PATHS).into_iter();
+        lines.extend(paths.map(|line| clean(line.as_bytes())));
+    }
+    if !lines.is_empty() {
+        lines.push("------".to_owned());
+        lines.push(format!("DIFFERS: {}", differing_text(built.differing())));
+    }
+    lines
 }
 
 /// The engine's error as the user sees it.

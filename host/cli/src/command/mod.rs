@@ -50,8 +50,8 @@ Examples:
   cofferdam prune                              make room
   cofferdam doctor                             what this machine lacks
 
-Exit status: 0 success, 1 the build failed, 2 wrong usage, 124 a limit was reached, 125 the host or
-the VM failed, 130 cancelled.";
+Exit status: 0 success, 1 the build failed, 2 wrong usage, 3 a step of `build --rebuild` made
+something else, 124 a limit was reached, 125 the host or the VM failed, 130 cancelled.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -266,6 +266,8 @@ mod tests {
         for words in [
             "build .",
             "b -t a -t b:2 -f x/Dockerfile --build-arg A=1 --build-arg B --target t .",
+            "build --explain --rebuild .",
+            "build --rebuild=strict --explain .",
             "build --no-cache --pull --label a=b --label c -q --platform linux/amd64 .",
             "build -o out -o type=oci,dest=a.tar -o - --progress plain -",
             "build --add-host a:10.0.0.1,b:10.0.0.2 --network none --jobs 4 -m 2g --cpus 2 .",

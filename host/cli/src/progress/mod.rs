@@ -24,6 +24,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::event::{Event, Reporter};
 
 pub(crate) use lines::{Lines, clean};
+pub(crate) use rawjson::{comparison, explanation, with};
 pub(crate) use text::log_time;
 
 use crate::exit::Class;
@@ -216,7 +217,7 @@ impl Display {
 
     fn finish(&mut self, now: Duration, end: &End) -> io::Result<()> {
         let ending = match end.class {
-            None => Ending::Built,
+            None | Some(Class::Differs) => Ending::Built,
             Some(Class::Cancelled) => Ending::Cancelled,
             Some(Class::User | Class::Usage | Class::Limit | Class::Host) => Ending::Failed,
         };

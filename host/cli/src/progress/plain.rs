@@ -180,6 +180,10 @@ impl<W: Write> Plain<W> {
                 outcome,
                 took,
             } => self.ended(at, step, outcome, took),
+            Event::Explained { step, why } => {
+                self.say(step, at, |_| clean(why.to_string().as_bytes()));
+            }
+            Event::Compared { step, comparison } => self.say(step, at, |_| comparison.summary()),
             Event::Warning { text, line } => self.warnings.push((clean(text.as_bytes()), line)),
         }
     }
@@ -314,6 +318,7 @@ impl<W: Write> Plain<W> {
 
 #[cfg(test)]
 mod tests {
+    use engine::event::{Comparison, Explanation};
     use engine::executor::Stream;
 
     use super::*;
@@ -404,6 +409,41 @@ Built in 13.5s: 3 steps, 1 cached, 2 done
         0.3s  [1/3] FROM base
       CACHED  [2/3] COPY . /src
        13.2s  [3/3] RUN make
+",
+        );
+    }
+
+    #[test]
+    fn explanations_and_comparisons_belong_to_their_step() {
+        let why = Explanation {
+            reasons: vec!["ARG \u{1b}[31mA was 1, is 2".into()],
+            ..Explanation::default()
+        };
+        let comparison = Comparison::default();
+        check(
+            vec![
+                (0.0, started(1, "[1/1] RUN a")),
+                (0.0, What::Event(Event::Explained { step: 1, why })),
+                (0.1, log(1, "a1\n")),
+                (
+                    0.2,
+                    What::Event(Event::Compared {
+                        step: 1,
+                        comparison,
+                    }),
+                ),
+                (0.2, ended(1, Outcome::Done, 0.2)),
+            ],
+            Ending::Built,
+            "\
+#1 [1/1] RUN a
+#1 miss: ARG A was 1, is 2
+#1 0.100 a1
+#1 rebuilt: the same as what is stored
+#1 DONE 0.2s
+
+Built in 0.2s: 1 step, 0 cached, 1 done
+        0.2s  [1/1] RUN a
 ",
         );
     }

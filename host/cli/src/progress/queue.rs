@@ -191,7 +191,10 @@ impl State {
                     });
                 }
             }
-            Event::Started { .. } | Event::Warning { .. } => self.push(at, event),
+            Event::Started { .. }
+            | Event::Explained { .. }
+            | Event::Compared { .. }
+            | Event::Warning { .. } => self.push(at, event),
         }
     }
 

@@ -8,7 +8,8 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use engine::event::{Event, Outcome};
+use engine::changes::Listed;
+use engine::event::{Comparison, Event, Explanation, Outcome};
 use engine::executor::Stream;
 use serde_json::{Value, json};
 
@@ -103,12 +104,53 @@ fn of_event(event: Event) -> Value {
             let seconds = took.as_secs_f64();
             json!({"event": "ended", "step": step, "outcome": name, "error": error, "seconds": seconds})
         }
+        Event::Explained { step, why } => with(
+            explanation(&why),
+            json!({"event": "explained", "step": step}),
+        ),
+        Event::Compared { step, comparison } => with(
+            self::comparison(&comparison),
+            json!({"event": "compared", "step": step}),
+        ),
         Event::Warning { text, line } => json!({"event": "warning", "text": text, "line": line}),
     }
 }
 
+/// An object with the members of another one added.
+pub(crate) fn with(mut value: Value, more: Value) -> Value {
+    if let (Value::Object(members), Value::Object(more)) = (&mut value, more) {
+        members.extend(more);
+    }
+    value
+}
+
+/// Why a step was found or not. `files` is how the files of a COPY or ADD changed.
+pub(crate) fn explanation(why: &Explanation) -> Value {
+    json!({"hit": why.hit, "reasons": why.reasons, "files": listed(&why.changes.content)})
+}
+
+/// What came of doing a step again.
+pub(crate) fn comparison(comparison: &Comparison) -> Value {
+    json!({
+        "differs": comparison.differs(),
+        "content": listed(&comparison.changes.content),
+        "times": listed(&comparison.changes.times),
+    })
+}
+
+/// Paths that differ: all by number, the first ones by name.
+fn listed(list: &Listed) -> Value {
+    let first = list.first.iter().map(|change| {
+        let kinds: Vec<&str> = change.aspects.iter().map(|aspect| aspect.name()).collect();
+        json!({"path": change.path, "kinds": kinds})
+    });
+    json!({"total": list.total, "first": first.collect::<Vec<_>>()})
+}
+
 #[cfg(test)]
 mod tests {
+    use engine::changes::{Aspect, Change, Changes};
+
     use super::*;
 
     #[test]
@@ -134,5 +176,44 @@ mod tests {
         assert_eq!(values[0], want);
         let want = json!({"v": 1, "t": 1.5, "event": "build_end", "status": "user", "exit": 1, "error": "no"});
         assert_eq!(values[1], want);
+    }
+
+    #[test]
+    fn explanations_and_comparisons_name_paths_and_kinds() {
+        let change = Change {
+            path: "/a".into(),
+            aspects: vec![Aspect::Content, Aspect::Mode],
+        };
+        let content = Listed {
+            first: vec![change],
+            total: 5,
+        };
+        let changes = Changes {
+            content,
+            times: Listed::default(),
+        };
+        let listed = json!({"total": 5, "first": [{"path": "/a", "kinds": ["content", "mode"]}]});
+        let why = Explanation {
+            hit: false,
+            reasons: vec!["x".into()],
+            changes: changes.clone(),
+        };
+        let want = json!({
+            "event": "explained", "step": 7, "hit": false, "reasons": ["x"], "files": listed,
+        });
+        assert_eq!(of_event(Event::Explained { step: 7, why }), want);
+        let comparison = Comparison {
+            changes,
+            strict: false,
+        };
+        let none = json!({"total": 0, "first": []});
+        let want = json!({
+            "event": "compared", "step": 7, "differs": true, "content": listed, "times": none,
+        });
+        let event = Event::Compared {
+            step: 7,
+            comparison,
+        };
+        assert_eq!(of_event(event), want);
     }
 }

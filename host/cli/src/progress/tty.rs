@@ -39,6 +39,8 @@ struct View {
     recent: VecDeque<String>,
     /// What goes on within the step, in order of appearance.
     status: Vec<(String, String)>,
+    /// What is said of the step itself, also when it has ended.
+    remarks: Vec<String>,
 }
 
 impl Tty {
@@ -95,6 +97,7 @@ impl Tty {
                     lines: Lines::default(),
                     recent: VecDeque::new(),
                     status: Vec::new(),
+                    remarks: Vec::new(),
                 };
                 self.steps.entry(step).or_insert(view);
             }
@@ -120,7 +123,12 @@ impl Tty {
                 view.status = Vec::new();
                 let line = self.ended_line(step);
                 self.screen.println(line)?;
+                for line in self.remarks(step) {
+                    self.screen.println(line)?;
+                }
             }
+            Event::Explained { step, why } => self.remark(step, why.to_string()),
+            Event::Compared { step, comparison } => self.remark(step, comparison.summary()),
             Event::Warning { text, line } => self.warnings.push((clean(text.as_bytes()), line)),
         }
         Ok(())
@@ -137,6 +145,20 @@ impl Tty {
                 recent.pop_front();
             }
         });
+    }
+
+    fn remark(&mut self, step: StepId, text: String) {
+        if let Some(view) = self.steps.get_mut(&step) {
+            view.remarks.push(clean(text.as_bytes()));
+        }
+    }
+
+    /// What was said of a step, for below its line.
+    fn remarks(&self, step: StepId) -> Vec<String> {
+        let remarks = self.steps.get(&step).map_or(&[][..], |view| &view.remarks);
+        let dim = self.style_of(Style::new().dimmed());
+        let line = |remark: &String| format!("              {dim}{remark}{dim:#}");
+        remarks.iter().map(line).collect()
     }
 
     fn recent(&mut self, step: StepId, line: String) {
@@ -196,7 +218,9 @@ impl Tty {
         for view in self.steps.values().filter(|view| view.step.ended.is_none()) {
             let time = text::took(now.saturating_sub(view.step.started));
             lines.push(format!("  {time:>10}  {}", view.step.name));
-            let below = view.status.iter().map(|(_, line)| line).chain(&view.recent);
+            let below = view.remarks.iter();
+            let below = below.chain(view.status.iter().map(|(_, line)| line));
+            let below = below.chain(&view.recent);
             let dim = self.style_of(Style::new().dimmed());
             lines.extend(below.map(|line| format!("              {dim}{line}{dim:#}")));
         }
@@ -255,6 +279,7 @@ fn row_style() -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
+    use engine::event::Explanation;
     use engine::executor::Stream;
     use indicatif::InMemoryTerm;
 
@@ -316,6 +341,31 @@ mod tests {
              \x20             booting builder VM\n\
              \x20             cc a.c"
         );
+    }
+
+    #[test]
+    fn an_explanation_stays_below_its_step() {
+        let mut events = build();
+        let why = Explanation {
+            reasons: vec!["never built before".into()],
+            ..Explanation::default()
+        };
+        events.insert(3, Event::Explained { step: 2, why });
+        let (terminal, _tty) = play(events.clone());
+        let shown = terminal.contents();
+        let running = "[2/2] RUN make\n              miss: never built before\n";
+        assert!(shown.contains(running), "{shown}");
+        let took = Duration::from_secs(3);
+        events.push(Event::Ended {
+            step: 2,
+            outcome: Outcome::Done,
+            took,
+        });
+        let (terminal, mut tty) = play(events);
+        tty.finish(Duration::from_secs(5), Ending::Built, &[])
+            .unwrap();
+        let shown = terminal.contents();
+        assert!(shown.contains(running), "{shown}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::copy::CopyError;
 use crate::dockerfile::{self, DockerfileError};
 use crate::executor::StepError;
 use crate::export::ExportError;
-use crate::image::ImageError;
+use crate::image::{ImageError, MAX_LAYERS};
 use crate::registry::RegistryError;
 use crate::rootfs::UserError;
 
@@ -122,6 +122,14 @@ pub enum BuildError {
         place: Box<Place>,
         /// Why.
         source: Box<IngestError>,
+    },
+    /// A step would lie on more layers than an image can have.
+    #[error(
+        "{place}: there are {MAX_LAYERS} layers below this step, and an image can have no more"
+    )]
+    TooManyLayers {
+        /// The instruction.
+        place: Box<Place>,
     },
     /// The user of a RUN step does not exist.
     #[error("{place}: cannot run as this user")]
@@ -248,7 +256,10 @@ impl BuildError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::NoDockerfile { .. } | Self::Dockerfile(_) | Self::User { .. } => Class::User,
+            Self::NoDockerfile { .. }
+            | Self::Dockerfile(_)
+            | Self::TooManyLayers { .. }
+            | Self::User { .. } => Class::User,
             Self::Context(_) => Class::User,
             Self::Image { source, .. } | Self::Assemble(source) => image_class(source),
             Self::Copy { source, .. } if matches!(**source, CopyError::Cancelled) => {
@@ -280,6 +291,7 @@ impl BuildError {
             Self::Image { place, .. }
             | Self::Copy { place, .. }
             | Self::Ingest { place, .. }
+            | Self::TooManyLayers { place }
             | Self::User { place, .. }
             | Self::Step { place, .. } => place,
             Self::Dockerfile(err) => return Some(err.excerpt()).filter(|text| !text.is_empty()),

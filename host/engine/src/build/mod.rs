@@ -9,6 +9,7 @@
 //! delivered before anything optional, and nothing optional changes the outcome.
 
 mod error;
+mod explain;
 mod request;
 mod step;
 mod track;
@@ -23,6 +24,7 @@ use store::{Layer, Store};
 
 use crate::cancel::Cancel;
 use crate::context::{Context, ContextError};
+use crate::copy::{CopyFrom, CopySpec};
 use crate::dockerfile;
 use crate::event::{Reporter, StepId};
 use crate::executor::Executor;
@@ -33,12 +35,16 @@ use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Ste
 use crate::solver::{Shape, Solver, Unsolved};
 
 pub use error::{BuildError, Class, Place};
-pub use request::{BuildRequest, BuildResult, DockerfileSource, StepSummary};
+use explain::{BaseLayers, Notebook};
+pub use request::{BuildRequest, BuildResult, DockerfileSource, Rebuild, StepSummary};
 use step::{StepDone, Steps};
 use track::Tracker;
 
 /// The largest Dockerfile that is read, in bytes.
 const MAX_DOCKERFILE: u64 = 16 << 20;
+
+/// Exit status of a build that worked, of which a step that was done again made something else.
+pub const DIFFERS: i32 = 3;
 
 /// The images that a build uses.
 type Images = BTreeMap<ImageKey, BaseImage>;
@@ -70,12 +76,19 @@ pub fn build(
     .run();
     tracker.close();
     let outcome = match &result {
-        Ok(built) => store::BuildOutcome {
-            class: store::Class::Success,
-            status: 0,
-            message: String::new(),
-            image: Some(built.image.manifest),
-        },
+        Ok(built) => {
+            let differing = built.differing();
+            store::BuildOutcome {
+                class: if differing == 0 {
+                    store::Class::Success
+                } else {
+                    store::Class::Differs
+                },
+                status: if differing == 0 { 0 } else { DIFFERS },
+                message: differing_text(differing),
+                image: Some(built.image.manifest),
+            }
+        }
         Err(err) => store::BuildOutcome {
             class: err.class().recorded(),
             status: err.class().status(),
@@ -97,6 +110,16 @@ struct Build<'a> {
     cancel: &'a Cancel,
     id: store::BuildId,
     tracker: &'a Tracker<'a>,
+}
+
+/// What the steps of a build are done with.
+struct Work<'a> {
+    file: &'a str,
+    text: &'a [u8],
+    plan: &'a Plan,
+    layers: &'a BaseLayers,
+    context: &'a Context,
+    notes: &'a Notebook,
 }
 
 impl Build<'_> {
@@ -125,7 +148,20 @@ impl Build<'_> {
             self.tracker.warn(warning.text.clone(), warning.line);
         }
         let context = self.context(path.as_deref())?;
-        let stages = self.solve(&file, &text, &plan, &images, &context)?;
+        let layers = self.layers(&images)?;
+        let notes = Notebook::open(self.store, self.request, path.as_deref(), &plan);
+        let work = Work {
+            file: &file,
+            text: &text,
+            plan: &plan,
+            layers: &layers,
+            context: &context,
+            notes: &notes,
+        };
+        let solved = self.solve(&work);
+        // Also after a failure: the steps before it are done.
+        notes.close(self.store, &plan, &layers);
+        let stages = solved?;
         context.save_cache();
         let image = self.assemble(&plan, &images, &stages)?;
         for name in &self.request.tags {
@@ -286,16 +322,11 @@ impl Build<'_> {
     }
 
     /// Runs all stages of the plan.
-    fn solve(
-        &self,
-        file: &str,
-        text: &[u8],
-        plan: &Plan,
-        images: &Images,
-        context: &Context,
-    ) -> Result<Vec<Vec<StepDone>>, BuildError> {
+    fn solve(&self, work: &Work<'_>) -> Result<Vec<Vec<StepDone>>, BuildError> {
+        let Work {
+            file, text, plan, ..
+        } = *work;
         let numbers = self.announce(plan);
-        let layers = self.layers(images)?;
         let place = |step: &Step| Place::boxed(file, text, step.line, step.last_line);
         let steps = Steps {
             request: self.request,
@@ -305,11 +336,13 @@ impl Build<'_> {
             tracker: self.tracker,
             build: self.id,
             plan,
-            images: &layers,
-            context,
+            images: work.layers,
+            notes: work.notes,
+            context: work.context,
             numbers: &numbers,
             place: &place,
             roots: Mutex::default(),
+            chains: Mutex::default(),
         };
         let shapes = shapes(plan);
         Solver::new(&shapes, self.cancel)
@@ -336,7 +369,7 @@ impl Build<'_> {
     }
 
     /// The layers of the images, with what the store knows of them.
-    fn layers(&self, images: &Images) -> Result<BTreeMap<ImageKey, Vec<Layer>>, BuildError> {
+    fn layers(&self, images: &Images) -> Result<BaseLayers, BuildError> {
         let mut layers = BTreeMap::new();
         for (key, image) in images {
             let of_image: Result<Vec<Layer>, BuildError> = image
@@ -423,6 +456,16 @@ impl Build<'_> {
     }
 }
 
+/// How many steps differed when they were done again; empty if none did.
+#[must_use]
+pub fn differing_text(steps: usize) -> String {
+    match steps {
+        0 => String::new(),
+        1 => "1 step made something else than before".to_owned(),
+        n => format!("{n} steps made something else than before"),
+    }
+}
+
 fn export_error(output: &OutputSpec, err: export::ExportError) -> BuildError {
     BuildError::Export {
         output: output.to_string(),
@@ -472,29 +515,23 @@ fn lineage(plan: &Plan, stage: usize) -> (Option<&ImageKey>, Vec<usize>) {
     (image, upwards)
 }
 
-/// What each step waits for. A stage without steps of its own is complete at once, so whoever needs
-/// it needs all that it stands on.
+/// What each stage and each step waits for.
 fn shapes(plan: &Plan) -> Vec<Shape> {
-    let stands_on = |stage: usize| lineage(plan, stage).1;
+    let needs = |step: &Step| match &step.op {
+        Op::Copy(CopySpec {
+            from: CopyFrom::Stage(from),
+            ..
+        }) => vec![*from],
+        Op::Copy(_) | Op::Run(_) | Op::Workdir { .. } | Op::Meta => Vec::new(),
+    };
     plan.stages
         .iter()
-        .map(|stage| {
-            let below = match stage.base {
-                Base::Stage(base) => stands_on(base),
-                Base::Image(_) | Base::Scratch => Vec::new(),
-            };
-            let needs = stage.steps.iter().map(|step| {
-                let mut needs = below.clone();
-                if let Op::Copy(spec) = &step.op
-                    && let crate::copy::CopyFrom::Stage(from) = spec.from
-                {
-                    needs.extend(stands_on(from));
-                }
-                needs
-            });
-            Shape {
-                needs: needs.collect(),
-            }
+        .map(|stage| Shape {
+            base: match stage.base {
+                Base::Stage(base) => Some(base),
+                Base::Image(_) | Base::Scratch => None,
+            },
+            needs: stage.steps.iter().map(needs).collect(),
         })
         .collect()
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::event::Outcome;
+use crate::event::{Comparison, Explanation, Outcome};
 use crate::executor::StepNetwork;
 use crate::export::OutputSpec;
 use crate::image::{Assembled, ImageSource, Platform};
@@ -20,6 +20,15 @@ pub enum DockerfileSource {
     Text(Vec<u8>),
 }
 
+/// What counts when a step that was done again is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// Everything but times.
+    Content,
+    /// Times, too; those after `SOURCE_DATE_EPOCH` count as it, if that is set.
+    Strict,
+}
+
 /// A request to build.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
@@ -33,6 +42,11 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// Run RUN, COPY and ADD again even if their results are known.
     pub no_cache: bool,
+    /// Do RUN, COPY, ADD and WORKDIR again if their results are known, and compare. What is known
+    /// stays and is what the build goes on with. Not together with `no_cache`.
+    pub rebuild: Option<Rebuild>,
+    /// Say why each step is found or not.
+    pub explain: bool,
     /// Ask registries again for images that are known already.
     pub pull: bool,
     /// `--label`, stronger than LABEL.
@@ -82,6 +96,15 @@ pub struct BuildResult {
     pub steps: Vec<StepSummary>,
 }
 
+impl BuildResult {
+    /// How many steps made something else when they were done again.
+    #[must_use]
+    pub fn differing(&self) -> usize {
+        let compared = self.steps.iter().filter_map(|step| step.compared.as_ref());
+        compared.filter(|comparison| comparison.differs()).count()
+    }
+}
+
 /// A line of the summary.
 #[derive(Debug, Clone)]
 pub struct StepSummary {
@@ -91,4 +114,8 @@ pub struct StepSummary {
     pub outcome: Outcome,
     /// How long it took.
     pub took: Duration,
+    /// Why it was found or not, if that was asked for.
+    pub why: Option<Explanation>,
+    /// What came of doing it again, if it was.
+    pub compared: Option<Comparison>,
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::request::StepSummary;
-use crate::event::{Event, Outcome, Reporter, StepId};
+use crate::event::{Comparison, Event, Explanation, Outcome, Reporter, StepId};
 use crate::executor::Stream;
 
 /// Passes events on and remembers how each step stands.
@@ -21,6 +21,8 @@ struct Standing {
     name: String,
     began: Option<Instant>,
     ended: Option<(Outcome, Duration)>,
+    why: Option<Explanation>,
+    compared: Option<Comparison>,
 }
 
 impl<'a> Tracker<'a> {
@@ -45,6 +47,8 @@ impl<'a> Tracker<'a> {
                 name: name.into(),
                 began: None,
                 ended: None,
+                why: None,
+                compared: None,
             },
         );
         step
@@ -119,6 +123,22 @@ impl<'a> Tracker<'a> {
         });
     }
 
+    /// Says why a step is found or not.
+    pub(super) fn explained(&self, step: StepId, why: Explanation) {
+        if let Some(standing) = self.lock().get_mut(&step) {
+            standing.why = Some(why.clone());
+        }
+        self.reporter.report(Event::Explained { step, why });
+    }
+
+    /// Says what came of doing a step again.
+    pub(super) fn compared(&self, step: StepId, comparison: Comparison) {
+        if let Some(standing) = self.lock().get_mut(&step) {
+            standing.compared = Some(comparison.clone());
+        }
+        self.reporter.report(Event::Compared { step, comparison });
+    }
+
     pub(super) fn warn(&self, text: String, line: Option<usize>) {
         self.reporter.report(Event::Warning { text, line });
     }
@@ -157,6 +177,8 @@ impl<'a> Tracker<'a> {
                     name: standing.name.clone(),
                     outcome,
                     took,
+                    why: standing.why.clone(),
+                    compared: standing.compared.clone(),
                 }
             })
             .collect()

@@ -30,7 +30,7 @@ pub use config::{Healthcheck, HistoryItem, ImageConfig, ImageConfigFile, RootFs}
 pub use error::ImageError;
 pub(crate) use layer::short_digest;
 pub use manifest::{DescribedPlatform, Descriptor, Document, ImageIndex, Manifest};
-pub(crate) use manifest::{IMAGE_NAME, MAX_JSON, REF_NAME, short};
+pub(crate) use manifest::{IMAGE_NAME, MAX_JSON, MAX_LAYERS, REF_NAME, short};
 pub use platform::{NotAPlatform, Platform};
 pub use reference::{ImageRef, NotAnImageRef};
 pub use resolve::resolve;

@@ -24,6 +24,13 @@ const SECRET: [&str; 10] = [
 ];
 const NOT_SECRET: [&str; 3] = ["public", "file", "version"];
 
+/// Whether the name of a variable says that its value is a secret.
+pub(crate) fn looks_secret(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let has = |words: &[&str]| lower.split('_').any(|word| words.contains(&word));
+    has(&SECRET) && !has(&NOT_SECRET)
+}
+
 /// The checks that need no values.
 pub(super) fn of_file(d: &Dockerfile, checks: &Checks) -> Vec<Warning> {
     let mut found = Found {
@@ -144,9 +151,7 @@ impl Found<'_> {
     }
 
     fn secret(&mut self, instruction: &str, at: &Instruction, name: &str) {
-        let lower = name.to_ascii_lowercase();
-        let has = |words: &[&str]| lower.split('_').any(|word| words.contains(&word));
-        if has(&SECRET) && !has(&NOT_SECRET) {
+        if looks_secret(name) {
             let text = format!(
                 "Do not use ARG or ENV instructions for sensitive data ({instruction} \"{name}\")"
             );

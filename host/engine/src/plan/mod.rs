@@ -21,6 +21,7 @@ mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use checks::looks_secret;
 pub use refs::named_context;
 
 use crate::copy::CopySpec;

@@ -44,8 +44,11 @@ pub(super) fn similar_stage(d: &Dockerfile, name: &str) -> Option<String> {
 
 /// The last stage of that name; case does not count.
 fn latest(d: &Dockerfile, name: &str) -> Option<usize> {
-    let lower = name.to_ascii_lowercase();
-    let named = |stage: &StageText| stage.name().is_some_and(|name| name == lower);
+    // Files have up to ten thousand instructions that look through a thousand stages.
+    let named = |stage: &StageText| {
+        let own = stage.from.name.as_ref();
+        own.is_some_and(|own| own.eq_ignore_ascii_case(name))
+    };
     d.stages.iter().rposition(named)
 }
 

@@ -54,6 +54,8 @@ pub struct BuildInfo {
 pub enum Class {
     /// It worked.
     Success,
+    /// It worked, and a step that was done again made something else than before.
+    Differs,
     /// A step failed, or the Dockerfile or the context is wrong.
     User,
     /// The command line is wrong.
@@ -67,8 +69,9 @@ pub enum Class {
 }
 
 impl Class {
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 7] = [
         (Self::Success, "success"),
+        (Self::Differs, "differs"),
         (Self::User, "user"),
         (Self::Usage, "usage"),
         (Self::Limit, "limit"),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use engine::export::OutputSpec;
 use engine::image::{ImageRef, Platform};
 use launcher::{Accel, Bridge, Transport};
@@ -9,6 +10,15 @@ use launcher::{Accel, Bridge, Transport};
 use crate::progress::Mode;
 use crate::size;
 use crate::values::{Pair, assignment, host, pair};
+
+/// What counts when steps are done again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Rebuild {
+    /// Everything but times
+    Content,
+    /// Times, too
+    Strict,
+}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +28,8 @@ Examples:
   cofferdam build -o out .                        the files of the image in the directory out/
   cofferdam build -o type=oci,dest=app.tar .      the image as an OCI archive
   cofferdam build -q . > image-id                 nothing but the image id
+  cofferdam build --explain .                     which steps have to be done, and why
+  cofferdam build --rebuild .                     do them again: is the result the same?
   cofferdam build - < Dockerfile                  a Dockerfile without a context
   cofferdam build --build-context base=oci-layout:///images/debian .
                                                   FROM base means that layout
@@ -47,6 +59,25 @@ pub(in crate::command) struct Args {
     /// Do every step again, even if its result is in the store
     #[arg(long)]
     pub(super) no_cache: bool,
+    /// Say for each step why its result was found in the store or not: which input of the step
+    /// changed since the last time
+    #[arg(long, conflicts_with = "quiet")]
+    pub(super) explain: bool,
+    /// Do steps that are in the store again and compare: content, or with `strict` times, too
+    ///
+    /// RUN, COPY, ADD and WORKDIR steps are done again, each on top of what is stored, and what they
+    /// make is compared with what is stored, path by path. Nothing that is stored is replaced, and
+    /// the image is made of it as always. If anything differs, the exit status is 3. Times of files
+    /// do not count unless with `strict`; those after SOURCE_DATE_EPOCH, if it is set, count as it.
+    #[arg(
+        long,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "content",
+        conflicts_with = "no_cache"
+    )]
+    pub(super) rebuild: Option<Rebuild>,
     /// Ask registries for newer versions of base images
     #[arg(long)]
     pub(super) pull: bool,

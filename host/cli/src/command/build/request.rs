@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::Error;
-use engine::build::{BuildRequest, DockerfileSource};
+use engine::build::{BuildRequest, DockerfileSource, Rebuild};
 use engine::executor::StepNetwork;
 use engine::image::{ImageSource, Platform};
 
-use super::args::Args;
+use super::args::{self, Args};
 use crate::exit::{Class, Failure};
 use crate::values::Pair;
 
@@ -36,6 +36,11 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
         build_args,
         target: args.target.clone(),
         no_cache: args.no_cache,
+        rebuild: args.rebuild.map(|how| match how {
+            args::Rebuild::Content => Rebuild::Content,
+            args::Rebuild::Strict => Rebuild::Strict,
+        }),
+        explain: args.explain,
         pull: args.pull,
         labels: labels(&args.labels),
         tags: args.tags.iter().map(ToString::to_string).collect(),

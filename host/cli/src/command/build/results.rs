@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use crate::exit::{Class, Failure, chain};
+use crate::progress::{comparison, explanation, with};
 
 /// Removes what an earlier build left: a script must not take it for this one's.
 pub(super) fn forget(args: &Args) -> Result<(), Failure> {
@@ -84,12 +85,24 @@ fn of_success(built: &BuildResult) -> Value {
         } else {
             "done"
         };
-        json!({"name": step.name, "outcome": outcome, "seconds": step.took.as_secs_f64()})
+        let seconds = step.took.as_secs_f64();
+        let mut value = json!({"name": step.name, "outcome": outcome, "seconds": seconds});
+        if let Some(why) = &step.why {
+            value = with(value, json!({"why": explanation(why)}));
+        }
+        if let Some(compared) = &step.compared {
+            value = with(value, json!({"rebuilt": comparison(compared)}));
+        }
+        value
     });
+    let (status, exit) = match built.differing() {
+        0 => ("success", 0),
+        _ => (Class::Differs.name(), Class::Differs.status()),
+    };
     let mut value = json!({
         "containerimage.digest": built.image.manifest.to_string(),
         "containerimage.config.digest": built.image.config.to_string(),
-        "cofferdam.build": {"status": "success", "exit": 0, "steps": steps.collect::<Vec<_>>()},
+        "cofferdam.build": {"status": status, "exit": exit, "steps": steps.collect::<Vec<_>>()},
     });
     if let (Value::Object(members), false) = (&mut value, built.names.is_empty()) {
         members.insert("image.name".into(), built.names.join(",").into());

@@ -128,3 +128,19 @@ fn hopeless_texts_are_given_up_in_time() {
     ends(&format!("FROM a\nCMD {}", "[".repeat(60_000))).unwrap();
     ends(&format!("FROM a\nENV A={}", "\"${".repeat(20_000))).unwrap_err();
 }
+
+/// Every stage copies from the two before it: 2^n paths lead to the first one.
+#[test]
+fn diamonds_in_the_largest_file_are_planned() {
+    let stages: String = (2..1_000)
+        .map(|n| {
+            let (one, two) = (n - 1, n - 2);
+            let copies = format!("COPY --from=s{one} /a /a\nCOPY --from=s{two} /b /b\n");
+            format!("FROM scratch AS s{n}\n{}", copies.repeat(4))
+        })
+        .collect();
+    let text = format!("FROM scratch AS s0\nFROM scratch AS s1\n{stages}");
+    let plan = ends(&text).unwrap();
+    let steps: usize = plan.stages.iter().map(|stage| stage.steps.len()).sum();
+    assert_eq!((plan.stages.len(), steps), (1_000, 8 * 998));
+}

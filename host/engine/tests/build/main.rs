@@ -5,181 +5,18 @@
     reason = "a test that cannot be set up has failed"
 )]
 
-use std::collections::BTreeMap;
+mod bench;
+mod explain;
+mod graph;
+mod rebuild;
 
-use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use engine::Cancel;
-use engine::build::{BuildError, BuildRequest, BuildResult, Class, DockerfileSource, build};
-use engine::event::{Event, Outcome, Reporter};
-use engine::executor::{Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
-use engine::image::Platform;
-use store::{OpenOptions, Store};
-use tempfile::TempDir;
+use engine::build::{BuildRequest, Class};
+use engine::event::Outcome;
 
-/// Runs nothing; a layer with one file stands for what the command would have made.
-struct StandIn<'a> {
-    store: &'a Store,
-    ran: Mutex<Vec<StepSpec>>,
-}
-
-impl Executor for StandIn<'_> {
-    fn prepare(&self) {}
-
-    fn run(
-        &self,
-        step: &StepSpec,
-        output: &mut dyn Output,
-        cancel: &Cancel,
-    ) -> Result<StepDone, StepError> {
-        self.ran.lock().unwrap().push(step.clone());
-        let command = step.args.last().unwrap().clone();
-        output.write(Stream::Stdout, command.as_bytes());
-        if command == "fail" {
-            return Err(StepError::Failed {
-                status: 3,
-                out_of_memory: None,
-            });
-        }
-        if command == "wait" && cancel.sleep(Duration::from_secs(60)) {
-            return Err(StepError::Cancelled);
-        }
-        // What a step makes may depend on its name only, like `date` or `echo same`.
-        let name = command.split(' ').next().unwrap();
-        let mut tar = tar::Builder::new(self.store.layer_writer(&step.name).unwrap());
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(name.len() as u64);
-        tar.append_data(&mut header, format!("made-by-{name}"), name.as_bytes())
-            .unwrap();
-        let layer = tar.into_inner().unwrap().finish().unwrap();
-        Ok(StepDone {
-            layer,
-            peak_memory: 0,
-        })
-    }
-}
-
-/// Keeps how each step ended.
-#[derive(Default)]
-struct Watch {
-    names: Mutex<BTreeMap<u32, String>>,
-    ended: Mutex<Vec<(String, Outcome)>>,
-    warnings: Mutex<Vec<String>>,
-}
-
-impl Reporter for Watch {
-    fn report(&self, event: Event) {
-        match event {
-            Event::Started { step, name } => {
-                self.names.lock().unwrap().insert(step, name);
-            }
-            Event::Ended { step, outcome, .. } => {
-                let name = self
-                    .names
-                    .lock()
-                    .unwrap()
-                    .get(&step)
-                    .cloned()
-                    .unwrap_or_default();
-                self.ended.lock().unwrap().push((name, outcome));
-            }
-            Event::Warning { text, .. } => self.warnings.lock().unwrap().push(text),
-            Event::Log { .. } | Event::Status { .. } => {}
-        }
-    }
-}
-
-struct Bench {
-    dir: TempDir,
-}
-
-/// What a build did.
-struct Built {
-    result: Result<BuildResult, BuildError>,
-    ran: Vec<StepSpec>,
-    ended: Vec<(String, Outcome)>,
-}
-
-impl Built {
-    fn commands(&self) -> Vec<&str> {
-        self.ran
-            .iter()
-            .map(|step| step.args.last().unwrap().as_str())
-            .collect()
-    }
-
-    #[track_caller]
-    fn outcome(&self, part: &str) -> &Outcome {
-        let found = self.ended.iter().find(|(name, _)| name.contains(part));
-        &found
-            .unwrap_or_else(|| panic!("no step with {part}: {:?}", self.ended))
-            .1
-    }
-}
-
-impl Bench {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        std::fs::create_dir(dir.path().join("context")).unwrap();
-        Self { dir }
-    }
-
-    fn context(&self) -> PathBuf {
-        self.dir.path().join("context")
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.context().join(name), text).unwrap();
-    }
-
-    fn request(&self, dockerfile: &str) -> BuildRequest {
-        BuildRequest {
-            context: Some(self.context()),
-            dockerfile: DockerfileSource::Text(dockerfile.as_bytes().to_vec()),
-            build_args: Vec::new(),
-            target: None,
-            no_cache: false,
-            pull: false,
-            labels: Vec::new(),
-            tags: Vec::new(),
-            outputs: Vec::new(),
-            jobs: 4,
-            platform: "linux/amd64".parse::<Platform>().unwrap(),
-            named_contexts: Vec::new(),
-            hosts: Vec::new(),
-            network: StepNetwork::Default,
-            epoch: None,
-        }
-    }
-
-    fn build(&self, dockerfile: &str) -> Built {
-        self.build_as(&self.request(dockerfile), &Cancel::new())
-    }
-
-    fn build_as(&self, request: &BuildRequest, cancel: &Cancel) -> Built {
-        let options = OpenOptions {
-            command: "test".to_owned(),
-            read_only: false,
-        };
-        let store = Store::open(&self.dir.path().join("store"), &options).unwrap();
-        let executor = StandIn {
-            store: &store,
-            ran: Mutex::default(),
-        };
-        let watch = Watch::default();
-        let result = build(request, &store, &executor, &watch, cancel);
-        let ran = executor.ran.into_inner().unwrap();
-        store.close().unwrap();
-        Built {
-            result,
-            ran,
-            ended: watch.ended.into_inner().unwrap(),
-        }
-    }
-}
+use bench::Bench;
 
 #[test]
 fn a_second_build_finds_everything_and_gives_the_same_image() {

@@ -1,0 +1,211 @@
+//! Compares the inputs of a step with those that are remembered.
+
+use std::collections::BTreeMap;
+
+use store::{ContentId, Layer, StepKey, Store};
+
+use super::Remembered;
+use super::book::{Instruction, Setting, Text, Value, Variable, What, variables};
+use crate::changes::{self, Changes, Times};
+use crate::event::Explanation;
+use crate::plan::{Op, Stage, Step};
+
+/// Longest list of variables that a reason names.
+const MAX_NAMED: usize = 12;
+
+/// A step as it is now.
+pub(in crate::build) struct Now<'a> {
+    pub(in crate::build) stage: &'a Stage,
+    pub(in crate::build) step: &'a Step,
+    pub(in crate::build) key: StepKey,
+    /// What lies below it, from the lowest.
+    pub(in crate::build) below: Vec<ContentId>,
+    /// By what each of them was made.
+    pub(in crate::build) makers: Vec<String>,
+}
+
+/// Why there is no result for a RUN.
+pub(in crate::build) fn missed(now: &Now<'_>, last: Option<Remembered<'_>>) -> Explanation {
+    let mut why = Explanation::default();
+    let Some(last) = last else {
+        return never(why);
+    };
+    if last.record.key == now.key.0.0 {
+        return pruned(why);
+    }
+    if let Some(what) = What::of(&now.step.op, &now.step.created_by) {
+        of_text(&what, &last.record.what, &mut why.reasons);
+        of_settings(&what, &last.record.what, &mut why.reasons);
+    }
+    if let Op::Run(op) = &now.step.op {
+        let old = last.book.env(last.record.env);
+        of_variables(old, &variables(op), now.stage, &mut why.reasons);
+    }
+    of_root(now, &last.book.chain(last.record.below), &mut why.reasons);
+    if why.reasons.is_empty() {
+        let text = "this version of cofferdam runs the step in another way than the one before";
+        why.reasons.push(text.to_owned());
+    }
+    why
+}
+
+/// Why there is no result for a COPY, ADD or WORKDIR, whose new layer is `layer`.
+pub(in crate::build) fn copied(
+    store: &Store,
+    step: &Step,
+    key: StepKey,
+    layer: &Layer,
+    last: Option<Remembered<'_>>,
+) -> Explanation {
+    let mut why = Explanation::default();
+    let Some(last) = last else {
+        return never(why);
+    };
+    if last.record.key == key.0.0 {
+        return pruned(why);
+    }
+    if let Some(what) = What::of(&step.op, &step.created_by) {
+        of_text(&what, &last.record.what, &mut why.reasons);
+    }
+    match difference(store, layer, last) {
+        Some(changes) => why.changes = changes,
+        None => why.reasons.push(
+            "the files are others; which ones is not known, since the layer of the last time is gone"
+                .to_owned(),
+        ),
+    }
+    why
+}
+
+/// How a layer differs from the one of the last time; `None` if that is gone.
+fn difference(store: &Store, layer: &Layer, last: Remembered<'_>) -> Option<Changes> {
+    let old = match last.record.diff_id() {
+        None => None, // it had nothing to do
+        Some(diff_id) => Some(store.index(diff_id).ok()?),
+    };
+    let new = store.index(layer.diff_id).ok()?;
+    let old = old.as_ref().map_or(&[][..], |index| index.entries());
+    Some(changes::compare(old, new.entries(), Times::Ignored))
+}
+
+fn never(mut why: Explanation) -> Explanation {
+    why.reasons.push("never built before".to_owned());
+    why
+}
+
+fn pruned(mut why: Explanation) -> Explanation {
+    let text = "nothing changed, but the result was pruned or lost";
+    why.reasons.push(text.to_owned());
+    why
+}
+
+fn of_text(now: &What, last: &What, reasons: &mut Vec<String>) {
+    if now.text != last.text {
+        let what = match now.instruction {
+            Instruction::Run => "command",
+            Instruction::Copy | Instruction::Workdir => "instruction",
+        };
+        reasons.push(format!("the {what} changed: was {}", last.text.line()));
+    }
+}
+
+fn of_settings(now: &What, last: &What, reasons: &mut Vec<String>) {
+    let old: BTreeMap<Setting, &Text> = last.rest.iter().map(|(k, v)| (*k, v)).collect();
+    for (setting, text) in &now.rest {
+        let Some(old) = old.get(setting).filter(|old| **old != text) else {
+            continue;
+        };
+        let name = match setting {
+            Setting::Script => {
+                reasons.push("the script changed".to_owned());
+                continue;
+            }
+            Setting::Workdir => "WORKDIR",
+            Setting::User => "USER",
+            Setting::Network => "the network",
+            Setting::Hostname => "the host name",
+            Setting::Hosts => "--add-host",
+        };
+        let shown = |text: &Text| match text.shown.as_str() {
+            "" => "not set".to_owned(),
+            _ => text.line().trim_matches('`').to_owned(),
+        };
+        reasons.push(format!("{name} was {}, is {}", shown(old), shown(text)));
+    }
+}
+
+fn of_variables(old: &[Variable], new: &[Variable], stage: &Stage, reasons: &mut Vec<String>) {
+    // What the image does not keep came from ARG.
+    let kept: std::collections::HashSet<&str> = stage
+        .config
+        .env
+        .iter()
+        .map(|entry| {
+            entry
+                .split_once('=')
+                .map_or(entry.as_str(), |(name, _)| name)
+        })
+        .collect();
+    let kind = |name: &str| if kept.contains(name) { "ENV" } else { "ARG" };
+    let values = |list: &[Variable]| -> BTreeMap<String, Value> {
+        let pairs = list.iter().map(|v| (v.name.clone(), v.value.clone()));
+        pairs.collect()
+    };
+    let (before, after) = (values(old), values(new));
+    let mut found = Vec::new();
+    for (name, is) in &after {
+        let kind = kind(name);
+        match (before.get(name), is) {
+            (Some(was), is) if was == is => {}
+            (Some(Value::Shown(was)), Value::Shown(is)) => {
+                found.push(format!(
+                    "{kind} {name} was {}, is {}",
+                    quoted(was),
+                    quoted(is)
+                ));
+            }
+            (Some(_), _) => found.push(format!("the value of {kind} {name} changed")),
+            (None, Value::Shown(is)) => {
+                found.push(format!("{kind} {name} is new: {}", quoted(is)));
+            }
+            (None, Value::Digest(_)) => found.push(format!("{kind} {name} is new")),
+        }
+    }
+    let gone = before.keys().filter(|name| !after.contains_key(*name));
+    found.extend(gone.map(|name| format!("the variable {name} is gone")));
+    // Only their order can differ, and that is a part of the key.
+    if found.is_empty() && old != new {
+        found.push("the variables are in another order".to_owned());
+    }
+    let more = found.len().saturating_sub(MAX_NAMED);
+    found.truncate(MAX_NAMED);
+    reasons.append(&mut found);
+    if more > 0 {
+        reasons.push(format!("and {more} more variables"));
+    }
+}
+
+/// A value in a sentence: as it is, unless its end could not be seen.
+fn quoted(value: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "._-+:/@=".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.to_owned();
+    }
+    format!("{value:?}")
+}
+
+fn of_root(now: &Now<'_>, last: &[ContentId], reasons: &mut Vec<String>) {
+    if now.below == last {
+        return;
+    }
+    let same = now
+        .below
+        .iter()
+        .zip(last)
+        .take_while(|(a, b)| a == b)
+        .count();
+    reasons.push(match now.makers.get(same) {
+        Some(maker) => format!("the layer below changed: {maker}"),
+        None => "a layer below is gone".to_owned(),
+    });
+}

@@ -1,0 +1,342 @@
+//! One step of a plan: find its result in the store, or make it.
+//!
+//! RUN asks by key, since what it makes is known only afterwards. COPY, ADD and WORKDIR ask by what
+//! their layer will hold, which is known before it is written, unless a context file was never read
+//! before: then the layer is written first, in the one pass that also hashes, and asked for after.
+
+mod files;
+mod run;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use store::{Claim, ContentId, DiffId, Layer, Lookup, StepKey, Store};
+
+use super::error::{BuildError, Place};
+use super::explain::{self, BaseLayers, Notebook};
+use super::request::{BuildRequest, Rebuild};
+use super::track::Tracker;
+use crate::cancel::Cancel;
+use crate::changes::{self, Changes, Times};
+use crate::context::Context;
+use crate::event::{Comparison, Explanation, Outcome, StepId};
+use crate::executor::Executor;
+use crate::image::MAX_LAYERS;
+use crate::plan::{Base, Op, Plan, Step};
+use crate::rootfs::Rootfs;
+use crate::solver::{Attempt, Results};
+
+/// What a step came to: its layer, if it has one.
+#[derive(Debug, Clone)]
+pub(super) struct StepDone {
+    pub(super) layer: Option<Layer>,
+}
+
+/// What the steps of a build share.
+pub(super) struct Steps<'a> {
+    pub(super) request: &'a BuildRequest,
+    pub(super) store: &'a Store,
+    pub(super) executor: &'a dyn Executor,
+    pub(super) cancel: &'a Cancel,
+    pub(super) tracker: &'a Tracker<'a>,
+    pub(super) build: store::BuildId,
+    pub(super) plan: &'a Plan,
+    pub(super) images: &'a BaseLayers,
+    /// What is remembered of the steps.
+    pub(super) notes: &'a Notebook,
+    pub(super) context: &'a Context,
+    /// Number of each step that is more than configuration.
+    pub(super) numbers: &'a HashMap<(usize, usize), StepId>,
+    /// The place of a step in the Dockerfile, for errors.
+    pub(super) place: &'a (dyn Fn(&Step) -> Box<Place> + Sync),
+    /// Merged roots by chain, since steps of a stage share most of it.
+    pub(super) roots: Mutex<HashMap<Vec<DiffId>, Arc<Rootfs>>>,
+    /// What complete stages have come to, from their base up.
+    pub(super) chains: Mutex<HashMap<usize, Arc<[Layer]>>>,
+}
+
+/// A step at work.
+struct At<'a> {
+    step: &'a Step,
+    number: StepId,
+    /// Stage and position in it.
+    at: (usize, usize),
+    /// The chain of layers below it.
+    below: Vec<Layer>,
+    /// What the stages have come to so far.
+    done: &'a Results<StepDone>,
+}
+
+impl Steps<'_> {
+    /// Tries to do step `index` of `stage`, given what the stages have come to so far.
+    pub(super) fn attempt(
+        &self,
+        stage: usize,
+        index: usize,
+        done: &Results<StepDone>,
+    ) -> Result<Attempt<StepDone>, BuildError> {
+        let Some(step) = self.plan.stages.get(stage).and_then(|s| s.steps.get(index)) else {
+            return Ok(Attempt::Done(StepDone { layer: None }));
+        };
+        let Some(&number) = self.numbers.get(&(stage, index)) else {
+            return Ok(Attempt::Done(StepDone { layer: None }));
+        };
+        self.tracker.start(number);
+        let at = At {
+            step,
+            number,
+            at: (stage, index),
+            below: self.chain(stage, done),
+            done,
+        };
+        let attempt = match &step.op {
+            Op::Run(op) => self.run(&at, op),
+            Op::Copy(spec) => self.copy(&at, spec),
+            Op::Workdir { path, user } => self.workdir(&at, path, user),
+            Op::Meta => Ok(Attempt::Done((None, Outcome::Done))),
+        };
+        match attempt {
+            Ok(Attempt::Done((layer, outcome))) => {
+                self.tracker.end(number, outcome);
+                Ok(Attempt::Done(StepDone { layer }))
+            }
+            Ok(Attempt::Busy) => Ok(Attempt::Busy),
+            Err(err) if self.cancel.is_cancelled() => Err(err),
+            Err(err) => {
+                self.tracker.end(number, Outcome::Failed(err.to_string()));
+                Err(err)
+            }
+        }
+    }
+
+    /// The layers of a stage so far, lowest first.
+    fn chain(&self, stage: usize, done: &Results<StepDone>) -> Vec<Layer> {
+        let mut chain = match self.plan.stages.get(stage).map(|s| &s.base) {
+            Some(Base::Stage(base)) => self.whole(*base, done).to_vec(),
+            Some(Base::Image(key)) => self.images.get(key).cloned().unwrap_or_default(),
+            Some(Base::Scratch) | None => Vec::new(),
+        };
+        chain.extend(done.of(stage).filter_map(|step| step.layer.clone()));
+        chain
+    }
+
+    /// The layers of a complete stage. Stages refer only to earlier ones, by thousands perhaps: so
+    /// without recursion, and each is put together once.
+    fn whole(&self, stage: usize, done: &Results<StepDone>) -> Arc<[Layer]> {
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut missing = Vec::new();
+        let mut at = Some(stage);
+        while let Some(stage) = at.filter(|stage| !chains.contains_key(stage)) {
+            missing.push(stage);
+            at = match self.plan.stages.get(stage).map(|s| &s.base) {
+                Some(Base::Stage(base)) => Some(*base),
+                Some(Base::Image(_) | Base::Scratch) | None => None,
+            };
+        }
+        let known = at.and_then(|stage| chains.get(&stage)).map(Arc::clone);
+        let mut below: Arc<[Layer]> = known.unwrap_or_default();
+        for stage in missing.into_iter().rev() {
+            let base = self.plan.stages.get(stage).map(|s| &s.base);
+            if let Some(Base::Image(key)) = base {
+                below = self.images.get(key).cloned().unwrap_or_default().into();
+            }
+            let mut own = done
+                .of(stage)
+                .filter_map(|step| step.layer.clone())
+                .peekable();
+            if own.peek().is_some() {
+                below = below.iter().cloned().chain(own).collect();
+            }
+            chains.insert(stage, Arc::clone(&below));
+        }
+        below
+    }
+
+    /// By what the layers of [`Self::chain`] were made, for messages.
+    fn makers(&self, stage: usize, done: &Results<StepDone>) -> Vec<String> {
+        let mut upwards = Vec::new();
+        let mut at = Some(stage);
+        while let Some(stage) = at {
+            let Some(planned) = self.plan.stages.get(stage) else {
+                break;
+            };
+            let steps: Vec<_> = done.of(stage).zip(&planned.steps).collect();
+            let made = steps
+                .into_iter()
+                .rev()
+                .filter(|(done, _)| done.layer.is_some());
+            upwards.extend(made.map(|(_, step)| step.display.clone()));
+            at = match &planned.base {
+                Base::Stage(base) => Some(*base),
+                Base::Image(key) => {
+                    let n_layers = self.images.get(key).map_or(0, Vec::len);
+                    upwards.extend((0..n_layers).map(|_| format!("the image {}", key.name)));
+                    None
+                }
+                Base::Scratch => None,
+            };
+        }
+        upwards.reverse();
+        upwards
+    }
+
+    /// The merged root of a chain.
+    fn root(&self, chain: &[Layer]) -> Result<Arc<Rootfs>, BuildError> {
+        let ids: Vec<DiffId> = chain.iter().map(|layer| layer.diff_id).collect();
+        // On top of the longest part that was merged before; what both share is shared. Without the
+        // lock: other stages go on meanwhile, and if two merge the same, both are right.
+        let (n_known, known) = self.known_root(&ids);
+        let (_, rest) = ids.split_at(n_known);
+        if rest.is_empty() {
+            return Ok(known);
+        }
+        let mut root = Rootfs::clone(&known);
+        for layer in rest {
+            if self.cancel.is_cancelled() {
+                return Err(BuildError::Cancelled);
+            }
+            root = root.with_layer(*layer)?;
+        }
+        let root = Arc::new(root);
+        self.roots().insert(ids, Arc::clone(&root));
+        Ok(root)
+    }
+
+    /// The longest beginning of a chain that was merged already, and how many layers it has.
+    fn known_root(&self, chain: &[DiffId]) -> (usize, Arc<Rootfs>) {
+        let roots = self.roots();
+        let known = (1..=chain.len()).rev().find_map(|n| {
+            let root = roots.get(chain.get(..n)?)?;
+            Some((n, Arc::clone(root)))
+        });
+        known.unwrap_or_else(|| (0, Arc::new(Rootfs::scratch(self.store))))
+    }
+
+    fn roots(&self) -> MutexGuard<'_, HashMap<Vec<DiffId>, Arc<Rootfs>>> {
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a step that would make one layer too many: no image could be used with it, and what
+    /// is kept for each chain would add up.
+    fn check_depth(&self, at: &At<'_>) -> Result<(), BuildError> {
+        if at.below.len() < MAX_LAYERS {
+            return Ok(());
+        }
+        let place = self.place(at);
+        Err(BuildError::TooManyLayers { place })
+    }
+
+    fn place(&self, at: &At<'_>) -> Box<Place> {
+        (self.place)(at.step)
+    }
+
+    /// Says whom the step waits for.
+    fn wait_for(&self, at: &At<'_>, owner: &store::Owner) {
+        let what = format!("waiting for the same step in `{}`", owner.command);
+        self.tracker.status(at.number, what, 0, 0);
+    }
+}
+
+type Tried = Result<Attempt<(Option<Layer>, Outcome)>, BuildError>;
+
+fn hit(layer: Layer) -> Tried {
+    Ok(Attempt::Done((Some(layer), Outcome::Cached)))
+}
+
+fn made(layer: Layer) -> Tried {
+    Ok(Attempt::Done((Some(layer), Outcome::Done)))
+}
+
+fn ids(chain: &[Layer]) -> Vec<DiffId> {
+    chain.iter().map(|layer| layer.diff_id).collect()
+}
+
+fn contents(chain: &[Layer]) -> Vec<ContentId> {
+    chain.iter().map(|layer| layer.content_id).collect()
+}
+
+/// What a look for a result came to.
+enum Found {
+    Hit(Layer),
+    /// Another process does the step.
+    Busy,
+    Claimed(Claim),
+}
+
+impl Steps<'_> {
+    /// Looks for a result, and claims the step if there is none or it shall be made `afresh`.
+    fn claim(&self, at: &At<'_>, key: StepKey, afresh: bool) -> Result<Found, BuildError> {
+        let found = if afresh {
+            self.store.claim(key)
+        } else {
+            self.store.lookup(key)
+        };
+        Ok(match found? {
+            Lookup::Hit(layer) => Found::Hit(layer),
+            Lookup::Busy(owner) => {
+                self.wait_for(at, &owner);
+                Found::Busy
+            }
+            Lookup::Claimed(claim) => Found::Claimed(claim),
+        })
+    }
+}
+
+// What is told of a step, and remembered.
+impl Steps<'_> {
+    /// The step was found.
+    fn note_hit(&self, at: &At<'_>, key: StepKey, layer: Option<&Layer>) {
+        self.notes.note(at.at, key, layer);
+        if self.notes.explains() {
+            let why = Explanation {
+                hit: true,
+                reasons: vec!["same inputs".to_owned()],
+                changes: Changes::default(),
+            };
+            self.tracker.explained(at.number, why);
+        }
+    }
+
+    /// Says why a step has to be done.
+    fn explain(&self, at: &At<'_>, afresh: bool, why: impl FnOnce() -> Explanation) {
+        if !self.notes.explains() {
+            return;
+        }
+        let why = if afresh {
+            Explanation {
+                reasons: vec!["--no-cache does every step again".to_owned()],
+                ..Explanation::default()
+            }
+        } else {
+            why()
+        };
+        self.tracker.explained(at.number, why);
+    }
+
+    /// Whether what is found shall be done again and compared.
+    fn rebuilds(&self) -> bool {
+        self.request.rebuild.is_some()
+    }
+
+    /// Compares what a step made again with what is in the store. The stored layer is the one that
+    /// everything goes on with.
+    fn compare(&self, at: &At<'_>, stored: Layer, again: &Layer) -> Tried {
+        let strict = self.request.rebuild == Some(Rebuild::Strict);
+        let epoch = self.request.epoch;
+        let times = if strict {
+            Times::Counted { epoch }
+        } else {
+            Times::Beside { epoch }
+        };
+        let changes = if stored.diff_id == again.diff_id {
+            Changes::default()
+        } else {
+            let old = self.store.index(stored.diff_id)?;
+            let new = self.store.index(again.diff_id)?;
+            changes::compare(old.entries(), new.entries(), times)
+        };
+        let comparison = Comparison { changes, strict };
+        self.tracker.compared(at.number, comparison);
+        made(stored)
+    }
+}

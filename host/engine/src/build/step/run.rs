@@ -1,0 +1,171 @@
+//! RUN: looked for by key, run by the executor.
+
+use std::path::PathBuf;
+
+use store::{ContentId, Layer, StepKey};
+
+use super::{At, Found, Steps, Tried, contents, explain, hit, ids, made};
+use crate::build::error::BuildError;
+use crate::build::track::Tracker;
+use crate::event::{Explanation, StepId};
+use crate::executor::{Output, StepSpec, Stream};
+use crate::keys;
+use crate::plan::{Op, RunOp, Step};
+use crate::solver::Attempt;
+
+impl Steps<'_> {
+    pub(super) fn run(&self, at: &At<'_>, op: &RunOp) -> Tried {
+        self.check_depth(at)?;
+        let key = self.run_key(op, &contents(&at.below));
+        let claim = match self.claim(at, key, self.request.no_cache)? {
+            Found::Claimed(claim) => claim,
+            Found::Busy => return Ok(Attempt::Busy),
+            Found::Hit(layer) => {
+                self.note_hit(at, key, Some(&layer));
+                if !self.rebuilds() {
+                    return hit(layer);
+                }
+                self.executor.prepare();
+                let again = self.execute(at, op)?;
+                return self.compare(at, layer, &again);
+            }
+        };
+        self.explain(at, self.request.no_cache, || self.why(at, key));
+        self.executor.prepare();
+        match self.execute(at, op) {
+            Ok(layer) => {
+                let layer = claim.commit(&layer, &ids(&at.below), self.request.no_cache)?;
+                self.notes.note(at.at, key, Some(&layer));
+                made(layer)
+            }
+            Err(err) => {
+                // The step's own error matters more; a claim that stays is reaped with us.
+                if let Err(release) = claim.release() {
+                    log::warn!("cannot release a claim: {release}");
+                }
+                Err(err)
+            }
+        }
+    }
+
+    /// Why there is no result.
+    fn why(&self, at: &At<'_>, key: StepKey) -> Explanation {
+        let (stage, _) = at.at;
+        let Some(planned) = self.plan.stages.get(stage) else {
+            return Explanation::default();
+        };
+        let now = explain::Now {
+            stage: planned,
+            step: at.step,
+            key,
+            below: contents(&at.below),
+            makers: self.makers(stage, at.done),
+        };
+        explain::missed(&now, self.notes.remembered(at.at))
+    }
+
+    fn run_key(&self, op: &RunOp, below: &[ContentId]) -> StepKey {
+        keys::run(op, below, &self.request.platform)
+    }
+
+    fn execute(&self, at: &At<'_>, op: &RunOp) -> Result<Layer, BuildError> {
+        let spec = self.specify(at, op)?;
+        let mut output = Tee {
+            log: self
+                .store
+                .step_log(self.build, at.number, &at.step.display)?,
+            warned: false,
+            tracker: self.tracker,
+            number: at.number,
+        };
+        let log: PathBuf = output.log.path().to_owned();
+        self.executor
+            .run(&spec, &mut output, self.cancel)
+            .map(|done| done.layer)
+            .map_err(|source| BuildError::Step {
+                place: self.place(at),
+                command: op.args.join(" "),
+                log,
+                source,
+            })
+    }
+
+    /// Resolves what is written by name in the Dockerfile against the step's root.
+    fn specify(&self, at: &At<'_>, op: &RunOp) -> Result<StepSpec, BuildError> {
+        let root = self.root(&at.below)?;
+        let user = root.user(&op.user).map_err(|source| BuildError::User {
+            place: self.place(at),
+            source,
+        })?;
+        let mut env: Vec<String> = op.env.iter().chain(&op.unkeyed_env).cloned().collect();
+        if !env.iter().any(|var| var.starts_with("HOME=")) {
+            let home = user.home.unwrap_or_else(|| "/".to_owned());
+            env.push(format!("HOME={home}"));
+        }
+        Ok(StepSpec {
+            name: at.step.display.clone(),
+            layers: ids(&at.below),
+            args: op.args.clone(),
+            env,
+            cwd: op.cwd.clone(),
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+            hostname: op.hostname.clone(),
+            hosts: op.hosts.clone(),
+            network: op.network,
+            script: op.script.clone(),
+        })
+    }
+
+    /// If the step behind `at` is a RUN without a result, its VM may boot while we still write.
+    pub(super) fn anticipate(&self, at: &At<'_>, layer: ContentId) -> Result<(), BuildError> {
+        let (stage, index) = at.at;
+        let next = self
+            .plan
+            .stages
+            .get(stage)
+            .and_then(|s| s.steps.get(index + 1));
+        let Some(Step {
+            op: Op::Run(op), ..
+        }) = next
+        else {
+            return Ok(());
+        };
+        let mut below = contents(&at.below);
+        below.push(layer);
+        if self.request.no_cache
+            || self.rebuilds()
+            || self.store.peek(self.run_key(op, &below))?.is_none()
+        {
+            self.executor.prepare();
+        }
+        Ok(())
+    }
+}
+
+/// Sends a step's output to its log file and to whoever watches.
+struct Tee<'a> {
+    log: store::StepLog,
+    warned: bool,
+    tracker: &'a Tracker<'a>,
+    number: StepId,
+}
+
+impl Output for Tee<'_> {
+    fn write(&mut self, stream: Stream, data: &[u8]) {
+        let tag = match stream {
+            Stream::Stdout => 1,
+            Stream::Stderr => 2,
+        };
+        self.log.append(tag, data);
+        // A log that cannot be written must not stop the step, but it must not be silent either.
+        if self.log.dropped() > 0 && !self.warned {
+            self.warned = true;
+            let log = self.log.path().display();
+            let text = format!("the log {log} is incomplete: the disk may be full");
+            self.tracker.warn(text, None);
+        }
+        self.tracker.log(self.number, stream, data);
+    }
+}

@@ -1,0 +1,238 @@
+//! A store, a context, and a stand-in for the VM.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use engine::Cancel;
+use engine::build::{BuildError, BuildRequest, BuildResult, DockerfileSource, build};
+use engine::event::{Comparison, Event, Outcome, Reporter};
+use engine::executor::{Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
+use engine::image::Platform;
+use store::{OpenOptions, Store};
+use tempfile::TempDir;
+
+/// A new one for each step.
+static DAYS: AtomicU64 = AtomicU64::new(1);
+
+/// Runs nothing; a layer with one file stands for what the command would have made.
+struct StandIn<'a> {
+    store: &'a Store,
+    ran: Mutex<Vec<StepSpec>>,
+}
+
+impl Executor for StandIn<'_> {
+    fn prepare(&self) {}
+
+    fn run(
+        &self,
+        step: &StepSpec,
+        output: &mut dyn Output,
+        cancel: &Cancel,
+    ) -> Result<StepDone, StepError> {
+        self.ran.lock().unwrap().push(step.clone());
+        let command = step.args.last().unwrap().clone();
+        output.write(Stream::Stdout, command.as_bytes());
+        if command == "fail" {
+            return Err(StepError::Failed {
+                status: 3,
+                out_of_memory: None,
+            });
+        }
+        if command == "wait" && cancel.sleep(Duration::from_secs(60)) {
+            return Err(StepError::Cancelled);
+        }
+        // What a step makes may depend on its name only, like `echo same`, or on the day, or only
+        // its time may.
+        let name = command.split(' ').next().unwrap();
+        let day = DAYS.fetch_add(1, Ordering::SeqCst);
+        let text = if name == "date" {
+            format!("{day}")
+        } else {
+            name.to_owned()
+        };
+        let mut tar = tar::Builder::new(self.store.layer_writer(&step.name).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(text.len() as u64);
+        if name == "touch" {
+            header.set_mtime(1_000_000_000 + day);
+        }
+        tar.append_data(&mut header, format!("made-by-{name}"), text.as_bytes())
+            .unwrap();
+        let layer = tar.into_inner().unwrap().finish().unwrap();
+        Ok(StepDone {
+            layer,
+            peak_memory: 0,
+        })
+    }
+}
+
+/// Keeps how each step ended.
+#[derive(Default)]
+struct Watch {
+    names: Mutex<BTreeMap<u32, String>>,
+    ended: Mutex<Vec<(String, Outcome)>>,
+    warnings: Mutex<Vec<String>>,
+    why: Mutex<BTreeMap<u32, String>>,
+    compared: Mutex<BTreeMap<u32, Comparison>>,
+}
+
+/// What was told of steps, by their names.
+fn by_name<T: Clone>(names: &BTreeMap<u32, String>, of: &BTreeMap<u32, T>) -> Vec<(String, T)> {
+    let named = of
+        .iter()
+        .filter_map(|(step, t)| Some((names.get(step)?.clone(), t.clone())));
+    named.collect()
+}
+
+#[track_caller]
+fn only<'a, T: std::fmt::Debug>(list: &'a [(String, T)], part: &str) -> &'a T {
+    let found = list.iter().find(|(name, _)| name.contains(part));
+    &found
+        .unwrap_or_else(|| panic!("no step with {part}: {list:?}"))
+        .1
+}
+
+impl Reporter for Watch {
+    fn report(&self, event: Event) {
+        match event {
+            Event::Started { step, name } => {
+                self.names.lock().unwrap().insert(step, name);
+            }
+            Event::Ended { step, outcome, .. } => {
+                let name = self
+                    .names
+                    .lock()
+                    .unwrap()
+                    .get(&step)
+                    .cloned()
+                    .unwrap_or_default();
+                self.ended.lock().unwrap().push((name, outcome));
+            }
+            Event::Warning { text, .. } => self.warnings.lock().unwrap().push(text),
+            Event::Explained { step, why } => {
+                self.why.lock().unwrap().insert(step, why.to_string());
+            }
+            Event::Compared { step, comparison } => {
+                self.compared.lock().unwrap().insert(step, comparison);
+            }
+            Event::Log { .. } | Event::Status { .. } => {}
+        }
+    }
+}
+
+pub(crate) struct Bench {
+    dir: TempDir,
+}
+
+/// What a build did.
+pub(crate) struct Built {
+    pub(crate) result: Result<BuildResult, BuildError>,
+    pub(crate) ran: Vec<StepSpec>,
+    pub(crate) ended: Vec<(String, Outcome)>,
+    why: Vec<(String, String)>,
+    compared: Vec<(String, Comparison)>,
+}
+
+impl Built {
+    pub(crate) fn commands(&self) -> Vec<&str> {
+        self.ran
+            .iter()
+            .map(|step| step.args.last().unwrap().as_str())
+            .collect()
+    }
+
+    /// Why the step was found or not.
+    #[track_caller]
+    pub(crate) fn why(&self, part: &str) -> &str {
+        only::<String>(&self.why, part)
+    }
+
+    /// What came of doing the step again.
+    #[track_caller]
+    pub(crate) fn compared(&self, part: &str) -> &Comparison {
+        only(&self.compared, part)
+    }
+
+    #[track_caller]
+    pub(crate) fn outcome(&self, part: &str) -> &Outcome {
+        only(&self.ended, part)
+    }
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        std::fs::create_dir(dir.path().join("context")).unwrap();
+        Self { dir }
+    }
+
+    pub(crate) fn context(&self) -> PathBuf {
+        self.dir.path().join("context")
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub(crate) fn open(&self) -> Store {
+        Store::open(&self.store(), &OpenOptions::default()).unwrap()
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.context().join(name), text).unwrap();
+    }
+
+    pub(crate) fn request(&self, dockerfile: &str) -> BuildRequest {
+        BuildRequest {
+            context: Some(self.context()),
+            dockerfile: DockerfileSource::Text(dockerfile.as_bytes().to_vec()),
+            build_args: Vec::new(),
+            target: None,
+            no_cache: false,
+            rebuild: None,
+            explain: false,
+            pull: false,
+            labels: Vec::new(),
+            tags: Vec::new(),
+            outputs: Vec::new(),
+            jobs: 4,
+            platform: "linux/amd64".parse::<Platform>().unwrap(),
+            named_contexts: Vec::new(),
+            hosts: Vec::new(),
+            network: StepNetwork::Default,
+            epoch: None,
+        }
+    }
+
+    pub(crate) fn build(&self, dockerfile: &str) -> Built {
+        self.build_as(&self.request(dockerfile), &Cancel::new())
+    }
+
+    pub(crate) fn build_as(&self, request: &BuildRequest, cancel: &Cancel) -> Built {
+        let options = OpenOptions {
+            command: "test".to_owned(),
+            read_only: false,
+        };
+        let store = Store::open(&self.store(), &options).unwrap();
+        let executor = StandIn {
+            store: &store,
+            ran: Mutex::default(),
+        };
+        let watch = Watch::default();
+        let result = build(request, &store, &executor, &watch, cancel);
+        let ran = executor.ran.into_inner().unwrap();
+        store.close().unwrap();
+        let names = watch.names.into_inner().unwrap();
+        Built {
+            result,
+            ran,
+            why: by_name(&names, &watch.why.into_inner().unwrap()),
+            compared: by_name(&names, &watch.compared.into_inner().unwrap()),
+            ended: watch.ended.into_inner().unwrap(),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Walks over a graph of objects with exponentially many paths.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use super::Root;
+use crate::db::Commit;
+use crate::{PruneEnd, PruneOptions, Store, StoreError};
+
+/// Rows of objects.
+const VERTICES: i64 = 100_000;
+/// Far more than a walk takes, even on a slow machine under load; walking each path would take for
+/// ever, and a cost that grows with the square hours.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Layers of which each was made on the two before it. They have no bytes, which no walk needs.
+fn diamonds(store: &Store) {
+    let made: Result<(), StoreError> = store.write(Commit::Relaxed, |tx| {
+        let mut object = tx.prepare(
+            "INSERT INTO object (id, kind, state, digest, content, origin, created, used) \
+             VALUES (?1, 'layer', 'valid', ?2, ?2, 'test', 1, ?3)",
+        )?;
+        let mut edge = tx.prepare("INSERT INTO edge (child, parent) VALUES (?1, ?2)")?;
+        for id in 1..=VERTICES {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&id.to_le_bytes());
+            object.execute((id, digest, id % 7))?;
+            for parent in [id - 1, id - 2].into_iter().filter(|parent| *parent > 0) {
+                edge.execute((id, parent))?;
+            }
+        }
+        Ok(())
+    });
+    made.unwrap();
+}
+
+#[test]
+fn a_hundred_thousand_layers_with_diamonds_are_accounted_for_and_pruned() {
+    let root = Root::new();
+    let store = root.open();
+    diamonds(&store);
+    let begin = Instant::now();
+    let usage = store.du().unwrap();
+    // None is pinned, so all may go.
+    assert_eq!(usage.items.len(), 100_000);
+    assert!(usage.items.iter().all(|item| item.pins.is_empty()));
+    // Children go before their parents; and the pass can be stopped at any point.
+    let mut last = i64::MAX;
+    let mut seen = 0;
+    let report = store
+        .prune(&PruneOptions::default(), &mut |pruned| {
+            let digest = pruned.digest.unwrap().0;
+            let id = i64::from_le_bytes(*digest.first_chunk().unwrap());
+            assert!(id < last, "{id} after {last}");
+            (last, seen) = (id, seen + 1);
+            if seen == 1000 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .unwrap();
+    assert_eq!((report.end, report.removed), (PruneEnd::Cancelled, 1000));
+    let rest = super::prune(&store, &PruneOptions::default());
+    assert_eq!((rest.end, rest.removed), (PruneEnd::Complete, 99_000));
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn caches_beyond_what_is_kept_go_oldest_first() {
+    let root = Root::new();
+    let store = root.open();
+    let names = || super::names(&root.path().join("cache"));
+    for (age, name) in [(3, "a-1"), (9, "a-2"), (1, "a-3"), (20, "b-1")] {
+        store.save_cache(name, b"x").unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(root.path().join("cache").join(name))
+            .unwrap();
+        let time = std::time::SystemTime::now() - Duration::from_secs(age * 3600);
+        file.set_modified(time).unwrap();
+    }
+    store.trim_caches("a-", 3).unwrap();
+    assert_eq!(names(), ["a-1", "a-2", "a-3", "b-1"]);
+    store.trim_caches("a-", 1).unwrap();
+    assert_eq!(names(), ["a-3", "b-1"]);
+    store.close().unwrap();
+    root.assert_clean();
+}

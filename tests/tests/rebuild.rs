@@ -1,0 +1,62 @@
+//! `build --rebuild` and `--explain` with steps that run in a real VM.
+
+use tests::{BUSYBOX, Bench};
+
+#[test]
+fn rebuild_passes_a_step_that_makes_the_same_again() {
+    let bench = Bench::new();
+    bench.write("file", "hello");
+    let dockerfile = format!(
+        "{BUSYBOX}COPY file /file\nRUN mkdir /d && cp /file /d/copy && ln -s copy /d/link\n"
+    );
+    let _first = bench.build(&dockerfile, &[]).expect_status(0);
+    let done = bench.build(&dockerfile, &["--rebuild"]).expect_status(0);
+    let same = done
+        .stderr
+        .matches("rebuilt: the same as what is stored")
+        .count();
+    assert_eq!(same, 4, "{}", done.stderr);
+    assert!(!done.stderr.contains("CACHED"), "{}", done.stderr);
+    bench.check_clean();
+}
+
+#[test]
+fn rebuild_names_the_paths_of_a_step_that_makes_something_else_and_keeps_what_is_stored() {
+    let bench = Bench::new();
+    let dockerfile = format!(
+        "{BUSYBOX}RUN cat /proc/sys/kernel/random/uuid >/x && mkdir /kept && echo same >/kept/y\n\
+         RUN echo $(cat /x) >/z\n"
+    );
+    let first = bench.build(&dockerfile, &["-q"]).expect_status(0);
+    let done = bench.build(&dockerfile, &["--rebuild"]).expect_status(3);
+    done.says(&[
+        "rebuilt: 1 path differs from what is stored",
+        "\n/x changed (content)\n",
+        "DIFFERS: 1 step made something else than before",
+    ]);
+    // The step above it ran on the stored /x, so it made the same again.
+    assert!(!done.stderr.contains("/z changed"), "{}", done.stderr);
+    assert!(!done.stderr.contains("/kept/y changed"), "{}", done.stderr);
+    let again = bench.build(&dockerfile, &["-q"]).expect_status(0);
+    assert_eq!(first.stdout, again.stdout, "the stored image was replaced");
+    bench.check_clean();
+}
+
+#[test]
+fn explain_names_the_file_and_the_step_below() {
+    let bench = Bench::new();
+    bench.write("src/main", "one");
+    let dockerfile = format!("{BUSYBOX}COPY src /app\nARG V=1\nRUN cat /app/main >/out\n");
+    let _first = bench.build(&dockerfile, &["--explain"]).expect_status(0);
+    bench.write("src/main", "two");
+    bench.write("src/new", "");
+    let done = bench
+        .build(&dockerfile, &["--explain", "--build-arg", "V=2"])
+        .expect_status(0);
+    done.says(&[
+        "hit: same inputs",
+        "miss: /app/main changed (content), /app/new added",
+        "miss: ARG V was 1, is 2; the layer below changed: ",
+    ]);
+    bench.check_clean();
+}
