@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("engine", &["store"]),
     ("fuzz", &["engine", "store", "vsock", "vsock-ring", "wire"]),
     ("launcher", &["engine", "store", "vsock", "wire"]),
+    ("soak", &["engine", "store"]),
     ("store", &[]),
     ("tests", &[]),
     ("vmimage", &[]),
