@@ -1,8 +1,9 @@
 //! What VMs have left behind: a look at guest disks and monitors, for `store check`.
 //!
 //! The law: each file among the disks belongs to a disk, each disk in use and each monitor to a build
-//! that lives. Both are compared with the store's rows both ways, and what is wrong only for a moment
-//! (somebody is just coming or going) is looked at twice.
+//! that lives. Both are compared with the store's rows both ways. Builds come and go meanwhile: a disk
+//! is held a moment before its row is written, and given back a moment before the row goes. So what is
+//! wrong is looked at again, for longer than anybody waits for the database.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,14 +13,20 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use store::{ResourceKind, Store};
 
 use crate::disk;
 
-/// Between the two looks.
+/// Looks after the first one, only as long as something is wrong in all of them: eight seconds, and
+/// waiting for the database ends after five.
+const LOOKS: u32 = 40;
 const MOMENT: Duration = Duration::from_millis(200);
+
+/// How the process of a monitor is named.
+const MONITOR: &str = "qemu-system";
 
 /// Something of a VM that should not be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,12 +70,16 @@ impl fmt::Display for Finding {
 /// # Errors
 /// If the disks or the rows cannot be read.
 pub fn audit(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
-    let first = look(store)?;
-    if first.is_empty() {
-        return Ok(Vec::new());
+    let mut found = look(store)?;
+    for _ in 0..LOOKS {
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        thread::sleep(MOMENT);
+        let now = look(store)?;
+        found.retain(|finding| now.contains(finding));
     }
-    thread::sleep(MOMENT);
-    let mut still: Vec<Finding> = look(store)?.intersection(&first).cloned().collect();
+    let mut still: Vec<Finding> = found.into_iter().collect();
     still.sort_by_key(ToString::to_string);
     let mended = |finding: Finding| {
         let done = repair && mend(&finding);
@@ -82,7 +93,7 @@ fn look(store: &Store) -> io::Result<HashSet<Finding>> {
     let dir = store.disks_dir();
     // The things first, then the rows: a row comes before its thing and goes after it.
     let disks = disk::listed(&dir)?;
-    let users = users_of(&dir)?;
+    let users = monitors_on(&dir)?;
     let owned: HashSet<PathBuf> = store
         .live_resources()
         .map_err(io::Error::other)?
@@ -107,8 +118,9 @@ fn look(store: &Store) -> io::Result<HashSet<Finding>> {
     Ok(found)
 }
 
-/// The processes of this user that have a disk image of this pool open.
-fn users_of(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
+/// The monitors of this user that have a disk image of this pool open for writing. Who else looks at
+/// an image, such as a backup, is none of our business.
+fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
     let mut users = Vec::new();
     for process in fs::read_dir("/proc")? {
         let process = process?;
@@ -119,19 +131,34 @@ fn users_of(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
         else {
             continue;
         };
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        if !name.starts_with(MONITOR) {
+            continue;
+        }
         // Those of other users cannot be read, and cannot have opened what is this user's alone.
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
             continue;
         };
-        let files = descriptors
-            .flatten()
-            .filter_map(|fd| fs::read_link(fd.path()).ok());
-        let mut images = files.filter(|file| {
+        let written = descriptors.flatten().filter_map(|fd| {
+            let file = fs::read_link(fd.path()).ok()?;
+            let info = process.path().join("fdinfo").join(fd.file_name());
+            is_writable(&fs::read_to_string(info).ok()?).then_some(file)
+        });
+        let mut images = written.filter(|file| {
             file.parent() == Some(dir) && file.extension().is_some_and(|end| end == "img")
         });
         users.extend(images.next().map(|image| (pid, image)));
     }
     Ok(users)
+}
+
+/// Whether a descriptor is open for writing, by what `/proc` says about it (proc(5), octal flags).
+fn is_writable(info: &str) -> bool {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| {
+        OFlag::from_bits_truncate(flags).intersects(OFlag::O_WRONLY | OFlag::O_RDWR)
+    })
 }
 
 /// Whether what is wrong is so no more.
@@ -141,7 +168,7 @@ fn mend(finding: &Finding) -> bool {
         // By its number and the file that it has open just now, as a moment ago.
         Finding::Monitor(pid, image) => {
             let dir = image.parent().unwrap_or(image);
-            let users = users_of(dir).unwrap_or_default();
+            let users = monitors_on(dir).unwrap_or_default();
             users.contains(&(*pid, image.clone()))
                 && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()
         }
@@ -153,11 +180,24 @@ fn mend(finding: &Finding) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::process::{Child, Command};
 
     use store::OpenOptions;
 
     use super::*;
     use crate::disk::DiskPool;
+
+    /// A process that is named like a monitor and has the image open.
+    fn monitor(dir: &Path, image: &Path) -> Child {
+        let program = dir.join(format!("{MONITOR}-test"));
+        fs::copy("/bin/sleep", &program).unwrap();
+        let file = File::options().read(true).write(true).open(image).unwrap();
+        Command::new(program)
+            .arg("600")
+            .stdin(file)
+            .spawn()
+            .unwrap()
+    }
 
     #[test]
     fn files_disks_and_processes_are_compared_with_the_builds_that_live() {
@@ -177,11 +217,14 @@ mod tests {
         let lost = Finding::LostDisk(image.clone());
         assert_eq!(audit(&store, false).unwrap(), [(lost, false)]);
         store.drop_resource(row).unwrap();
-        let opened = File::open(&image).unwrap();
-        let me = i32::try_from(std::process::id()).unwrap();
-        let monitor = Finding::Monitor(me, image);
-        assert_eq!(audit(&store, false).unwrap(), [(monitor, false)]);
-        drop(opened);
+        // Another program may look at an image, also for long.
+        let reader = File::open(&image).unwrap();
+        assert_eq!(audit(&store, true).unwrap(), []);
+        drop(reader);
+        let mut process = monitor(dir.path(), &image);
+        let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), image);
+        assert_eq!(audit(&store, true).unwrap(), [(monitor, true)]);
+        assert!(!process.wait().unwrap().success());
         let stray = store.disks_dir().join("ext4-1-0000.img");
         fs::write(&stray, "x").unwrap();
         let finding = Finding::StrayFile(stray.clone());

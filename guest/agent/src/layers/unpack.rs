@@ -24,7 +24,6 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, makedev, mkdirat, mknodat};
 use nix::unistd::linkat;
 
-use self::files::mode;
 use self::writers::{LARGEST, NewFile, Writers};
 use super::Implicit;
 use crate::archive::{Entry, Kind, OPAQUE, Reader, Time, WHITEOUT, WHITEOUT_META};
@@ -162,20 +161,18 @@ impl<'a> Target<'a> {
         for name in dir.split(|byte| *byte == b'/') {
             done += name.len();
             let name = plain(name)?;
-            match mkdirat(
-                at.as_fd(),
-                name.as_c_str(),
-                mode(Attributes::implicit().mode),
-            ) {
-                Ok(()) => {
-                    let path = dir.get(..done).unwrap_or(dir);
-                    self.implicit.0.insert(path.to_vec());
-                    self.remember_time(path, Time::default());
-                }
-                Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno).context("cannot make a directory"),
-            }
+            let made = match mkdirat(at.as_fd(), name.as_c_str(), Mode::S_IRWXU) {
+                Err(Errno::EEXIST) => false,
+                made => made.map(|()| true).context("cannot make a directory")?,
+            };
             at = openat(at.as_fd(), name.as_c_str(), tree::LIST, Mode::empty())?;
+            if made {
+                // Group and its bit come from the directory above, where that has the bit.
+                describe(at.as_fd(), &Attributes::implicit())?;
+                let path = dir.get(..done).unwrap_or(dir);
+                self.implicit.0.insert(path.to_vec());
+                self.remember_time(path, Time::default());
+            }
             done += 1;
         }
         Ok(at)
@@ -271,7 +268,12 @@ impl<'a> Target<'a> {
                 data.extend_from_slice(piece);
                 Ok(())
             })?;
-            return self.writers.add(path, &parent, name, entry, data);
+            self.writers.add(path, &parent, name, entry, data)?;
+            return if self.writers.is_crowded() {
+                self.settle()
+            } else {
+                Ok(())
+            };
         }
         let mut file = File::from(self.open_new(parent.as_fd(), &name, &entry)?);
         reader.data(|piece| Ok(file.write_all(piece)?))?;

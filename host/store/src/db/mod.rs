@@ -196,18 +196,28 @@ fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreErro
         return Ok(());
     }
     connection.busy_timeout(FOLD_WAIT)?;
-    let folded = before_sql(Effect::Fold).and_then(|()| {
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-            row.get::<_, i64>(0)
-        })
-    });
-    connection.busy_timeout(BUSY)?;
-    match folded {
-        Ok(0) => log::debug!("the log of the database is folded back"),
-        Ok(_) => log::debug!("the log of the database is long and in use"),
-        Err(error) => log::debug!("the log of the database cannot be folded back: {error}"),
+    // First beside writers, which may take long; what needs them to wait is short then.
+    for mode in ["PASSIVE", "TRUNCATE"] {
+        let folded = before_sql(Effect::Fold).and_then(|()| {
+            connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
+        });
+        match folded {
+            Ok((0_i64, pages, folded)) if pages == folded => {}
+            Ok((_, pages, folded)) => {
+                let pages: i64 = pages;
+                let folded: i64 = folded;
+                log::debug!("{folded} of {pages} pages of the database's log are folded back");
+                break;
+            }
+            Err(error) => {
+                log::debug!("the log of the database cannot be folded back: {error}");
+                break;
+            }
+        }
     }
-    Ok(())
+    Ok(connection.busy_timeout(BUSY)?)
 }
 
 /// Connects under the shared lock; `None` if something has to be done first that needs it alone.

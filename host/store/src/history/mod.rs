@@ -21,6 +21,8 @@ pub use log::{LogFrame, LogReader, StepLog};
 const KEEP: usize = 10_000;
 /// Builds that may pile up beyond that before some are forgotten, so that most builds forget none.
 const SLACK: usize = 500;
+/// Every so many builds the age and the logs of all are looked at.
+const LOOK: i64 = 64;
 /// How long a build is remembered, in seconds.
 const KEEP_FOR: i64 = 90 * 24 * 3600;
 /// Bytes of logs that are kept; beyond it the oldest go.
@@ -214,7 +216,8 @@ impl Store {
             let most = "SELECT max(id) - min(id) + 1 FROM build";
             Ok(tx.prepare_cached(most)?.query_row([], |row| row.get(0))?)
         })?;
-        if usize::try_from(count).is_ok_and(|count| count > KEEP + SLACK)
+        let many = usize::try_from(count).is_ok_and(|count| count > KEEP + SLACK);
+        if (many || id.0 % LOOK == 0)
             && let Err(error) = self.trim_history()
         {
             // The build has ended well or badly; its history must not change that.

@@ -62,29 +62,36 @@ impl Store {
 
     /// Makes room on a full disk in the middle of taking something in: what nothing keeps goes,
     /// oldest first, until the mark is free. Returns whether there is hope that more can be written
-    /// now. Waits in bounds for another process that is at it.
+    /// now, be it by the work of another process. Waits in bounds for one that is at it.
     pub(crate) fn make_room(&self) -> bool {
-        for _ in 0..TRIES {
-            let mark = self.space().map(|space| space.low_mark());
-            let options = mark.map(|mark| PruneOptions {
-                min_free: Some(mark.max(LEAST)),
-                ..PruneOptions::default()
-            });
-            let pruned = options
-                .and_then(|options| self.prune(&options, &mut |_| ControlFlow::Continue(())));
-            match pruned {
-                Ok(report) if report.end == PruneEnd::AlreadyRunning => thread::sleep(TICK),
-                Ok(report) => {
-                    log::info!("the disk is full: removed {} bytes", report.freed);
-                    return report.freed > 0;
-                }
-                Err(error) => {
-                    log::warn!("the disk is full, and making room failed: {error}");
-                    return false;
-                }
+        match self.try_to_make_room() {
+            Ok(hope) => hope,
+            Err(error) => {
+                log::warn!("the disk is full, and making room failed: {error}");
+                false
             }
         }
-        // The other one may have freed something, or not: the write will tell.
-        false
+    }
+
+    fn try_to_make_room(&self) -> Result<bool, StoreError> {
+        let before = self.space()?;
+        let options = PruneOptions {
+            min_free: Some(before.low_mark().max(LEAST)),
+            ..PruneOptions::default()
+        };
+        for _ in 0..TRIES {
+            let report = self.prune(&options, &mut |_| ControlFlow::Continue(()))?;
+            // Leftovers and old logs go, too, and others make room: what counts is what is free.
+            let free = self.space()?.free;
+            if report.freed > 0 || free > before.free || free >= LEAST {
+                log::info!("the disk was full: {free} bytes are free now");
+                return Ok(true);
+            }
+            if report.end != PruneEnd::AlreadyRunning {
+                return Ok(false);
+            }
+            thread::sleep(TICK);
+        }
+        Ok(false)
     }
 }

@@ -20,6 +20,9 @@ const PIECE: usize = 1 << 20;
 /// memory of one ingest.
 const QUEUE: usize = 4;
 
+/// How often room is made for one piece.
+const TRIES: u32 = 8;
+
 /// A file that is written and hashed.
 #[derive(Debug)]
 pub(crate) struct Sink {
@@ -51,13 +54,14 @@ struct Output {
 }
 
 impl Output {
-    /// Writes all of it. On a full disk what nothing keeps makes room, as long as there is such.
+    /// Writes all of it. On a full disk what nothing keeps makes room, a few times: others may take
+    /// what was freed, and a quota or a lack of inodes looks like room.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        loop {
-            match disk::write_at(&self.file, bytes, self.end) {
-                Ok(()) => break,
-                Err(error) if is_full(&error) && self.store.make_room() => {}
-                Err(error) => return Err(error),
+        let mut tries = 0;
+        while let Err(error) = disk::write_at(&self.file, bytes, self.end) {
+            tries += 1;
+            if !is_full(&error) || tries > TRIES || !self.store.make_room() {
+                return Err(error);
             }
         }
         self.end += bytes.len() as u64;

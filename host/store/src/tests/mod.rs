@@ -14,6 +14,7 @@ mod model;
     reason = "each match is about a few of many effects"
 )]
 mod operations;
+mod outputs;
 mod processes;
 #[expect(
     clippy::wildcard_enum_match_arm,

@@ -53,7 +53,7 @@ fn child() {
             prune(&pruner, &PruneOptions::default());
             pruner.close().unwrap();
         },
-        role => panic!("{role}"),
+        role => outputs::make(&store, role.strip_prefix("make ").unwrap()),
     }
 }
 
@@ -75,13 +75,13 @@ fn work(store: &Store, name: &str) {
 }
 
 /// Tells the parent, through the output that it reads.
-fn ready() {
+pub(super) fn ready() {
     let mut out = std::io::stdout();
     out.write_all(b"\nready\n").unwrap();
     out.flush().unwrap();
 }
 
-fn spawn(root: &Path, role: &str) -> Child {
+pub(super) fn spawn(root: &Path, role: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -97,7 +97,7 @@ fn spawn(root: &Path, role: &str) -> Child {
         .unwrap()
 }
 
-fn wait_ready(child: &mut Child) {
+pub(super) fn wait_ready(child: &mut Child) {
     let out = BufReader::new(child.stdout.take().unwrap());
     assert!(
         out.lines().any(|line| line.unwrap() == "ready"),

@@ -84,9 +84,8 @@ pub(super) fn fill(file: OwnedFd, data: &[u8], entry: &Entry) -> Result<()> {
 
 /// Sets what a new file has beside its content.
 pub(super) fn describe_new(file: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
-    if entry.uid != 0 || entry.gid != 0 {
-        chown(file, entry.uid, entry.gid)?;
-    }
+    // Also for root: in a directory with the set-group-id bit a new file has its group.
+    chown(file, entry.uid, entry.gid)?;
     set_xattrs(file, &entry.xattrs)?;
     // The umask is zero, so other bits than these are in place already.
     if entry.mode & 0o7000 != 0 {

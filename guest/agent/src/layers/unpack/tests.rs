@@ -215,6 +215,11 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     prop_oneof![
         8 => any_path().prop_map(file),
         3 => any_path().prop_map(|path| entry(path, Kind::Directory)),
+        1 => any_path().prop_map(|path| Entry {
+            mode: 0o2775,
+            gid: 50,
+            ..entry(path, Kind::Directory)
+        }),
         1 => any_path().prop_map(|path| entry(path, Kind::Symlink(b"x".to_vec()))),
         2 => (any_path(), any_path())
             .prop_map(|(path, link)| entry(path, Kind::Hardlink(link.as_bytes().to_vec()))),
@@ -235,6 +240,43 @@ proptest! {
         }
         prop_assert_eq!(outcome(&entries, 1), outcome(&entries, LARGEST + 1));
     }
+}
+
+#[test]
+fn what_is_made_in_a_directory_with_a_group_bit_has_its_own_group() {
+    require_root!();
+    let shared = Entry {
+        mode: 0o2775,
+        gid: 50,
+        ..entry("d", Kind::Directory)
+    };
+    let large = entry("d/large", Kind::File(4));
+    let entries = [shared, file("d/small"), large, file("d/implicit/x")];
+    let (tree, _) = check(
+        &entries,
+        Ok(&[
+            "d 42775",
+            "d/implicit 40755",
+            "d/implicit/x 100750",
+            "d/large 100750",
+            "d/small 100750",
+        ]),
+    )
+    .unwrap();
+    for path in ["d/small", "d/large", "d/implicit", "d/implicit/x"] {
+        let meta = std::fs::metadata(tree.path(path)).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 0, "{path}");
+    }
+}
+
+/// Names that are taken wait with their data, so they must not pile up.
+#[test]
+fn files_that_come_twice_do_not_pile_up() {
+    require_root!();
+    let once: Vec<Entry> = (0..500).map(|n| file(&format!("d/{n}"))).collect();
+    let twice = [once.clone(), once].concat();
+    let (tree, _) = unpack(&tar(&twice)).unwrap();
+    assert_eq!(tree.list().len(), 501);
 }
 
 #[test]

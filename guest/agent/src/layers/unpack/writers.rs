@@ -30,8 +30,10 @@ const THREADS: usize = 4;
 const BATCH: usize = 16;
 const BATCH_BYTES: usize = 128 << 10;
 
-/// Most batches under way, which bounds the memory to 3 MiB.
+/// Most batches under way, and most files whose names were taken. Together this bounds the memory to
+/// 5 MiB, or to one entry with all its extended attributes for each batch.
 const UNDER_WAY: usize = 16;
+const TAKEN: usize = 32;
 
 /// A file that is to be made.
 #[derive(Debug)]
@@ -116,7 +118,9 @@ impl Writers {
         data: Vec<u8>,
     ) -> Result<()> {
         self.paths.insert(path.to_vec());
-        self.batch_bytes += data.len();
+        let xattrs = entry.xattrs.iter();
+        let xattrs: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+        self.batch_bytes += data.len() + xattrs + path.len();
         self.batch.push(NewFile {
             number: self.count,
             path: path.to_vec(),
@@ -130,6 +134,11 @@ impl Writers {
             self.hand_over()?;
         }
         Ok(())
+    }
+
+    /// Whether so many names were taken that it is time to settle.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.taken.len() >= TAKEN
     }
 
     /// Waits until all files are made but those whose names were taken, which it returns in their

@@ -20,6 +20,9 @@ use crate::size;
 /// Between two looks.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Looks that are left out while another process prunes.
+const PAUSE: u32 = 5;
+
 /// Looks that are left out after a pass that could not free enough.
 const REST: u32 = 30;
 
@@ -97,7 +100,7 @@ impl Keeper<'_> {
     }
 
     /// Makes room if there is little. Returns what to say if there is still little.
-    fn look(&self) -> Result<Option<String>, Failure> {
+    fn look(&mut self) -> Result<Option<String>, Failure> {
         let space = self.store.space().map_err(Failure::host)?;
         let mark = self.least.unwrap_or_else(|| space.low_mark());
         if space.free >= mark {
@@ -111,9 +114,12 @@ impl Keeper<'_> {
                 size::show(freed)
             ));
         }
+        if report.end == PruneEnd::AlreadyRunning {
+            self.rest = PAUSE;
+            return Ok(None);
+        }
         let space = self.store.space().map_err(Failure::host)?;
-        let is_short = space.free < mark && report.end != PruneEnd::AlreadyRunning;
-        Ok(is_short.then(|| told(space, &report)))
+        Ok((space.free < mark).then(|| told(space, &report)))
     }
 
     fn prune(&self, least: u64) -> Result<(u64, PruneReport), Failure> {
@@ -149,6 +155,9 @@ pub(super) fn hint(store: &Store, failure: &Failure) -> Option<String> {
         .prune(&options, &mut |_| ControlFlow::Continue(()))
         .ok()?;
     let removable = match report.freed {
+        _ if report.end == PruneEnd::AlreadyRunning => {
+            "another process is pruning the store just now".to_owned()
+        }
         0 => "nothing in the store can be removed".to_owned(),
         bytes => format!("`cofferdam prune` would free {}", size::show(bytes)),
     };

@@ -124,13 +124,18 @@ pub(super) enum Value {
     Digest([u8; 32]),
 }
 
+/// Parts of names whose values may be secret.
+const SECRET_PARTS: [&str; 9] = [
+    "auth", "cred", "dsn", "key", "pass", "private", "pwd", "secret", "token",
+];
+
 impl Variable {
     /// From `NAME=value`.
     fn new(entry: &str) -> Self {
         let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
         // An address with a user in it may well have a password, too.
         let has_user = value.contains("://") && value.contains('@');
-        let hide = value.len() > MAX_VALUE || has_user || looks_secret(name);
+        let hide = value.len() > MAX_VALUE || has_user || may_be_secret(name);
         Self {
             name: name.to_owned(),
             value: if hide {
@@ -142,6 +147,14 @@ impl Variable {
             },
         }
     }
+}
+
+/// Whether a value is not to be kept for the sake of its name. Wider than the build check, which must
+/// not cry wolf: a value that is hidden for nothing costs only a word in an explanation.
+fn may_be_secret(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    let has_part = SECRET_PARTS.iter().any(|part| lower.contains(part));
+    has_part || lower.split(['_', '-']).any(|word| word == "pat") || looks_secret(name)
 }
 
 /// The environment of a RUN as it is remembered.

@@ -1,0 +1,169 @@
+//! Equal content from several sides at once, whose name is known before (fixed) or only when it is
+//! there (floating): the deadlock of NixOS/nix#15846 in its forms. There the name of an output had a
+//! lock, which one side held while it waited for the other. Here content has no lock: who is first
+//! makes the object, and the other finds it when it commits.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Child;
+use std::sync::Barrier;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::processes::{spawn, wait_ready};
+use super::*;
+use crate::{Claim, LayerWriter};
+
+/// A deadlock would last for ever.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Does something that must not wait for anybody.
+#[track_caller]
+fn in_bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let (done, finished) = sync_channel(1);
+    thread::scope(|scope| {
+        scope.spawn(move || done.send(work()).ok());
+        match finished.recv_timeout(BOUND) {
+            Ok(result) => result,
+            // The scope would wait for the thread: this ends the process, which names the test.
+            Err(error) => {
+                write!(std::io::stderr(), "nobody may wait here: {error}").unwrap();
+                std::process::abort();
+            }
+        }
+    })
+}
+
+fn claim(store: &Store, name: &str) -> Claim {
+    match store.lookup(key(name)).unwrap() {
+        Lookup::Claimed(claim) => claim,
+        Lookup::Hit(_) | Lookup::Busy(_) => panic!("{name} is not free"),
+    }
+}
+
+/// All bytes of a layer, and not its end.
+fn begun(store: &Store, content: &str) -> LayerWriter {
+    let mut writer = store.layer_writer("begun").unwrap();
+    let bytes = tar(&[("file", content.as_bytes())]);
+    writer.write_all(&bytes).unwrap();
+    writer
+}
+
+fn objects(root: &Root) -> usize {
+    names(&root.path().join("blobs")).len()
+}
+
+#[test]
+fn nix_15846_fixed_output_that_a_sibling_in_the_process_is_making() {
+    let root = Root::new();
+    let store = root.open();
+    let (mine, siblings) = (claim(&store, "mine"), claim(&store, "sibling"));
+    let writer = begun(&store, "fixed");
+    let fixed = Digest::of(&tar(&[("file", b"fixed")]));
+    let made = in_bound(|| {
+        let made = layer(&store, "fixed");
+        mine.commit(&made, &[], false).unwrap()
+    });
+    assert_eq!(made.diff_id, DiffId(fixed));
+    let late = in_bound(|| {
+        let late = writer.finish().unwrap();
+        siblings.commit(&late, &[], false).unwrap()
+    });
+    assert_eq!(late.diff_id, made.diff_id);
+    assert_eq!(objects(&root), 1);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn nix_15846_floating_outputs_that_turn_out_equal_at_the_same_moment() {
+    let root = Root::new();
+    let store = root.open();
+    let together = Barrier::new(4);
+    let ids = in_bound(|| {
+        thread::scope(|scope| {
+            let sides: Vec<_> = ["a", "b", "c", "d"]
+                .into_iter()
+                .map(|name| {
+                    let (store, together) = (&store, &together);
+                    scope.spawn(move || {
+                        let claim = claim(store, name);
+                        let writer = begun(store, "floating");
+                        together.wait();
+                        let made = writer.finish().unwrap();
+                        claim.commit(&made, &[], false).unwrap().diff_id
+                    })
+                })
+                .collect();
+            let ids = sides.into_iter().map(|side| side.join().unwrap());
+            ids.collect::<Vec<_>>()
+        })
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_eq!(objects(&root), 1);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn nix_15846_output_that_a_stopped_process_is_making() {
+    let root = Root::new();
+    let mut child = spawn(root.path(), "make equal");
+    wait_ready(&mut child);
+    // A stopped process would outlive a test that fails.
+    let mut child = Killed(child);
+    let child = &mut child.0;
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let store = root.open();
+    let made = in_bound(|| step(&store, "equal", &[]));
+    kill(pid, Signal::SIGCONT).unwrap();
+    // Its status says nothing: nobody reads what the test harness in it prints at the end.
+    in_bound(|| child.wait().unwrap());
+    for name in ["equal", "made by equal"] {
+        assert_eq!(
+            store.peek(key(name)).unwrap().as_ref(),
+            Some(&made),
+            "{name}"
+        );
+    }
+    assert_eq!(objects(&root), 1);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn nix_15846_crossed_outputs_of_two_processes() {
+    let root = Root::new();
+    let children = ["make one, other", "make other, one"].map(|role| spawn(root.path(), role));
+    for mut child in children {
+        let out = BufReader::new(child.stdout.take().unwrap());
+        in_bound(|| out.lines().for_each(drop));
+        assert!(in_bound(|| child.wait().unwrap()).success());
+    }
+    assert_eq!(objects(&root), 2);
+    root.assert_clean();
+}
+
+/// What the children do: `make A` begins the layer A, is seen to, and finishes it; `make A, B` has
+/// both begun, and finishes one after the other.
+pub(super) fn make(store: &Store, contents: &str) {
+    let claim = claim(store, &format!("made by {contents}"));
+    let begun: Vec<_> = contents.split(", ").map(|it| begun(store, it)).collect();
+    processes::ready();
+    let made: Vec<_> = begun.into_iter().map(|it| it.finish().unwrap()).collect();
+    claim.commit(&made[0], &[], false).unwrap();
+    store.clone().close().unwrap();
+}
