@@ -70,8 +70,12 @@ impl fmt::Display for Finding {
 /// # Errors
 /// If the disks or the rows cannot be read.
 pub fn audit(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
+    audit_in(store, repair, LOOKS)
+}
+
+fn audit_in(store: &Store, repair: bool, looks: u32) -> io::Result<Vec<(Finding, bool)>> {
     let mut found = look(store)?;
-    for _ in 0..LOOKS {
+    for _ in 0..looks {
         if found.is_empty() {
             return Ok(Vec::new());
         }
@@ -187,6 +191,11 @@ mod tests {
     use super::*;
     use crate::disk::DiskPool;
 
+    /// Nobody comes and goes here, so two looks are enough.
+    fn look(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
+        audit_in(store, repair, 2)
+    }
+
     /// A process that is named like a monitor and has the image open.
     fn monitor(dir: &Path, image: &Path) -> Child {
         let program = dir.join(format!("{MONITOR}-test"));
@@ -204,33 +213,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &OpenOptions::default()).unwrap();
         let pool = DiskPool::new(&store.disks_dir(), "boot", 1 << 30, 3);
-        assert_eq!(audit(&store, false).unwrap(), []);
+        assert_eq!(look(&store, false).unwrap(), []);
         let disk = pool.take().unwrap();
         let image = disk.image().to_owned();
         let held = Finding::HeldDisk(image.clone());
-        assert_eq!(audit(&store, false).unwrap(), [(held, false)]);
+        assert_eq!(look(&store, false).unwrap(), [(held, false)]);
         let row = store
             .add_resource(ResourceKind::Disk(image.clone()))
             .unwrap();
-        assert_eq!(audit(&store, false).unwrap(), []);
+        assert_eq!(look(&store, false).unwrap(), []);
         disk.release().unwrap();
         let lost = Finding::LostDisk(image.clone());
-        assert_eq!(audit(&store, false).unwrap(), [(lost, false)]);
+        assert_eq!(look(&store, false).unwrap(), [(lost, false)]);
         store.drop_resource(row).unwrap();
         // Another program may look at an image, also for long.
         let reader = File::open(&image).unwrap();
-        assert_eq!(audit(&store, true).unwrap(), []);
+        assert_eq!(look(&store, true).unwrap(), []);
         drop(reader);
         let mut process = monitor(dir.path(), &image);
         let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), image);
-        assert_eq!(audit(&store, true).unwrap(), [(monitor, true)]);
+        assert_eq!(look(&store, true).unwrap(), [(monitor, true)]);
         assert!(!process.wait().unwrap().success());
         let stray = store.disks_dir().join("ext4-1-0000.img");
         fs::write(&stray, "x").unwrap();
         let finding = Finding::StrayFile(stray.clone());
-        assert_eq!(audit(&store, true).unwrap(), [(finding, true)]);
+        assert_eq!(look(&store, true).unwrap(), [(finding, true)]);
         assert!(!stray.exists());
-        assert_eq!(audit(&store, true).unwrap(), []);
+        assert_eq!(look(&store, true).unwrap(), []);
         store.close().unwrap();
     }
 }
