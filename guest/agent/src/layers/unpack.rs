@@ -45,7 +45,7 @@ pub(super) fn unpack(
     tar: &mut impl BufRead,
 ) -> Result<Implicit> {
     thread::scope(|scope| {
-        let mut target = Target::new(root, graves, Writers::start(scope)?);
+        let mut target = Target::new(root, graves, Writers::start(scope));
         let mut reader = Reader::new(tar);
         while let Some(entry) = reader.next()? {
             let path = entry.path.clone();

@@ -61,6 +61,7 @@ struct Done {
 pub(super) struct Writers {
     jobs: Sender<Vec<NewFile>>,
     done: Receiver<Done>,
+    threads: usize,
     under_way: usize,
     batch: Vec<NewFile>,
     batch_bytes: usize,
@@ -72,19 +73,23 @@ pub(super) struct Writers {
 }
 
 impl Writers {
-    /// Starts the threads, which end when this is dropped.
-    pub(super) fn start<'scope>(scope: &'scope Scope<'scope, '_>) -> Result<Self> {
+    /// Starts the threads, which end when this is dropped. With fewer than wished, even none, the
+    /// work is done all the same.
+    pub(super) fn start<'scope>(scope: &'scope Scope<'scope, '_>) -> Self {
         let (jobs, todo) = bounded(UNDER_WAY);
         let (finished, done) = bounded(UNDER_WAY);
         let threads = thread::available_parallelism().map_or(1, usize::from);
+        let mut started = 0;
         for _ in 0..threads.min(THREADS) {
             let (todo, finished) = (todo.clone(), finished.clone());
-            thread::Builder::new()
-                .name("unpack".into())
-                .spawn_scoped(scope, move || work(&todo, &finished))
-                .context("cannot start a thread that unpacks")?;
+            let thread = thread::Builder::new().name("unpack".into());
+            match thread.spawn_scoped(scope, move || work(&todo, &finished)) {
+                Ok(_) => started += 1,
+                Err(error) => log::warn!("cannot start a thread that unpacks: {error}"),
+            }
         }
-        Ok(Self {
+        Self {
+            threads: started,
             jobs,
             done,
             under_way: 0,
@@ -93,7 +98,7 @@ impl Writers {
             paths: BTreeSet::new(),
             taken: Vec::new(),
             count: 0,
-        })
+        }
     }
 
     /// Whether this path, or one above it, is being made.
@@ -167,6 +172,9 @@ impl Writers {
         }
         self.batch_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
+        if self.threads == 0 {
+            return self.look_at(make_all(batch));
+        }
         self.jobs.send(batch).context("no thread unpacks")?;
         self.under_way += 1;
         Ok(())
@@ -174,12 +182,17 @@ impl Writers {
 
     /// Waits for one batch.
     fn wait(&mut self) -> Result<()> {
+        let done = self.done.recv().context("no thread unpacks")?;
+        self.under_way -= 1;
+        self.look_at(done)
+    }
+
+    fn look_at(&mut self, done: Done) -> Result<()> {
         let Done {
             made,
             taken,
             failed,
-        } = self.done.recv().context("no thread unpacks")?;
-        self.under_way -= 1;
+        } = done;
         for file in made {
             self.paths.remove(&file.path);
         }
