@@ -259,12 +259,11 @@ impl Soak<'_> {
         tally: &mut Tally,
         what: &str,
     ) -> Result<Option<Output>> {
-        let child = command.spawn().context("cannot start a process")?;
+        let mut child = command.spawn().context("cannot start a process")?;
         let delay = Duration::from_millis(rng.u64(..250));
         let pid = Pid::from_raw(i32::try_from(child.id())?);
         let fate = rng.u64(..100);
         let begin = Instant::now();
-        let mut child = child;
         let is_done = wait(&mut child, begin + delay)?;
         match fate {
             _ if is_done => {}

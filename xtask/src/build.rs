@@ -16,20 +16,19 @@ pub(crate) fn cofferdam(workspace: &Workspace) -> Result<PathBuf> {
 
 /// The `cofferdam` command as users run it.
 pub(crate) fn cofferdam_release(workspace: &Workspace) -> Result<PathBuf> {
-    cargo(
-        workspace,
-        &["build", "--release", "--package", "cli", "--locked"],
-    )?;
-    Ok(workspace.target.join("release/cofferdam"))
+    release(workspace, "cli", "cofferdam")
 }
 
 /// The program that fills stores.
 pub(crate) fn soak_release(workspace: &Workspace) -> Result<PathBuf> {
-    cargo(
-        workspace,
-        &["build", "--release", "--package", "soak", "--locked"],
-    )?;
-    Ok(workspace.target.join("release/soak"))
+    release(workspace, "soak", "soak")
+}
+
+/// The program of a package in the release profile.
+fn release(workspace: &Workspace, package: &str, program: &str) -> Result<PathBuf> {
+    let words = ["build", "--release", "--package", package, "--locked"];
+    cargo(workspace, &words)?;
+    Ok(workspace.target.join("release").join(program))
 }
 
 /// The program that measures ways for bytes between host and guest.

@@ -95,7 +95,7 @@ fn audit_in(store: &Store, repair: bool, looks: u32) -> io::Result<Vec<(Finding,
 /// All that differs at this moment.
 fn look(store: &Store) -> io::Result<HashSet<Finding>> {
     let dir = store.disks_dir();
-    // The things first, then the rows: a row comes before its thing and goes after it.
+    // The things first, then the rows, so that fewer of those who come are caught in between.
     let disks = disk::listed(&dir)?;
     let users = monitors_on(&dir)?;
     let owned: HashSet<PathBuf> = store
@@ -184,7 +184,9 @@ fn mend(finding: &Finding) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::unix::fs::symlink;
     use std::process::{Child, Command};
+    use std::time::Instant;
 
     use store::OpenOptions;
 
@@ -196,16 +198,25 @@ mod tests {
         audit_in(store, repair, 2)
     }
 
-    /// A process that is named like a monitor and has the image open.
+    /// A process that is named like a monitor and has the image open. It is a link to a program, not a
+    /// copy: what was written just now cannot be run while a child of another test still has it open.
     fn monitor(dir: &Path, image: &Path) -> Child {
         let program = dir.join(format!("{MONITOR}-test"));
-        fs::copy("/bin/sleep", &program).unwrap();
+        symlink("/bin/sleep", &program).unwrap();
         let file = File::options().read(true).write(true).open(image).unwrap();
-        Command::new(program)
+        let child = Command::new(program)
             .arg("600")
             .stdin(file)
             .spawn()
-            .unwrap()
+            .unwrap();
+        // The kernel lets the parent go on a moment before it gives the child its new name.
+        let comm = format!("/proc/{}/comm", child.id());
+        let end = Instant::now() + Duration::from_secs(30);
+        while !fs::read_to_string(&comm).unwrap().starts_with(MONITOR) {
+            assert!(Instant::now() < end, "{comm}");
+            thread::yield_now();
+        }
+        child
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::table::{Report, Row};
 use super::{Bench, Spread, ms, timed, transfer};
@@ -172,7 +172,11 @@ impl Lab<'_> {
             children.push(self.fill(&store, BESIDE, name).spawn().context("soak")?);
         }
         for mut child in children {
-            child.wait().context("soak")?;
+            let status = child.wait().context("soak")?;
+            ensure!(
+                status.success(),
+                "a process beside another one failed: {status}"
+            );
         }
         let both: Duration = begin.elapsed();
         report.row(Row::new("one process").number("seconds", alone.as_secs_f64()));

@@ -198,17 +198,10 @@ fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreErro
     connection.busy_timeout(FOLD_WAIT)?;
     // First beside writers, which may take long; what needs them to wait is short then.
     for mode in ["PASSIVE", "TRUNCATE"] {
-        let folded = before_sql(Effect::Fold).and_then(|()| {
-            connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
-        });
-        match folded {
-            Ok((0_i64, pages, folded)) if pages == folded => {}
-            Ok((_, pages, folded)) => {
-                let pages: i64 = pages;
-                let folded: i64 = folded;
-                log::debug!("{folded} of {pages} pages of the database's log are folded back");
+        match checkpoint(connection, mode) {
+            Ok(true) => {}
+            Ok(false) => {
+                log::debug!("the log of the database is not wholly folded back");
                 break;
             }
             Err(error) => {
@@ -218,6 +211,15 @@ fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreErro
         }
     }
     Ok(connection.busy_timeout(BUSY)?)
+}
+
+/// Folds the log back in one of SQLite's ways; tells whether all of it is.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
+    before_sql(Effect::Fold)?;
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+        let (busy, pages, folded): (i64, i64, i64) = row.try_into()?;
+        Ok(busy == 0 && pages == folded)
+    })
 }
 
 /// Connects under the shared lock; `None` if something has to be done first that needs it alone.
@@ -260,10 +262,7 @@ pub(crate) fn make(path: &Path) -> Result<Connection, StoreError> {
 
 /// Closes a database so that it is one file.
 pub(crate) fn fold(connection: Connection) -> Result<(), StoreError> {
-    before_sql(Effect::Fold)?;
-    let busy: i64 =
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-    if busy != 0 {
+    if !checkpoint(&connection, "TRUNCATE")? {
         return Err(StoreError::Busy(
             "the log of a database cannot be folded back".to_owned(),
         ));

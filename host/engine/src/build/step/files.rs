@@ -2,7 +2,7 @@
 
 use store::{Digest, Layer, Lookup, StepKey};
 
-use super::{At, Found, Steps, Tried, explain, hit, made};
+use super::{At, Found, Steps, Tried, explain, made};
 use crate::build::error::BuildError;
 use crate::copy::{self, CopyFrom, CopyPlan, CopySpec, SourceTree};
 use crate::event::Outcome;
@@ -61,14 +61,7 @@ impl Steps<'_> {
         let claim = match self.claim(at, key, afresh)? {
             Found::Claimed(claim) => claim,
             Found::Busy => return Ok(Attempt::Busy),
-            Found::Hit(layer) => {
-                self.note_hit(at, key, Some(&layer));
-                if !self.rebuilds() {
-                    return hit(layer);
-                }
-                let again = self.write(at, plan)?;
-                return self.compare(at, layer, &again);
-            }
+            Found::Hit(layer) => return self.found(at, key, layer, || self.write(at, plan)),
         };
         self.anticipate(at, content)?;
         match self.write(at, plan) {
@@ -97,13 +90,7 @@ impl Steps<'_> {
         let key = keys::content(layer.content_id);
         let known = if afresh { None } else { self.store.peek(key)? };
         match known {
-            Some(known) => {
-                self.note_hit(at, key, Some(&known));
-                if self.rebuilds() {
-                    return self.compare(at, known, &layer);
-                }
-                hit(known)
-            }
+            Some(known) => self.found(at, key, known, || Ok(layer)),
             None => {
                 let layer = self.bind(key, layer, afresh)?;
                 made(self.note_made(at, layer, afresh))

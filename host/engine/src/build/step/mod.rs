@@ -239,10 +239,6 @@ impl Steps<'_> {
 
 type Tried = Result<Attempt<(Option<Layer>, Outcome)>, BuildError>;
 
-fn hit(layer: Layer) -> Tried {
-    Ok(Attempt::Done((Some(layer), Outcome::Cached)))
-}
-
 fn made(layer: Layer) -> Tried {
     Ok(Attempt::Done((Some(layer), Outcome::Done)))
 }
@@ -313,14 +309,20 @@ impl Steps<'_> {
         self.tracker.explained(at.number, why);
     }
 
-    /// Whether what is found shall be done again and compared.
-    fn rebuilds(&self) -> bool {
-        self.request.rebuild.is_some()
-    }
-
-    /// Compares what a step made again with what is in the store. The stored layer is the one that
-    /// everything goes on with.
-    fn compare(&self, at: &At<'_>, stored: Layer, again: &Layer) -> Tried {
+    /// The result of the step is in the store. With `--rebuild` the step is done `again` and both are
+    /// compared; the stored layer is the one that everything goes on with.
+    fn found(
+        &self,
+        at: &At<'_>,
+        key: StepKey,
+        stored: Layer,
+        again: impl FnOnce() -> Result<Layer, BuildError>,
+    ) -> Tried {
+        self.note_hit(at, key, Some(&stored));
+        if self.request.rebuild.is_none() {
+            return Ok(Attempt::Done((Some(stored), Outcome::Cached)));
+        }
+        let again = again()?;
         let strict = self.request.rebuild == Some(Rebuild::Strict);
         let epoch = self.request.epoch;
         let times = if strict {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use store::{ContentId, Layer, StepKey};
 
-use super::{At, Found, Steps, Tried, contents, explain, hit, ids, made};
+use super::{At, Found, Steps, Tried, contents, explain, ids, made};
 use crate::build::error::BuildError;
 use crate::build::track::Tracker;
 use crate::event::{Explanation, StepId};
@@ -21,13 +21,10 @@ impl Steps<'_> {
             Found::Claimed(claim) => claim,
             Found::Busy => return Ok(Attempt::Busy),
             Found::Hit(layer) => {
-                self.note_hit(at, key, Some(&layer));
-                if !self.rebuilds() {
-                    return hit(layer);
-                }
-                self.executor.prepare();
-                let again = self.execute(at, op)?;
-                return self.compare(at, layer, &again);
+                return self.found(at, key, layer, || {
+                    self.executor.prepare();
+                    self.execute(at, op)
+                });
             }
         };
         self.explain(at, self.request.no_cache, || self.why(at, key));
@@ -135,7 +132,7 @@ impl Steps<'_> {
         let mut below = contents(&at.below);
         below.push(layer);
         if self.request.no_cache
-            || self.rebuilds()
+            || self.request.rebuild.is_some()
             || self.store.peek(self.run_key(op, &below))?.is_none()
         {
             self.executor.prepare();
