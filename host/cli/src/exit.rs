@@ -114,19 +114,9 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// The error and its causes in one line. A cause whose text the line has already is left out.
+/// The error and its causes in one line.
 pub(crate) fn chain(error: &Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        if line.is_empty() {
-            line = text;
-        } else if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-    }
-    line
+    engine::build::chain(error.as_ref())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! How a build fails, by whose fault it is.
 
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -49,6 +50,22 @@ impl Class {
             Self::Cancelled => store::Class::Cancelled,
         }
     }
+}
+
+/// An error and its causes in one line. A cause whose text the line has already is left out.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut below = error.source();
+    while let Some(cause) = below {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        below = cause.source();
+    }
+    line
 }
 
 /// A place in the Dockerfile, with what is needed to show it.

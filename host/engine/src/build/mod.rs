@@ -34,7 +34,7 @@ use crate::patient::Patient;
 use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Step};
 use crate::solver::{Shape, Solver, Unsolved};
 
-pub use error::{BuildError, Class, Place};
+pub use error::{BuildError, Class, Place, chain};
 use explain::{BaseLayers, Notebook};
 pub use request::{BuildRequest, BuildResult, DockerfileSource, Rebuild, StepSummary};
 use step::{StepDone, Steps};
@@ -92,7 +92,7 @@ pub fn build(
         Err(err) => store::BuildOutcome {
             class: err.class().recorded(),
             status: err.class().status(),
-            message: err.to_string(),
+            message: chain(err),
             image: None,
         },
     };

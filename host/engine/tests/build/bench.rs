@@ -1,6 +1,7 @@
 //! A store, a context, and a stand-in for the VM.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,10 @@ impl Executor for StandIn<'_> {
                 status: 3,
                 out_of_memory: None,
             });
+        }
+        if command == "lose the vm" {
+            let cause = io::Error::other("60 s without an answer");
+            return Err(StepError::Host(Box::new(cause)));
         }
         if command == "wait" && cancel.sleep(Duration::from_secs(60)) {
             return Err(StepError::Cancelled);

@@ -102,6 +102,26 @@ fn a_failing_step_is_the_users_and_stops_the_others() {
 }
 
 #[test]
+fn the_history_says_why_a_build_failed_and_not_only_where() {
+    let bench = Bench::new();
+    let err = bench
+        .build("FROM scratch\nRUN lose the vm\n")
+        .result
+        .unwrap_err();
+    assert_eq!(err.class(), Class::Host);
+    let store = bench.open();
+    let builds = store.builds(1).unwrap();
+    let store::BuildState::Ended(_, outcome) = &builds[0].state else {
+        panic!("{builds:?}")
+    };
+    assert_eq!(
+        outcome.message,
+        "Dockerfile:2: cannot run \"/bin/sh -c lose the vm\": the builder VM failed: 60 s without an answer"
+    );
+    store.close().unwrap();
+}
+
+#[test]
 fn a_cancelled_build_says_so() {
     let bench = Bench::new();
     let cancel = Cancel::new();
