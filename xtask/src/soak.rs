@@ -46,15 +46,20 @@ impl Default for Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::find()?;
     build::cargo(&workspace, &["build", "--package", "soak", "--locked"])?;
+    drive(&workspace, args)
+}
+
+/// Drives the program that was built.
+pub(crate) fn drive(workspace: &Workspace, args: &Args) -> Result<()> {
     let program = workspace.target.join("debug/soak");
     if setup::is_root() {
         say("on a full small file system");
-        soak(&workspace, &program, args, true)?;
+        soak(workspace, &program, args, true)?;
         say("on the disk");
     } else {
         say("on the disk; a small file system needs root to be mounted");
     }
-    soak(&workspace, &program, args, false)
+    soak(workspace, &program, args, false)
 }
 
 /// Runs for half of the time. What is left of a run that found something stays.

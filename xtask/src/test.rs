@@ -28,6 +28,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
     let workspace = Workspace::find()?;
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
+    let cofferdam = build::everything(&workspace)?;
     // The image first: some integration tests boot it.
     let vm_image = image::build(&workspace, &image::Args::default())?;
     let peers = Peers::obtain(&workspace)?;
@@ -45,9 +46,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.env("COFFERDAM_VM_IMAGE", &vm_image);
     shell::run(peers.tell(&mut command))?;
     if args.filter.is_none() {
-        soak::run(&soak::Args::default())?;
+        soak::drive(&workspace, &soak::Args::default())?;
     }
-    run_vm(args)
+    builds_in_vms(&workspace, &cofferdam, &vm_image, args)
 }
 
 /// Whole builds in VMs.
@@ -56,7 +57,16 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
     let workspace = Workspace::find()?;
     let cofferdam = build::cofferdam(&workspace)?;
     let vm_image = image::build(&workspace, &image::Args::default())?;
-    let accelerator = accelerator(&workspace, &cofferdam, &vm_image)?;
+    builds_in_vms(&workspace, &cofferdam, &vm_image, args)
+}
+
+fn builds_in_vms(
+    workspace: &Workspace,
+    cofferdam: &Path,
+    vm_image: &Path,
+    args: &Args,
+) -> Result<()> {
+    let accelerator = accelerator(workspace, cofferdam, vm_image)?;
     let mut words = vec!["test", "--package", "tests", "--locked", "--no-fail-fast"];
     words.extend(args.filter.as_deref());
     words.extend(["--", "--test-threads", VMS]);
@@ -65,7 +75,7 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
             .current_dir(&workspace.root)
             .env("COFFERDAM_BIN", cofferdam)
             .env("COFFERDAM_ACCEL", accelerator)
-            .env("COFFERDAM_STOCK_DEVICE", peers::stock_device(&workspace)?)
+            .env("COFFERDAM_STOCK_DEVICE", peers::stock_device(workspace)?)
             .env("COFFERDAM_VM_IMAGE", vm_image),
     )
 }
