@@ -249,7 +249,27 @@ impl Shared {
         }
     }
 
+    /// Boots a VM. One that is lost before it can be used is replaced like one that is lost later.
     fn boot(&self) -> Result<Guest, NoVm> {
+        loop {
+            match self.boot_one() {
+                Err(NoVm::Lost(why)) if self.may_replace() => {
+                    self.options.watcher.tell(&Notice::Lost(why));
+                }
+                booted => return booted,
+            }
+        }
+    }
+
+    /// Takes one of the VMs that the build may still use.
+    fn may_replace(&self) -> bool {
+        let mut state = self.lock();
+        let may = state.boots < MAX_BOOTS && matches!(state.phase, Phase::Booting);
+        state.boots += u32::from(may);
+        may
+    }
+
+    fn boot_one(&self) -> Result<Guest, NoVm> {
         let home = home::StoreHome::new(&self.store).map_err(NoVm::Boot)?;
         let vm = Context::new(&self.options, &home)
             .and_then(|context| boot(&context, &self.stop))

@@ -138,6 +138,41 @@ fn output_without_its_end_and_a_reply_of_an_unknown_kind_lose_the_vm() {
     );
 }
 
+/// Loses the reply to the first request in these VMs, which is what they have on their disks.
+#[track_caller]
+fn lose_the_first_reply(vms: &'static [usize]) -> Option<Build> {
+    let seam = Seam::judged(|passing| {
+        let Header { kind, id, .. } = passing.header;
+        let is_it = passing.way == Way::ToHost && kind == Kind::Reply && id == 1;
+        match is_it && vms.contains(&passing.vm) {
+            true => Fate::Flipped,
+            false => Fate::Passes,
+        }
+    });
+    build_on(Transport::Auto, seam)
+}
+
+#[test]
+fn a_vm_that_is_lost_before_its_first_step_is_replaced_once() {
+    let Some(build) = lose_the_first_reply(&[1]) else {
+        return;
+    };
+    let (_, said) = within(BOUND, || build.run(&[build.base], "echo done").unwrap());
+    assert_eq!(said, "done\n");
+    let lost = losses(&build);
+    assert!(lost.len() == 1 && lost[0].contains("checksum"), "{lost:?}");
+    build.end();
+    let Some(build) = lose_the_first_reply(&[1, 2]) else {
+        return;
+    };
+    let failed = within(BOUND, || {
+        build.run(&[build.base], "echo never").unwrap_err()
+    });
+    assert!(chain(&failed).contains("checksum"), "{failed:?}");
+    assert_eq!(losses(&build).len(), 1);
+    build.end();
+}
+
 /// A layer on its way to the guest: the guest refuses it, says why, and works on.
 fn layer_to_the_guest(path: Transport) {
     /// What happens to the end, or to the second data frame, of the fourth transfer and of those
