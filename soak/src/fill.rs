@@ -1,7 +1,7 @@
 //! Stores of any size, for measuring.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ const CHAIN: u64 = 10;
 const PER_BUILD: u64 = 10;
 
 /// Makes as many layers, in chains, each with the key of a step, and builds in the history.
-pub(crate) fn fill(store: &Path, objects: u64, name: &str) -> Result<ExitCode> {
+pub(crate) fn fill(store: &Path, objects: u64, name: &str, kib: u64) -> Result<ExitCode> {
     let store = Store::open(store, &options("fill"))?;
     let mut parent: Option<DiffId> = None;
     for number in 0..objects {
@@ -26,7 +26,9 @@ pub(crate) fn fill(store: &Path, objects: u64, name: &str) -> Result<ExitCode> {
         let Lookup::Claimed(claim) = store.lookup(key)? else {
             bail!("{content} is there already")
         };
-        let layer = layer(&store, content.as_bytes(), content.len() as u64)?;
+        let size = (kib << 10).max(content.len() as u64);
+        let file = content.as_bytes().chain(io::repeat(b'.')).take(size);
+        let layer = layer(&store, file, size)?;
         let parents: Vec<DiffId> = parent.into_iter().collect();
         claim.commit(&layer, &parents, false)?;
         parent = Some(layer.diff_id).filter(|_| (number + 1) % CHAIN != 0);
@@ -55,7 +57,7 @@ pub(crate) fn ingest(store: &Path, file: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn layer(store: &Store, content: impl io::Read, size: u64) -> Result<Layer> {
+fn layer(store: &Store, content: impl Read, size: u64) -> Result<Layer> {
     let mut tar = tar::Builder::new(store.layer_writer("fill")?);
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o644);

@@ -41,6 +41,9 @@ enum Role {
         objects: u64,
         /// What makes them others than those of another process.
         name: String,
+        /// How large each is, in KiB; without, a few bytes.
+        #[arg(long, default_value_t = 0)]
+        kib: u64,
     },
     /// Takes a file in, as a layer.
     Ingest {
@@ -70,7 +73,8 @@ fn main() -> ExitCode {
             store,
             objects,
             name,
-        } => fill::fill(&store, objects, &name),
+            kib,
+        } => fill::fill(&store, objects, &name, kib),
         Role::Ingest { store, file } => fill::ingest(&store, &file),
         Role::Prune {
             store,

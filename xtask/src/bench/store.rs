@@ -19,8 +19,13 @@ const STEPS: usize = 30;
 /// Rounds of what takes milliseconds.
 const ROUNDS: usize = 15;
 
-/// Layers of a process that builds beside another one.
-const BESIDE: usize = 400;
+/// Layers of a process that builds beside another one: their number, their size in KiB, and what
+/// they are called. With the small ones almost all work is the database's, which one process at a
+/// time can change.
+const BESIDE: [(usize, u64, &str); 2] = [(400, 1024, "1 MiB"), (2000, 0, "a few bytes")];
+
+/// Rounds of one process and of two.
+const BESIDE_ROUNDS: usize = 5;
 
 /// How much.
 struct Amounts {
@@ -164,27 +169,45 @@ impl Lab<'_> {
 
     /// Two processes that make different layers, against one.
     fn beside(&self, report: &mut Report) -> Result<()> {
-        let alone = timed(&mut self.fill(&self.store("alone"), BESIDE, "one"))?;
-        let store = self.store("beside");
-        let begin = Instant::now();
-        let mut children = Vec::new();
-        for name in ["one", "two"] {
-            children.push(self.fill(&store, BESIDE, name).spawn().context("soak")?);
+        for (objects, kib, size) in BESIDE {
+            let fill = |store: &Path, name: &str| {
+                let mut command = self.fill(store, objects, name);
+                command.arg(format!("--kib={kib}"));
+                command
+            };
+            let mut times = [Vec::new(), Vec::new()];
+            for round in 0..BESIDE_ROUNDS {
+                let store = self.store(&format!("alone-{kib}-{round}"));
+                times[0].push(timed(&mut fill(&store, "one"))?);
+                let store = self.store(&format!("beside-{kib}-{round}"));
+                times[1].push(together(["one", "two"].map(|name| fill(&store, name)))?);
+            }
+            let [alone, both] = times.map(Spread::of);
+            let [alone, both] = [alone?, both?].map(|times| times.median.as_secs_f64());
+            for (who, seconds) in [("one process", alone), ("two processes", both)] {
+                let what = format!("{who}, layers of {size}");
+                report.row(Row::new(&what).number("seconds", seconds));
+            }
+            let name = format!("two_processes_vs_one_{}", size.replace(' ', "_"));
+            report.ratio(&name, 2.0 * alone / both);
         }
-        for mut child in children {
-            let status = child.wait().context("soak")?;
-            ensure!(
-                status.success(),
-                "a process beside another one failed: {status}"
-            );
-        }
-        let both: Duration = begin.elapsed();
-        report.row(Row::new("one process").number("seconds", alone.as_secs_f64()));
-        report.row(Row::new("two processes").number("seconds", both.as_secs_f64()));
-        report.ratio(
-            "two_processes_vs_one",
-            2.0 * alone.as_secs_f64() / both.as_secs_f64(),
-        );
         Ok(())
     }
+}
+
+/// Runs commands at the same time; how long all took.
+fn together(commands: [Command; 2]) -> Result<Duration> {
+    let begin = Instant::now();
+    let mut children = Vec::new();
+    for mut command in commands {
+        children.push(command.spawn().context("soak")?);
+    }
+    for mut child in children {
+        let status = child.wait().context("soak")?;
+        ensure!(
+            status.success(),
+            "a process beside another one failed: {status}"
+        );
+    }
+    Ok(begin.elapsed())
 }

@@ -30,6 +30,11 @@ use crate::{StoreError, disk, time};
 /// How long a transaction waits for the one of another process. Transactions hold only SQL and
 /// take milliseconds; beyond this somebody is stopped, and the user should hear of it.
 const BUSY: Duration = Duration::from_secs(5);
+/// Between two tries for a transaction: at first about as long as one takes, later longer. SQLite's
+/// own pauses begin at a millisecond and grow to a hundred.
+const SHORT_NAP: Duration = Duration::from_micros(100);
+const LONG_NAP: Duration = Duration::from_millis(2);
+const SHORT_NAPS: u32 = 100;
 /// How long opening waits for another process that creates or migrates the store.
 const VERSION_WAIT: Duration = Duration::from_secs(10);
 /// Between two tries of the version lock.
@@ -70,9 +75,9 @@ struct State {
 impl Db {
     /// Opens the database; makes and migrates it unless `read_only`.
     pub(crate) fn open(layout: &Layout, read_only: bool) -> Result<Self, StoreError> {
-        let (connection, version) = settle_version(layout, read_only)?;
+        let (mut connection, version) = settle_version(layout, read_only)?;
         if !read_only {
-            shorten_log(&connection, layout)?;
+            shorten_log(&mut connection, layout)?;
         }
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
@@ -140,8 +145,8 @@ fn connect(path: &Path, read_only: bool) -> Result<Connection, StoreError> {
     if !read_only {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
     }
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_handler(Some(nap))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     // Folding the log back costs two syncs, which the last of several short commands should not
@@ -190,7 +195,7 @@ fn settle_version(layout: &Layout, read_only: bool) -> Result<(Connection, Lock)
 /// without readers, and where many processes share a store that may never come of itself: the log
 /// would fill the disk. Pages that are in the database already take no room there, so this works on
 /// a full disk and makes room. Gives up soon where others read: the next process tries again.
-fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreError> {
+fn shorten_log(connection: &mut Connection, layout: &Layout) -> Result<(), StoreError> {
     let limit = LOG_LIMIT.cast_unsigned();
     if disk::length(&layout.log())?.is_none_or(|length| length <= limit) {
         return Ok(());
@@ -210,7 +215,22 @@ fn shorten_log(connection: &Connection, layout: &Layout) -> Result<(), StoreErro
             }
         }
     }
-    Ok(connection.busy_timeout(BUSY)?)
+    Ok(connection.busy_handler(Some(nap))?)
+}
+
+/// Waits a little for the transaction of another process, unless that took [`BUSY`] in all.
+fn nap(tries: i32) -> bool {
+    let tries = tries.unsigned_abs();
+    let short = SHORT_NAP * tries.min(SHORT_NAPS);
+    if short + LONG_NAP * tries.saturating_sub(SHORT_NAPS) >= BUSY {
+        return false;
+    }
+    thread::sleep(if tries < SHORT_NAPS {
+        SHORT_NAP
+    } else {
+        LONG_NAP
+    });
+    true
 }
 
 /// Folds the log back in one of SQLite's ways; tells whether all of it is.

@@ -142,6 +142,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Index> {
     body.0.is_empty().then_some(Index { entries })
 }
 
+/// Whether a path has the form of [`Entry::path`] and is not that of the root. All that looks entries
+/// up relies on it.
+fn is_clean(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/')
+        .all(|element| !matches!(element, b"" | b"." | b"..") && !element.contains(&0))
+}
+
 /// What is left to read. Each method takes from the front, or gives `None` at the end.
 struct Reader<'a>(&'a [u8]);
 
@@ -159,6 +166,9 @@ impl<'a> Reader<'a> {
         let mut path = Vec::with_capacity(kept.len() + rest.len());
         path.extend_from_slice(kept);
         path.extend_from_slice(rest);
+        if !path.is_empty() && !is_clean(&path) {
+            return None;
+        }
         let [mode, uid, gid] = [self.small()?, self.small()?, self.small()?];
         let mtime = Mtime {
             secs: unzigzag(self.number()?),
@@ -209,9 +219,10 @@ impl<'a> Reader<'a> {
             [2] => EntryKind::Symlink {
                 target: self.bytes(MAX_PATH)?.to_vec(),
             },
-            [3] => EntryKind::Hardlink {
-                target: self.bytes(MAX_PATH)?.to_vec(),
-            },
+            [3] => {
+                let target = self.bytes(MAX_PATH)?.to_vec();
+                is_clean(&target).then_some(EntryKind::Hardlink { target })?
+            }
             [4] => EntryKind::CharDevice {
                 major: self.small()?,
                 minor: self.small()?,

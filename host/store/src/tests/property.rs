@@ -278,6 +278,34 @@ proptest! {
     }
 }
 
+#[test]
+fn an_index_with_a_path_that_no_layer_has_is_refused() {
+    let decoded = |path: &[u8], kind: EntryKind| {
+        let entry = Entry {
+            path: path.to_vec(),
+            kind,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: Mtime::default(),
+            xattrs: Vec::new(),
+        };
+        index::decode(&index::encode(&Index::from_sorted(vec![entry])))
+    };
+    let link = |target: &[u8]| EntryKind::Hardlink {
+        target: target.to_vec(),
+    };
+    for path in [&b"/"[..], b"/a", b"a/", b"a//b", b".", b"a/../b", b"a\0"] {
+        assert_eq!(decoded(path, EntryKind::Directory), None, "{path:?}");
+        assert_eq!(decoded(b"link", link(path)), None, "{path:?}");
+    }
+    assert_eq!(decoded(b"link", link(b"")), None);
+    for path in [&b""[..], b"a", b"a/..b"] {
+        assert!(decoded(path, EntryKind::Directory).is_some(), "{path:?}");
+    }
+    assert!(decoded(b"link", link(b"a/b")).is_some());
+}
+
 /// Every way of looking something up agrees with going through the list.
 fn check_lookups(index: &Index) -> Result<(), TestCaseError> {
     let below = |path: &[u8], dir: &[u8]| {
