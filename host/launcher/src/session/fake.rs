@@ -70,6 +70,7 @@ pub(crate) fn short_limits() -> Limits {
         short: limit,
         remove: limit,
         output: limit,
+        stall: limit,
     }
 }
 

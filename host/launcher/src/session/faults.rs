@@ -13,6 +13,7 @@ use wire::frame::{self, Kind};
 use wire::{Attach, Failure, FailureKind, Reply, Request, message, transfer};
 
 use super::fake::{Guest, NONCE, pair, short_limits};
+use super::tests::{check_lost, with};
 use super::{Lost, Pulse, Session, SessionError};
 
 /// Longer than any of these may take: the sum of all limits that can follow each other.
@@ -75,14 +76,6 @@ fn take(bytes: &[u8], size: u64) -> Result<Vec<u8>, SessionError> {
     session.close();
     script.join().unwrap();
     result.map(|_| taken)
-}
-
-#[track_caller]
-fn check_lost<T: std::fmt::Debug>(result: Result<T, SessionError>, text: &str) {
-    match result {
-        Err(SessionError::Lost(why)) => assert!(why.to_string().contains(text), "{why}"),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -302,7 +295,7 @@ fn a_layer_that_comes_slowly_is_no_reason_to_lose_anything() {
     let layer = vec![9; 20 << 20];
     thread::scope(|scope| {
         let put = scope.spawn(|| {
-            let mut source = Slow(Cursor::new(&layer), Duration::from_millis(100));
+            let mut source = Slow(Cursor::new(&layer), Duration::from_millis(150));
             session.put([1; 32], 20 << 20, &mut source, &Cancel::new())
         });
         has_begun.recv_timeout(BOUND).unwrap();
@@ -315,4 +308,53 @@ fn a_layer_that_comes_slowly_is_no_reason_to_lose_anything() {
     session.close();
     let (received, none) = script.join().unwrap();
     assert!(received == layer && none.is_none());
+}
+
+#[test]
+fn a_layer_that_is_neither_taken_nor_refused_ends_in_bound() {
+    // It answers heartbeats, opens the transfer, and reads nothing, or all but says nothing.
+    for (reads, text) in [(false, "go on with a layer"), (true, "seal a layer")] {
+        let (session, script) = with(move |mut guest| {
+            let mut links = Vec::new();
+            while let Some((_, request)) = guest.request() {
+                let Request::Put { transfer, .. } = request else {
+                    continue;
+                };
+                let mut link = guest.attach(transfer, NONCE);
+                if reads {
+                    std::io::copy(&mut link, &mut std::io::sink()).unwrap();
+                }
+                links.push(link);
+            }
+        });
+        let tar = vec![0; 50 << 20];
+        let size = tar.len() as u64;
+        let put = session.put([1; 32], size, &mut Cursor::new(tar), &Cancel::new());
+        check_lost(put, text);
+        session.close();
+        script.join().unwrap();
+    }
+}
+
+#[test]
+fn a_layer_that_stands_still_on_its_way_to_the_host_ends_in_bound() {
+    let (session, script) = with(|mut guest| {
+        let (_, request) = guest.request().unwrap();
+        let Request::Take { transfer, .. } = request else {
+            panic!("{request:?}")
+        };
+        let mut link = guest.attach(transfer, NONCE);
+        let mut sender = transfer::Sender::new(transfer);
+        let body = [0; 1000];
+        link.write_all(&sender.data(0, &body).unwrap()).unwrap();
+        link.write_all(&body).unwrap();
+        assert_eq!(guest.request(), None);
+    });
+    let mut out = Vec::new();
+    check_lost(
+        session.take(1, &mut out, &Cancel::new()),
+        "go on with a layer",
+    );
+    session.close();
+    script.join().unwrap();
 }

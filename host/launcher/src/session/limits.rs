@@ -24,6 +24,9 @@ pub(crate) struct Limits {
     pub(crate) remove: Duration,
     /// For the rest of a dead step's output to make progress.
     pub(crate) output: Duration,
+    /// For the next frame of a layer to be taken or to come. Whoever unpacks may well stand still for
+    /// minutes while its disk is busy.
+    pub(crate) stall: Duration,
 }
 
 impl Limits {
@@ -41,6 +44,7 @@ impl Limits {
             short: seconds(15),
             remove: seconds(300),
             output: seconds(20),
+            stall: seconds(600),
         }
     }
 
@@ -55,6 +59,7 @@ impl Limits {
             short,
             remove,
             output,
+            stall,
         } = Self::native();
         Self {
             hello: hello * 4,
@@ -65,6 +70,7 @@ impl Limits {
             short: short * 4,
             remove: remove * 4,
             output: output * 4,
+            stall: stall * 4,
         }
     }
 }

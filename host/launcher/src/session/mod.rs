@@ -120,6 +120,15 @@ struct Watched {
     link: Arc<dyn Link>,
     cancel: Option<Cancel>,
     deadline: Option<Instant>,
+    stall: Option<Stall>,
+}
+
+/// How long a layer may stand still: in all, and from now on. Time in which this process was stopped
+/// does not count.
+#[derive(Debug, Clone, Copy)]
+struct Stall {
+    limit: Duration,
+    left: Duration,
 }
 
 /// What a session needs to know before it begins.
@@ -316,6 +325,7 @@ impl Shared {
             link: Arc::clone(link),
             cancel: cancel.cloned(),
             deadline: limit.and_then(|limit| Instant::now().checked_add(limit)),
+            stall: None,
         };
         lock(&self.watched).insert(number, watched);
         // The guest may have been lost just before: then nobody else resets this one.
@@ -334,6 +344,16 @@ impl Shared {
 struct Watch<'a> {
     shared: &'a Shared,
     number: u64,
+}
+
+impl Watch<'_> {
+    /// From now on it is the guest's turn, and it is lost if it lets this time pass; with `None` it
+    /// is no more.
+    fn is_the_guests(&self, turn: Option<Duration>) {
+        if let Some(watched) = lock(&self.shared.watched).get_mut(&self.number) {
+            watched.stall = turn.map(|limit| Stall { limit, left: limit });
+        }
+    }
 }
 
 impl Drop for Watch<'_> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use wire::limits::{HEARTBEAT_LOST_MS, HEARTBEAT_MS};
 
 /// Longest time that one look at the clock counts for.
-const LONGEST_TICK: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_TICK: Duration = Duration::from_secs(1);
 
 /// The state of the heartbeat. It is fed with time and answers.
 #[derive(Debug)]

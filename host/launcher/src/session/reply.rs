@@ -124,9 +124,12 @@ impl Pending {
         match self.wait(None, Some(limit))? {
             Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
             Waited::Answer(reply) => Ok(reply),
-            Waited::Cancelled | Waited::TimeUp => Err(SessionError::Lost(
-                self.shared.lose(Lost::TooLate { what, limit }),
-            )),
+            Waited::Cancelled | Waited::TimeUp => Err(self.late(what, limit)),
         }
+    }
+
+    /// The guest is lost, since it took longer than `limit` for `what`.
+    pub(crate) fn late(&self, what: &'static str, limit: Duration) -> SessionError {
+        SessionError::Lost(self.shared.lose(Lost::TooLate { what, limit }))
     }
 }

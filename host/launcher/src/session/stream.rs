@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::Cancel;
@@ -68,7 +68,8 @@ impl Shared {
         }
     }
 
-    /// Reads a transfer to its end and hands each piece to `each`. Returns its length.
+    /// Reads a transfer to its end and hands each piece to `each`. Returns its length. With `stall`,
+    /// a guest that lets it stand still so long is lost.
     ///
     /// # Errors
     /// A guest that breaks the rules of a transfer is lost. A refusal is its own word that it
@@ -78,13 +79,17 @@ impl Shared {
         link: &Arc<dyn Link>,
         id: u64,
         cancel: Option<&Cancel>,
+        stall: Option<Duration>,
         mut each: impl FnMut(u8, &[u8]) -> Result<(), SessionError>,
     ) -> Result<u64, ReceiveError> {
-        let _watch = self.watch(link, cancel, None);
+        let watch = self.watch(link, cancel, None);
         let mut frames = Frames::new(Arc::clone(link));
         let mut receiver = transfer::Receiver::new(id, u64::MAX);
         loop {
-            let frame = match frames.next() {
+            watch.is_the_guests(stall);
+            let next = frames.next();
+            watch.is_the_guests(None);
+            let frame = match next {
                 Ok(Some(frame)) => frame,
                 // After an end this is never reached.
                 Ok(None) => {
@@ -188,12 +193,14 @@ impl Drop for Expected {
     }
 }
 
-/// Sends `size` bytes of `source` as the transfer `id`, in pieces of the longest frame.
+/// Sends `size` bytes of `source` as the transfer `id`, in pieces of the longest frame. Says
+/// when it `waits` for the guest and when no more.
 pub(super) fn send_all(
     link: &Arc<dyn Link>,
     id: u64,
     source: &mut dyn Read,
     size: u64,
+    waits: impl Fn(bool),
 ) -> Result<(), SendError> {
     let mut sender = Sender::new(id);
     let other = |err: &dyn std::fmt::Display| SendError::Source(io::Error::other(err.to_string()));
@@ -210,8 +217,11 @@ pub(super) fn send_all(
             }
         };
         let header = sender.data(0, &piece).map_err(|err| other(&err))?;
-        link.send(header.to_vec()).map_err(SendError::Link)?;
-        link.send(piece).map_err(SendError::Link)?;
+        waits(true);
+        link.send(header.to_vec())
+            .and_then(|()| link.send(piece))
+            .map_err(SendError::Link)?;
+        waits(false);
     }
     let end = sender.end().map_err(|err| other(&err))?;
     link.send(end)

@@ -10,6 +10,7 @@ use wire::frame::{self, Kind};
 use wire::{Exit, Failure, FailureKind, Network, Reply, Request, RunStep, StepLimits, transfer};
 
 use super::fake::{Guest, NONCE, pair, short_limits};
+use super::limits::Limits;
 use super::{Lost, Pulse, Session, SessionError};
 
 const EXIT: Exit = Exit {
@@ -20,7 +21,14 @@ const EXIT: Exit = Exit {
 };
 
 /// Opens a session with a guest whose script begins after the hello.
-fn with<T: Send + 'static>(
+pub(super) fn with<T: Send + 'static>(
+    script: impl FnOnce(Guest) -> T + Send + 'static,
+) -> (Session, thread::JoinHandle<T>) {
+    with_limits(short_limits(), script)
+}
+
+fn with_limits<T: Send + 'static>(
+    limits: Limits,
     script: impl FnOnce(Guest) -> T + Send + 'static,
 ) -> (Session, thread::JoinHandle<T>) {
     let (host, mut guest) = pair();
@@ -28,7 +36,8 @@ fn with<T: Send + 'static>(
         guest.hello(wire::PROTOCOL, NONCE);
         script(guest)
     });
-    (host.open().unwrap(), script)
+    let session = host.open_with(limits, Pulse::default()).unwrap();
+    (session, script)
 }
 
 fn step(number: u64) -> RunStep {
@@ -60,7 +69,7 @@ impl Output for Written {
 }
 
 #[track_caller]
-fn check_lost<T: std::fmt::Debug>(result: Result<T, SessionError>, text: &str) {
+pub(super) fn check_lost<T: std::fmt::Debug>(result: Result<T, SessionError>, text: &str) {
     match result {
         Err(SessionError::Lost(why)) => assert!(why.to_string().contains(text), "{why}"),
         other => panic!("{other:?}"),
@@ -193,7 +202,7 @@ fn a_guest_that_stops_answering_heartbeats_is_lost_and_wakes_who_waits() {
         guest // alive, and silent
     });
     let pulse = Pulse::new(Duration::from_millis(50), Duration::from_millis(300));
-    let session = host.open_with(super::Limits::native(), pulse).unwrap();
+    let session = host.open_with(Limits::native(), pulse).unwrap();
     check_lost(
         session.run(step(1), &mut Written::default(), &Cancel::new()),
         "did not answer",
@@ -602,7 +611,11 @@ fn a_dead_step_whose_output_never_ends_costs_the_guest_its_life() {
 
 #[test]
 fn a_bulk_transfer_that_nobody_reads_holds_up_nothing_else() {
-    let (session, script) = with(|mut guest| {
+    let patient = Limits {
+        stall: Duration::from_secs(60),
+        ..short_limits()
+    };
+    let (session, script) = with_limits(patient, |mut guest| {
         let mut stuck = Vec::new();
         while let Some((id, request)) = guest.request() {
             if let Request::Put { transfer, .. } = request {

@@ -12,7 +12,7 @@ use wire::frame::{self, Frame, Kind};
 use wire::{Attach, Reply, message};
 
 use super::link::{Door, Frames, Link};
-use super::pulse::Beat;
+use super::pulse::{Beat, LONGEST_TICK};
 use super::{Lost, Shared, TICK, lock};
 
 /// How long the reader of the control connection may take to read what came before its end.
@@ -30,8 +30,9 @@ pub(super) fn start_watch(
         let mut last = Instant::now();
         while !shared.closed.sleep(TICK) {
             let now = Instant::now();
-            shared.look_at_watched(now);
-            shared.beat(now.duration_since(last));
+            let elapsed = now.duration_since(last);
+            shared.look_at_watched(now, elapsed);
+            shared.beat(elapsed);
             last = now;
         }
     })
@@ -99,13 +100,25 @@ impl Shared {
         }
     }
 
-    /// Resets connections whose users are cancelled or too late.
-    fn look_at_watched(&self, now: Instant) {
-        for watched in lock(&self.watched).values() {
+    /// Resets connections whose users are cancelled or too late. A guest that lets one stand still
+    /// too long is lost.
+    fn look_at_watched(&self, now: Instant, elapsed: Duration) {
+        let mut stood_still = None;
+        for watched in lock(&self.watched).values_mut() {
             let cancelled = watched.cancel.as_ref().is_some_and(Cancel::is_cancelled);
             if cancelled || watched.deadline.is_some_and(|deadline| now >= deadline) {
                 watched.link.reset();
             }
+            if let Some(stall) = &mut watched.stall {
+                stall.left = stall.left.saturating_sub(elapsed.min(LONGEST_TICK));
+                if stall.left.is_zero() {
+                    stood_still = Some(stall.limit);
+                }
+            }
+        }
+        if let Some(limit) = stood_still {
+            let what = "go on with a layer";
+            self.lose(Lost::TooLate { what, limit });
         }
     }
 

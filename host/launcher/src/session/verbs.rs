@@ -91,18 +91,24 @@ impl Session {
         let opened = expected.wait(Some(cancel), || pending.has_come())?;
         if let Some(link) = opened {
             let watch = self.shared.watch(&link, Some(cancel), None);
-            let sent = send_all(&link, expected.id, source, size);
+            let stall = self.limits().stall;
+            let sent = send_all(&link, expected.id, source, size, |waits| {
+                watch.is_the_guests(waits.then_some(stall));
+            });
             drop(watch);
             self.settle_put(sent, &pending, cancel)?;
         }
-        match pending.wait(Some(cancel), None)? {
+        // It has all but what it buffers; what is left to do is as much as for any layer.
+        let limit = self.limits().remove;
+        match pending.wait(Some(cancel), Some(limit))? {
             Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
             Waited::Answer(reply) => {
                 self.done("Put", &reply)?;
                 self.moved().put.count(size, begin.elapsed());
                 Ok(())
             }
-            Waited::Cancelled | Waited::TimeUp => Err(SessionError::Cancelled),
+            Waited::Cancelled => Err(SessionError::Cancelled),
+            Waited::TimeUp => Err(pending.late("seal a layer that it has", limit)),
         }
     }
 
@@ -184,16 +190,17 @@ impl Session {
         output: &mut dyn Output,
         progress: &AtomicU64,
     ) -> Result<(), ReceiveError> {
-        self.shared.receive_all(link, id, None, |flags, bytes| {
-            let stream = if flags & 1 == 0 {
-                Stream::Stdout
-            } else {
-                Stream::Stderr
-            };
-            output.write(stream, bytes);
-            progress.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            Ok(())
-        })?;
+        self.shared
+            .receive_all(link, id, None, None, |flags, bytes| {
+                let stream = if flags & 1 == 0 {
+                    Stream::Stdout
+                } else {
+                    Stream::Stderr
+                };
+                output.write(stream, bytes);
+                progress.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(())
+            })?;
         Ok(())
     }
 
@@ -266,12 +273,13 @@ impl Session {
             let reply = pending.insist("send a layer", self.limits().short)?;
             return Err(self.unfitting("Take", &reply));
         };
-        let received = self
-            .shared
-            .receive_all(&link, expected.id, Some(cancel), |_, bytes| {
-                out.write_all(bytes)
-                    .map_err(|err| SessionError::host("cannot store a layer", err))
-            });
+        let stall = self.limits().stall;
+        let received =
+            self.shared
+                .receive_all(&link, expected.id, Some(cancel), Some(stall), |_, bytes| {
+                    out.write_all(bytes)
+                        .map_err(|err| SessionError::host("cannot store a layer", err))
+                });
         let received = match received {
             Ok(received) => received,
             Err(ReceiveError::Session(err)) => {
