@@ -200,6 +200,36 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
     assert_eq!(check.status, Some(0), "{check:?}");
 }
 
+/// The disk of the VM is a file on the disk of the host, and programs that write to it need not ask
+/// whether that worked. Nothing of such a step is kept.
+#[test]
+fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
+    let bench = Bench::new();
+    fs::create_dir(bench.store()).unwrap();
+    let mut mount = Command::new("mount");
+    mount
+        .args(["-t", "tmpfs", "-o", "size=100m", "none"])
+        .arg(bench.store());
+    if run(mount).status != Some(0) {
+        skip("mounting a small file system needs root");
+        return;
+    }
+    let heedless = format!("{BUSYBOX}RUN dd if=/dev/zero of=/big bs=1M count=200\n");
+    let heedless = bench.build(&heedless, &[]);
+    let careful = format!("{BUSYBOX}RUN dd if=/dev/zero of=/big bs=1M count=200 conv=fsync\n");
+    let careful = bench.build(&careful, &[]);
+    let after = bench.build("FROM scratch\nCOPY busybox /a\n", &[]);
+    let check = run(bench.cofferdam(["store", "check"]));
+    let mut umount = Command::new("umount");
+    umount.arg(bench.store());
+    let _unmounted = run(umount).expect_status(0);
+    for done in [heedless, careful] {
+        assert_eq!(done.status, Some(125), "{done:?}");
+    }
+    assert_eq!(after.status, Some(0), "{after:?}");
+    assert_eq!(check.status, Some(0), "{check:?}");
+}
+
 #[test]
 fn a_build_makes_room_where_there_is_little() {
     let bench = Bench::new();

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
@@ -205,9 +205,13 @@ impl Layers {
         implicit: &Implicit,
     ) -> Result<()> {
         let file = file_name(name)?;
-        implicit.write(self.sealed.as_fd(), &file)?;
-        // The data first, then the name: after a power cut a name without data would be a lie.
-        syncfs(self.sealed.as_fd()).context("cannot write a layer to the guest disk")?;
+        let written = implicit.write(self.sealed.as_fd(), &file);
+        // The data first, then the name: after a power cut a name without data would be a lie. Here
+        // the kernel also tells whether the disk took all that was written before: a failure is never
+        // one of room alone, whatever its number.
+        syncfs(self.sealed.as_fd())
+            .map_err(|errno| anyhow!("cannot write a layer to the guest disk: {errno}"))?;
+        written?;
         let sealed = self.sealed.as_fd();
         let flags = RenameFlags::RENAME_NOREPLACE;
         match renameat2(parent, from.as_c_str(), sealed, file.as_c_str(), flags) {

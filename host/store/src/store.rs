@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rusqlite::{Connection, Transaction};
 
-use crate::db::{Commit, Db};
+use crate::db::{self, Commit, Db};
 use crate::housekeeping::{give_up_reserve, make_reserve};
 use crate::instance::{self, Me};
 use crate::layout::Layout;
@@ -59,17 +59,6 @@ fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Objects without a database are a store that has lost it, and no new one.
-fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
-    if disk::list(&layout.blobs())?.is_empty() || disk::length(&layout.database())?.is_some() {
-        return Ok(());
-    }
-    Err(StoreError::corrupt(
-        "the database of the store is missing: `cofferdam store check --repair` makes one from the \
-         objects that are there",
-    ))
-}
-
 /// Removes what a stopped rebuild has left. None runs, since the caller has the version lock.
 fn clear_rebuild(layout: &Layout) {
     if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_tree(&layout.rebuilding()) {
@@ -91,7 +80,7 @@ impl Store {
             let is_new = disk::length(&layout.database())?.is_none();
             layout.make()?;
             if is_new {
-                refuse_orphans(&layout)?;
+                db::refuse_orphans(&layout)?;
                 place::make_lasting(layout.root())?;
             }
         }

@@ -186,13 +186,27 @@ fn command_line(args: &[OsString]) -> String {
             .map(|name| name.to_string_lossy().into_owned())
     };
     let mut words: Vec<String> = args.first().and_then(name).into_iter().collect();
-    words.extend(
-        args.iter()
-            .skip(1)
-            .map(|arg| arg.to_string_lossy().into_owned()),
-    );
+    for arg in args.iter().skip(1) {
+        let is_value = words.last().is_some_and(|word| word == BUILD_ARG);
+        let mut word = arg.to_string_lossy().into_owned();
+        let argument = match word.strip_prefix(BUILD_ARG) {
+            Some(rest) => rest.strip_prefix('='),
+            None => is_value.then_some(word.as_str()),
+        };
+        // Its value is nobody's business, and may be a secret.
+        if let Some((name, value)) = argument.and_then(|argument| argument.split_once('='))
+            && !value.is_empty()
+        {
+            let kept = word.len() - argument.map_or(0, str::len) + name.len() + 1;
+            word.truncate(kept);
+            word.push('…');
+        }
+        words.push(word);
+    }
     words.join(" ").chars().take(MOST).collect()
 }
+
+const BUILD_ARG: &str = "--build-arg";
 
 #[cfg(test)]
 mod tests {
@@ -323,6 +337,12 @@ mod tests {
     fn the_command_line_is_told_without_the_programs_directory_and_not_at_length() {
         let args = ["/usr/bin/cofferdam", "build", "."].map(OsString::from);
         assert_eq!(command_line(&args), "cofferdam build .");
+        let secret = "c build --build-arg A=s3cret --build-arg=B=s3=cret --build-arg C . D=e";
+        let secret: Vec<OsString> = secret.split(' ').map(Into::into).collect();
+        assert_eq!(
+            command_line(&secret),
+            "c build --build-arg A=… --build-arg=B=… --build-arg C . D=e"
+        );
         let long = ["cofferdam".into(), "x".repeat(1000).into()];
         assert!(command_line(&long).len() <= 200);
     }

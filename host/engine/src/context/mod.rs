@@ -44,6 +44,11 @@ use cache::{Record, StatCache};
 use ignore::Ignore;
 use scan::{Known, Scan};
 
+/// How the names of caches of digests begin.
+const CACHES: &str = "context-";
+/// Most contexts whose digests are remembered. On a farm each checkout may be at a place of its own.
+const MAX_CACHES: usize = 32;
+
 /// Why a directory cannot be a build context.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
@@ -135,7 +140,7 @@ impl Context {
             name.extend_from_slice(ignore_path.as_os_str().as_bytes());
             (
                 store.clone(),
-                format!("context-{}", Digest::of(&name).hex()),
+                format!("{CACHES}{}", Digest::of(&name).hex()),
             )
         });
         Ok(Self(Arc::new(Inner {
@@ -171,7 +176,10 @@ impl Context {
         let Some(bytes) = StatCache::encode(&records) else {
             return;
         };
-        if let Err(error) = store.save_cache(name, &bytes) {
+        let saved = store
+            .save_cache(name, &bytes)
+            .and_then(|()| store.trim_caches(CACHES, MAX_CACHES));
+        if let Err(error) = saved {
             log::warn!("digests of context files are not remembered: {error}");
         }
     }

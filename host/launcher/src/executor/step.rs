@@ -22,6 +22,8 @@ const PUTS: usize = 2;
 
 /// With less room than this on its disk, in bytes, a guest cannot write.
 const FULL: u64 = 1 << 20;
+/// With less room than this on the disk of the host, in bytes, the disk of a guest may have failed.
+const HOST_FULL: u64 = 8 << 20;
 
 /// Why a step gave no layer in this VM.
 #[derive(Debug)]
@@ -107,14 +109,15 @@ impl Worker<'_> {
         drop(place);
         check_exit(exit).map_err(|err| self.explain(err))?;
         let layer = self.take(number, spec, cancel)?;
-        self.seal(number, &layer);
+        self.seal(number, &layer)?;
         Ok(StepDone {
             layer,
             peak_memory: exit.peak_memory,
         })
     }
 
-    /// A step that failed on a full disk was not at fault: it has nowhere to write.
+    /// A step that failed on a full disk was not at fault: it has nowhere to write. The guest's disk
+    /// is a file of the host, so it fails too where the host's disk is full.
     fn explain(&self, failed: StepError) -> StepError {
         let StepError::Failed {
             status,
@@ -123,6 +126,15 @@ impl Worker<'_> {
         else {
             return failed;
         };
+        if let Ok(space) = self.store.space()
+            && space.free < HOST_FULL
+        {
+            let full = format!(
+                "exit code: {status}; no space left on the disk of this host, which the disk of the \
+                 builder VM is on too"
+            );
+            return StepError::Host(full.into());
+        }
         match self.session.stat() {
             Ok(stat) if stat.disk_free < FULL => StepError::Limit(format!(
                 "exit code: {status}; the disk of the builder VM is full ({} GiB)",
@@ -270,14 +282,24 @@ impl Worker<'_> {
     }
 
     /// Keeps the changes on the guest disk, for the steps that follow. Without it they are put
-    /// there when they are needed, so a failure costs time only.
-    fn seal(&self, number: u64, layer: &Layer) {
+    /// there when they are needed, so a lack of room costs time only. But where the disk did not take
+    /// what was written, what was read from it for the layer may be something else.
+    fn seal(&self, number: u64, layer: &Layer) -> Result<(), Trouble> {
         let name = layer.diff_id.digest().0;
         let sealed = self
             .sealed
             .ensure(name, &Cancel::new(), || self.session.seal(number, name));
-        if let Err(err) = sealed {
-            log::warn!("the builder VM cannot keep a layer: {err}");
+        match sealed {
+            Ok(_) => Ok(()),
+            Err(SessionError::Refused(failure)) if failure.kind == FailureKind::DiskFull => {
+                log::warn!("the builder VM cannot keep a layer: {}", failure.text);
+                Ok(())
+            }
+            Err(SessionError::Refused(failure)) => {
+                let lost = self.session.lose(Lost::Disk(failure.text));
+                Err(Trouble::Lost(SessionError::Lost(lost)))
+            }
+            Err(other) => Err(other.into()),
         }
     }
 }

@@ -49,6 +49,10 @@ pub enum Lost {
         /// The time it had.
         limit: Duration,
     },
+    /// Its disk does not keep what is written to it, so nothing that it reads from there is worth
+    /// anything.
+    #[error("the disk of the builder VM failed: {0}")]
+    Disk(String),
     /// The monitor ended.
     #[error("the monitor of the builder VM ended: {0}")]
     MonitorEnded(String),

@@ -98,6 +98,7 @@ impl Vm {
             | Lost::Version { .. }
             | Lost::Nonce
             | Lost::TooLate { .. }
+            | Lost::Disk(_)
             | Lost::MonitorEnded(_)
             | Lost::Ended => false,
         };

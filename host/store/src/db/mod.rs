@@ -267,10 +267,25 @@ fn make_ready(layout: &Layout) -> Result<(), StoreError> {
         replace::finish(layout)?;
     }
     let mut connection = connect(&layout.database(), false)?;
-    if version(&connection)? < schema::VERSION {
+    let found = version(&connection)?;
+    if found == 0 {
+        refuse_orphans(layout)?;
+    }
+    if found < schema::VERSION {
         migrate(&mut connection)?;
     }
     Ok(())
+}
+
+/// Objects without a database, or with an empty one, are a store that has lost it, and no new one.
+pub(crate) fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
+    if disk::list(&layout.blobs())?.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::corrupt(
+        "the database of the store is lost: `cofferdam store check --repair` makes one from the \
+         objects that are there",
+    ))
 }
 
 /// Makes a new database that nobody else knows of.

@@ -116,6 +116,24 @@ pub enum BuildState {
     Ended(i64, BuildOutcome),
 }
 
+/// What came of forgetting builds.
+#[derive(Debug, Default)]
+pub(crate) struct Forgotten {
+    /// Bytes of their logs.
+    pub(crate) freed: u64,
+    /// Why some could not be forgotten.
+    pub(crate) failed: Vec<String>,
+}
+
+impl Forgotten {
+    pub(crate) fn count(&mut self, bytes: u64, removal: Removal) {
+        match removal {
+            Removal::Gone => self.freed += bytes,
+            Removal::Busy(why) | Removal::Failed(why) => self.failed.push(why),
+        }
+    }
+}
+
 /// A build of the past or present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
@@ -217,11 +235,16 @@ impl Store {
             Ok(tx.prepare_cached(most)?.query_row([], |row| row.get(0))?)
         })?;
         let many = usize::try_from(count).is_ok_and(|count| count > KEEP + SLACK);
-        if (many || id.0 % LOOK == 0)
-            && let Err(error) = self.trim_history()
-        {
+        if many || id.0 % LOOK == 0 {
             // The build has ended well or badly; its history must not change that.
-            ::log::warn!("cannot forget old builds: {error}");
+            match self.trim_history() {
+                Ok(forgotten) => {
+                    for why in forgotten.failed {
+                        ::log::warn!("cannot forget a build: {why}");
+                    }
+                }
+                Err(error) => ::log::warn!("cannot forget old builds: {error}"),
+            }
         }
         Ok(())
     }
@@ -313,51 +336,73 @@ impl Store {
                 Err(StoreError::Busy(format!("build {id} runs")))
             }
             // Durable: what the user has taken away does not come back.
-            Some(_) => self.forget_build(id, &self.layout().build_logs(id.0), Commit::Durable),
+            Some(_) => {
+                let logs = self.layout().build_logs(id.0);
+                match self.forget_build(id, &logs, Commit::Durable)? {
+                    Removal::Gone => Ok(()),
+                    Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
+                }
+            }
         }
     }
 
     /// Forgets builds beyond what is kept, by count, age and bytes, but none that runs.
-    pub(crate) fn trim_history(&self) -> Result<(), StoreError> {
+    pub(crate) fn trim_history(&self) -> Result<Forgotten, StoreError> {
         let oldest = time::now().saturating_sub(KEEP_FOR);
+        let mut place = 0;
         let mut bytes: u64 = 0;
-        for (place, build) in self.builds(usize::MAX)?.iter().enumerate() {
-            let logs = self.layout().build_logs(build.id.0);
-            bytes = bytes.saturating_add(disk::allocated_below(&logs)?);
-            let old = place >= KEEP || build.started < oldest || bytes > KEEP_BYTES;
-            if old && build.state != BuildState::Running {
-                self.forget_build(build.id, &logs, Commit::Relaxed)?;
-            }
-        }
+        let forgotten = self.forget_all(|build, of_it| {
+            place += 1;
+            bytes = bytes.saturating_add(of_it);
+            place > KEEP || build.started < oldest || bytes > KEEP_BYTES
+        })?;
         self.write(Commit::Relaxed, |tx| {
             tx.prepare_cached("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1")?
                 .execute([KEEP_EVENTS])?;
             Ok(())
-        })
+        })?;
+        Ok(forgotten)
     }
 
-    /// Forgets all builds that do not run; returns how many bytes their logs had.
-    pub(crate) fn forget_builds(&self) -> Result<u64, StoreError> {
-        let mut freed = 0;
+    /// Forgets all builds that do not run.
+    pub(crate) fn forget_builds(&self) -> Result<Forgotten, StoreError> {
+        self.forget_all(|_, _| true)
+    }
+
+    /// Forgets those builds that do not run and that `which` names, by the bytes of their logs. One
+    /// whose logs cannot be removed keeps no other one.
+    fn forget_all(
+        &self,
+        mut which: impl FnMut(&Build, u64) -> bool,
+    ) -> Result<Forgotten, StoreError> {
+        let mut forgotten = Forgotten::default();
         for build in self.builds(usize::MAX)? {
-            if build.state != BuildState::Running {
-                let logs = self.layout().build_logs(build.id.0);
-                let bytes = disk::allocated_below(&logs)?;
-                self.forget_build(build.id, &logs, Commit::Relaxed)?;
-                freed += bytes;
+            let logs = self.layout().build_logs(build.id.0);
+            // What cannot be looked at cannot be removed either, and that tells why.
+            let bytes = disk::allocated_below(&logs).unwrap_or(0);
+            if !which(&build, bytes) || build.state == BuildState::Running {
+                continue;
             }
+            forgotten.count(bytes, self.forget_build(build.id, &logs, Commit::Relaxed)?);
         }
-        Ok(freed)
+        Ok(forgotten)
     }
 
-    fn forget_build(&self, id: BuildId, logs: &Path, commit: Commit) -> Result<(), StoreError> {
-        match disk::remove_tree(logs) {
-            Removal::Gone => self.write(commit, |tx| {
+    /// The row goes after the logs, so that a build whose logs are there can be named.
+    fn forget_build(
+        &self,
+        id: BuildId,
+        logs: &Path,
+        commit: Commit,
+    ) -> Result<Removal, StoreError> {
+        let removal = disk::remove_tree(logs);
+        if removal == Removal::Gone {
+            self.write(commit, |tx| {
                 tx.prepare_cached("DELETE FROM build WHERE id = ?1")?
                     .execute([id.0])?;
                 Ok(())
-            }),
-            Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
+            })?;
         }
+        Ok(removal)
     }
 }

@@ -7,6 +7,7 @@
 //! at a time, builds never wait for it, and nothing is held while progress is told but the lock that
 //! says so.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use rusqlite::Transaction;
 use super::graph::Graph;
 use super::{reserve, room, usage};
 use crate::db::Commit;
+use crate::history::Forgotten;
 use crate::lock::Lock;
 use crate::object::{remove_files, settle_removals, unpin};
 use crate::{Digest, Item, Removal, Store, StoreError, disk, instance, time};
@@ -25,7 +27,8 @@ const BATCH: usize = 128;
 /// What a prune shall do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PruneOptions {
-    /// Take the names of all images away first.
+    /// Take the names of images away first: with [`Self::unused_for`] of those that were not made in
+    /// that time, otherwise of all.
     pub images: bool,
     /// Only what was not used for this long.
     pub unused_for: Option<Duration>,
@@ -87,6 +90,8 @@ struct Pass<'a> {
     dry_run: bool,
     progress: &'a mut dyn FnMut(&Pruned) -> ControlFlow<()>,
     report: PruneReport,
+    /// Names of images that are taken away, or would be.
+    unnamed: HashSet<String>,
 }
 
 /// Something to remove.
@@ -123,6 +128,7 @@ impl Store {
             dry_run: options.dry_run,
             progress,
             report,
+            unnamed: HashSet::new(),
         };
         if !options.dry_run {
             reserve::give_up(self.layout())?;
@@ -160,23 +166,30 @@ impl Store {
 impl Pass<'_> {
     fn run(&mut self, options: &PruneOptions) -> Result<(), StoreError> {
         let store = self.store;
+        let age = options
+            .unused_for
+            .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        let before = time::now().saturating_sub(age);
+        if options.images {
+            self.unnamed = store.names_until(before)?;
+        }
         if !self.dry_run {
             if self.finish_condemned()?.is_break() {
                 return Ok(());
             }
             instance::reap(store.layout(), &store.inner.db)?;
             if options.images {
-                store.forget_images()?;
+                store.forget_images(before)?;
             }
-            self.sweep()?;
+            self.sweep();
         }
-        self.remove_unused(options)?;
+        self.remove_unused(options, before)?;
         if !self.dry_run {
             store.forget_facts()?;
             if options.images && options.unused_for.is_none() {
-                self.report.freed += store.forget_builds()?;
+                self.forgot(store.forget_builds()?);
             }
-            store.trim_history()?;
+            self.forgot(store.trim_history()?);
         }
         Ok(())
     }
@@ -206,17 +219,16 @@ impl Pass<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn remove_unused(&mut self, options: &PruneOptions) -> Result<(), StoreError> {
+    fn remove_unused(&mut self, options: &PruneOptions, before: i64) -> Result<(), StoreError> {
         let store = self.store;
         let mut graph = store.read(Graph::load)?;
-        if self.dry_run && options.images {
-            graph.nodes.iter_mut().for_each(|node| node.images.clear());
+        if self.dry_run {
+            for node in &mut graph.nodes {
+                node.images.retain(|name| !self.unnamed.contains(name));
+            }
         }
         self.report.in_use = usage::in_use(&graph, store.layout());
-        let age = options
-            .unused_for
-            .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
-        let order = graph.removable(time::now().saturating_sub(age));
+        let order = graph.removable(before);
         let goal = store.prune_goal(options)?;
         let start = self.report.freed;
         let mut left = order.into_iter();
@@ -290,14 +302,23 @@ impl Pass<'_> {
         Ok(flow)
     }
 
-    fn sweep(&mut self) -> Result<(), StoreError> {
-        for (stray, removal) in self.store.sweep()? {
+    /// What cannot even be looked at is one of the things that could not be removed.
+    fn sweep(&mut self) {
+        let strays = self.store.sweep().unwrap_or_else(|error| {
+            self.report.failed.push(error.to_string());
+            Vec::new()
+        });
+        for (stray, removal) in strays {
             match removal {
                 Removal::Gone => log::info!("removed the leftover {}", stray.path.display()),
                 Removal::Busy(why) | Removal::Failed(why) => self.report.failed.push(why),
             }
         }
-        Ok(())
+    }
+
+    fn forgot(&mut self, forgotten: Forgotten) {
+        self.report.freed += forgotten.freed;
+        self.report.failed.extend(forgotten.failed);
     }
 }
 
@@ -325,10 +346,25 @@ fn condemn(tx: &Transaction<'_>, batch: &[Candidate]) -> Result<Vec<i64>, StoreE
 }
 
 impl Store {
-    fn forget_images(&self) -> Result<(), StoreError> {
+    /// The names of images that were made until then, in seconds since 1970.
+    fn names_until(&self, then: i64) -> Result<HashSet<String>, StoreError> {
+        self.read(|tx| {
+            let mut rows = tx.prepare_cached("SELECT name FROM image WHERE created <= ?1")?;
+            let names = rows.query_map([then], |row| row.get(0))?;
+            Ok(names.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Takes these names away.
+    fn forget_images(&self, then: i64) -> Result<(), StoreError> {
         self.write(Commit::Durable, |tx| {
-            tx.prepare_cached("DELETE FROM image_layer")?.execute([])?;
-            tx.prepare_cached("DELETE FROM image")?.execute([])?;
+            tx.prepare_cached(
+                "DELETE FROM image_layer \
+                 WHERE image IN (SELECT name FROM image WHERE created <= ?1)",
+            )?
+            .execute([then])?;
+            tx.prepare_cached("DELETE FROM image WHERE created <= ?1")?
+                .execute([then])?;
             Ok(())
         })
     }

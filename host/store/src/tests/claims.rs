@@ -159,6 +159,49 @@ fn blobs_and_layers_with_the_same_bytes_do_not_disturb_each_other() {
 }
 
 #[test]
+fn a_prune_with_an_age_takes_away_only_names_that_are_older() {
+    let root = Root::new();
+    let store = root.open();
+    let made = layer(&store, "x");
+    let manifest = store.put_blob(b"manifest", "manifest").unwrap();
+    let config = store.put_blob(b"config", "config").unwrap();
+    for name in ["old", "new"] {
+        store
+            .set_image(name, manifest, config, &[made.diff_id])
+            .unwrap();
+    }
+    rusqlite::Connection::open(root.path().join("store.db"))
+        .unwrap()
+        .execute(
+            "UPDATE image SET created = created - 7200 WHERE name = 'old'",
+            [],
+        )
+        .unwrap();
+    let older = PruneOptions {
+        images: true,
+        unused_for: Some(std::time::Duration::from_secs(3600)),
+        ..Default::default()
+    };
+    let names = || -> Vec<String> {
+        let images = store.images().unwrap().into_iter();
+        images.map(|image| image.name).collect()
+    };
+    let dry_run = true;
+    prune(
+        &store,
+        &PruneOptions {
+            dry_run,
+            ..older.clone()
+        },
+    );
+    assert_eq!(names(), ["new", "old"]);
+    prune(&store, &older);
+    assert_eq!(names(), ["new"]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn an_image_pins_its_parts_until_its_name_goes() {
     let root = Root::new();
     let store = root.open();

@@ -267,6 +267,29 @@ fn a_damaged_database_is_refused_and_not_replaced() {
     );
 }
 
+#[test]
+fn an_empty_database_beside_objects_is_a_lost_one_and_no_new_store() {
+    for logs in [["store.db-wal", "store.db-shm"].as_slice(), &[]] {
+        let root = Root::new();
+        let store = root.open();
+        let made = layer(&store, "a");
+        store.close().unwrap();
+        std::fs::write(root.path().join("store.db"), "").unwrap();
+        for log in logs {
+            std::fs::remove_file(root.path().join(log)).unwrap();
+        }
+        for _ in 0..2 {
+            let error = Store::open(root.path(), &OpenOptions::default()).unwrap_err();
+            assert!(error.to_string().contains("--repair"), "{error}");
+        }
+        assert_eq!(Store::rebuild(root.path()).unwrap().layers, 1);
+        let store = root.open();
+        assert!(store.layer(made.diff_id).unwrap().is_some());
+        store.close().unwrap();
+        root.assert_clean();
+    }
+}
+
 /// The log grows as long as anybody reads; it must not stay so for ever.
 #[test]
 fn a_log_that_has_grown_long_is_folded_back_by_whoever_opens_the_store() {

@@ -25,6 +25,12 @@ use crate::transport::Transport;
 /// Longer than anything here takes, even by emulation on a busy machine.
 const BOUND: Duration = Duration::from_secs(180);
 
+/// How long a consumer that stalls stands still: three seconds, or `COFFERDAM_STALL` seconds.
+fn stall() -> Duration {
+    let seconds = std::env::var("COFFERDAM_STALL").map(|text| text.parse().unwrap());
+    Duration::from_secs(seconds.unwrap_or(3))
+}
+
 /// A build whose guest uses this driver; `None` if this run has no image.
 fn build_on(path: Transport, seam: Seam) -> Option<Build> {
     let build = build_with(|options| (options.transport, options.seam) = (path, seam))?;
@@ -83,7 +89,7 @@ impl Gate {
         let mut gates = gates.lock().unwrap();
         gates.waiting = true;
         changed.notify_all();
-        let waited = changed.wait_timeout_while(gates, BOUND, |gates| !gates.open);
+        let waited = changed.wait_timeout_while(gates, BOUND + stall(), |gates| !gates.open);
         assert!(!waited.unwrap().1.timed_out(), "nobody opens the gate");
     }
 

@@ -8,19 +8,13 @@ use engine::Cancel;
 use engine::executor::{Executor, StepError};
 
 use super::{
-    BOUND, Build, Gate, Gated, Lines, OneFile, build_on, end_on, losses, say, step, within,
+    BOUND, Build, Gate, Gated, Lines, OneFile, build_on, end_on, losses, say, stall, step, within,
 };
 use crate::executor::step::wire_step;
 use crate::executor::tests::Heard;
 use crate::session::SessionError;
 use crate::session::proxy::Seam;
 use crate::transport::Transport;
-
-/// How long a consumer that stalls stands still: three seconds, or `COFFERDAM_STALL` seconds.
-fn stall() -> Duration {
-    let seconds = std::env::var("COFFERDAM_STALL").map(|text| text.parse().unwrap());
-    Duration::from_secs(seconds.unwrap_or(3))
-}
 
 /// The seed of this project, in a real VM: a step that prints as fast as it can, and a consumer that
 /// first stands still and then is slow. Every line arrives in order, and so does the end: without

@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
-use super::super::{Root, key, layer, names, open, step};
+use super::super::{Root, key, layer, names, open, prune, step};
 use crate::effect::{Effect, booted, watching};
 use crate::history::LogReader;
 use crate::lock::Lock;
-use crate::{BuildInfo, Finding, Lookup, OpenOptions, ResourceKind, StepLog, Store, StoreError};
+use crate::{
+    BuildInfo, BuildOutcome, Class, Finding, Lookup, OpenOptions, PruneOptions, ResourceKind,
+    StepLog, Store, StoreError,
+};
 
 /// Fails all effects that `which` names.
 fn without<T>(which: fn(&Effect<'_>) -> bool, work: impl FnOnce() -> T) -> T {
@@ -49,6 +52,69 @@ fn a_log_goes_on_where_the_last_whole_frame_ends() {
     let lost = (StepLog::DROPPED, b"1000".to_vec());
     assert_eq!(frames[1..], [lost, (1, b"later".to_vec())]);
     assert!(!reader.is_torn());
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+/// One log that could not be removed kept all builds before it, and prune told of nothing that it had
+/// removed: a build that was out of room gave up although there was some.
+#[test]
+fn logs_that_cannot_be_removed_keep_nothing_else() {
+    let root = Root::new();
+    let store = root.open();
+    layer(&store, "unused");
+    let ended = BuildOutcome {
+        class: Class::Success,
+        status: 0,
+        message: String::new(),
+        image: None,
+    };
+    for _ in 0..3 {
+        let build = store.start_build(&BuildInfo::default()).unwrap();
+        store.step_log(build, 1, "RUN x").unwrap();
+        store.end_build(build, &ended).unwrap();
+    }
+    store.close().unwrap();
+    let store = root.open();
+    let stuck = |effect: &Effect<'_>| match effect {
+        Effect::RemoveTree(path) => path.ends_with("logs/2"),
+        Effect::Look(path) => path.ends_with("blobs"),
+        _ => false,
+    };
+    let all = PruneOptions {
+        images: true,
+        ..PruneOptions::default()
+    };
+    let report = without(stuck, || prune(&store, &all));
+    assert_eq!((report.removed, report.failed.len()), (1, 2), "{report:?}");
+    let left: Vec<_> = store.builds(9).unwrap().iter().map(|b| b.id.0).collect();
+    assert_eq!(left, [2]);
+    assert_eq!(prune(&store, &all).failed.len(), 0);
+    assert_eq!(store.builds(9).unwrap(), []);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+/// What is older than is kept goes with any prune, and nothing else does.
+#[test]
+fn old_builds_are_forgotten() {
+    let root = Root::new();
+    let store = root.open();
+    for _ in 0..3 {
+        store.start_build(&BuildInfo::default()).unwrap();
+    }
+    store.close().unwrap();
+    rusqlite::Connection::open(root.path().join("store.db"))
+        .unwrap()
+        .execute(
+            "UPDATE build SET started = started - 91 * 86400 WHERE id <> 3",
+            [],
+        )
+        .unwrap();
+    let store = root.open();
+    prune(&store, &PruneOptions::default());
+    let left: Vec<_> = store.builds(9).unwrap().iter().map(|b| b.id.0).collect();
+    assert_eq!(left, [3]);
     store.close().unwrap();
     root.assert_clean();
 }

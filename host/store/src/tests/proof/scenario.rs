@@ -464,7 +464,12 @@ fn prune_with(case: &Case, options: &PruneOptions, keeps: fn(&Fact) -> bool) -> 
         told += 1;
         ControlFlow::Continue(())
     })?;
-    assert_eq!(told, report.removed + report.failed.len() as u64);
+    // What failed may also be something that is no object: a leftover, or a log.
+    let failed = report.failed.len() as u64;
+    assert!(
+        (report.removed..=report.removed + failed).contains(&told),
+        "{told} {report:?}"
+    );
     Ok(())
 }
 
