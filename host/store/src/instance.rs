@@ -270,7 +270,10 @@ fn settle(layout: &Layout, db: &Db, dead: &Instance) -> Result<Settled, StoreErr
         Ok::<_, StoreError>(ids.collect::<Result<Vec<i64>, _>>()?)
     })?;
     object::remove(layout, db, &condemned)?;
-    let mut left = resource::settle(db, dead.row)?;
+    if let Some(why) = resource::settle_vms(db, dead.row)? {
+        return Ok(Settled::Partly(why));
+    }
+    let mut left = resource::settle_rest(db, dead.row)?;
     match disk::remove_tree(&layout.scratch(&dead.name)) {
         Removal::Gone => {}
         Removal::Busy(why) | Removal::Failed(why) => left = Some(why),

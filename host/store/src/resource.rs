@@ -106,15 +106,25 @@ fn has_open(pid: u32, path: &Path) -> bool {
         .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
-/// Takes away what an instance has left, in the order processes, disks, directories, files.
-/// Tells what could not be taken away; its rows stay.
-pub(crate) fn settle(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
+/// Ends the VMs that an instance has left. Tells if one lives still: then nothing else may be taken
+/// away yet, since the lock that proves that it lives, and what it uses, lie among the rest.
+pub(crate) fn settle_vms(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
+    settle_those(db, instance, true)
+}
+
+/// Takes away what else an instance has left, in the order disks, directories, files. Tells what
+/// could not be taken away; its rows stay.
+pub(crate) fn settle_rest(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
+    settle_those(db, instance, false)
+}
+
+fn settle_those(db: &Db, instance: i64, vms: bool) -> Result<Option<String>, StoreError> {
     let rows = db.read(|tx| {
         let mut found = tx.prepare_cached(
-            "SELECT id, kind, path, pid FROM resource WHERE instance = ?1 \
-             ORDER BY kind <> 'vm', kind <> 'disk', id DESC",
+            "SELECT id, kind, path, pid FROM resource WHERE instance = ?1 AND (kind = 'vm') = ?2 \
+             ORDER BY kind <> 'disk', id DESC",
         )?;
-        let rows = found.query_map([instance], |row| {
+        let rows = found.query_map((instance, vms), |row| {
             Ok((
                 row.get(0)?,
                 row.get::<_, String>(1)?,

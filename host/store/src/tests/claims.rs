@@ -390,6 +390,34 @@ fn history_tells_running_ended_and_interrupted_apart() {
 }
 
 #[test]
+fn nothing_of_an_instance_goes_before_its_vm_is_seen_to_be_gone() {
+    let root = Root::new();
+    let outside = tempfile::tempdir().unwrap();
+    let dir = outside.path().join("dir");
+    std::fs::create_dir(&dir).unwrap();
+    let store = root.open();
+    let lock = store.scratch().join("lock");
+    let alive = crate::lock::Lock::try_exclusive(&lock).unwrap().unwrap();
+    let vm = ResourceKind::Vm {
+        pid: 1,
+        lock: lock.clone(),
+    };
+    store.add_resource(vm).unwrap();
+    store
+        .add_resource(ResourceKind::Directory(dir.clone()))
+        .unwrap();
+    drop(store);
+    for _ in 0..2 {
+        root.open().close().unwrap();
+        assert!(lock.exists() && dir.exists());
+    }
+    drop(alive);
+    root.open().close().unwrap();
+    assert!(!lock.exists() && !dir.exists());
+    root.assert_clean();
+}
+
+#[test]
 fn what_an_instance_has_made_outside_goes_with_it() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
