@@ -6,6 +6,7 @@
 
 mod log;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -254,16 +255,37 @@ impl Store {
     /// # Errors
     /// If the store fails.
     pub fn builds(&self, limit: usize) -> Result<Vec<Build>, StoreError> {
-        let found = self.read(|tx| {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let found = self.build_rows(0, limit)?.into_iter();
+        let builds: Result<Vec<_>, _> = found.map(|found| self.judge(found)).collect();
+        let mut builds = builds?;
+        let open = |build: &&mut Build| build.state == BuildState::Interrupted;
+        if let Some(oldest) = builds.iter_mut().rfind(open) {
+            // Who ends a build writes that down before it lets go of its lock, so one that ended
+            // between the two looks above has said so by now.
+            let again = self.build_rows(oldest.id.0, i64::MAX)?.into_iter();
+            let mut ended: HashMap<i64, _> = again
+                .filter_map(|found| Some((found.id, found.ended?)))
+                .collect();
+            for build in builds.iter_mut().filter(open) {
+                if let Some((at, outcome)) = ended.remove(&build.id.0) {
+                    build.state = BuildState::Ended(at, outcome);
+                }
+            }
+        }
+        Ok(builds)
+    }
+
+    /// Builds with this number or a later one, newest first.
+    fn build_rows(&self, from: i64, limit: i64) -> Result<Vec<Found>, StoreError> {
+        self.read(|tx| {
             let mut rows = tx.prepare_cached(
                 "SELECT id, instance, context, dockerfile, target, started, ended, class, status, \
-                 message, image FROM build ORDER BY id DESC LIMIT ?1",
+                 message, image FROM build WHERE id >= ?1 ORDER BY id DESC LIMIT ?2",
             )?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = rows.query_map([limit], Found::from_row)?;
+            let rows = rows.query_map([from, limit], Found::from_row)?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
-        })?;
-        found.into_iter().map(|found| self.judge(found)).collect()
+        })
     }
 
     fn judge(&self, found: Found) -> Result<Build, StoreError> {

@@ -170,8 +170,10 @@ impl Pass<'_> {
             .unused_for
             .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         let before = time::now().saturating_sub(age);
+        // Whatever the clock said when they were made.
+        let named_until = options.unused_for.map_or(i64::MAX, |_| before);
         if options.images {
-            self.unnamed = store.names_until(before)?;
+            self.unnamed = store.names_until(named_until)?;
         }
         if !self.dry_run {
             if self.finish_condemned()?.is_break() {
@@ -179,7 +181,7 @@ impl Pass<'_> {
             }
             instance::reap(store.layout(), &store.inner.db)?;
             if options.images {
-                store.forget_images(before)?;
+                store.forget_images(named_until)?;
             }
             self.sweep();
         }

@@ -1,7 +1,8 @@
 //! One test for each fault of the store that the others of this module have found.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 
 use nix::errno::Errno;
 
@@ -10,8 +11,8 @@ use crate::effect::{Effect, booted, watching};
 use crate::history::LogReader;
 use crate::lock::Lock;
 use crate::{
-    BuildInfo, BuildOutcome, Class, Finding, Lookup, OpenOptions, PruneOptions, ResourceKind,
-    StepLog, Store, StoreError,
+    BuildInfo, BuildOutcome, BuildState, Class, Finding, Lookup, OpenOptions, PruneOptions,
+    ResourceKind, StepLog, Store, StoreError,
 };
 
 /// Fails all effects that `which` names.
@@ -63,16 +64,10 @@ fn logs_that_cannot_be_removed_keep_nothing_else() {
     let root = Root::new();
     let store = root.open();
     layer(&store, "unused");
-    let ended = BuildOutcome {
-        class: Class::Success,
-        status: 0,
-        message: String::new(),
-        image: None,
-    };
     for _ in 0..3 {
         let build = store.start_build(&BuildInfo::default()).unwrap();
         store.step_log(build, 1, "RUN x").unwrap();
-        store.end_build(build, &ended).unwrap();
+        store.end_build(build, &ENDED).unwrap();
     }
     store.close().unwrap();
     let store = root.open();
@@ -94,6 +89,51 @@ fn logs_that_cannot_be_removed_keep_nothing_else() {
     store.close().unwrap();
     root.assert_clean();
 }
+
+/// Between the look at its row and the look at its owner's lock a build ended and its owner left: it
+/// was told to be interrupted.
+#[test]
+fn a_build_that_ends_while_it_is_looked_at_is_not_interrupted() {
+    let root = Root::new();
+    let (owner, looker) = (root.open(), root.open());
+    let build = owner.start_build(&BuildInfo::default()).unwrap();
+    let (ask, asked) = mpsc::sync_channel(1);
+    let (tell, told) = mpsc::sync_channel(1);
+    let ender = thread::spawn(move || {
+        asked.recv().unwrap();
+        owner.end_build(build, &ENDED).unwrap();
+        owner.close().unwrap();
+        tell.send(()).unwrap();
+    });
+    let mut looks = 0;
+    let ends = move |effect: Effect<'_>| {
+        if let Effect::Look(path) | Effect::Lock(path) = effect
+            && path.parent().is_some_and(|dir| dir.ends_with("instances"))
+        {
+            looks += 1;
+            if looks == 1 {
+                ask.send(()).unwrap();
+                told.recv().unwrap();
+            }
+        }
+        Ok(())
+    };
+    let builds = watching(ends, || looker.builds(9)).unwrap();
+    assert!(
+        matches!(&builds[0].state, BuildState::Ended(_, outcome) if *outcome == ENDED),
+        "{builds:?}"
+    );
+    ender.join().unwrap();
+    looker.close().unwrap();
+    root.assert_clean();
+}
+
+const ENDED: BuildOutcome = BuildOutcome {
+    class: Class::Success,
+    status: 0,
+    message: String::new(),
+    image: None,
+};
 
 /// What is older than is kept goes with any prune, and nothing else does.
 #[test]
@@ -158,7 +198,7 @@ fn who_opens_a_store_beside_a_rebuild_gets_the_new_database() {
             && once.take().is_some()
         {
             let path = path.clone();
-            let rebuilt = std::thread::spawn(move || Store::rebuild(&path));
+            let rebuilt = thread::spawn(move || Store::rebuild(&path));
             rebuilt.join().unwrap().unwrap();
         }
         Ok(())

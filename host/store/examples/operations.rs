@@ -1,5 +1,5 @@
 //! Measures what the budget of a cached build rests on, in a directory that is given (or a
-//! temporary one): `cargo run --release -p store --example measure [DIRECTORY]`.
+//! temporary one): `cargo run --release -p store --example operations [DIRECTORY]`.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
