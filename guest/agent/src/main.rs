@@ -34,10 +34,13 @@ mod verbs;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 
+use crate::boot::Modules;
 use crate::disk::Disk;
 use crate::network::Uplink;
 use crate::reap::Reaper;
@@ -57,6 +60,26 @@ fn main() {
     }
 }
 
+/// How long disk and network may take before the console says what they wait for.
+const LATE: Duration = Duration::from_secs(20);
+
+fn devices(modules: Modules) -> Result<(Disk, Option<Uplink>)> {
+    modules.load()?;
+    Ok((Disk::attach()?, Uplink::set_up()?))
+}
+
+/// Tells where in the kernel each thread is, for whoever has to find out why a VM hangs.
+fn tell_where_threads_are() {
+    log::error!("disk and network are not ready after {} s", LATE.as_secs());
+    for task in std::fs::read_dir("/proc/self/task").into_iter().flatten() {
+        let Ok(task) = task else { continue };
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let stack = read("stack");
+        let frames: Vec<&str> = stack.lines().take(12).map(str::trim).collect();
+        log::error!("thread {}: {}", read("comm").trim(), frames.join(" "));
+    }
+}
+
 /// Makes the machine ready and serves the host.
 fn serve() -> Result<Infallible> {
     let (of_kernel_driver, modules) = boot::boot()?;
@@ -64,19 +87,20 @@ fn serve() -> Result<Infallible> {
     let wanted = Wanted::from_cmdline(&cmdline);
     let reaper = Reaper::start()?;
     // Disk and network become ready while host and agent greet each other.
-    let devices = thread::Builder::new()
+    let (tell, ready) = mpsc::sync_channel(1);
+    thread::Builder::new()
         .name("devices".into())
-        .spawn(move || {
-            modules.load()?;
-            Ok((Disk::attach()?, Uplink::set_up()?))
-        })?;
+        .spawn(move || tell.send(devices(modules)))?;
     let (connect, features) = transport::choose(wanted, || of_kernel_driver.load())?;
     let mut connection = connect.connect()?;
     let nonce = control::greet(&mut *connection, features).context("greeting")?;
-    let devices: Result<(Disk, Option<Uplink>)> = devices
-        .join()
-        .map_err(|_| anyhow!("the thread that sets up the devices panicked"))?;
-    let (disk, uplink) = devices?;
+    let (disk, uplink) = match ready.recv_timeout(LATE) {
+        Err(RecvTimeoutError::Timeout) => {
+            tell_where_threads_are();
+            ready.recv().context("the devices")?
+        }
+        devices => devices.context("the devices")?,
+    }?;
     let (disk, sandboxes) = (Arc::new(disk), Sandboxes::new(uplink, reaper)?);
     let transfers = Arc::new(Transfers::new(connect, nonce));
     let steps = Steps::new(Arc::clone(&disk), sandboxes, Arc::clone(&transfers));

@@ -249,24 +249,18 @@ impl Shared {
         }
     }
 
-    /// Boots a VM. One that is lost before it can be used is replaced like one that is lost later.
+    /// Boots a VM. An emulated one in some hundreds greets and then has no disk; no step has been in
+    /// it, so one that is lost so early is started once more and does not count.
     fn boot(&self) -> Result<Guest, NoVm> {
-        loop {
-            match self.boot_one() {
-                Err(NoVm::Lost(why)) if self.may_replace() => {
-                    self.options.watcher.tell(&Notice::Lost(why));
-                }
-                booted => return booted,
+        match self.boot_one() {
+            Err(NoVm::Lost(why)) if matches!(self.lock().phase, Phase::Booting) => {
+                log::warn!(
+                    "the builder VM was lost before its first step; starting another: {why}"
+                );
+                self.boot_one()
             }
+            booted => booted,
         }
-    }
-
-    /// Takes one of the VMs that the build may still use.
-    fn may_replace(&self) -> bool {
-        let mut state = self.lock();
-        let may = state.boots < MAX_BOOTS && matches!(state.phase, Phase::Booting);
-        state.boots += u32::from(may);
-        may
     }
 
     fn boot_one(&self) -> Result<Guest, NoVm> {
