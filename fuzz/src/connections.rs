@@ -77,7 +77,7 @@ pub fn device(bytes: &[u8]) {
     // Nobody is left who could not be told.
     device.guest_stopped();
     assert_eq!(device.connections(), 0);
-    assert!(device.poll_packet(100).is_none());
+    assert_eq!(device.poll_packet(100), None);
 }
 
 /// A driver, its slots and who holds what lies in them.

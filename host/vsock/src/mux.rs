@@ -88,7 +88,8 @@ impl Mux {
         match found {
             // The guest has forgotten the connection to which we said goodbye.
             Some(channel) if op == Op::Request && channel.lock().connection.is_leaving() => {
-                self.forget(&address, &channel);
+                self.lock().remove(&address, &channel);
+                self.silence(&channel);
                 self.admit(address, header);
             }
             Some(channel) => self.deliver(&channel, op, header, payload),
@@ -357,9 +358,15 @@ impl Mux {
             return true;
         }
         let leaving = table.take_leaving();
-        leaving
-            .inspect(|channel| self.schedule.remove(std::slice::from_ref(channel)))
-            .is_some()
+        leaving.inspect(|channel| self.silence(channel)).is_some()
+    }
+
+    /// A connection that is not in the table any more has nothing more to say, whatever its
+    /// application does to it: its address may be another one's.
+    fn silence(&self, channel: &Arc<Channel>) {
+        channel.lock().connection.cut(Cause::Finished);
+        channel.wake_all();
+        self.schedule.remove(std::slice::from_ref(channel));
     }
 
     fn forget_if_over(&self, channel: &Arc<Channel>, core: MutexGuard<'_, Core>) {
