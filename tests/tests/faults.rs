@@ -174,16 +174,30 @@ fn two_builds_of_the_same_steps_run_each_step_once() {
     bench.check_clean();
 }
 
-#[test]
-fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
-    let bench = Bench::new();
+/// Puts the store on a file system of this size, or says why not.
+fn mount_small(bench: &Bench, size: &str) -> bool {
     fs::create_dir(bench.store()).unwrap();
     let mut mount = Command::new("mount");
     mount
-        .args(["-t", "tmpfs", "-o", "size=40m", "none"])
+        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
         .arg(bench.store());
-    if run(mount).status != Some(0) {
+    let mounted = run(mount).status == Some(0);
+    if !mounted {
         skip("mounting a small file system needs root");
+    }
+    mounted
+}
+
+fn unmount(bench: &Bench) {
+    let mut umount = Command::new("umount");
+    umount.arg(bench.store());
+    let _unmounted = run(umount).expect_status(0);
+}
+
+#[test]
+fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
+    let bench = Bench::new();
+    if !mount_small(&bench, "40m") {
         return;
     }
     bench.write("big", vec![7_u8; 60 << 20]);
@@ -191,9 +205,7 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
     fs::remove_file(bench.context().join("big")).unwrap();
     let after = bench.build("FROM scratch\nCOPY busybox /a\n", &[]);
     let check = run(bench.cofferdam(["store", "check"]));
-    let mut umount = Command::new("umount");
-    umount.arg(bench.store());
-    let _unmounted = run(umount).expect_status(0);
+    unmount(&bench);
     assert_eq!(done.status, Some(125), "{done:?}");
     done.says(&["no space", "in use", "cofferdam du"]);
     assert_eq!(after.status, Some(0), "{after:?}");
@@ -205,13 +217,7 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
 #[test]
 fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
     let bench = Bench::new();
-    fs::create_dir(bench.store()).unwrap();
-    let mut mount = Command::new("mount");
-    mount
-        .args(["-t", "tmpfs", "-o", "size=100m", "none"])
-        .arg(bench.store());
-    if run(mount).status != Some(0) {
-        skip("mounting a small file system needs root");
+    if !mount_small(&bench, "100m") {
         return;
     }
     let heedless = format!("{BUSYBOX}RUN dd if=/dev/zero of=/big bs=1M count=200\n");
@@ -220,9 +226,7 @@ fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
     let careful = bench.build(&careful, &[]);
     let after = bench.build("FROM scratch\nCOPY busybox /a\n", &[]);
     let check = run(bench.cofferdam(["store", "check"]));
-    let mut umount = Command::new("umount");
-    umount.arg(bench.store());
-    let _unmounted = run(umount).expect_status(0);
+    unmount(&bench);
     for done in [heedless, careful] {
         assert_eq!(done.status, Some(125), "{done:?}");
     }
@@ -233,13 +237,7 @@ fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
 #[test]
 fn a_build_makes_room_where_there_is_little() {
     let bench = Bench::new();
-    fs::create_dir(bench.store()).unwrap();
-    let mut mount = Command::new("mount");
-    mount
-        .args(["-t", "tmpfs", "-o", "size=100m", "none"])
-        .arg(bench.store());
-    if run(mount).status != Some(0) {
-        skip("mounting a small file system needs root");
+    if !mount_small(&bench, "100m") {
         return;
     }
     let dockerfile = "FROM scratch\nCOPY big /big\n";
@@ -259,9 +257,7 @@ fn a_build_makes_room_where_there_is_little() {
     let again = bench.build(dockerfile, &["-t", "other"]);
     let images = run(bench.cofferdam(["images"]));
     let check = run(bench.cofferdam(["store", "check"]));
-    let mut umount = Command::new("umount");
-    umount.arg(bench.store());
-    let _unmounted = run(umount).expect_status(0);
+    unmount(&bench);
     assert_eq!(statuses, [Some(0); 10], "{said}");
     assert!(said.contains("that no build used"), "{said}");
     assert!(again.stderr.contains("CACHED"), "{again:?}");

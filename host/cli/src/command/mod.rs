@@ -187,18 +187,17 @@ fn command_line(args: &[OsString]) -> String {
     };
     let mut words: Vec<String> = args.first().and_then(name).into_iter().collect();
     for arg in args.iter().skip(1) {
-        let is_value = words.last().is_some_and(|word| word == BUILD_ARG);
         let mut word = arg.to_string_lossy().into_owned();
-        let argument = match word.strip_prefix(BUILD_ARG) {
-            Some(rest) => rest.strip_prefix('='),
-            None => is_value.then_some(word.as_str()),
+        let (option, argument) = match word.split_once('=') {
+            Some((BUILD_ARG, argument)) => (BUILD_ARG.len() + 1, Some(argument)),
+            _ if words.last().is_some_and(|word| word == BUILD_ARG) => (0, Some(word.as_str())),
+            _ => (0, None),
         };
-        // Its value is nobody's business, and may be a secret.
+        // The value is nobody's business, and may be a secret.
         if let Some((name, value)) = argument.and_then(|argument| argument.split_once('='))
             && !value.is_empty()
         {
-            let kept = word.len() - argument.map_or(0, str::len) + name.len() + 1;
-            word.truncate(kept);
+            word.truncate(option + name.len() + 1);
             word.push('…');
         }
         words.push(word);

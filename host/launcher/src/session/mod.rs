@@ -347,11 +347,17 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// From now on it is the guest's turn, and it is lost if it lets this time pass; with `None` it
-    /// is no more.
-    fn is_the_guests(&self, turn: Option<Duration>) {
+    /// Does what waits for the guest, which is lost if that takes longer than `limit`.
+    fn while_waiting<T>(&self, limit: Duration, work: impl FnOnce() -> T) -> T {
+        self.set_stall(Some(Stall { limit, left: limit }));
+        let done = work();
+        self.set_stall(None);
+        done
+    }
+
+    fn set_stall(&self, stall: Option<Stall>) {
         if let Some(watched) = lock(&self.shared.watched).get_mut(&self.number) {
-            watched.stall = turn.map(|limit| Stall { limit, left: limit });
+            watched.stall = stall;
         }
     }
 }

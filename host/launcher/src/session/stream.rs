@@ -11,7 +11,7 @@ use wire::transfer::{self, Event, Sender};
 use wire::{Failure, FailureKind};
 
 use super::link::{Frames, Link};
-use super::{Lost, SessionError, Shared, TICK, lock};
+use super::{Lost, SessionError, Shared, TICK, Watch, lock};
 
 /// Longest body of a data frame that the host accepts. Every step has one such buffer for its
 /// output, so it bounds the host's memory; larger pieces are no faster.
@@ -86,9 +86,10 @@ impl Shared {
         let mut frames = Frames::new(Arc::clone(link));
         let mut receiver = transfer::Receiver::new(id, u64::MAX);
         loop {
-            watch.is_the_guests(stall);
-            let next = frames.next();
-            watch.is_the_guests(None);
+            let next = match stall {
+                Some(limit) => watch.while_waiting(limit, || frames.next()),
+                None => frames.next(),
+            };
             let frame = match next {
                 Ok(Some(frame)) => frame,
                 // After an end this is never reached.
@@ -193,14 +194,15 @@ impl Drop for Expected {
     }
 }
 
-/// Sends `size` bytes of `source` as the transfer `id`, in pieces of the longest frame. Says
-/// when it `waits` for the guest and when no more.
+/// Sends `size` bytes of `source` as the transfer `id`, in pieces of the longest frame. A
+/// guest that lets it stand still for the time of `stall` is lost.
 pub(super) fn send_all(
     link: &Arc<dyn Link>,
     id: u64,
     source: &mut dyn Read,
     size: u64,
-    waits: impl Fn(bool),
+    watch: &Watch<'_>,
+    stall: Duration,
 ) -> Result<(), SendError> {
     let mut sender = Sender::new(id);
     let other = |err: &dyn std::fmt::Display| SendError::Source(io::Error::other(err.to_string()));
@@ -217,11 +219,11 @@ pub(super) fn send_all(
             }
         };
         let header = sender.data(0, &piece).map_err(|err| other(&err))?;
-        waits(true);
-        link.send(header.to_vec())
-            .and_then(|()| link.send(piece))
+        watch
+            .while_waiting(stall, || {
+                link.send(header.to_vec()).and_then(|()| link.send(piece))
+            })
             .map_err(SendError::Link)?;
-        waits(false);
     }
     let end = sender.end().map_err(|err| other(&err))?;
     link.send(end)

@@ -92,9 +92,7 @@ impl Session {
         if let Some(link) = opened {
             let watch = self.shared.watch(&link, Some(cancel), None);
             let stall = self.limits().stall;
-            let sent = send_all(&link, expected.id, source, size, |waits| {
-                watch.is_the_guests(waits.then_some(stall));
-            });
+            let sent = send_all(&link, expected.id, source, size, &watch, stall);
             drop(watch);
             self.settle_put(sent, &pending, cancel)?;
         }

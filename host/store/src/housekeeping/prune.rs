@@ -90,7 +90,7 @@ struct Pass<'a> {
     dry_run: bool,
     progress: &'a mut dyn FnMut(&Pruned) -> ControlFlow<()>,
     report: PruneReport,
-    /// Names of images that are taken away, or would be.
+    /// Names of images that would be taken away, if this is only said.
     unnamed: HashSet<String>,
 }
 
@@ -172,10 +172,11 @@ impl Pass<'_> {
         let before = time::now().saturating_sub(age);
         // Whatever the clock said when they were made.
         let named_until = options.unused_for.map_or(i64::MAX, |_| before);
-        if options.images {
-            self.unnamed = store.names_until(named_until)?;
-        }
-        if !self.dry_run {
+        if self.dry_run {
+            if options.images {
+                self.unnamed = store.names_until(named_until)?;
+            }
+        } else {
             if self.finish_condemned()?.is_break() {
                 return Ok(());
             }
@@ -224,10 +225,8 @@ impl Pass<'_> {
     fn remove_unused(&mut self, options: &PruneOptions, before: i64) -> Result<(), StoreError> {
         let store = self.store;
         let mut graph = store.read(Graph::load)?;
-        if self.dry_run {
-            for node in &mut graph.nodes {
-                node.images.retain(|name| !self.unnamed.contains(name));
-            }
+        for node in &mut graph.nodes {
+            node.images.retain(|name| !self.unnamed.contains(name));
         }
         self.report.in_use = usage::in_use(&graph, store.layout());
         let order = graph.removable(before);
