@@ -7,6 +7,8 @@
 //! descriptor; everything else is done from here: bus mastering, registers, and unmasking the
 //! interrupt line, which the kernel masks whenever it fires.
 
+mod config_space;
+
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -18,10 +20,11 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use thiserror::Error;
-use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
+use self::config_space::{BARS, COMMAND, ConfigSpace};
 use crate::{Arena, Config, Interrupts, Parts};
 
 /// Where the kernel lists functions.
@@ -37,14 +40,10 @@ const DRIVER: &str = "uio_pci_generic";
 const VENDOR: &str = "0x1af4";
 const DEVICE: &str = "0x1053";
 
-/// The command register, and bits in it.
-const COMMAND: u64 = 4;
+/// Bits of the command register.
 const MEMORY_SPACE: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
-
-/// Lines of `resource` that are BARs.
-const BARS: usize = 6;
 
 /// Flag in `resource`: this range is memory (`IORESOURCE_MEM`).
 const IS_MEMORY: u64 = 0x200;
@@ -87,8 +86,11 @@ pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindE
     enable(&config_space)?;
     let uio = open(&uio_node(&device)?)?;
     let bars = map_bars(&device)?;
-    let space = config_space.try_clone();
-    let space = ConfigSpace(space.map_err(kernel(&device))?);
+    let space = config_space.try_clone().and_then(|file| {
+        let lens = bars.iter().map(|bar| (bar.index, bar.len));
+        ConfigSpace::new(file, lens)
+    });
+    let space = space.map_err(kernel(&device))?;
     let transport = with_bars(bars, || {
         PciTransport::new::<BarHal, _>(&mut PciRoot::new(space), FUNCTION)
     });
@@ -167,14 +169,14 @@ fn enable(config: &File) -> Result<(), BindError> {
 
 fn read_command(config: &File) -> io::Result<u16> {
     let mut bytes = [0; 2];
-    config.read_exact_at(&mut bytes, COMMAND)?;
+    config.read_exact_at(&mut bytes, COMMAND.into())?;
     Ok(u16::from_le_bytes(bytes))
 }
 
 /// Writes both bytes at once, from the first. Writing only the second changes the bit for
 /// interrupts too, but QEMU looks at the interrupt line only when the first is written.
 fn write_command(config: &File, command: u16) -> io::Result<()> {
-    config.write_all_at(&command.to_le_bytes(), COMMAND)
+    config.write_all_at(&command.to_le_bytes(), COMMAND.into())
 }
 
 /// Interrupts of a function bound to `uio_pci_generic`.
@@ -201,39 +203,10 @@ impl Interrupts for UioInterrupts {
     }
 }
 
-/// The function's configuration space, as a file.
-struct ConfigSpace(File);
-
-impl ConfigurationAccess for ConfigSpace {
-    fn read_word(&self, _function: DeviceFunction, offset: u8) -> u32 {
-        let mut bytes = [0; 4];
-        match self.0.read_exact_at(&mut bytes, offset.into()) {
-            Ok(()) => u32::from_le_bytes(bytes),
-            Err(failed) => {
-                log::warn!("vsock: cannot read the configuration space: {failed}");
-                // What a bus answers when nobody is there.
-                u32::MAX
-            }
-        }
-    }
-
-    fn write_word(&mut self, _function: DeviceFunction, offset: u8, data: u32) {
-        let written = self.0.write_all_at(&data.to_le_bytes(), offset.into());
-        if let Err(failed) = written {
-            log::warn!("vsock: cannot write the configuration space: {failed}");
-        }
-    }
-
-    // SAFETY: nothing is asked of the caller, since a file cannot be misused from two places; the
-    // trait worries about registers that are selected in one step and read in another.
-    unsafe fn unsafe_clone(&self) -> Self {
-        Self(self.0.try_clone().expect("a descriptor for a clone"))
-    }
-}
-
-/// A BAR and where it is mapped. Never unmapped: the transport has no lifetime.
+/// A memory BAR and where it is mapped. Never unmapped: the transport has no lifetime.
 #[derive(Debug, Clone, Copy)]
 struct Bar {
+    index: usize,
     address: u64,
     len: u64,
     at: NonNull<u8>,
@@ -261,7 +234,12 @@ fn map_bars(device: &Path) -> Result<Vec<Bar>, BindError> {
         };
         let path = device.join(format!("resource{index}"));
         let at = map(&path, len).map_err(kernel(&path))?;
-        bars.push(Bar { address, len, at });
+        bars.push(Bar {
+            index,
+            address,
+            len,
+            at,
+        });
     }
     Ok(bars)
 }
@@ -367,6 +345,7 @@ mod tests {
         let mut registers = [0_u8; 16];
         let at = NonNull::from(&mut registers).cast();
         let bars = [Bar {
+            index: 0,
             address: 0x1000,
             len: 16,
             at,
