@@ -249,8 +249,9 @@ impl Shared {
         }
     }
 
-    /// Boots a VM. An emulated one in some hundreds greets and then has no disk; no step has been in
-    /// it, so one that is lost so early is started once more and does not count.
+    /// Boots a VM. An emulated one can hang while its kernel looks at the bus (ARCHITECTURE, "The
+    /// driver is ours too"); no step has been in it, so one that is lost so early is started once more
+    /// and does not count.
     fn boot(&self) -> Result<Guest, NoVm> {
         match self.boot_one() {
             Err(NoVm::Lost(why)) if matches!(self.lock().phase, Phase::Booting) => {
