@@ -6,11 +6,12 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::Child;
 use std::sync::Barrier;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::processes::{spawn, wait_ready};
@@ -28,9 +29,10 @@ fn in_bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         scope.spawn(move || done.send(work()).ok());
         match finished.recv_timeout(BOUND) {
             Ok(result) => result,
+            Err(RecvTimeoutError::Disconnected) => panic!("see above"),
             // The scope would wait for the thread: this ends the process, which names the test.
-            Err(error) => {
-                write!(std::io::stderr(), "nobody may wait here: {error}").unwrap();
+            Err(RecvTimeoutError::Timeout) => {
+                writeln!(std::io::stderr(), "nobody may wait here").unwrap();
                 std::process::abort();
             }
         }
@@ -117,6 +119,26 @@ impl Drop for Killed {
     }
 }
 
+/// Stops a process that has a store open. Its store has threads of its own that write now and then;
+/// who is stopped in the middle of that makes others say that the database is busy, which is another
+/// test.
+fn stop_outside_of_a_transaction(pid: Pid, root: &Root) {
+    in_bound(|| {
+        let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+        database.busy_timeout(Duration::ZERO).unwrap();
+        loop {
+            kill(pid, Signal::SIGSTOP).unwrap();
+            let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+            assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+            if database.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok() {
+                break;
+            }
+            kill(pid, Signal::SIGCONT).unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
 #[test]
 fn nix_15846_output_that_a_stopped_process_is_making() {
     let root = Root::new();
@@ -126,11 +148,11 @@ fn nix_15846_output_that_a_stopped_process_is_making() {
     let mut child = Killed(child);
     let child = &mut child.0;
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    kill(pid, Signal::SIGSTOP).unwrap();
+    stop_outside_of_a_transaction(pid, &root);
     let store = root.open();
     let made = in_bound(|| step(&store, "equal", &[]));
     kill(pid, Signal::SIGCONT).unwrap();
-    // Its status says nothing: nobody reads what the test harness in it prints at the end.
+    // Waiting ends its standard input. Its status says nothing: nobody reads what the test harness in it prints at the end.
     in_bound(|| child.wait().unwrap());
     for name in ["equal", "made by equal"] {
         assert_eq!(
@@ -149,6 +171,7 @@ fn nix_15846_crossed_outputs_of_two_processes() {
     let root = Root::new();
     let children = ["make one, other", "make other, one"].map(|role| spawn(root.path(), role));
     for mut child in children {
+        drop(child.stdin.take());
         let out = BufReader::new(child.stdout.take().unwrap());
         in_bound(|| out.lines().for_each(drop));
         assert!(in_bound(|| child.wait().unwrap()).success());
@@ -157,12 +180,13 @@ fn nix_15846_crossed_outputs_of_two_processes() {
     root.assert_clean();
 }
 
-/// What the children do: `make A` begins the layer A, is seen to, and finishes it; `make A, B` has
-/// both begun, and finishes one after the other.
+/// What the children do: `make A` begins the layer A, is seen to, and finishes it when its standard
+/// input ends; `make A, B` has both begun, and finishes one after the other.
 pub(super) fn make(store: &Store, contents: &str) {
     let claim = claim(store, &format!("made by {contents}"));
     let begun: Vec<_> = contents.split(", ").map(|it| begun(store, it)).collect();
     processes::ready();
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
     let made: Vec<_> = begun.into_iter().map(|it| it.finish().unwrap()).collect();
     claim.commit(&made[0], &[], false).unwrap();
     store.clone().close().unwrap();

@@ -91,6 +91,7 @@ pub(super) fn spawn(root: &Path, role: &str) -> Child {
         ])
         .env(ROOT, root)
         .env(ROLE, role)
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
