@@ -63,8 +63,8 @@ pub use history::{
     Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, LogFrame, LogReader, StepLog,
 };
 pub use housekeeping::{
-    CheckReport, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Rebuilt, Space,
-    Usage,
+    CheckReport, Filter, FilterError, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport,
+    Pruned, Rebuilt, Space, Usage,
 };
 pub use image::Image;
 pub use index::{Entry, EntryKind, Index, Mtime, content_id};

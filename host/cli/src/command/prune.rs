@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ::store::{PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store};
+use ::store::{Filter, FilterError, PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store};
 use engine::Cancel;
 use launcher::disk;
 
@@ -21,15 +21,23 @@ Examples:
   cofferdam prune --all -f               images and logs of builds too, without asking
   cofferdam prune --until 7d             only what was not used for a week
   cofferdam prune --keep-storage 10g     the oldest first, until 10 GiB are left
+  cofferdam prune --filter type=layer --filter 'description~=^RUN apt'
+                                         only what was made so
   cofferdam prune --dry-run              only say what would go
 
+A filter is FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN with the field `id`, `type` (KIND in the list)
+or `description` (ORIGIN in `cofferdam du --format json`), or until=TIME. What goes passes all filters.
+
 What a running build uses is never taken. Sizes count in powers of 1024.";
+
+/// The type of the disk of a builder VM, as filters and lists have it.
+const DISK: &str = "disk";
 
 /// Remove what is not needed
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Also images that have names, and the history of builds with its logs
+    /// Also images that have names, and without limits or filters the history of builds with its logs
     #[arg(short, long)]
     all: bool,
     /// Do not ask
@@ -41,6 +49,9 @@ pub(super) struct Args {
     /// Only what was not used for this long, such as 24h or 7d
     #[arg(long, value_name = "TIME", value_parser = size::parse_duration)]
     until: Option<Duration>,
+    /// Only what passes this; can be given more than once
+    #[arg(long = "filter", value_name = "FILTER", value_parser = Wanted::parse)]
+    filters: Vec<Wanted>,
     /// Stop when the store takes no more than this
     #[arg(long, alias = "max-used-space", value_name = "SIZE", value_parser = size::parse)]
     keep_storage: Option<u64>,
@@ -50,6 +61,46 @@ pub(super) struct Args {
     /// Never take the store below this
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0")]
     reserved_space: u64,
+}
+
+/// What a filter of the command line asks for.
+#[derive(Debug, Clone)]
+enum Wanted {
+    /// Not used for this long.
+    Until(Duration),
+    /// Objects of some kind.
+    Objects(Filter),
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Some(("until" | "unused-for", time)) = text.split_once('=') {
+            return size::parse_duration(time).map(Self::Until);
+        }
+        let filter = text.parse().map(Self::Objects);
+        filter.map_err(|error: FilterError| format!("{:#}", anyhow::Error::new(error)))
+    }
+}
+
+/// What the arguments ask the store for.
+fn options(args: &Args) -> PruneOptions {
+    let mut options = PruneOptions {
+        images: args.all,
+        unused_for: args.until,
+        filters: Vec::new(),
+        max_used: args.keep_storage,
+        min_free: args.min_free_space,
+        reserved: args.reserved_space,
+        dry_run: args.dry_run,
+    };
+    for wanted in &args.filters {
+        match wanted {
+            // All filters must pass.
+            Wanted::Until(time) => options.unused_for = options.unused_for.max(Some(*time)),
+            Wanted::Objects(filter) => options.filters.push(filter.clone()),
+        }
+    }
+    options
 }
 
 /// Runs the command.
@@ -90,14 +141,7 @@ fn prune(
     store: &Store,
     cancel: &Cancel,
 ) -> Result<(Vec<Pruned>, PruneReport), Failure> {
-    let mut options = PruneOptions {
-        images: args.all,
-        unused_for: args.until,
-        max_used: args.keep_storage,
-        min_free: args.min_free_space,
-        reserved: args.reserved_space,
-        dry_run: args.dry_run,
-    };
+    let mut options = options(args);
     let mut tried = prune_disks(&options, store)?;
     let disks: u64 = tried.iter().map(freed).sum();
     let stuck: Vec<String> = tried.iter().filter_map(why_not).collect();
@@ -128,9 +172,10 @@ pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<P
     for disk in disk::free(&store.disks_dir()).map_err(Failure::host)? {
         let idle = disk.given_back().and_then(|since| since.elapsed().ok());
         let wanted = options.unused_for.zip(idle);
+        let is_young = wanted.is_some_and(|(wanted, idle)| idle < wanted);
         if goal == 0 {
             break;
-        } else if wanted.is_some_and(|(wanted, idle)| idle < wanted) {
+        } else if is_young || !options.filters.iter().all(|it| it.takes("", DISK, "")) {
             continue;
         }
         let bytes = disk.allocated();
@@ -142,7 +187,7 @@ pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<P
                 Err(error) => Removal::Failed(format!("{:#}", anyhow::Error::new(error))),
             }
         };
-        let (digest, kind) = (None, "disk of a VM".to_owned());
+        let (digest, kind) = (None, DISK.to_owned());
         let one = Pruned {
             digest,
             kind,

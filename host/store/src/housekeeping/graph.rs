@@ -104,8 +104,8 @@ impl Graph {
 
     /// What may go, in the order in which it may go: children before parents, and among those that
     /// may go next the one that was not used for longest.
-    pub(super) fn removable(&self, used_before: i64) -> Vec<usize> {
-        let may_go = |node: &Node| !node.is_pinned() && node.used <= used_before;
+    pub(super) fn removable(&self, wanted: impl Fn(&Node) -> bool) -> Vec<usize> {
+        let may_go = |node: &Node| !node.is_pinned() && wanted(node);
         let mut children: Vec<usize> = self.nodes.iter().map(|node| node.children.len()).collect();
         let mut next: BinaryHeap<Reverse<(i64, usize)>> = self
             .nodes

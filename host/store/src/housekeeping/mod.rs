@@ -5,6 +5,7 @@
 //! everything below the root.
 
 pub(crate) mod check;
+mod filter;
 mod graph;
 mod prune;
 mod rebuild;
@@ -14,6 +15,7 @@ mod sweep;
 mod usage;
 
 pub use check::{CheckReport, Finding};
+pub use filter::{Filter, FilterError};
 pub use prune::{PruneEnd, PruneOptions, PruneReport, Pruned};
 pub use rebuild::Rebuilt;
 pub use room::Space;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::Transaction;
 
 use super::graph::Graph;
-use super::{reserve, room, usage};
+use super::{Filter, filter, reserve, room, usage};
 use crate::db::Commit;
 use crate::history::Forgotten;
 use crate::lock::Lock;
@@ -25,13 +25,15 @@ use crate::{Digest, Item, Removal, Store, StoreError, disk, instance, time};
 const BATCH: usize = 128;
 
 /// What a prune shall do.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct PruneOptions {
-    /// Take the names of images away first: with [`Self::unused_for`] of those that were not made in
-    /// that time, otherwise of all.
+    /// Also what images with names are made of: an image loses its name when a part of it goes. With
+    /// [`Self::unused_for`], only images that were not made in that time.
     pub images: bool,
     /// Only what was not used for this long.
     pub unused_for: Option<Duration>,
+    /// Only what passes all of these.
+    pub filters: Vec<Filter>,
     /// Stop when the store takes at most this many bytes.
     pub max_used: Option<u64>,
     /// Stop when at least this many bytes are free on the file system.
@@ -40,6 +42,19 @@ pub struct PruneOptions {
     pub reserved: u64,
     /// Only say what would go.
     pub dry_run: bool,
+}
+
+impl PruneOptions {
+    /// Whether enough can be enough.
+    fn is_bounded(&self) -> bool {
+        self.max_used.is_some() || self.min_free.is_some() || self.reserved > 0
+    }
+
+    /// Whether nothing shall be left that is not in use, history included.
+    fn is_for_all(&self) -> bool {
+        let is_choosy = self.unused_for.is_some() || !self.filters.is_empty();
+        self.images && !is_choosy && !self.is_bounded()
+    }
 }
 
 /// One candidate that was tried.
@@ -90,8 +105,8 @@ struct Pass<'a> {
     dry_run: bool,
     progress: &'a mut dyn FnMut(&Pruned) -> ControlFlow<()>,
     report: PruneReport,
-    /// Names of images that would be taken away, if this is only said.
-    unnamed: HashSet<String>,
+    /// Names that keep nothing.
+    weak_names: HashSet<String>,
 }
 
 /// Something to remove.
@@ -128,7 +143,7 @@ impl Store {
             dry_run: options.dry_run,
             progress,
             report,
-            unnamed: HashSet::new(),
+            weak_names: HashSet::new(),
         };
         if !options.dry_run {
             reserve::give_up(self.layout())?;
@@ -146,7 +161,7 @@ impl Store {
     /// # Errors
     /// If the store or its file system cannot be looked at.
     pub fn prune_goal(&self, options: &PruneOptions) -> Result<u64, StoreError> {
-        if options.max_used.is_none() && options.min_free.is_none() && options.reserved == 0 {
+        if !options.is_bounded() {
             return Ok(u64::MAX);
         }
         let layout = self.layout();
@@ -172,24 +187,20 @@ impl Pass<'_> {
         let before = time::now().saturating_sub(age);
         // Whatever the clock said when they were made.
         let named_until = options.unused_for.map_or(i64::MAX, |_| before);
-        if self.dry_run {
-            if options.images {
-                self.unnamed = store.names_until(named_until)?;
-            }
-        } else {
+        if options.images {
+            self.weak_names = store.names_until(named_until)?;
+        }
+        if !self.dry_run {
             if self.finish_condemned()?.is_break() {
                 return Ok(());
             }
             instance::reap(store.layout(), &store.inner.db)?;
-            if options.images {
-                store.forget_images(named_until)?;
-            }
             self.sweep();
         }
         self.remove_unused(options, before)?;
         if !self.dry_run {
             store.forget_facts()?;
-            if options.images && options.unused_for.is_none() {
+            if options.is_for_all() {
                 self.forgot(store.forget_builds()?);
             }
             self.forgot(store.trim_history()?);
@@ -226,10 +237,11 @@ impl Pass<'_> {
         let store = self.store;
         let mut graph = store.read(Graph::load)?;
         for node in &mut graph.nodes {
-            node.images.retain(|name| !self.unnamed.contains(name));
+            node.images.retain(|name| !self.weak_names.contains(name));
         }
         self.report.in_use = usage::in_use(&graph, store.layout());
-        let order = graph.removable(before);
+        let order =
+            graph.removable(|node| node.used <= before && filter::take(&options.filters, node));
         let goal = store.prune_goal(options)?;
         let start = self.report.freed;
         let mut left = order.into_iter();
@@ -254,7 +266,8 @@ impl Pass<'_> {
                 return Ok(());
             }
             if !self.dry_run {
-                let ids = store.write(Commit::Durable, |tx| condemn(tx, &batch))?;
+                let ids =
+                    store.write(Commit::Durable, |tx| condemn(tx, &batch, &self.weak_names))?;
                 batch.retain(|candidate| ids.contains(&candidate.id));
             }
             if self.remove(&batch)?.is_break() {
@@ -323,11 +336,18 @@ impl Pass<'_> {
     }
 }
 
-/// Condemns what of a batch nothing keeps at this moment, children before their parents. Returns
-/// what is condemned now.
-fn condemn(tx: &Transaction<'_>, batch: &[Candidate]) -> Result<Vec<i64>, StoreError> {
+/// Condemns what of a batch nothing keeps at this moment, children before their parents, and takes
+/// away the weak names of what goes. Returns what is condemned now.
+fn condemn(
+    tx: &Transaction<'_>,
+    batch: &[Candidate],
+    weak_names: &HashSet<String>,
+) -> Result<Vec<i64>, StoreError> {
     let mut condemned = Vec::with_capacity(batch.len());
     for candidate in batch {
+        if !weak_names.is_empty() && !loses_names(tx, candidate.id, weak_names)? {
+            continue;
+        }
         let changed = tx
             .prepare_cached(
                 "UPDATE object SET state = 'condemned', maker = NULL \
@@ -346,6 +366,37 @@ fn condemn(tx: &Transaction<'_>, batch: &[Candidate]) -> Result<Vec<i64>, StoreE
     Ok(condemned)
 }
 
+/// Takes away the names of images that an object is a part of, if nothing else keeps it. Returns
+/// whether that is so.
+fn loses_names(
+    tx: &Transaction<'_>,
+    id: i64,
+    weak_names: &HashSet<String>,
+) -> Result<bool, StoreError> {
+    let mut names = tx.prepare_cached(
+        "SELECT name FROM image WHERE manifest = ?1 OR config = ?1 \
+         UNION SELECT image FROM image_layer WHERE object = ?1",
+    )?;
+    let names = names.query_map([id], |row| row.get(0))?;
+    let names = names.collect::<Result<Vec<String>, _>>()?;
+    let is_needed: bool = tx
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM lease WHERE object = ?1) \
+             OR EXISTS (SELECT 1 FROM edge WHERE parent = ?1)",
+        )?
+        .query_row([id], |row| row.get(0))?;
+    if is_needed || !names.iter().all(|name| weak_names.contains(name)) {
+        return Ok(false);
+    }
+    for name in names {
+        tx.prepare_cached("DELETE FROM image_layer WHERE image = ?1")?
+            .execute([&name])?;
+        tx.prepare_cached("DELETE FROM image WHERE name = ?1")?
+            .execute([&name])?;
+    }
+    Ok(true)
+}
+
 impl Store {
     /// The names of images that were made until then, in seconds since 1970.
     fn names_until(&self, then: i64) -> Result<HashSet<String>, StoreError> {
@@ -353,20 +404,6 @@ impl Store {
             let mut rows = tx.prepare_cached("SELECT name FROM image WHERE created <= ?1")?;
             let names = rows.query_map([then], |row| row.get(0))?;
             Ok(names.collect::<Result<_, _>>()?)
-        })
-    }
-
-    /// Takes these names away.
-    fn forget_images(&self, then: i64) -> Result<(), StoreError> {
-        self.write(Commit::Durable, |tx| {
-            tx.prepare_cached(
-                "DELETE FROM image_layer \
-                 WHERE image IN (SELECT name FROM image WHERE created <= ?1)",
-            )?
-            .execute([then])?;
-            tx.prepare_cached("DELETE FROM image WHERE created <= ?1")?
-                .execute([then])?;
-            Ok(())
         })
     }
 

@@ -163,20 +163,22 @@ fn a_prune_with_an_age_takes_away_only_names_that_are_older() {
     let root = Root::new();
     let store = root.open();
     let made = layer(&store, "x");
-    let manifest = store.put_blob(b"manifest", "manifest").unwrap();
     let config = store.put_blob(b"config", "config").unwrap();
     for name in ["old", "new"] {
+        let manifest = store.put_blob(name.as_bytes(), "manifest").unwrap();
         store
             .set_image(name, manifest, config, &[made.diff_id])
             .unwrap();
     }
+    store.close().unwrap();
     rusqlite::Connection::open(root.path().join("store.db"))
         .unwrap()
-        .execute(
-            "UPDATE image SET created = created - 7200 WHERE name = 'old'",
-            [],
+        .execute_batch(
+            "UPDATE image SET created = created - 7200 WHERE name = 'old';
+             UPDATE object SET used = used - 7200;",
         )
         .unwrap();
+    let store = root.open();
     let older = PruneOptions {
         images: true,
         unused_for: Some(std::time::Duration::from_secs(3600)),

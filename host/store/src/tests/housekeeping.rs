@@ -133,6 +133,109 @@ fn prune_stops_when_enough_is_free_and_says_when_it_is_not() {
     root.assert_clean();
 }
 
+/// Two images of one layer of 1 MiB each, the first one used longer ago.
+fn two_images(root: &Root) -> Store {
+    let store = root.open();
+    for name in ["first", "second"] {
+        let made = ingest(&store, &tar(&[(name, &vec![0; 1 << 20])])).unwrap();
+        let [manifest, config] = ["manifest", "config"]
+            .map(|kind| store.put_blob(format!("{kind} of {name}").as_bytes(), kind));
+        store
+            .set_image(name, manifest.unwrap(), config.unwrap(), &[made.diff_id])
+            .unwrap();
+        backdate(root, 3600);
+    }
+    store.close().unwrap();
+    root.open()
+}
+
+fn backdate(root: &Root, seconds: i64) {
+    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let aged = database.execute("UPDATE object SET used = used - ?1", [seconds]);
+    aged.unwrap();
+}
+
+fn image_names(store: &Store) -> Vec<String> {
+    let images = store.images().unwrap().into_iter();
+    images.map(|image| image.name).collect()
+}
+
+#[test]
+fn images_lose_their_names_only_as_far_as_room_is_asked_for() {
+    let root = Root::new();
+    let store = two_images(&root);
+    let total = store.du().unwrap().total;
+    for (max_used, left) in [
+        (total, &["first", "second"][..]),
+        (total - (1 << 19), &["second"]),
+        (0, &[]),
+    ] {
+        let options = |dry_run| PruneOptions {
+            images: true,
+            max_used: Some(max_used),
+            dry_run,
+            ..Default::default()
+        };
+        let would = prune(&store, &options(true));
+        let report = prune(&store, &options(false));
+        assert_eq!(would.removed, report.removed, "down to {max_used}");
+        assert_eq!(image_names(&store), left, "down to {max_used}");
+        let report = store.check(false).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+    }
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn an_image_that_is_in_use_keeps_its_name() {
+    let root = Root::new();
+    let store = two_images(&root);
+    let builder = root.open();
+    let first = builder.images().unwrap().remove(0);
+    builder.open_layer(first.layers[0]).unwrap();
+    for kind in ["manifest", "config"] {
+        let bytes = format!("{kind} of first");
+        builder.put_blob(bytes.as_bytes(), kind).unwrap();
+    }
+    let everything = PruneOptions {
+        images: true,
+        ..Default::default()
+    };
+    assert_eq!(prune(&store, &everything).removed, 3);
+    assert_eq!(image_names(&store), ["first"]);
+    builder.close().unwrap();
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_filter_takes_what_passes_it_and_leaves_the_rest() {
+    let root = Root::new();
+    let store = two_images(&root);
+    layer(&store, "unused");
+    store.close().unwrap();
+    let store = root.open();
+    let run = |images: bool, filters: &[&str]| {
+        let filters = filters.iter().map(|filter| filter.parse().unwrap());
+        let options = PruneOptions {
+            images,
+            filters: filters.collect(),
+            ..Default::default()
+        };
+        prune(&store, &options).removed
+    };
+    assert_eq!(run(false, &["type=manifest"]), 0);
+    assert_eq!(run(false, &["type=layer", "id=ffff"]), 0);
+    assert_eq!(run(false, &["type=layer", "description!=nothing"]), 1);
+    assert_eq!(run(true, &["type=config"]), 2);
+    assert_eq!(image_names(&store), [""; 0]);
+    assert_eq!(run(false, &["type!=layer"]), 2);
+    assert_eq!(run(false, &[]), 2);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
 #[test]
 fn one_that_cannot_be_removed_stops_nothing_and_goes_later() {
     let root = Root::new();

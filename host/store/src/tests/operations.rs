@@ -131,14 +131,12 @@ impl Model {
         self.claims.retain(|_, who| *who != instance);
     }
 
-    /// Takes away what nothing keeps.
-    fn prune(&mut self) {
+    /// Takes away what nothing keeps; with `images`, names keep nothing and go with what they name.
+    fn prune(&mut self, images: bool) {
         let pinned = |name: &str| {
+            let mut parts = self.images.values();
             self.leases.iter().any(|(_, leased)| *leased == name)
-                || self
-                    .images
-                    .values()
-                    .any(|(layer, blob)| *layer == name || *blob == name)
+                || !images && parts.any(|(layer, blob)| *layer == name || *blob == name)
         };
         let mut kept: BTreeSet<&str> = BTreeSet::new();
         let mut by_age: Vec<_> = self.valid.iter().collect();
@@ -149,6 +147,8 @@ impl Model {
                 kept.insert(name);
             }
         }
+        self.images
+            .retain(|_, (layer, blob)| kept.contains(layer) && kept.contains(blob));
         self.valid.retain(|name, _| kept.contains(name));
         self.results.retain(|name| kept.contains(name));
         self.edges
@@ -398,13 +398,11 @@ impl Bench {
             return;
         }
         self.model.stuck = !report.failed.is_empty();
+        if !matches!(limit, Limit::None) {
+            return;
+        }
+        self.model.prune(images);
         if images {
-            self.model.images.clear();
-        }
-        if matches!(limit, Limit::None) {
-            self.model.prune();
-        }
-        if images && !matches!(limit, Limit::Age) {
             let running: usize = self.handles.iter().map(|it| it.builds.len()).sum();
             // Builds of an instance that lives and has ended them are gone as well.
             self.model.ended = 0;

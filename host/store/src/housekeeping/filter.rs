@@ -1,0 +1,171 @@
+//! What a prune may take, in the words of `docker buildx prune --filter`.
+
+use std::str::FromStr;
+
+use regex::{Regex, RegexBuilder};
+use thiserror::Error;
+
+use super::graph::Node;
+
+/// A compiled pattern takes no more memory than this, whatever somebody writes.
+const PATTERN_SIZE: usize = 1 << 20;
+
+/// A test that an object must pass to be pruned: `FIELD=VALUE`, `FIELD!=VALUE` or `FIELD~=PATTERN`.
+///
+/// Fields are `id` (a digest; `=` takes its beginning too, with or without `sha256:`), `type` and
+/// `description` (where it came from, such as an instruction).
+#[derive(Debug, Clone)]
+pub struct Filter {
+    field: Field,
+    test: Test,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Id,
+    Type,
+    Description,
+}
+
+#[derive(Debug, Clone)]
+enum Test {
+    Is(String),
+    IsNot(String),
+    Matches(Regex),
+}
+
+/// Why something is no filter.
+#[derive(Debug, Error)]
+pub enum FilterError {
+    /// It has another form.
+    #[error("`{0}` has none of the forms FIELD=VALUE, FIELD!=VALUE and FIELD~=PATTERN")]
+    Form(String),
+    /// Objects have no such field.
+    #[error("there is no field `{0}`; there are `id`, `type` and `description`")]
+    Field(String),
+    /// The pattern cannot be compiled.
+    #[error("`{0}` is no regular expression")]
+    Pattern(String, #[source] regex::Error),
+}
+
+impl FromStr for Filter {
+    type Err = FilterError;
+
+    fn from_str(text: &str) -> Result<Self, FilterError> {
+        let (left, value) = text
+            .split_once('=')
+            .ok_or_else(|| FilterError::Form(text.into()))?;
+        let (field, test) = if let Some(field) = left.strip_suffix('!') {
+            (field, Test::IsNot(value.into()))
+        } else if let Some(field) = left.strip_suffix('~') {
+            let pattern = RegexBuilder::new(value).size_limit(PATTERN_SIZE).build();
+            let pattern = pattern.map_err(|error| FilterError::Pattern(value.into(), error))?;
+            (field, Test::Matches(pattern))
+        } else {
+            (left, Test::Is(value.into()))
+        };
+        let field = match field.trim() {
+            "id" => Field::Id,
+            "type" => Field::Type,
+            "description" => Field::Description,
+            other => return Err(FilterError::Field(other.into())),
+        };
+        Ok(Self { field, test })
+    }
+}
+
+impl Filter {
+    /// Whether something with these properties passes.
+    #[must_use]
+    pub fn takes(&self, id: &str, kind: &str, origin: &str) -> bool {
+        let found = match self.field {
+            Field::Id => id,
+            Field::Type => kind,
+            Field::Description => origin,
+        };
+        match &self.test {
+            Test::Is(value) => self.is(found, value),
+            Test::IsNot(value) => !self.is(found, value),
+            Test::Matches(pattern) => pattern.is_match(found),
+        }
+    }
+
+    fn is(&self, found: &str, value: &str) -> bool {
+        match self.field {
+            Field::Id => {
+                let digits = found.rsplit(':').next().unwrap_or_default();
+                let value = value.strip_prefix("sha256:").unwrap_or(value);
+                !value.is_empty() && digits.starts_with(value)
+            }
+            Field::Type | Field::Description => found == value,
+        }
+    }
+}
+
+/// Whether a node passes all of them.
+pub(super) fn take(filters: &[Filter], node: &Node) -> bool {
+    let mut id = None;
+    filters.iter().all(|filter| {
+        let id = id.get_or_insert_with(|| node.digest.to_string());
+        filter.takes(id, &node.kind, &node.origin)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "sha256:00ab34";
+
+    #[track_caller]
+    fn check(filter: &str, takes: bool) {
+        let filter: Filter = filter.parse().unwrap();
+        let found = filter.takes(ID, "layer", "RUN echo a=b");
+        assert_eq!(found, takes, "{filter:?}");
+    }
+
+    #[test]
+    fn objects_are_told_by_each_field() {
+        for taken in [
+            "id=00ab34",
+            "id=00",
+            "id=sha256:00ab",
+            "id!=ab",
+            "id~=^sha256:[0-9a]+b",
+            "type=layer",
+            "type!=manifest",
+            "type~=^(layer|config)$",
+            "description=RUN echo a=b",
+            "description~=echo",
+        ] {
+            check(taken, true);
+        }
+        for left in [
+            "id=ab34",
+            "id=",
+            "id!=00ab",
+            "id~=^00",
+            "type=lay",
+            "type!=layer",
+            "type=",
+            "description=echo",
+            "description~=^echo",
+        ] {
+            check(left, false);
+        }
+    }
+
+    #[test]
+    fn what_is_no_filter_is_said() {
+        for (text, want) in [
+            ("inuse", "none of the forms"),
+            ("size=3", "there is no field `size`"),
+            ("=3", "there is no field ``"),
+            ("id~=(", "is no regular expression"),
+            ("id~=(((a{99}){99}){99}){99}", "is no regular expression"),
+        ] {
+            let error = text.parse::<Filter>().unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+}
