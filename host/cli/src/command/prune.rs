@@ -25,8 +25,8 @@ Examples:
                                          only what was made so
   cofferdam prune --dry-run              only say what would go
 
-A filter is FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN with the field `id`, `type` (KIND in the list)
-or `description` (ORIGIN in `cofferdam du --format json`), or until=TIME. What goes passes all filters.
+A filter is until=TIME, or FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN. Fields are id,
+type (the column KIND) and description (`origin` in `cofferdam du --format json`).
 
 What a running build uses is never taken. Sizes count in powers of 1024.";
 
