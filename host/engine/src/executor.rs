@@ -91,7 +91,7 @@ pub struct StepDone {
 /// Why a step gave no layer. Whose fault it is decides the exit status.
 #[derive(Debug)]
 pub enum StepError {
-    /// The user's command failed. It is remembered nowhere.
+    /// The user's command failed. Only builds that wait for it at that moment take it over.
     Failed {
         /// Exit status, 128 plus the signal if a signal ended it.
         status: i32,

@@ -8,10 +8,16 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::db::{Commit, one_row};
 use crate::object::{self, COLUMNS, Object, Wanted};
-use crate::{DiffId, Digest, InstanceId, Layer, StepKey, Store, StoreError, instance, time};
+use crate::{
+    BuildId, DiffId, Digest, InstanceId, Layer, StepKey, Store, StoreError, instance, time,
+};
 
 /// How many dead owners or lost layers a look-up gets over before it says "busy".
 const MAX_TURNS: usize = 16;
+
+/// How long it is remembered that a command failed, in seconds. Who waits looks several times a
+/// second.
+const KEEP_FAILURES: i64 = 600;
 
 /// What a store knows about a step.
 #[derive(Debug)]
@@ -34,6 +40,28 @@ pub struct Owner {
     pub command: String,
     /// Since when it has the claim, in seconds since 1970.
     pub since: i64,
+    /// In which build it runs the step, and as which step of it, if it has begun.
+    pub run: Option<Run>,
+    /// Its claim.
+    claim: i64,
+}
+
+/// A run of a step: it is one of the steps of a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The build.
+    pub build: BuildId,
+    /// The number of the step there, as its log has it.
+    pub step: u32,
+}
+
+/// How a run ended whose command failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// The run.
+    pub run: Run,
+    /// Exit status of the command.
+    pub status: i32,
 }
 
 /// The right, and the duty, to do a step. Dropping it lets go as [`Self::release`] does, as far as
@@ -116,13 +144,44 @@ impl Store {
                 return Ok(Found::Claim(tx.last_insert_rowid()));
             }
             let mut owner = tx.prepare_cached(
-                "SELECT i.name, i.command, c.since FROM claim c JOIN instance i ON i.id = c.instance \
-                 WHERE c.key = ?1",
+                "SELECT i.name, i.command, c.since, c.build, c.step, c.id \
+                 FROM claim c JOIN instance i ON i.id = c.instance WHERE c.key = ?1",
             )?;
-            let (name, command, since) = owner.query_row([key.0.0], |row| {
-                Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+            let (name, command, since, build, step, claim) = owner.query_row([key.0.0], |row| {
+                let (build, step) = (row.get::<_, Option<i64>>(3)?, row.get::<_, Option<u32>>(4)?);
+                let name: String = row.get(0)?;
+                Ok((name, row.get(1)?, row.get(2)?, build, step, row.get(5)?))
             })?;
-            Ok(Found::Owner(Owner { instance: InstanceId::parse(&name)?, command, since }))
+            let run = |(build, step)| Run {
+                build: BuildId(build),
+                step,
+            };
+            Ok(Found::Owner(Owner {
+                instance: InstanceId::parse(&name)?,
+                command,
+                since,
+                run: build.zip(step).map(run),
+                claim,
+            }))
+        })
+    }
+
+    /// How the command ended for which `owner` had a claim, if it failed by its own doing.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn failure(&self, owner: &Owner) -> Result<Option<Failure>, StoreError> {
+        self.read(|tx| {
+            let failure = tx
+                .prepare_cached("SELECT build, step, status FROM failure WHERE claim = ?1")?
+                .query_row([owner.claim], |row| {
+                    let (build, step) = (BuildId(row.get(0)?), row.get(1)?);
+                    Ok(Failure {
+                        run: Run { build, step },
+                        status: row.get(2)?,
+                    })
+                });
+            Ok(failure.optional()?)
         })
     }
 }
@@ -179,6 +238,39 @@ impl Claim {
         })?;
         self.ended = true;
         Layer::try_from(bound)
+    }
+
+    /// Says which run the claim stands for, for those who wait.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn tell(&self, run: Run) -> Result<(), StoreError> {
+        self.store.write(Commit::Relaxed, |tx| {
+            let told = tx
+                .prepare_cached("UPDATE claim SET build = ?2, step = ?3 WHERE id = ?1")?
+                .execute((self.id, run.build.0, run.step))?;
+            one_row(told, "run of a claim")
+        })
+    }
+
+    /// Lets go because the command of the run that was told of failed with this status: who waits
+    /// need not try it again.
+    ///
+    /// # Errors
+    /// If the store fails; the claim then ends with the instance.
+    pub fn fail(mut self, status: i32) -> Result<(), StoreError> {
+        self.ended = true;
+        let now = time::now();
+        self.store.write(Commit::Relaxed, |tx| {
+            tx.prepare_cached("DELETE FROM failure WHERE at NOT BETWEEN ?1 AND ?2")?
+                .execute((now.saturating_sub(KEEP_FAILURES), now))?;
+            tx.prepare_cached(
+                "INSERT INTO failure (claim, build, step, status, at) \
+                 SELECT id, build, step, ?2, ?3 FROM claim WHERE id = ?1 AND build IS NOT NULL",
+            )?
+            .execute((self.id, status, now))?;
+            delete_claim(tx, self.id)
+        })
     }
 
     /// Lets go without a result.

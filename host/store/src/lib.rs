@@ -54,7 +54,7 @@ mod store;
 mod tests;
 mod time;
 
-pub use action::{Claim, Lookup, Owner};
+pub use action::{Claim, Failure, Lookup, Owner, Run};
 pub use blob::BlobWriter;
 pub use digest::{ContentId, DiffId, Digest, Hasher, NotADigest, StepKey};
 pub use disk::Removal;

@@ -343,6 +343,7 @@ impl Build<'_> {
             place: &place,
             roots: Mutex::default(),
             chains: Mutex::default(),
+            followed: Mutex::default(),
         };
         let shapes = shapes(plan);
         Solver::new(&shapes, self.cancel)

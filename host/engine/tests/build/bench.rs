@@ -36,6 +36,24 @@ impl Executor for StandIn<'_> {
         self.ran.lock().unwrap().push(step.clone());
         let command = step.args.last().unwrap().clone();
         output.write(Stream::Stdout, command.as_bytes());
+        // `hold FILE` waits for the file, `hold FILE fail` fails then.
+        if let Some(held) = command.strip_prefix("hold ") {
+            let (file, fails) = held
+                .strip_suffix(" fail")
+                .map_or((held, false), |file| (file, true));
+            while !std::path::Path::new(file).exists() {
+                if cancel.sleep(Duration::from_millis(5)) {
+                    return Err(StepError::Cancelled);
+                }
+            }
+            output.write(Stream::Stderr, b" and released");
+            if fails {
+                return Err(StepError::Failed {
+                    status: 3,
+                    out_of_memory: None,
+                });
+            }
+        }
         if command == "fail" {
             return Err(StepError::Failed {
                 status: 3,
@@ -77,10 +95,11 @@ impl Executor for StandIn<'_> {
 
 /// Keeps how each step ended.
 #[derive(Default)]
-struct Watch {
+pub(crate) struct Watch {
+    pub(crate) log: Mutex<Vec<u8>>,
     names: Mutex<BTreeMap<u32, String>>,
     ended: Mutex<Vec<(String, Outcome)>>,
-    warnings: Mutex<Vec<String>>,
+    pub(crate) warnings: Mutex<Vec<String>>,
     why: Mutex<BTreeMap<u32, String>>,
     compared: Mutex<BTreeMap<u32, Comparison>>,
 }
@@ -124,7 +143,8 @@ impl Reporter for Watch {
             Event::Compared { step, comparison } => {
                 self.compared.lock().unwrap().insert(step, comparison);
             }
-            Event::Log { .. } | Event::Status { .. } => {}
+            Event::Log { data, .. } => self.log.lock().unwrap().extend_from_slice(&data),
+            Event::Status { .. } => {}
         }
     }
 }
@@ -218,6 +238,16 @@ impl Bench {
     }
 
     pub(crate) fn build_as(&self, request: &BuildRequest, cancel: &Cancel) -> Built {
+        self.build_seen_by(&Watch::default(), request, cancel)
+    }
+
+    /// Builds while somebody else may look at what is told.
+    pub(crate) fn build_seen_by(
+        &self,
+        watch: &Watch,
+        request: &BuildRequest,
+        cancel: &Cancel,
+    ) -> Built {
         let options = OpenOptions {
             command: "test".to_owned(),
             read_only: false,
@@ -227,17 +257,16 @@ impl Bench {
             store: &store,
             ran: Mutex::default(),
         };
-        let watch = Watch::default();
-        let result = build(request, &store, &executor, &watch, cancel);
+        let result = build(request, &store, &executor, watch, cancel);
         let ran = executor.ran.into_inner().unwrap();
         store.close().unwrap();
-        let names = watch.names.into_inner().unwrap();
+        let names = watch.names.lock().unwrap();
         Built {
             result,
             ran,
-            why: by_name(&names, &watch.why.into_inner().unwrap()),
-            compared: by_name(&names, &watch.compared.into_inner().unwrap()),
-            ended: watch.ended.into_inner().unwrap(),
+            why: by_name(&names, &watch.why.lock().unwrap()),
+            compared: by_name(&names, &watch.compared.lock().unwrap()),
+            ended: watch.ended.lock().unwrap().clone(),
         }
     }
 }

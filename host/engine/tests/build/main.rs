@@ -7,6 +7,7 @@
 
 mod bench;
 mod explain;
+mod follow;
 mod graph;
 mod rebuild;
 

@@ -5,10 +5,10 @@
 //! come from a sequence and are never given out twice.
 
 /// Version of the schema that this program reads and writes.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// What brings a database from version *n* to *n + 1*, at place *n*.
-pub(super) const MIGRATIONS: [&str; 1] = [FIRST];
+pub(super) const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
 
 const FIRST: &str = "
 CREATE TABLE store (
@@ -145,3 +145,76 @@ CREATE TABLE event (
     text TEXT NOT NULL
 ) STRICT;
 ";
+
+const SECOND: &str = "
+-- Where the log of the run is that a claim stands for: who waits shows it.
+ALTER TABLE claim ADD COLUMN build INTEGER;
+ALTER TABLE claim ADD COLUMN step INTEGER;
+
+-- How the user's command ended that a claim stood for: who waited takes it over. Hints, for a while.
+CREATE TABLE failure (
+    claim INTEGER PRIMARY KEY,
+    build INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    status INTEGER NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX failure_at ON failure (at);
+";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::{OpenOptions, Store};
+
+    /// Columns of all tables.
+    fn columns(root: &Path) -> BTreeMap<String, Vec<String>> {
+        let database = Connection::open(root.join("store.db")).unwrap();
+        let mut rows = database
+            .prepare(
+                "SELECT t.name, c.name FROM pragma_table_list t, pragma_table_info(t.name) c \
+                 WHERE t.strict ORDER BY 1, 2",
+            )
+            .unwrap();
+        let mut rows = rows.query([]).unwrap();
+        let mut columns: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        while let Some(row) = rows.next().unwrap() {
+            let table = columns.entry(row.get(0).unwrap()).or_default();
+            table.push(row.get(1).unwrap());
+        }
+        columns
+    }
+
+    #[test]
+    fn a_store_of_any_version_becomes_one_of_this_version() {
+        let open = |root: &Path| Store::open(root, &OpenOptions::default()).unwrap();
+        let new = tempfile::tempdir().unwrap();
+        open(new.path()).close().unwrap();
+        for from in 1..MIGRATIONS.len() {
+            let old = tempfile::tempdir().unwrap();
+            let database = Connection::open(old.path().join("store.db")).unwrap();
+            for step in &MIGRATIONS[..from] {
+                database.execute_batch(step).unwrap();
+            }
+            database
+                .execute_batch("INSERT INTO fact (kind, name, value) VALUES ('a', 'b', 'c')")
+                .unwrap();
+            database
+                .pragma_update(None, "user_version", i64::try_from(from).unwrap())
+                .unwrap();
+            database.close().unwrap();
+            let store = open(old.path());
+            assert_eq!(store.fact("a", "b").unwrap().as_deref(), Some("c"));
+            assert!(store.check(false).unwrap().is_clean());
+            store.close().unwrap();
+            assert_eq!(columns(old.path()), columns(new.path()), "from {from}");
+        }
+        assert_eq!(VERSION, i64::try_from(MIGRATIONS.len()).unwrap());
+        assert!(columns(new.path()).contains_key("object"));
+    }
+}

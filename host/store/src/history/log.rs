@@ -138,10 +138,12 @@ impl LogReader {
     /// # Errors
     /// If there is none, or it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        match disk::open(path)? {
-            Some(file) => Ok(Self::new(file)),
-            None => Err(StoreError::Unknown(format!("log {}", path.display()))),
-        }
+        Self::find(path)?.ok_or_else(|| StoreError::Unknown(format!("log {}", path.display())))
+    }
+
+    /// Opens a log if there is one.
+    pub(super) fn find(path: &Path) -> Result<Option<Self>, StoreError> {
+        Ok(disk::open(path)?.map(Self::new))
     }
 }
 

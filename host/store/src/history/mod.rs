@@ -14,7 +14,7 @@ use rusqlite::Row;
 
 use crate::db::{Commit, one_row};
 use crate::lock::{Lock, Probe};
-use crate::{Digest, Removal, Store, StoreError, disk, time};
+use crate::{Digest, Removal, Run, Store, StoreError, disk, time};
 
 pub use log::{LogFrame, LogReader, StepLog};
 
@@ -324,6 +324,16 @@ impl Store {
         let mut log = StepLog::create(dir.join(format!("{step}.log")))?;
         log.append(StepLog::NAME, name.as_bytes());
         Ok(log)
+    }
+
+    /// The log of a run, which may be going on in another process; `None` if it has not begun, or was
+    /// forgotten.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open_step_log(&self, run: Run) -> Result<Option<LogReader>, StoreError> {
+        let dir = self.layout().build_logs(run.build.0);
+        LogReader::find(&dir.join(format!("{}.log", run.step)))
     }
 
     /// The logs of a build: number of the step and file, in the order of steps.

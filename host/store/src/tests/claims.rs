@@ -53,6 +53,56 @@ fn one_of_two_gets_the_claim_and_the_other_learns_who_has_it() {
 }
 
 #[test]
+fn who_waits_learns_of_the_run_and_how_its_command_failed() {
+    let root = Root::new();
+    let (one, two) = (root.open(), root.open());
+    let owner = |store: &Store| {
+        let Lookup::Busy(owner) = store.lookup(key("a")).unwrap() else {
+            panic!("not busy")
+        };
+        owner
+    };
+    let claim = || {
+        let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+            panic!("not free")
+        };
+        claim
+    };
+    let build = one.start_build(&BuildInfo::default()).unwrap();
+    let run = crate::Run { build, step: 7 };
+    let first = claim();
+    assert_eq!(owner(&two).run, None);
+    first.tell(run).unwrap();
+    let first_owner = owner(&two);
+    assert_eq!(first_owner.run, Some(run));
+    assert_eq!(two.failure(&first_owner).unwrap(), None);
+    first.fail(3).unwrap();
+    let failure = Some(crate::Failure { run, status: 3 });
+    assert_eq!(two.failure(&first_owner).unwrap(), failure);
+    // The next one is another run, and nothing is told of one that was only let go of.
+    let second = claim();
+    let second_owner = owner(&two);
+    second.tell(run).unwrap();
+    second.release().unwrap();
+    assert_eq!(two.failure(&second_owner).unwrap(), None);
+    // A failure without a run is nothing that anybody could show.
+    let third = claim();
+    let third_owner = owner(&two);
+    third.fail(4).unwrap();
+    assert_eq!(two.failure(&third_owner).unwrap(), None);
+    // After a while nobody waits any more.
+    rusqlite::Connection::open(root.path().join("store.db"))
+        .unwrap()
+        .execute("UPDATE failure SET at = at - 3600", [])
+        .unwrap();
+    claim().fail(5).unwrap();
+    assert_eq!(two.failure(&first_owner).unwrap(), None);
+    one.close().unwrap();
+    two.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn a_claim_that_is_released_or_dropped_is_free() {
     let root = Root::new();
     let (one, two) = (root.open(), root.open());

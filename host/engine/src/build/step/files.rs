@@ -58,9 +58,12 @@ impl Steps<'_> {
             return self.make_unknown(at, plan, afresh);
         };
         let key = keys::content(content);
-        let claim = match self.claim(at, key, afresh)? {
+        let claim = match self.claim(key, afresh)? {
             Found::Claimed(claim) => claim,
-            Found::Busy => return Ok(Attempt::Busy),
+            Found::Busy(owner) => {
+                self.wait_for(at, &owner);
+                return Ok(Attempt::Busy);
+            }
             Found::Hit(layer) => return self.found(at, key, layer, || self.write(at, plan)),
         };
         self.anticipate(at, content)?;

@@ -5,12 +5,13 @@
 //! before: then the layer is written first, in the one pass that also hashes, and asked for after.
 
 mod files;
+mod follow;
 mod run;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use store::{Claim, ContentId, DiffId, Layer, Lookup, StepKey, Store};
+use store::{Claim, ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
 
 use super::error::{BuildError, Place};
 use super::explain::{self, BaseLayers, Notebook};
@@ -25,6 +26,8 @@ use crate::image::MAX_LAYERS;
 use crate::plan::{Base, Op, Plan, Step};
 use crate::rootfs::Rootfs;
 use crate::solver::{Attempt, Results};
+
+pub(super) use follow::Followed;
 
 /// What a step came to: its layer, if it has one.
 #[derive(Debug, Clone)]
@@ -53,6 +56,8 @@ pub(super) struct Steps<'a> {
     pub(super) roots: Mutex<HashMap<Vec<DiffId>, Arc<Rootfs>>>,
     /// What complete stages have come to, from their base up.
     pub(super) chains: Mutex<HashMap<usize, Arc<[Layer]>>>,
+    /// Runs of other builds that steps wait for.
+    pub(super) followed: Mutex<HashMap<StepId, Followed>>,
 }
 
 /// A step at work.
@@ -231,8 +236,10 @@ impl Steps<'_> {
     }
 
     /// Says whom the step waits for.
-    fn wait_for(&self, at: &At<'_>, owner: &store::Owner) {
-        let what = format!("waiting for the same step in `{}`", owner.command);
+    fn wait_for(&self, at: &At<'_>, owner: &Owner) {
+        let build = owner.run.map(|run| format!("build {}, ", run.build));
+        let build = build.unwrap_or_default();
+        let what = format!("waiting for the same step in {build}`{}`", owner.command);
         self.tracker.status(at.number, what, 0, 0);
     }
 }
@@ -254,14 +261,14 @@ fn contents(chain: &[Layer]) -> Vec<ContentId> {
 /// What a look for a result came to.
 enum Found {
     Hit(Layer),
-    /// Another process does the step.
-    Busy,
+    /// Somebody else does the step.
+    Busy(Owner),
     Claimed(Claim),
 }
 
 impl Steps<'_> {
     /// Looks for a result, and claims the step if there is none or it shall be made `afresh`.
-    fn claim(&self, at: &At<'_>, key: StepKey, afresh: bool) -> Result<Found, BuildError> {
+    fn claim(&self, key: StepKey, afresh: bool) -> Result<Found, BuildError> {
         let found = if afresh {
             self.store.claim(key)
         } else {
@@ -269,10 +276,7 @@ impl Steps<'_> {
         };
         Ok(match found? {
             Lookup::Hit(layer) => Found::Hit(layer),
-            Lookup::Busy(owner) => {
-                self.wait_for(at, &owner);
-                Found::Busy
-            }
+            Lookup::Busy(owner) => Found::Busy(owner),
             Lookup::Claimed(claim) => Found::Claimed(claim),
         })
     }

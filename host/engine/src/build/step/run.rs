@@ -1,14 +1,12 @@
 //! RUN: looked for by key, run by the executor.
 
-use std::path::PathBuf;
-
-use store::{ContentId, Layer, StepKey};
+use store::{ContentId, Layer, StepKey, StepLog};
 
 use super::{At, Found, Steps, Tried, contents, explain, ids, made};
 use crate::build::error::BuildError;
 use crate::build::track::Tracker;
-use crate::event::{Explanation, StepId};
-use crate::executor::{Output, StepSpec, Stream};
+use crate::event::{Explanation, Outcome, StepId};
+use crate::executor::{Output, StepError, StepSpec, Stream};
 use crate::keys;
 use crate::plan::{Op, RunOp, Step};
 use crate::solver::Attempt;
@@ -17,28 +15,64 @@ impl Steps<'_> {
     pub(super) fn run(&self, at: &At<'_>, op: &RunOp) -> Tried {
         self.check_depth(at)?;
         let key = self.run_key(op, &contents(&at.below));
-        let claim = match self.claim(at, key, self.request.no_cache)? {
+        let afresh = self.request.no_cache;
+        let claim = match self.claim(key, afresh)? {
             Found::Claimed(claim) => claim,
-            Found::Busy => return Ok(Attempt::Busy),
+            Found::Busy(owner) => {
+                // Who wants it done afresh takes nothing over.
+                if afresh {
+                    self.wait_for(at, &owner);
+                } else {
+                    self.follow(at, owner)?;
+                }
+                return Ok(Attempt::Busy);
+            }
             Found::Hit(layer) => {
-                return self.found(at, key, layer, || {
+                let shared = self.arrive(at)?;
+                let found = self.found(at, key, layer, || {
                     self.executor.prepare();
                     self.execute(at, op)
                 });
+                return match found {
+                    Ok(Attempt::Done((Some(layer), Outcome::Cached))) if shared => made(layer),
+                    found => found,
+                };
             }
         };
-        self.explain(at, self.request.no_cache, || self.why(at, key));
+        if let Some((failure, tee)) = self.failed_there(at)? {
+            claim.release()?;
+            let build = failure.run.build;
+            self.tracker
+                .warn(format!("the command ran and failed in build {build}"), None);
+            let source = StepError::Failed {
+                status: failure.status,
+                out_of_memory: None,
+            };
+            return Err(self.step_error(at, op, &tee.log, source));
+        }
+        self.tell(at, &claim)?;
+        self.explain(at, afresh, || self.why(at, key));
         self.executor.prepare();
         match self.execute(at, op) {
             Ok(layer) => {
-                let layer = claim.commit(&layer, &ids(&at.below), self.request.no_cache)?;
+                let layer = claim.commit(&layer, &ids(&at.below), afresh)?;
                 self.notes.note(at.at, key, Some(&layer));
                 made(layer)
             }
             Err(err) => {
+                let let_go = if let BuildError::Step { source, .. } = &err
+                    && let StepError::Failed {
+                        status,
+                        out_of_memory: None,
+                    } = source
+                {
+                    claim.fail(*status)
+                } else {
+                    claim.release()
+                };
                 // The step's own error matters more; a claim that stays is reaped with us.
-                if let Err(release) = claim.release() {
-                    log::warn!("cannot release a claim: {release}");
+                if let Err(error) = let_go {
+                    log::warn!("cannot release a claim: {error}");
                 }
                 Err(err)
             }
@@ -67,24 +101,21 @@ impl Steps<'_> {
 
     fn execute(&self, at: &At<'_>, op: &RunOp) -> Result<Layer, BuildError> {
         let spec = self.specify(at, op)?;
-        let mut output = Tee {
-            log: self
-                .store
-                .step_log(self.build, at.number, &at.step.display)?,
-            warned: false,
-            tracker: self.tracker,
-            number: at.number,
-        };
-        let log: PathBuf = output.log.path().to_owned();
-        self.executor
-            .run(&spec, &mut output, self.cancel)
-            .map(|done| done.layer)
-            .map_err(|source| BuildError::Step {
-                place: self.place(at),
-                command: op.args.join(" "),
-                log,
-                source,
-            })
+        let mut output = self.own_log(at)?;
+        let run = self.executor.run(&spec, &mut output, self.cancel);
+        match run {
+            Ok(done) => Ok(done.layer),
+            Err(source) => Err(self.step_error(at, op, &output.log, source)),
+        }
+    }
+
+    fn step_error(&self, at: &At<'_>, op: &RunOp, log: &StepLog, source: StepError) -> BuildError {
+        BuildError::Step {
+            place: self.place(at),
+            command: op.args.join(" "),
+            log: log.path().to_owned(),
+            source,
+        }
     }
 
     /// Resolves what is written by name in the Dockerfile against the step's root.
@@ -142,11 +173,11 @@ impl Steps<'_> {
 }
 
 /// Sends a step's output to its log file and to whoever watches.
-struct Tee<'a> {
-    log: store::StepLog,
-    warned: bool,
-    tracker: &'a Tracker<'a>,
-    number: StepId,
+pub(super) struct Tee<'a> {
+    pub(super) log: StepLog,
+    pub(super) warned: bool,
+    pub(super) tracker: &'a Tracker<'a>,
+    pub(super) number: StepId,
 }
 
 impl Output for Tee<'_> {

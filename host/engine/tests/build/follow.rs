@@ -1,0 +1,183 @@
+//! Two builds that want the same step at the same time: one runs it, the other one shows what is
+//! printed there, and takes over how it ends.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::Cancel;
+use engine::build::BuildError;
+use engine::event::Outcome;
+use engine::executor::StepError;
+use store::LogReader;
+
+use crate::bench::{Bench, Built, Watch};
+
+/// Two builds of one Dockerfile, whose step waits for a file.
+struct Two {
+    bench: Bench,
+    dockerfile: String,
+    gate: PathBuf,
+}
+
+const BOUND: Duration = Duration::from_secs(60);
+
+#[track_caller]
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + BOUND;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} never happened");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn printed(watch: &Watch) -> String {
+    String::from_utf8(watch.log.lock().unwrap().clone()).unwrap()
+}
+
+impl Two {
+    fn new(end: &str) -> Self {
+        let bench = Bench::new();
+        let gate = bench.context().with_extension("gate");
+        let dockerfile = format!("FROM scratch\nRUN hold {}{end}\n", gate.display());
+        Self {
+            bench,
+            dockerfile,
+            gate,
+        }
+    }
+
+    /// Starts the first build, lets the second one wait for it until it has shown what the first has
+    /// printed, does something, and gives both back.
+    fn run(&self, meanwhile: impl FnOnce(&Cancel, &Watch)) -> (Built, Built, Watch) {
+        let request = self.bench.request(&self.dockerfile);
+        let (first_cancel, second_cancel) = (Cancel::new(), Cancel::new());
+        let (first_watch, second_watch) = (Watch::default(), Watch::default());
+        let (first, second) = thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                self.bench
+                    .build_seen_by(&first_watch, &request, &first_cancel)
+            });
+            wait_for("the first build's step", || {
+                printed(&first_watch).contains("hold")
+            });
+            let second = scope.spawn(|| {
+                self.bench
+                    .build_seen_by(&second_watch, &request, &second_cancel)
+            });
+            wait_for("its output in the second", || {
+                printed(&second_watch).contains("hold")
+            });
+            meanwhile(&first_cancel, &second_watch);
+            (first.join().unwrap(), second.join().unwrap())
+        });
+        (first, second, second_watch)
+    }
+
+    fn open_gate(&self) {
+        std::fs::write(&self.gate, "").unwrap();
+    }
+
+    /// What the logs of the second build hold.
+    fn second_log(&self) -> String {
+        let store = self.bench.open();
+        let builds = store.builds(10).unwrap();
+        let second = builds.iter().map(|build| build.id).max().unwrap();
+        let logs = store.step_logs(second).unwrap();
+        let mut text = Vec::new();
+        for (_, path) in logs {
+            let mut reader = LogReader::open(&path).unwrap();
+            while let Some(frame) = reader.next_frame().unwrap() {
+                if frame.stream != store::StepLog::NAME {
+                    text.extend(frame.data);
+                }
+            }
+        }
+        store.close().unwrap();
+        String::from_utf8(text).unwrap()
+    }
+}
+
+#[test]
+fn who_waits_shows_the_output_and_takes_over_the_result() {
+    let two = Two::new("");
+    let (first, second, watch) = two.run(|_, _| two.open_gate());
+    assert_eq!(
+        first.result.unwrap().image,
+        second.result.as_ref().unwrap().image
+    );
+    assert_eq!(first.ran.len(), 1);
+    assert_eq!(second.commands(), [""; 0]);
+    assert_eq!(*second.outcome("RUN"), Outcome::Done);
+    let all = format!("hold {} and released", two.gate.display());
+    assert_eq!(printed(&watch), all);
+    assert_eq!(two.second_log(), all);
+}
+
+#[test]
+fn who_waits_takes_over_that_the_command_failed() {
+    let two = Two::new(" fail");
+    let (first, second, watch) = two.run(|_, _| two.open_gate());
+    for result in [&first.result, &second.result] {
+        let Err(BuildError::Step { source, .. }) = result else {
+            panic!("{result:?}")
+        };
+        assert!(
+            matches!(source, StepError::Failed { status: 3, .. }),
+            "{source:?}"
+        );
+    }
+    assert_eq!(second.commands(), [""; 0]);
+    assert!(printed(&watch).ends_with(" and released"));
+    assert!(two.second_log().ends_with(" and released"));
+    let warnings = watch.warnings.lock().unwrap();
+    assert_eq!(*warnings, ["the command ran and failed in build 1"]);
+    // Nothing is remembered for those who come later.
+    let later = two.bench.build(&two.dockerfile);
+    assert_eq!(later.ran.len(), 1);
+}
+
+#[test]
+fn who_waits_does_the_step_itself_if_the_other_build_is_cancelled() {
+    let two = Two::new("");
+    let (first, second, watch) = two.run(|first, watch| {
+        first.cancel();
+        wait_for("a word on it", || {
+            !watch.warnings.lock().unwrap().is_empty()
+        });
+        two.open_gate();
+    });
+    assert!(matches!(
+        first.result,
+        Err(BuildError::Cancelled | BuildError::Step { .. })
+    ));
+    second.result.as_ref().unwrap();
+    assert_eq!(second.ran.len(), 1);
+    assert!(two.second_log().ends_with(" and released"));
+    let warnings = watch.warnings.lock().unwrap();
+    assert_eq!(
+        *warnings,
+        ["`test` ended without a result; the step is done here"]
+    );
+}
+
+#[test]
+fn who_wants_it_afresh_takes_nothing_over() {
+    let two = Two::new("");
+    let mut afresh = two.bench.request(&two.dockerfile);
+    afresh.no_cache = true;
+    let (cancel, watch) = (Cancel::new(), Watch::default());
+    let (first, second) = thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let request = two.bench.request(&two.dockerfile);
+            two.bench.build_seen_by(&watch, &request, &cancel)
+        });
+        wait_for("the first build's step", || {
+            printed(&watch).contains("hold")
+        });
+        let second = scope.spawn(|| two.bench.build_as(&afresh, &Cancel::new()));
+        two.open_gate();
+        (first.join().unwrap(), second.join().unwrap())
+    });
+    assert_eq!((first.ran.len(), second.ran.len()), (1, 1));
+}
