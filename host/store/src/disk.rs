@@ -271,3 +271,41 @@ pub(crate) fn list(path: &Path) -> Result<Vec<std::ffi::OsString>, StoreError> {
     names.sort();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_allocated_counts_each_file_once_and_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("below")).unwrap();
+        let empty = allocated_below(&root).unwrap();
+        assert_eq!(empty, allocated(&root) + allocated(&root.join("below")));
+        fs::write(root.join("below/a"), vec![1; 100_000]).unwrap();
+        let of_file = allocated(&root.join("below/a"));
+        assert!(of_file >= 100_000);
+        fs::hard_link(root.join("below/a"), root.join("b")).unwrap();
+        fs::write(dir.path().join("outside"), vec![1; 100_000]).unwrap();
+        std::os::unix::fs::symlink("../outside", root.join("link")).unwrap();
+        let of_link = allocated(&root.join("link"));
+        assert_eq!(allocated_below(&root).unwrap(), empty + of_file + of_link);
+        assert_eq!(allocated_below(&root.join("b")).unwrap(), of_file);
+        assert_eq!(allocated_below(&root.join("missing")).unwrap(), 0);
+        let error = allocated_below(&root.join("b/below")).unwrap_err();
+        assert!(error.to_string().contains("b/below"), "{error}");
+    }
+
+    #[test]
+    fn lengths_are_those_of_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "12345").unwrap();
+        assert_eq!(length(&file).unwrap(), Some(5));
+        assert_eq!(length(&dir.path().join("missing")).unwrap(), None);
+        assert!(length(&file.join("below")).is_err());
+        assert!(open(&file.join("below")).is_err());
+        assert!(open(&dir.path().join("missing")).unwrap().is_none());
+    }
+}

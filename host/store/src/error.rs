@@ -188,3 +188,18 @@ impl IngestError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_trouble() {
+        for errno in [Errno::ENOSPC, Errno::EDQUOT] {
+            assert!(is_full(&io::Error::from(errno)), "{errno}");
+        }
+        for errno in [Errno::EIO, Errno::ENOENT] {
+            assert!(!is_full(&io::Error::from(errno)), "{errno}");
+        }
+    }
+}

@@ -256,6 +256,8 @@ fn try_connect(layout: &Layout, read_only: bool) -> Result<Option<Connection>, S
             let (root, known) = (layout.root().to_owned(), schema::VERSION);
             Err(StoreError::NewerSchema { root, found, known })
         }
+        // An older store is brought up to date whoever opens it; there must be one.
+        Some((1.., _)) => Ok(None),
         Some(_) | None if read_only => Err(StoreError::Missing(layout.root().to_owned())),
         Some(_) | None => Ok(None),
     }

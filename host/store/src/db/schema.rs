@@ -208,6 +208,17 @@ mod tests {
                 .pragma_update(None, "user_version", i64::try_from(from).unwrap())
                 .unwrap();
             database.close().unwrap();
+            for dir in ["blobs", "index"] {
+                std::fs::create_dir(old.path().join(dir)).unwrap();
+            }
+            // Also by who only reads: after a new version was installed, the first command may do that.
+            let options = OpenOptions {
+                read_only: true,
+                ..OpenOptions::default()
+            };
+            let reader = Store::open(old.path(), &options).unwrap();
+            assert_eq!(reader.fact("a", "b").unwrap().as_deref(), Some("c"));
+            drop(reader);
             let store = open(old.path());
             assert_eq!(store.fact("a", "b").unwrap().as_deref(), Some("c"));
             assert!(store.check(false).unwrap().is_clean());

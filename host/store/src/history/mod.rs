@@ -18,16 +18,31 @@ use crate::{Digest, Removal, Run, Store, StoreError, disk, time};
 
 pub use log::{LogFrame, LogReader, StepLog};
 
-/// Builds that are remembered: some days of a farm.
-const KEEP: usize = 10_000;
-/// Builds that may pile up beyond that before some are forgotten, so that most builds forget none.
+/// How much of the history is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keep {
+    /// Builds.
+    pub(crate) builds: usize,
+    /// How long a build is remembered, in seconds.
+    pub(crate) seconds: i64,
+    /// Bytes of logs; beyond it the oldest go.
+    pub(crate) bytes: u64,
+}
+
+impl Keep {
+    /// Some days of a farm, some months of a developer.
+    pub(crate) const DEFAULT: Self = Self {
+        builds: 10_000,
+        seconds: 90 * 24 * 3600,
+        bytes: 1 << 30,
+    };
+}
+
+/// Builds that may pile up beyond what is kept before some are forgotten, so that most builds forget
+/// none.
 const SLACK: usize = 500;
 /// Every so many builds the age and the logs of all are looked at.
-const LOOK: i64 = 64;
-/// How long a build is remembered, in seconds.
-const KEEP_FOR: i64 = 90 * 24 * 3600;
-/// Bytes of logs that are kept; beyond it the oldest go.
-const KEEP_BYTES: u64 = 1 << 30;
+pub(crate) const LOOK: i64 = 64;
 /// Notes about the store itself that are kept.
 const KEEP_EVENTS: i64 = 1000;
 
@@ -235,10 +250,10 @@ impl Store {
             let most = "SELECT max(id) - min(id) + 1 FROM build";
             Ok(tx.prepare_cached(most)?.query_row([], |row| row.get(0))?)
         })?;
-        let many = usize::try_from(count).is_ok_and(|count| count > KEEP + SLACK);
+        let many = usize::try_from(count).is_ok_and(|count| count > Keep::DEFAULT.builds + SLACK);
         if many || id.0 % LOOK == 0 {
             // The build has ended well or badly; its history must not change that.
-            match self.trim_history() {
+            match self.trim_history(Keep::DEFAULT) {
                 Ok(forgotten) => {
                     for why in forgotten.failed {
                         ::log::warn!("cannot forget a build: {why}");
@@ -379,14 +394,14 @@ impl Store {
     }
 
     /// Forgets builds beyond what is kept, by count, age and bytes, but none that runs.
-    pub(crate) fn trim_history(&self) -> Result<Forgotten, StoreError> {
-        let oldest = time::now().saturating_sub(KEEP_FOR);
+    pub(crate) fn trim_history(&self, keep: Keep) -> Result<Forgotten, StoreError> {
+        let oldest = time::now().saturating_sub(keep.seconds);
         let mut place = 0;
         let mut bytes: u64 = 0;
         let forgotten = self.forget_all(|build, of_it| {
             place += 1;
             bytes = bytes.saturating_add(of_it);
-            place > KEEP || build.started < oldest || bytes > KEEP_BYTES
+            place > keep.builds || build.started < oldest || bytes > keep.bytes
         })?;
         self.write(Commit::Relaxed, |tx| {
             tx.prepare_cached("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1")?

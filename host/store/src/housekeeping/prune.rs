@@ -16,7 +16,7 @@ use rusqlite::Transaction;
 use super::graph::Graph;
 use super::{Filter, filter, reserve, room, usage};
 use crate::db::Commit;
-use crate::history::Forgotten;
+use crate::history::{Forgotten, Keep};
 use crate::lock::Lock;
 use crate::object::{remove_files, settle_removals, unpin};
 use crate::{Digest, Item, Removal, Store, StoreError, disk, instance, time};
@@ -203,7 +203,7 @@ impl Pass<'_> {
             if options.is_for_all() {
                 self.forgot(store.forget_builds()?);
             }
-            self.forgot(store.trim_history()?);
+            self.forgot(store.trim_history(Keep::DEFAULT)?);
         }
         Ok(())
     }

@@ -103,6 +103,40 @@ fn who_waits_learns_of_the_run_and_how_its_command_failed() {
 }
 
 #[test]
+fn a_step_that_changes_nothing_may_make_the_layer_below_it_again() {
+    let root = Root::new();
+    let store = root.open();
+    let made = layer(&store, "a");
+    let Lookup::Claimed(claim) = store.lookup(key("a")).unwrap() else {
+        panic!("not free")
+    };
+    claim.commit(&made, &[made.diff_id], false).unwrap();
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_blob_is_opened_with_its_length_and_one_that_is_not_there_is_not() {
+    let root = Root::new();
+    let store = root.open();
+    let digest = store.put_blob(b"bytes", "config").unwrap();
+    let (mut file, len) = store.open_blob(digest).unwrap().unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
+    assert_eq!((&bytes[..], len), (&b"bytes"[..], 5));
+    assert!(store.open_blob(Digest([7; 32])).unwrap().is_none());
+    // What is begun and given up leaves nothing before the instance ends.
+    let mut writer = store.blob_writer("config").unwrap();
+    writer.write_all(b"half").unwrap();
+    let blobs = root.path().join("blobs");
+    assert_eq!(std::fs::read_dir(&blobs).unwrap().count(), 2);
+    writer.abandon();
+    assert_eq!(std::fs::read_dir(&blobs).unwrap().count(), 1);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn a_claim_that_is_released_or_dropped_is_free() {
     let root = Root::new();
     let (one, two) = (root.open(), root.open());

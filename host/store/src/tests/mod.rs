@@ -2,6 +2,7 @@
 
 mod claims;
 mod graph;
+mod history;
 mod housekeeping;
 mod ingest;
 #[expect(

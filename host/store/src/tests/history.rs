@@ -1,0 +1,181 @@
+//! History: what is kept of it, and what is forgotten.
+
+use super::*;
+use crate::history::{Keep, LOOK};
+use crate::{Build, BuildId, BuildInfo, BuildOutcome, Class, LogReader, Run, StepLog, StoreError};
+
+fn ended(store: &Store) -> BuildId {
+    let build = store.start_build(&BuildInfo::default()).unwrap();
+    store.end_build(build, &outcome()).unwrap();
+    build
+}
+
+fn outcome() -> BuildOutcome {
+    BuildOutcome {
+        class: Class::Success,
+        status: 0,
+        message: String::new(),
+        image: None,
+    }
+}
+
+fn ids(store: &Store) -> Vec<i64> {
+    let builds = store.builds(usize::MAX).unwrap().into_iter();
+    builds.map(|Build { id, .. }| id.0).collect()
+}
+
+fn log(store: &Store, build: BuildId, bytes: usize) {
+    let mut log = store.step_log(build, 1, "RUN x").unwrap();
+    log.append(1, &vec![b'x'; bytes]);
+}
+
+fn set_back(root: &Root, build: BuildId, seconds: i64) {
+    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let sql = "UPDATE build SET started = started - ?2 WHERE id = ?1";
+    database.execute(sql, [build.0, seconds]).unwrap();
+}
+
+#[test]
+fn logs_are_found_in_the_order_of_steps_and_read_by_others() {
+    let root = Root::new();
+    let store = root.open();
+    let build = store.start_build(&BuildInfo::default()).unwrap();
+    assert_eq!(store.step_logs(build).unwrap(), []);
+    for step in [10, 9, 1] {
+        let mut log = store.step_log(build, step, "RUN x").unwrap();
+        log.append(1, step.to_string().as_bytes());
+    }
+    let logs = store.step_logs(build).unwrap();
+    let steps: Vec<u32> = logs.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [1, 9, 10]);
+    let text = |mut log: LogReader| {
+        let name = log.next_frame().unwrap().unwrap();
+        assert_eq!(
+            (name.stream, &name.data[..]),
+            (StepLog::NAME, &b"RUN x"[..])
+        );
+        log.next_frame().unwrap().unwrap().data
+    };
+    for (step, path) in logs {
+        let run = Run { build, step };
+        let other = store.open_step_log(run).unwrap().unwrap();
+        for log in [LogReader::open(&path).unwrap(), other] {
+            assert_eq!(text(log), step.to_string().as_bytes());
+        }
+    }
+    let missing = Run { build, step: 2 };
+    assert!(store.open_step_log(missing).unwrap().is_none());
+    // What cannot be listed is no empty list.
+    let other = ended(&store);
+    let logs = root.path().join("logs").join(other.to_string());
+    std::fs::write(&logs, "").unwrap();
+    assert!(store.step_logs(other).is_err());
+    std::fs::remove_file(logs).unwrap();
+    store.close().unwrap();
+}
+
+#[test]
+fn a_build_is_forgotten_with_its_logs_but_not_while_it_runs() {
+    let root = Root::new();
+    let store = root.open();
+    let (done, running) = (
+        ended(&store),
+        store.start_build(&BuildInfo::default()).unwrap(),
+    );
+    log(&store, done, 10);
+    let error = store.remove_build(running).unwrap_err();
+    assert!(matches!(error, StoreError::Busy(_)), "{error}");
+    let error = store.remove_build(BuildId(77)).unwrap_err();
+    assert!(matches!(error, StoreError::Unknown(_)), "{error}");
+    store.remove_build(done).unwrap();
+    assert_eq!(ids(&store), [running.0]);
+    assert_eq!(store.step_logs(done).unwrap(), []);
+    assert!(!root.path().join("logs").join(done.to_string()).exists());
+    store.end_build(running, &outcome()).unwrap();
+    let error = store.end_build(running, &outcome()).unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn so_many_builds_are_kept_and_none_that_runs_is_forgotten() {
+    let root = Root::new();
+    let store = root.open();
+    let running = store.start_build(&BuildInfo::default()).unwrap();
+    let done: Vec<i64> = (0..4).map(|_| ended(&store).0).collect();
+    let keep = |builds| Keep {
+        builds,
+        ..Keep::DEFAULT
+    };
+    assert!(store.trim_history(keep(4)).unwrap().failed.is_empty());
+    assert_eq!(ids(&store), [done[3], done[2], done[1], done[0], running.0]);
+    assert!(store.trim_history(keep(2)).unwrap().failed.is_empty());
+    assert_eq!(ids(&store), [done[3], done[2], running.0]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn builds_are_kept_for_so_long() {
+    let root = Root::new();
+    let store = root.open();
+    let [old, young, now] = [7200, 3500, 0].map(|age| {
+        let build = ended(&store);
+        set_back(&root, build, age);
+        build.0
+    });
+    let keep = |seconds| Keep {
+        seconds,
+        ..Keep::DEFAULT
+    };
+    assert!(store.trim_history(keep(7300)).unwrap().failed.is_empty());
+    assert_eq!(ids(&store), [now, young, old]);
+    assert!(store.trim_history(keep(3600)).unwrap().failed.is_empty());
+    assert_eq!(ids(&store), [now, young]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn so_many_bytes_of_logs_are_kept_those_of_the_newest_builds() {
+    let root = Root::new();
+    let store = root.open();
+    let builds: Vec<BuildId> = (0..3).map(|_| ended(&store)).collect();
+    for build in &builds {
+        log(&store, *build, 100_000);
+    }
+    let of_one = crate::disk::allocated_below(&root.path().join("logs").join("1")).unwrap();
+    let keep = |bytes| Keep {
+        bytes,
+        ..Keep::DEFAULT
+    };
+    assert_eq!(store.trim_history(keep(3 * of_one)).unwrap().freed, 0);
+    let forgotten = store.trim_history(keep(3 * of_one - 1)).unwrap();
+    assert_eq!((forgotten.freed, forgotten.failed.len()), (of_one, 0));
+    assert_eq!(ids(&store), [builds[2].0, builds[1].0]);
+    // One that cannot be removed keeps no other one.
+    let stuck = root.path().join("logs").join(builds[1].to_string());
+    std::fs::remove_dir_all(&stuck).unwrap();
+    std::fs::write(&stuck, "").unwrap();
+    let forgotten = store.trim_history(keep(0)).unwrap();
+    assert_eq!((forgotten.freed, forgotten.failed.len()), (of_one, 1));
+    assert_eq!(ids(&store), [builds[1].0]);
+    store.close().unwrap();
+}
+
+#[test]
+fn every_so_many_builds_old_ones_are_forgotten() {
+    let root = Root::new();
+    let store = root.open();
+    let old = ended(&store);
+    set_back(&root, old, Keep::DEFAULT.seconds + 60);
+    for _ in 2..LOOK {
+        ended(&store);
+    }
+    assert!(ids(&store).contains(&old.0));
+    ended(&store);
+    assert!(!ids(&store).contains(&old.0));
+    store.close().unwrap();
+    root.assert_clean();
+}
