@@ -288,6 +288,38 @@ fn a_prune_with_an_age_takes_away_only_names_that_are_older() {
 }
 
 #[test]
+fn a_name_that_is_given_again_is_what_was_given_last() {
+    let root = Root::new();
+    let store = root.open();
+    let [one, two] = ["one", "two"].map(|content| layer(&store, content).diff_id);
+    let [a, b] = ["a", "b"].map(|bytes| store.put_blob(bytes.as_bytes(), "config").unwrap());
+    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    for (manifest, config, layers, is_new) in [
+        (a, a, vec![one], true),
+        (a, a, vec![one], false),
+        (b, a, vec![one], true),
+        (b, b, vec![one], true),
+        (b, b, vec![one, two], true),
+        (b, b, vec![two, one], true),
+        (b, b, vec![two, one], false),
+    ] {
+        database
+            .execute("UPDATE image SET created = 7", [])
+            .unwrap();
+        store.set_image("name", manifest, config, &layers).unwrap();
+        let images = store.images().unwrap();
+        assert_eq!(images.len(), 1);
+        let image = &images[0];
+        assert_eq!((image.manifest, image.config), (manifest, config));
+        assert_eq!(image.layers, layers);
+        assert_eq!(image.created > 7, is_new, "{image:?}");
+    }
+    drop(database);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn an_image_pins_its_parts_until_its_name_goes() {
     let root = Root::new();
     let store = root.open();

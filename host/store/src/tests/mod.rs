@@ -4,6 +4,7 @@ mod claims;
 mod graph;
 mod history;
 mod housekeeping;
+mod index;
 mod ingest;
 #[expect(
     clippy::wildcard_enum_match_arm,
