@@ -7,6 +7,7 @@
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::db::{Commit, one_row};
+use crate::history::events;
 use crate::object::{self, COLUMNS, Object, Wanted};
 use crate::{
     BuildId, DiffId, Digest, InstanceId, Layer, StepKey, Store, StoreError, instance, time,
@@ -322,7 +323,7 @@ fn bind(
     }
     if old.content != new.content {
         let text = format!("step {key}: {} and {} differ", old.digest, new.digest);
-        object::event(tx, "result differs", &text)?;
+        events::note(tx, "result differs", &text)?;
     }
     if !replace {
         return Ok(old);

@@ -60,7 +60,7 @@ pub use digest::{ContentId, DiffId, Digest, Hasher, NotADigest, StepKey};
 pub use disk::Removal;
 pub use error::{IngestError, StoreError};
 pub use history::{
-    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, LogFrame, LogReader, StepLog,
+    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Event, LogFrame, LogReader, StepLog,
 };
 pub use housekeeping::{
     CheckReport, Filter, FilterError, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport,

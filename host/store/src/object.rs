@@ -18,6 +18,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::db::{Commit, Db, one_row};
 use crate::digest::Hasher;
+use crate::history::events;
 use crate::layout::Layout;
 use crate::{ContentId, Digest, Removal, Store, StoreError, disk, time};
 
@@ -309,11 +310,11 @@ fn lose(tx: &Transaction<'_>, id: i64, me: i64, damage: &str) -> Result<(), Stor
         .collect::<Result<Vec<String>, _>>()?;
     for name in names {
         crate::image::delete(tx, &name)?;
-        event(tx, "image lost", &format!("{name}: {damage}"))?;
+        events::note(tx, "image lost", &format!("{name}: {damage}"))?;
     }
     tx.prepare_cached("DELETE FROM lease WHERE object = ?1 AND instance = ?2")?
         .execute((id, me))?;
-    event(tx, "object lost", &format!("{id}: {damage}"))
+    events::note(tx, "object lost", &format!("{id}: {damage}"))
 }
 
 /// Deletes the hints to an object, so that its row can go.
@@ -322,13 +323,6 @@ pub(crate) fn unpin(tx: &Transaction<'_>, id: i64) -> Result<(), StoreError> {
         .execute([id])?;
     tx.prepare_cached("DELETE FROM edge WHERE child = ?1 OR parent = ?1")?
         .execute([id])?;
-    Ok(())
-}
-
-/// Writes something into the history of the store.
-pub(crate) fn event(tx: &Transaction<'_>, kind: &str, text: &str) -> Result<(), StoreError> {
-    tx.prepare_cached("INSERT INTO event (at, kind, text) VALUES (?1, ?2, ?3)")?
-        .execute((time::now(), kind, text))?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ::store::{Build, BuildId, BuildState, LogReader, StepLog, Store};
+use ::store::{Build, BuildId, BuildState, Event, LogReader, StepLog, Store};
 use anyhow::Error;
 use clap::Subcommand;
 use jiff::Timestamp;
@@ -24,6 +24,7 @@ Examples:
   cofferdam history logs ^1            of the one before it; also while it runs
   cofferdam history inspect 17         all that is known of build 17
   cofferdam history rm 17              forget it, and its logs
+  cofferdam history events             results that turned out differently, and what was lost
 
 A build that was killed is `interrupted`. History keeps the newest builds only, and no layer alive.";
 
@@ -60,6 +61,12 @@ enum Action {
         /// Their numbers, or ^N
         #[arg(required = true, value_name = "BUILD")]
         builds: Vec<Which>,
+    },
+    /// List what happened to the store: results that differ from the ones before, damage
+    Events {
+        /// Form of the list
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
     },
 }
 
@@ -102,6 +109,7 @@ fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
             super::print(|out| writeln!(out, "{object:#}"))
         }
         Some(Action::Rm { builds: which }) => remove(store, &builds, &which),
+        Some(Action::Events { format }) => events(&store.events().map_err(Failure::host)?, format),
     }
 }
 
@@ -137,6 +145,26 @@ fn list(builds: &[Build], format: Format) -> Result<ExitCode, Failure> {
         ("DURATION", Side::Right),
     ];
     super::print(|out| table::write(out, columns, &rows))
+}
+
+fn events(events: &[Event], format: Format) -> Result<ExitCode, Failure> {
+    let now = Timestamp::now().as_second();
+    super::print(|out| match format {
+        Format::Table => {
+            let row = |event: &Event| {
+                let text = clean(event.text.as_bytes());
+                [table::ago(event.at, now), event.kind.clone(), text]
+            };
+            let rows: Vec<_> = events.iter().map(row).collect();
+            let columns = ["WHEN", "EVENT", "DETAILS"].map(|name| (name, Side::Left));
+            table::write(out, columns, &rows)
+        }
+        Format::Json => events.iter().try_for_each(|event| {
+            let at = table::rfc3339(event.at);
+            let object = json!({"at": at, "event": event.kind, "details": event.text});
+            writeln!(out, "{object}")
+        }),
+    })
 }
 
 fn row(build: &Build, now: i64) -> [String; 5] {

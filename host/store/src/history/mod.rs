@@ -4,6 +4,7 @@
 //! the end is written down, else it runs if its instance lives, else it was interrupted. History is
 //! bounded and has no part in what objects live or die.
 
+pub(crate) mod events;
 mod log;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use crate::db::{Commit, one_row};
 use crate::lock::{Lock, Probe};
 use crate::{Digest, Removal, Run, Store, StoreError, disk, time};
 
+pub use events::Event;
 pub use log::{LogFrame, LogReader, StepLog};
 
 /// How much of the history is kept.
@@ -43,8 +45,6 @@ impl Keep {
 const SLACK: usize = 500;
 /// Every so many builds the age and the logs of all are looked at.
 pub(crate) const LOOK: i64 = 64;
-/// Notes about the store itself that are kept.
-const KEEP_EVENTS: i64 = 1000;
 
 /// Number of a build, counted from the store's creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -403,11 +403,7 @@ impl Store {
             bytes = bytes.saturating_add(of_it);
             place > keep.builds || build.started < oldest || bytes > keep.bytes
         })?;
-        self.write(Commit::Relaxed, |tx| {
-            tx.prepare_cached("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1")?
-                .execute([KEEP_EVENTS])?;
-            Ok(())
-        })?;
+        self.trim_events()?;
         Ok(forgotten)
     }
 

@@ -1,7 +1,8 @@
 //! History: what is kept of it, and what is forgotten.
 
 use super::*;
-use crate::history::{Keep, LOOK};
+use crate::db::Commit;
+use crate::history::{Keep, LOOK, events};
 use crate::{Build, BuildId, BuildInfo, BuildOutcome, Class, LogReader, Run, StepLog, StoreError};
 
 fn ended(store: &Store) -> BuildId {
@@ -176,6 +177,25 @@ fn every_so_many_builds_old_ones_are_forgotten() {
     assert!(ids(&store).contains(&old.0));
     ended(&store);
     assert!(!ids(&store).contains(&old.0));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn so_many_events_are_kept_the_newest() {
+    let root = Root::new();
+    let store = root.open();
+    let noted: Result<(), StoreError> = store.write(Commit::Relaxed, |tx| {
+        for n in 0..1003 {
+            events::note(tx, "object lost", &n.to_string())?;
+        }
+        Ok(())
+    });
+    noted.unwrap();
+    assert!(store.trim_history(Keep::DEFAULT).unwrap().failed.is_empty());
+    let events = store.events().unwrap();
+    assert_eq!(events.len(), 1000);
+    assert_eq!((&events[0].text[..], &events[999].text[..]), ("1002", "3"));
     store.close().unwrap();
     root.assert_clean();
 }
