@@ -164,3 +164,17 @@ identifier! {
     /// Everything that the result of a step depends on.
     StepKey
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_its_text() {
+        let digest = Digest::of(b"");
+        let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(String::from(digest), text);
+        assert_eq!(Digest::try_from(text.to_owned()).unwrap(), digest);
+        assert!(Digest::try_from(text[1..].to_owned()).is_err());
+    }
+}

@@ -307,5 +307,9 @@ mod tests {
         assert!(length(&file.join("below")).is_err());
         assert!(open(&file.join("below")).is_err());
         assert!(open(&dir.path().join("missing")).unwrap().is_none());
+        assert_eq!(length(dir.path()).unwrap(), None);
+        assert_eq!(read(&file, 5).unwrap().as_deref(), Some(&b"12345"[..]));
+        assert_eq!(read(&dir.path().join("missing"), 5).unwrap(), None);
+        assert!(matches!(read(&file, 4), Err(StoreError::Corrupt { .. })));
     }
 }

@@ -1,6 +1,7 @@
 //! Hits, claims, leases and names, between handles of one store.
 
 use super::*;
+use crate::db::Commit;
 use crate::{BuildInfo, BuildOutcome, BuildState, Class, ResourceKind, StoreError};
 
 #[test]
@@ -405,6 +406,24 @@ fn facts_and_caches_are_kept_and_damage_is_a_miss() {
 }
 
 #[test]
+fn a_transaction_is_as_durable_as_it_says() {
+    let root = Root::new();
+    let store = root.open();
+    for (commit, level) in [
+        (Commit::Durable, 2),
+        (Commit::Relaxed, 1),
+        (Commit::Relaxed, 1),
+        (Commit::Durable, 2),
+    ] {
+        let found: Result<i64, StoreError> = store.write(commit, |tx| {
+            Ok(tx.query_row("PRAGMA synchronous", [], |row| row.get(0))?)
+        });
+        assert_eq!(found.unwrap(), level, "{commit:?}");
+    }
+    store.close().unwrap();
+}
+
+#[test]
 fn a_reader_leases_nothing_and_writes_nothing() {
     let root = Root::new();
     let options = OpenOptions {
@@ -415,6 +434,14 @@ fn a_reader_leases_nothing_and_writes_nothing() {
         Store::open(root.path(), &options),
         Err(StoreError::Missing(_))
     ));
+    std::fs::write(root.path().join("store.db"), "").unwrap();
+    assert!(Store::open(root.path(), &options).is_err());
+    assert_eq!(
+        std::fs::metadata(root.path().join("store.db"))
+            .unwrap()
+            .len(),
+        0
+    );
     let store = root.open();
     let made = step(&store, "a", &[]);
     let reader = Store::open(root.path(), &options).unwrap();
