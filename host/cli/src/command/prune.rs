@@ -111,11 +111,31 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let cancel = Cancel::new();
     signals::watch(&cancel, || complain("stopping; once more to leave at once"))?;
     let store = common.open_to_prune()?;
-    let done = prune(args, &store, &cancel);
+    let free = || store.space().map(|space| space.free).map_err(Failure::host);
+    let before = free()?;
+    let done = prune(args, &store, &cancel).and_then(|done| Ok((done, free()?)));
     common.close(store);
-    let (tried, report) = done?;
+    let ((tried, report), after) = done?;
     show(&tried, &report, args.dry_run)?;
+    if !args.dry_run
+        && let Some(text) = shortfall(report.freed, after.saturating_sub(before))
+    {
+        complain(&text);
+    }
     explain(&report)
+}
+
+/// What is to be said if the file system has `gained` far less than was removed, in bytes.
+fn shortfall(removed: u64, gained: u64) -> Option<String> {
+    /// Less than this is lost among what others write meanwhile.
+    const TELLING: u64 = 64 << 20;
+    (removed >= TELLING && gained < removed / 2).then(|| {
+        let gained = size::show(gained);
+        format!(
+            "the file system has only {gained} more room than before: others write to it, or still \
+             have open what was removed"
+        )
+    })
 }
 
 fn confirmed(images: bool) -> Result<bool, Failure> {
@@ -278,5 +298,46 @@ fn explain(report: &PruneReport) -> Result<ExitCode, Failure> {
             complain("another process is pruning this store already");
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prune_that_gave_no_room_says_so() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(shortfall(0, 0), None);
+        assert_eq!(shortfall(63 * MIB, 0), None);
+        assert_eq!(shortfall(100 * MIB, 50 * MIB), None);
+        let text = shortfall(100 * MIB, 49 * MIB).unwrap();
+        assert!(text.contains("only 49.0MiB more"), "{text}");
+    }
+
+    #[test]
+    fn filters_are_read_and_the_longest_time_counts() {
+        let parse = |text: &str| Wanted::parse(text);
+        assert!(matches!(parse("until=1h"), Ok(Wanted::Until(time)) if time.as_secs() == 3600));
+        assert!(matches!(parse("unused-for=2h"), Ok(Wanted::Until(_))));
+        assert!(matches!(parse("type=layer"), Ok(Wanted::Objects(_))));
+        for wrong in ["until=soon", "private", "size=3"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        let args = Args {
+            all: false,
+            force: true,
+            dry_run: false,
+            until: Some(Duration::from_secs(60)),
+            filters: ["until=1h", "id=ab", "until=30m"]
+                .map(|text| parse(text).unwrap())
+                .into(),
+            keep_storage: None,
+            min_free_space: None,
+            reserved_space: 0,
+        };
+        let options = options(&args);
+        assert_eq!(options.unused_for, Some(Duration::from_secs(3600)));
+        assert_eq!(options.filters.len(), 1);
     }
 }
