@@ -78,14 +78,20 @@ impl StepLog {
     /// Appends output. Never fails: what the disk does not take is counted in [`Self::dropped`].
     pub fn append(&mut self, stream: u8, data: &[u8]) {
         for piece in data.chunks(MAX_FRAME) {
-            if self.unmarked > 0 && self.put(Self::DROPPED, self.unmarked.to_string().as_bytes()) {
-                self.unmarked = 0;
-            }
+            self.mark();
             if !self.put(stream, piece) {
                 let lost = piece.len() as u64;
                 self.dropped = self.dropped.saturating_add(lost);
                 self.unmarked = self.unmarked.saturating_add(lost);
             }
+        }
+    }
+
+    /// Tells what is missing since the last frame, if there is room now. To be called at the end too:
+    /// what is written no more is what readers take for the whole.
+    pub fn mark(&mut self) {
+        if self.unmarked > 0 && self.put(Self::DROPPED, self.unmarked.to_string().as_bytes()) {
+            self.unmarked = 0;
         }
     }
 

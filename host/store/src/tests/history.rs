@@ -1,7 +1,10 @@
 //! History: what is kept of it, and what is forgotten.
 
+use nix::errno::Errno;
+
 use super::*;
 use crate::db::Commit;
+use crate::effect::{Effect, watching};
 use crate::history::{Keep, LOOK, events};
 use crate::{Build, BuildId, BuildInfo, BuildOutcome, Class, LogReader, Run, StepLog, StoreError};
 
@@ -196,6 +199,38 @@ fn so_many_events_are_kept_the_newest() {
     let events = store.events().unwrap();
     assert_eq!(events.len(), 1000);
     assert_eq!((&events[0].text[..], &events[999].text[..]), ("1002", "3"));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn what_a_full_disk_took_from_the_end_of_a_log_is_marked_when_there_is_room() {
+    let root = Root::new();
+    let store = root.open();
+    let build = ended(&store);
+    let mut log = store.step_log(build, 1, "RUN x").unwrap();
+    let full = |effect: Effect<'_>| match effect {
+        Effect::Write(..) => Err(Errno::ENOSPC.into()),
+        _ => Ok(()),
+    };
+    watching(full, || {
+        log.append(1, b"lost");
+        log.append(1, b" as well");
+        log.mark();
+    });
+    assert_eq!(log.dropped(), 12);
+    log.mark();
+    log.mark();
+    let mut reader = LogReader::open(log.path()).unwrap();
+    let mut frames = Vec::new();
+    while let Some(frame) = reader.next_frame().unwrap() {
+        frames.push((frame.stream, frame.data));
+    }
+    let marks = [
+        (StepLog::NAME, b"RUN x".to_vec()),
+        (StepLog::DROPPED, b"12".to_vec()),
+    ];
+    assert_eq!(frames, marks);
     store.close().unwrap();
     root.assert_clean();
 }
