@@ -209,9 +209,11 @@ fn what_a_full_disk_took_from_the_end_of_a_log_is_marked_when_there_is_room() {
     let store = root.open();
     let build = ended(&store);
     let mut log = store.step_log(build, 1, "RUN x").unwrap();
-    let full = |effect: Effect<'_>| match effect {
-        Effect::Write(..) => Err(Errno::ENOSPC.into()),
-        _ => Ok(()),
+    let full = |effect: Effect<'_>| {
+        if let Effect::Write(..) = effect {
+            return Err(Errno::ENOSPC.into());
+        }
+        Ok(())
     };
     watching(full, || {
         log.append(1, b"lost");
