@@ -152,7 +152,8 @@ fn nix_15846_output_that_a_stopped_process_is_making() {
     let store = root.open();
     let made = in_bound(|| step(&store, "equal", &[]));
     kill(pid, Signal::SIGCONT).unwrap();
-    // Waiting ends its standard input. Its status says nothing: nobody reads what the test harness in it prints at the end.
+    // Waiting ends its standard input. Its status says nothing: nobody reads what the test harness in
+    // it prints at the end.
     in_bound(|| child.wait().unwrap());
     for name in ["equal", "made by equal"] {
         assert_eq!(
@@ -169,9 +170,12 @@ fn nix_15846_output_that_a_stopped_process_is_making() {
 #[test]
 fn nix_15846_crossed_outputs_of_two_processes() {
     let root = Root::new();
-    let children = ["make one, other", "make other, one"].map(|role| spawn(root.path(), role));
-    for mut child in children {
+    let mut children = ["make one, other", "make other, one"].map(|role| spawn(root.path(), role));
+    // Neither waits for anything but the other.
+    for child in &mut children {
         drop(child.stdin.take());
+    }
+    for mut child in children {
         let out = BufReader::new(child.stdout.take().unwrap());
         in_bound(|| out.lines().for_each(drop));
         assert!(in_bound(|| child.wait().unwrap()).success());
