@@ -112,6 +112,16 @@ impl Store {
     }
 }
 
+/// The names of the images that an object is a part of.
+pub(crate) fn names_of(tx: &Transaction<'_>, object: i64) -> Result<Vec<String>, StoreError> {
+    let mut names = tx.prepare_cached(
+        "SELECT name FROM image WHERE manifest = ?1 OR config = ?1 \
+         UNION SELECT image FROM image_layer WHERE object = ?1",
+    )?;
+    let names = names.query_map([object], |row| row.get(0))?;
+    Ok(names.collect::<Result<_, _>>()?)
+}
+
 /// Deletes a name.
 pub(crate) fn delete(tx: &Transaction<'_>, name: &str) -> Result<bool, StoreError> {
     tx.prepare_cached("DELETE FROM image_layer WHERE image = ?1")?

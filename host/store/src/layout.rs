@@ -126,6 +126,11 @@ impl Layout {
         self.logs().join(build.to_string())
     }
 
+    /// The log of a step of a build.
+    pub(crate) fn step_log(&self, build: i64, step: u32) -> PathBuf {
+        self.build_logs(build).join(format!("{step}.log"))
+    }
+
     pub(crate) fn caches(&self) -> PathBuf {
         self.root.join("cache")
     }

@@ -20,7 +20,7 @@ use crate::db::{Commit, Db, one_row};
 use crate::digest::Hasher;
 use crate::history::events;
 use crate::layout::Layout;
-use crate::{ContentId, Digest, Removal, Store, StoreError, disk, time};
+use crate::{ContentId, Digest, Removal, Store, StoreError, disk, image, time};
 
 /// Kind of an object that has an index.
 pub(crate) const LAYER: &str = "layer";
@@ -302,14 +302,8 @@ fn lose(tx: &Transaction<'_>, id: i64, me: i64, damage: &str) -> Result<(), Stor
         return Ok(()); // somebody else was faster
     }
     unpin(tx, id)?;
-    let broken = "SELECT image FROM image_layer WHERE object = ?1 \
-                  UNION SELECT name FROM image WHERE manifest = ?1 OR config = ?1";
-    let names = tx
-        .prepare_cached(broken)?
-        .query_map([id], |row| row.get(0))?
-        .collect::<Result<Vec<String>, _>>()?;
-    for name in names {
-        crate::image::delete(tx, &name)?;
+    for name in image::names_of(tx, id)? {
+        image::delete(tx, &name)?;
         events::note(tx, "image lost", &format!("{name}: {damage}"))?;
     }
     tx.prepare_cached("DELETE FROM lease WHERE object = ?1 AND instance = ?2")?

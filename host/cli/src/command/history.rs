@@ -99,16 +99,16 @@ pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
 }
 
 fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
-    let builds = store.builds(usize::MAX).map_err(Failure::host)?;
+    let builds = || store.builds(usize::MAX).map_err(Failure::host);
     match action {
-        None => list(&builds, Format::Table),
-        Some(Action::Ls { format }) => list(&builds, format),
-        Some(Action::Logs { build }) => logs(store, find(&builds, build)?.id),
+        None => list(&builds()?, Format::Table),
+        Some(Action::Ls { format }) => list(&builds()?, format),
+        Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?.id),
         Some(Action::Inspect { build }) => {
-            let object = object(find(&builds, build)?);
+            let object = object(find(&builds()?, build)?);
             super::print(|out| writeln!(out, "{object:#}"))
         }
-        Some(Action::Rm { builds: which }) => remove(store, &builds, &which),
+        Some(Action::Rm { builds: which }) => remove(store, &builds()?, &which),
         Some(Action::Events { format }) => events(&store.events().map_err(Failure::host)?, format),
     }
 }

@@ -195,7 +195,7 @@ pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<P
         let is_young = wanted.is_some_and(|(wanted, idle)| idle < wanted);
         if goal == 0 {
             break;
-        } else if is_young || !options.filters.iter().all(|it| it.takes("", DISK, "")) {
+        } else if is_young || !options.takes(None, DISK, "") {
             continue;
         }
         let bytes = disk.allocated();

@@ -38,23 +38,15 @@ impl Executor for StandIn<'_> {
         output.write(Stream::Stdout, command.as_bytes());
         // `hold FILE` waits for the file, `hold FILE fail` fails then.
         if let Some(held) = command.strip_prefix("hold ") {
-            let (file, fails) = held
-                .strip_suffix(" fail")
-                .map_or((held, false), |file| (file, true));
+            let file = held.strip_suffix(" fail").unwrap_or(held);
             while !std::path::Path::new(file).exists() {
                 if cancel.sleep(Duration::from_millis(5)) {
                     return Err(StepError::Cancelled);
                 }
             }
             output.write(Stream::Stderr, b" and released");
-            if fails {
-                return Err(StepError::Failed {
-                    status: 3,
-                    out_of_memory: None,
-                });
-            }
         }
-        if command == "fail" {
+        if command == "fail" || command.ends_with(" fail") {
             return Err(StepError::Failed {
                 status: 3,
                 out_of_memory: None,

@@ -334,9 +334,8 @@ impl Store {
         if self.is_read_only() {
             return Err(StoreError::ReadOnly);
         }
-        let dir = self.layout().build_logs(build.0);
-        disk::make_dir_all(&dir)?;
-        let mut log = StepLog::create(dir.join(format!("{step}.log")))?;
+        disk::make_dir_all(&self.layout().build_logs(build.0))?;
+        let mut log = StepLog::create(self.layout().step_log(build.0, step))?;
         log.append(StepLog::NAME, name.as_bytes());
         Ok(log)
     }
@@ -347,8 +346,7 @@ impl Store {
     /// # Errors
     /// If it cannot be opened.
     pub fn open_step_log(&self, run: Run) -> Result<Option<LogReader>, StoreError> {
-        let dir = self.layout().build_logs(run.build.0);
-        LogReader::find(&dir.join(format!("{}.log", run.step)))
+        LogReader::find(&self.layout().step_log(run.build.0, run.step))
     }
 
     /// The logs of a build: number of the step and file, in the order of steps.

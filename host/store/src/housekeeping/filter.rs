@@ -5,7 +5,7 @@ use std::str::FromStr;
 use regex::{Regex, RegexBuilder};
 use thiserror::Error;
 
-use super::graph::Node;
+use crate::Digest;
 
 /// A compiled pattern takes no more memory than this, whatever somebody writes.
 const PATTERN_SIZE: usize = 1 << 20;
@@ -76,13 +76,18 @@ impl FromStr for Filter {
 
 impl Filter {
     /// Whether something with these properties passes.
-    #[must_use]
-    pub fn takes(&self, id: &str, kind: &str, origin: &str) -> bool {
-        let found = match self.field {
-            Field::Id => id,
-            Field::Type => kind,
-            Field::Description => origin,
-        };
+    pub(super) fn takes(&self, digest: Option<Digest>, kind: &str, origin: &str) -> bool {
+        match self.field {
+            Field::Id => {
+                let id = digest.map(|digest| digest.to_string());
+                self.passes(id.as_deref().unwrap_or_default())
+            }
+            Field::Type => self.passes(kind),
+            Field::Description => self.passes(origin),
+        }
+    }
+
+    fn passes(&self, found: &str) -> bool {
         match &self.test {
             Test::Is(value) => self.is(found, value),
             Test::IsNot(value) => !self.is(found, value),
@@ -102,25 +107,16 @@ impl Filter {
     }
 }
 
-/// Whether a node passes all of them.
-pub(super) fn take(filters: &[Filter], node: &Node) -> bool {
-    let mut id = None;
-    filters.iter().all(|filter| {
-        let id = id.get_or_insert_with(|| node.digest.to_string());
-        filter.takes(id, &node.kind, &node.origin)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ID: &str = "sha256:00ab34";
-
     #[track_caller]
     fn check(filter: &str, takes: bool) {
         let filter: Filter = filter.parse().unwrap();
-        let found = filter.takes(ID, "layer", "RUN echo a=b");
+        let mut digest = [0; 32];
+        digest[..3].copy_from_slice(&[0, 0xab, 0x34]);
+        let found = filter.takes(Some(Digest(digest)), "layer", "RUN echo a=b");
         assert_eq!(found, takes, "{filter:?}");
     }
 

@@ -14,12 +14,12 @@ use std::time::Duration;
 use rusqlite::Transaction;
 
 use super::graph::Graph;
-use super::{Filter, filter, reserve, room, usage};
+use super::{Filter, reserve, room, usage};
 use crate::db::Commit;
 use crate::history::{Forgotten, Keep};
 use crate::lock::Lock;
 use crate::object::{remove_files, settle_removals, unpin};
-use crate::{Digest, Item, Removal, Store, StoreError, disk, instance, time};
+use crate::{Digest, Item, Removal, Store, StoreError, disk, image, instance, time};
 
 /// Objects that are condemned in one transaction.
 const BATCH: usize = 128;
@@ -48,6 +48,13 @@ impl PruneOptions {
     /// Whether enough can be enough.
     fn is_bounded(&self) -> bool {
         self.max_used.is_some() || self.min_free.is_some() || self.reserved > 0
+    }
+
+    /// Whether something with these properties passes all filters; only objects have digests.
+    #[must_use]
+    pub fn takes(&self, digest: Option<Digest>, kind: &str, origin: &str) -> bool {
+        let mut filters = self.filters.iter();
+        filters.all(|filter| filter.takes(digest, kind, origin))
     }
 
     /// Whether nothing shall be left that is not in use, history included.
@@ -240,8 +247,9 @@ impl Pass<'_> {
             node.images.retain(|name| !self.weak_names.contains(name));
         }
         self.report.in_use = usage::in_use(&graph, store.layout());
-        let order =
-            graph.removable(|node| node.used <= before && filter::take(&options.filters, node));
+        let order = graph.removable(|node| {
+            node.used <= before && options.takes(Some(node.digest), &node.kind, &node.origin)
+        });
         let goal = store.prune_goal(options)?;
         let start = self.report.freed;
         let mut left = order.into_iter();
@@ -345,7 +353,8 @@ fn condemn(
 ) -> Result<Vec<i64>, StoreError> {
     let mut condemned = Vec::with_capacity(batch.len());
     for candidate in batch {
-        if !weak_names.is_empty() && !loses_names(tx, candidate.id, weak_names)? {
+        let names = image::names_of(tx, candidate.id)?;
+        if !names.iter().all(|name| weak_names.contains(name)) {
             continue;
         }
         let changed = tx
@@ -353,48 +362,18 @@ fn condemn(
                 "UPDATE object SET state = 'condemned', maker = NULL \
                  WHERE id = ?1 AND state = 'valid' \
                  AND NOT EXISTS (SELECT 1 FROM lease WHERE object = ?1) \
-                 AND NOT EXISTS (SELECT 1 FROM edge WHERE parent = ?1) \
-                 AND NOT EXISTS (SELECT 1 FROM image WHERE manifest = ?1 OR config = ?1) \
-                 AND NOT EXISTS (SELECT 1 FROM image_layer WHERE object = ?1)",
+                 AND NOT EXISTS (SELECT 1 FROM edge WHERE parent = ?1)",
             )?
             .execute([candidate.id])?;
         if changed == 1 {
+            for name in names {
+                image::delete(tx, &name)?;
+            }
             unpin(tx, candidate.id)?;
             condemned.push(candidate.id);
         }
     }
     Ok(condemned)
-}
-
-/// Takes away the names of images that an object is a part of, if nothing else keeps it. Returns
-/// whether that is so.
-fn loses_names(
-    tx: &Transaction<'_>,
-    id: i64,
-    weak_names: &HashSet<String>,
-) -> Result<bool, StoreError> {
-    let mut names = tx.prepare_cached(
-        "SELECT name FROM image WHERE manifest = ?1 OR config = ?1 \
-         UNION SELECT image FROM image_layer WHERE object = ?1",
-    )?;
-    let names = names.query_map([id], |row| row.get(0))?;
-    let names = names.collect::<Result<Vec<String>, _>>()?;
-    let is_needed: bool = tx
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM lease WHERE object = ?1) \
-             OR EXISTS (SELECT 1 FROM edge WHERE parent = ?1)",
-        )?
-        .query_row([id], |row| row.get(0))?;
-    if is_needed || !names.iter().all(|name| weak_names.contains(name)) {
-        return Ok(false);
-    }
-    for name in names {
-        tx.prepare_cached("DELETE FROM image_layer WHERE image = ?1")?
-            .execute([&name])?;
-        tx.prepare_cached("DELETE FROM image WHERE name = ?1")?
-            .execute([&name])?;
-    }
-    Ok(true)
 }
 
 impl Store {

@@ -2,7 +2,7 @@
 
 use store::{Digest, Layer, Lookup, StepKey};
 
-use super::{At, Found, Steps, Tried, explain, made};
+use super::{At, Steps, Tried, explain, made};
 use crate::build::error::BuildError;
 use crate::copy::{self, CopyFrom, CopyPlan, CopySpec, SourceTree};
 use crate::event::Outcome;
@@ -59,12 +59,12 @@ impl Steps<'_> {
         };
         let key = keys::content(content);
         let claim = match self.claim(key, afresh)? {
-            Found::Claimed(claim) => claim,
-            Found::Busy(owner) => {
+            Lookup::Claimed(claim) => claim,
+            Lookup::Busy(owner) => {
                 self.wait_for(at, &owner);
                 return Ok(Attempt::Busy);
             }
-            Found::Hit(layer) => return self.found(at, key, layer, || self.write(at, plan)),
+            Lookup::Hit(layer) => return self.found(at, key, layer, || self.write(at, plan)),
         };
         self.anticipate(at, content)?;
         match self.write(at, plan) {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 
-use store::{Claim, Failure, LogReader, Owner, Run, StepLog};
+use store::{Claim, Failure, LogReader, Owner, Run};
 
 use super::{At, Steps};
 use crate::build::error::BuildError;
@@ -17,22 +17,21 @@ use crate::executor::{Output, Stream};
 const FRAMES: usize = 1024;
 
 /// A run in another build, and how far it was shown.
-pub(in crate::build) struct Followed {
+pub(in crate::build) struct Followed<'a> {
     owner: Owner,
     reader: Option<LogReader>,
-    /// Our own log, once there is something to write to it.
-    log: Option<StepLog>,
+    /// To our own log and who watches us, once there is something to be told.
+    tee: Option<Tee<'a>>,
 }
 
 impl<'a> Steps<'a> {
-    /// Says whom the step waits for, and shows what that one has printed since the last look.
+    /// Shows what the one that the step waits for has printed since the last look.
     pub(super) fn follow(&self, at: &At<'_>, owner: Owner) -> Result<(), BuildError> {
-        self.wait_for(at, &owner);
         let mut followed = match self.followed().remove(&at.number) {
             Some(known) if known.owner == owner => known,
             known => Followed {
                 reader: None,
-                log: known.and_then(|known| known.log),
+                tee: known.and_then(|known| known.tee),
                 owner,
             },
         };
@@ -70,14 +69,13 @@ impl<'a> Steps<'a> {
             return Ok(None);
         };
         self.show(at, &mut followed, usize::MAX)?;
-        let tee = self.tee(at, followed.log)?;
-        Ok(Some((failure, tee)))
+        Ok(Some((failure, self.own_tee(at, followed.tee)?)))
     }
 
     /// The log of the step: the one that was begun while somebody was followed, or a new one.
     pub(super) fn own_log(&self, at: &At<'_>) -> Result<Tee<'a>, BuildError> {
         let begun = self.followed().remove(&at.number);
-        self.tee(at, begun.and_then(|followed| followed.log))
+        self.own_tee(at, begun.and_then(|followed| followed.tee))
     }
 
     /// Says to those who wait which run a claim stands for.
@@ -86,7 +84,12 @@ impl<'a> Steps<'a> {
         Ok(claim.tell(Run { build, step })?)
     }
 
-    fn show(&self, at: &At<'_>, followed: &mut Followed, most: usize) -> Result<(), BuildError> {
+    fn show(
+        &self,
+        at: &At<'_>,
+        followed: &mut Followed<'a>,
+        most: usize,
+    ) -> Result<(), BuildError> {
         let Some(run) = followed.owner.run else {
             return Ok(());
         };
@@ -97,7 +100,6 @@ impl<'a> Steps<'a> {
         let Some(reader) = &mut followed.reader else {
             return Ok(());
         };
-        let mut tee = None;
         for _ in 0..most {
             if self.cancel.is_cancelled() {
                 break;
@@ -115,26 +117,20 @@ impl<'a> Steps<'a> {
                 2 => Stream::Stderr,
                 _ => continue,
             };
-            if tee.is_none() {
-                tee = Some(self.tee(at, followed.log.take())?);
-            }
-            if let Some(tee) = &mut tee {
-                tee.write(stream, &frame.data);
-            }
-        }
-        if let Some(tee) = tee {
-            followed.log = Some(tee.log);
+            let tee = self.own_tee(at, followed.tee.take())?;
+            followed.tee.insert(tee).write(stream, &frame.data);
         }
         Ok(())
     }
 
-    fn tee(&self, at: &At<'_>, begun: Option<StepLog>) -> Result<Tee<'a>, BuildError> {
-        let log = match begun {
-            Some(log) => log,
-            None => self
-                .store
-                .step_log(self.build, at.number, &at.step.display)?,
-        };
+    /// What was begun already, or a new log of the step.
+    fn own_tee(&self, at: &At<'_>, begun: Option<Tee<'a>>) -> Result<Tee<'a>, BuildError> {
+        if let Some(begun) = begun {
+            return Ok(begun);
+        }
+        let log = self
+            .store
+            .step_log(self.build, at.number, &at.step.display)?;
         Ok(Tee {
             log,
             warned: false,
@@ -143,7 +139,7 @@ impl<'a> Steps<'a> {
         })
     }
 
-    fn followed(&self) -> MutexGuard<'_, HashMap<StepId, Followed>> {
+    fn followed(&self) -> MutexGuard<'_, HashMap<StepId, Followed<'a>>> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ mod run;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use store::{Claim, ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
+use store::{ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
 
 use super::error::{BuildError, Place};
 use super::explain::{self, BaseLayers, Notebook};
@@ -57,7 +57,7 @@ pub(super) struct Steps<'a> {
     /// What complete stages have come to, from their base up.
     pub(super) chains: Mutex<HashMap<usize, Arc<[Layer]>>>,
     /// Runs of other builds that steps wait for.
-    pub(super) followed: Mutex<HashMap<StepId, Followed>>,
+    pub(super) followed: Mutex<HashMap<StepId, Followed<'a>>>,
 }
 
 /// A step at work.
@@ -258,27 +258,15 @@ fn contents(chain: &[Layer]) -> Vec<ContentId> {
     chain.iter().map(|layer| layer.content_id).collect()
 }
 
-/// What a look for a result came to.
-enum Found {
-    Hit(Layer),
-    /// Somebody else does the step.
-    Busy(Owner),
-    Claimed(Claim),
-}
-
 impl Steps<'_> {
     /// Looks for a result, and claims the step if there is none or it shall be made `afresh`.
-    fn claim(&self, key: StepKey, afresh: bool) -> Result<Found, BuildError> {
+    fn claim(&self, key: StepKey, afresh: bool) -> Result<Lookup, BuildError> {
         let found = if afresh {
             self.store.claim(key)
         } else {
             self.store.lookup(key)
         };
-        Ok(match found? {
-            Lookup::Hit(layer) => Found::Hit(layer),
-            Lookup::Busy(owner) => Found::Busy(owner),
-            Lookup::Claimed(claim) => Found::Claimed(claim),
-        })
+        Ok(found?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! RUN: looked for by key, run by the executor.
 
-use store::{ContentId, Layer, StepKey, StepLog};
+use store::{Claim, ContentId, Layer, Lookup, StepKey, StepLog};
 
-use super::{At, Found, Steps, Tried, contents, explain, ids, made};
+use super::{At, Steps, Tried, contents, explain, ids, made};
 use crate::build::error::BuildError;
 use crate::build::track::Tracker;
 use crate::event::{Explanation, Outcome, StepId};
@@ -17,17 +17,16 @@ impl Steps<'_> {
         let key = self.run_key(op, &contents(&at.below));
         let afresh = self.request.no_cache;
         let claim = match self.claim(key, afresh)? {
-            Found::Claimed(claim) => claim,
-            Found::Busy(owner) => {
+            Lookup::Claimed(claim) => claim,
+            Lookup::Busy(owner) => {
+                self.wait_for(at, &owner);
                 // Who wants it done afresh takes nothing over.
-                if afresh {
-                    self.wait_for(at, &owner);
-                } else {
+                if !afresh {
                     self.follow(at, owner)?;
                 }
                 return Ok(Attempt::Busy);
             }
-            Found::Hit(layer) => {
+            Lookup::Hit(layer) => {
                 let shared = self.arrive(at)?;
                 let found = self.found(at, key, layer, || {
                     self.executor.prepare();
@@ -60,20 +59,7 @@ impl Steps<'_> {
                 made(layer)
             }
             Err(err) => {
-                let let_go = if let BuildError::Step { source, .. } = &err
-                    && let StepError::Failed {
-                        status,
-                        out_of_memory: None,
-                    } = source
-                {
-                    claim.fail(*status)
-                } else {
-                    claim.release()
-                };
-                // The step's own error matters more; a claim that stays is reaped with us.
-                if let Err(error) = let_go {
-                    log::warn!("cannot release a claim: {error}");
-                }
+                let_go(claim, &err);
                 Err(err)
             }
         }
@@ -170,6 +156,24 @@ impl Steps<'_> {
             self.executor.prepare();
         }
         Ok(())
+    }
+}
+
+/// Ends a claim without a result, in the way that those who wait are to learn of.
+fn let_go(claim: Claim, err: &BuildError) {
+    let ended = if let BuildError::Step { source, .. } = err
+        && let StepError::Failed {
+            status,
+            out_of_memory: None,
+        } = source
+    {
+        claim.fail(*status)
+    } else {
+        claim.release()
+    };
+    // The step's own error matters more; a claim that stays is reaped with us.
+    if let Err(error) = ended {
+        log::warn!("cannot release a claim: {error}");
     }
 }
 
