@@ -28,7 +28,7 @@ impl Device {
         let dir = TempDir::new().unwrap();
         let mut command = Command::new(program);
         // It refuses receive buffers larger than this, and our driver's are as large.
-        command.args(["--guest-cid", "3", "--tx-buffer-size", "262144"]);
+        command.args(["--guest-cid", "3", "--tx-buffer-size", "1048576"]);
         command.arg("--socket").arg(dir.path().join("device"));
         command.arg("--uds-path").arg(dir.path().join("host"));
         let process = command.stdin(Stdio::null()).spawn().unwrap();

@@ -32,8 +32,8 @@ pub(crate) struct Shared {
     buffers: Condvar,
     /// Tells the worker to look at the state.
     pub(crate) bell: EventFd,
-    /// Bytes of a slot.
-    pub(crate) slot_bytes: usize,
+    /// Bytes of a buffer to send from.
+    pub(crate) buffer_bytes: usize,
 }
 
 impl std::fmt::Debug for Shared {
@@ -75,7 +75,7 @@ impl Shared {
         buffers: Vec<Slot>,
         headers: Vec<Block>,
         watchdog: Watchdog,
-        slot_bytes: usize,
+        buffer_bytes: usize,
     ) -> io::Result<Self> {
         let state = State {
             mux,
@@ -94,7 +94,7 @@ impl Shared {
             incoming: Condvar::new(),
             buffers: Condvar::new(),
             bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
-            slot_bytes,
+            buffer_bytes,
         })
     }
 

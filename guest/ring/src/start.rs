@@ -37,16 +37,20 @@ impl Config {
     /// How large an arena has to be for this configuration.
     #[must_use]
     pub fn arena_size(&self) -> usize {
-        self.slot_size
-            .saturating_mul(self.slots.saturating_add(self.send_buffers))
-            .saturating_add(OVERHEAD)
+        let receive = self.slot_size.saturating_mul(self.slots);
+        let send = self.send_buffer_size.saturating_mul(self.send_buffers);
+        receive.saturating_add(send).saturating_add(OVERHEAD)
     }
 
-    /// The largest slots of at most the wanted size for which `room` is enough.
-    fn fit(&self, room: usize) -> Result<usize, StartError> {
+    /// The same with the largest slots of at most the wanted size for which `room` is enough.
+    fn fit(&self, room: usize) -> Result<Self, StartError> {
         let senseless = |what| Err(StartError::Config(what));
-        if !self.slot_size.is_power_of_two() || !(MIN_SLOT..=HUGEPAGE).contains(&self.slot_size) {
+        let is_size = |size: usize| size.is_power_of_two() && (MIN_SLOT..=HUGEPAGE).contains(&size);
+        if !is_size(self.slot_size) {
             return senseless("slots of this size");
+        }
+        if !is_size(self.send_buffer_size) {
+            return senseless("send buffers of this size");
         }
         if !(2..=MAX_SLOTS).contains(&self.slots) || self.window == 0 {
             return senseless("so many slots");
@@ -54,16 +58,17 @@ impl Config {
         if !(1..=MAX_SEND_BUFFERS).contains(&self.send_buffers) {
             return senseless("so many send buffers");
         }
-        let mut size = self.slot_size;
-        while size >= MIN_SLOT {
+        let mut slot_size = self.slot_size;
+        while slot_size >= MIN_SLOT {
             let fitted = Self {
-                slot_size: size,
+                slot_size,
+                send_buffer_size: self.send_buffer_size.min(slot_size),
                 ..*self
             };
             if fitted.arena_size() <= room {
-                return Ok(size);
+                return Ok(fitted);
             }
-            size /= 2;
+            slot_size /= 2;
         }
         Err(StartError::TooSmall)
     }
@@ -82,13 +87,18 @@ where
         interrupts,
         arena,
     } = parts;
-    let slot_size = config.fit(arena.free())?;
-    if slot_size < config.slot_size {
-        log::warn!("vsock: slots of {slot_size} bytes, because memory is short");
+    let wanted = config.slot_size;
+    let config = config.fit(arena.free())?;
+    if config.slot_size < wanted {
+        let fitted = config.slot_size;
+        log::warn!("vsock: slots of {fitted} bytes, because memory is short");
     }
-    let slot_bytes = u32::try_from(slot_size).map_err(|_| StartError::TooSmall)?;
-    let mut receive = slots(&arena, config.slots + config.send_buffers, slot_size)?;
-    let send = receive.split_off(config.slots);
+    let slot_bytes = u32::try_from(config.slot_size).map_err(|_| StartError::TooSmall)?;
+    // Data first, large before small: then pieces of a power of two leave no gaps.
+    let receive = blocks(&arena, config.slots, config.slot_size)?;
+    let send = blocks(&arena, config.send_buffers, config.send_buffer_size)?;
+    let receive = with_headers(&arena, receive)?;
+    let send = with_headers(&arena, send)?;
     let headers = (0..CONTROL_HEADERS).map(|_| header(&arena));
     let headers = headers.collect::<Result<_, _>>()?;
     let (rings, cid) = DeviceRings::start(transport, arena).map_err(StartError::Device)?;
@@ -98,7 +108,14 @@ where
         config.max_connections,
     );
     let watchdog = Watchdog::new(config.device_timeout);
-    let shared = Shared::new(mux, Box::new(rings), send, headers, watchdog, slot_size);
+    let shared = Shared::new(
+        mux,
+        Box::new(rings),
+        send,
+        headers,
+        watchdog,
+        config.send_buffer_size,
+    );
     let shared = Arc::new(shared.map_err(StartError::Thread)?);
     post(&shared, receive)?;
     let for_worker = Arc::clone(&shared);
@@ -119,22 +136,20 @@ fn post(shared: &Shared, receive: Vec<Slot>) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Data first and packed, so that slots of a power of two never straddle a hugepage.
-fn slots(arena: &Arc<Arena>, n: usize, size: usize) -> Result<Vec<Slot>, StartError> {
-    let data = (0..n).map(|_| {
-        arena
-            .block(size, size.min(HUGEPAGE))
-            .ok_or(StartError::TooSmall)
-    });
-    let data: Vec<Block> = data.collect::<Result<_, _>>()?;
-    data.into_iter()
-        .map(|data| {
-            Ok(Slot {
-                header: header(arena)?,
-                data,
-            })
+/// Aligned, so that none straddles a hugepage.
+fn blocks(arena: &Arc<Arena>, n: usize, size: usize) -> Result<Vec<Block>, StartError> {
+    let block = |_| arena.block(size, size).ok_or(StartError::TooSmall);
+    (0..n).map(block).collect()
+}
+
+fn with_headers(arena: &Arc<Arena>, blocks: Vec<Block>) -> Result<Vec<Slot>, StartError> {
+    let slot = |data| {
+        Ok(Slot {
+            header: header(arena)?,
+            data,
         })
-        .collect()
+    };
+    blocks.into_iter().map(slot).collect()
 }
 
 fn header(arena: &Arc<Arena>) -> Result<Block, StartError> {
@@ -148,18 +163,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_sizes_fill_eight_hugepages() {
+    fn the_usual_sizes_fill_twelve_hugepages() {
         let config = Config::default();
-        assert_eq!(config.arena_size().div_ceil(HUGEPAGE), 8);
-        assert_eq!(config.fit(8 * HUGEPAGE).unwrap(), config.slot_size);
+        assert_eq!(config.arena_size().div_ceil(HUGEPAGE), 12);
+        assert_eq!(sizes(12), Some((1024, 256)));
+    }
+
+    /// KiB of a slot and of a send buffer that fit into so many hugepages.
+    fn sizes(hugepages: usize) -> Option<(usize, usize)> {
+        let fitted = Config::default().fit(hugepages * HUGEPAGE).ok()?;
+        Some((fitted.slot_size >> 10, fitted.send_buffer_size >> 10))
     }
 
     #[test]
     fn slots_shrink_with_the_arena() {
-        let config = Config::default();
-        assert_eq!(config.fit(7 * HUGEPAGE).unwrap(), 128 * 1024);
-        assert_eq!(config.fit(HUGEPAGE).unwrap(), 16 * 1024);
-        assert!(matches!(config.fit(4096), Err(StartError::TooSmall)));
+        assert_eq!(sizes(11), Some((512, 256)));
+        assert_eq!(sizes(6), Some((256, 256)));
+        assert_eq!(sizes(1), Some((64, 64)));
+        let fitted = Config::default().fit(4096);
+        assert!(matches!(fitted, Err(StartError::TooSmall)));
     }
 
     #[test]
@@ -172,6 +194,7 @@ mod tests {
         };
         check(|config| config.slot_size = 100_000);
         check(|config| config.slot_size = 2 * HUGEPAGE);
+        check(|config| config.send_buffer_size = 1024);
         check(|config| config.slots = 65);
         check(|config| config.slots = 1);
         check(|config| config.window = 0);

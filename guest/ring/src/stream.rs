@@ -206,7 +206,7 @@ impl Stream {
         let Handle {
             shared, id, line, ..
         } = &*self.0;
-        let want = u32::try_from(want.min(shared.slot_bytes)).unwrap_or(u32::MAX);
+        let want = u32::try_from(want.min(shared.buffer_bytes)).unwrap_or(u32::MAX);
         let deadline = deadline(lock(&self.0.timeouts).write);
         let mut state = shared.lock();
         loop {

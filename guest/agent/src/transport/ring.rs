@@ -1,5 +1,5 @@
 //! Connections through our own vsock driver, which owns the device and receives into slots of
-//! hundreds of kilobytes where the kernel's driver has pages.
+//! a megabyte where the kernel's driver has pages.
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 

@@ -23,7 +23,7 @@ use crate::vm::Outcome;
 const HOST: u32 = 2;
 const PORT: u32 = 1024;
 
-/// How much is read from the socket at a time: as much as the ring has in a slot.
+/// How much is read from the socket at a time, as by the agent.
 const READ: usize = 256 * 1024;
 
 fn main() {

@@ -22,8 +22,8 @@ use super::side::{Door, End, PATIENCE, Side, Stream};
 const PROGRAM: &str = "COFFERDAM_STOCK_DEVICE";
 
 /// The daemon refuses receive buffers that are larger than what it has to send from, and ours have
-/// slots of 256 KiB.
-const BUFFER: &str = "262144";
+/// slots of 1 MiB.
+const BUFFER: &str = "1048576";
 
 /// What version 0.3.0 is known to do wrong.
 pub(crate) const FAULTS: Faults = Faults {

@@ -13,8 +13,11 @@ use super::side::{End, PATIENCE, Side};
 /// More than both sides and everything in between can hold of one connection.
 const BULK: u64 = 24 << 20;
 
-/// Bytes of the largest slots of our driver.
-const SLOT: u64 = 256 * 1024;
+/// Bytes of the slots of our driver.
+const SLOT: u64 = 1 << 20;
+
+/// Bytes of what it sends from.
+const BUFFER: u64 = 256 * 1024;
 
 /// Two sides and what is between them.
 pub(crate) struct World<'a> {
@@ -196,11 +199,14 @@ pub(crate) fn sizes_around_every_boundary_arrive(world: &World<'_>) {
         65_535,
         65_536,
         65_537,
+        BUFFER - 44,
+        BUFFER - 1,
+        BUFFER,
+        BUFFER + 1,
         SLOT - 44,
         SLOT - 1,
         SLOT,
         SLOT + 1,
-        (1 << 20) + 3,
         4 << 20,
         (5 << 20) + 7,
     ];
