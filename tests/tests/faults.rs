@@ -73,6 +73,31 @@ fn an_interrupt_ends_the_build_with_130_and_leaves_nothing() {
 }
 
 #[test]
+fn a_second_signal_ends_the_build_at_once_and_leaves_nothing() {
+    let bench = Bench::new();
+    let (child, command) = start_endless(&bench);
+    // Both arrive before the build can do anything about the first.
+    for signal in [
+        Signal::SIGSTOP,
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGCONT,
+    ] {
+        kill(pid(&child), signal).unwrap();
+    }
+    assert_eq!(finish(child, &command).status, Some(130));
+    bench.until("the VM is gone", || bench.monitors().is_empty());
+    // It could not even say that it was cancelled.
+    let list = run(bench.cofferdam(["history"])).expect_status(0);
+    assert!(list.stdout.contains(" interrupted "), "{list:?}");
+    // A command settles what is left, and waits a second for the last of the VM.
+    bench.until("all is settled", || {
+        run(bench.cofferdam(["store", "check"])).status == Some(0)
+    });
+    bench.check_clean();
+}
+
+#[test]
 fn a_monitor_that_dies_is_the_hosts_failure_and_ends_the_build() {
     let bench = Bench::new();
     bench.write("Dockerfile", endless());

@@ -1,7 +1,8 @@
 //! What VMs have left behind: a look at guest disks and monitors, for `store check`.
 //!
 //! The law: each file among the disks belongs to a disk, each disk in use and each monitor to a build
-//! that lives. Both are compared with the store's rows both ways. Builds come and go meanwhile: a disk
+//! that lives, and each VM of such a build has a monitor. Both are compared with the store's rows both
+//! ways. Builds come and go meanwhile: a disk
 //! is held a moment before its row is written, and given back a moment before the row goes. So what is
 //! wrong is looked at again, for longer than anybody waits for the database.
 
@@ -39,6 +40,8 @@ pub enum Finding {
     LostDisk(PathBuf),
     /// A process that has a guest disk open, and belongs to no build that lives.
     Monitor(i32, PathBuf),
+    /// The VM of a build that lives, whose monitor with this process number has ended.
+    LostVm(u32),
 }
 
 impl fmt::Display for Finding {
@@ -60,6 +63,7 @@ impl fmt::Display for Finding {
                 "process {pid} has guest disk {} open and belongs to no build",
                 disk.display()
             ),
+            Self::LostVm(pid) => write!(f, "the VM of a build, process {pid}, is not there"),
         }
     }
 }
@@ -98,19 +102,24 @@ fn look(store: &Store) -> io::Result<HashSet<Finding>> {
     // The things first, then the rows, so that fewer of those who come are caught in between.
     let disks = disk::listed(&dir)?;
     let users = monitors_on(&dir)?;
-    let owned: HashSet<PathBuf> = store
-        .live_resources()
-        .map_err(io::Error::other)?
-        .into_iter()
-        .filter_map(|resource| match resource {
-            ResourceKind::Disk(path) => Some(path),
+    let rows = store.live_resources().map_err(io::Error::other)?;
+    let mut owned = HashSet::new();
+    let mut found: HashSet<Finding> = disks.strays.into_iter().map(Finding::StrayFile).collect();
+    for row in rows {
+        let is_lost = row.is_ended_vm().map_err(io::Error::other)?;
+        match row {
+            ResourceKind::Disk(path) => {
+                owned.insert(path);
+            }
+            ResourceKind::Vm { pid, .. } if is_lost => {
+                found.insert(Finding::LostVm(pid));
+            }
             ResourceKind::Vm { .. }
             | ResourceKind::Directory(_)
             | ResourceKind::Socket(_)
-            | ResourceKind::File(_) => None,
-        })
-        .collect();
-    let mut found: HashSet<Finding> = disks.strays.into_iter().map(Finding::StrayFile).collect();
+            | ResourceKind::File(_) => {}
+        }
+    }
     let held = disks.held.iter().filter(|image| !owned.contains(*image));
     found.extend(held.cloned().map(Finding::HeldDisk));
     let lost = owned.iter().filter(|image| !disks.held.contains(image));
@@ -136,7 +145,8 @@ fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
             continue;
         };
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        if !name.starts_with(MONITOR) {
+        // Some distributions wrap programs, and put a dot before the name of what is wrapped.
+        if !name.trim_start_matches('.').starts_with(MONITOR) {
             continue;
         }
         // Those of other users cannot be read, and cannot have opened what is this user's alone.
@@ -176,8 +186,8 @@ fn mend(finding: &Finding) -> bool {
             users.contains(&(*pid, image.clone()))
                 && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()
         }
-        // Whoever holds it must end by itself; a build that lost its disk will tell so.
-        Finding::HeldDisk(_) | Finding::LostDisk(_) => false,
+        // Whoever holds it must end by itself; a build that lost its disk or VM will tell so.
+        Finding::HeldDisk(_) | Finding::LostDisk(_) | Finding::LostVm(_) => false,
     }
 }
 
@@ -236,6 +246,15 @@ mod tests {
         disk.release().unwrap();
         let lost = Finding::LostDisk(image.clone());
         assert_eq!(look(&store, false).unwrap(), [(lost, false)]);
+        store.drop_resource(row).unwrap();
+        let lock = dir.path().join("vm");
+        let held = File::create(&lock).unwrap();
+        held.lock().unwrap();
+        let vm = ResourceKind::Vm { pid: 7, lock };
+        let row = store.add_resource(vm).unwrap();
+        assert_eq!(look(&store, false).unwrap(), []);
+        drop(held);
+        assert_eq!(look(&store, true).unwrap(), [(Finding::LostVm(7), false)]);
         store.drop_resource(row).unwrap();
         // Another program may look at an image, also for long.
         let reader = File::open(&image).unwrap();

@@ -5,13 +5,21 @@
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::db::{Commit, Db, one_row};
 use crate::lock::{Lock, Probe};
 use crate::{Removal, Store, StoreError, disk};
+
+/// How long a VM that was told to end is waited for, and how often is looked. It takes a monitor tens
+/// of milliseconds to give its memory back.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,6 +72,17 @@ impl ResourceKind {
         })
     }
 
+    /// Whether this is a VM that is no more: nobody holds its lock.
+    ///
+    /// # Errors
+    /// If the lock cannot be looked at.
+    pub fn is_ended_vm(&self) -> Result<bool, StoreError> {
+        match self {
+            Self::Vm { lock, .. } => Ok(!matches!(Lock::probe(lock)?, Probe::Held)),
+            Self::Disk(_) | Self::Directory(_) | Self::Socket(_) | Self::File(_) => Ok(false),
+        }
+    }
+
     /// Takes it away, as its dead owner would have done.
     fn tear_down(&self) -> Result<Removal, StoreError> {
         match self {
@@ -75,25 +94,31 @@ impl ResourceKind {
     }
 }
 
-/// Ends a VM whose owner is dead. Monitors end with their owner, so this is for those that did not.
-/// The lock proves that a VM lives; the process number names it only if that process has the lock
-/// file open.
+/// Ends a VM whose owner is dead. Monitors end with their owner, so this is for those that did not,
+/// or are about to. The lock proves that a VM lives; the process number names it only if that process
+/// has the lock file open.
 fn stop(pid: u32, path: &Path) -> Result<Removal, StoreError> {
-    match Lock::probe(path)? {
-        Probe::Missing => Ok(Removal::Gone),
-        Probe::Free(lock) => Ok(lock.remove(path)),
-        Probe::Held => {
-            if has_open(pid, path)
-                && let Ok(number) = i32::try_from(pid)
-                && let Err(errno) = kill(Pid::from_raw(number), Signal::SIGKILL)
-            {
-                return Ok(Removal::Failed(format!(
-                    "cannot end process {pid}: {errno}"
-                )));
-            }
-            // Its end is observed by the next one who looks.
-            Ok(Removal::Busy(format!("the VM of process {pid}")))
+    let give_up = Instant::now() + LAST_BREATH;
+    loop {
+        match Lock::probe(path)? {
+            Probe::Missing => return Ok(Removal::Gone),
+            Probe::Free(lock) => return Ok(lock.remove(path)),
+            Probe::Held => {}
         }
+        if has_open(pid, path)
+            && let Ok(number) = i32::try_from(pid)
+            && let Err(errno) = kill(Pid::from_raw(number), Signal::SIGKILL)
+            && errno != Errno::ESRCH
+        {
+            return Ok(Removal::Failed(format!(
+                "cannot end process {pid}: {errno}"
+            )));
+        }
+        // What still lives then, the next one who looks finds ended.
+        if Instant::now() >= give_up {
+            return Ok(Removal::Busy(format!("the VM of process {pid}")));
+        }
+        thread::sleep(LOOK);
     }
 }
 

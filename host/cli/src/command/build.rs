@@ -57,7 +57,7 @@ fn build(
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
     let vm = Vm::new(args, &store, Arc::clone(progress));
-    let built = room::kept(&store, args.min_free_space, progress, || {
+    let built = room::kept(&store, args.min_free_space, progress, cancel, || {
         engine::build::build(request, &store, &vm, &**progress, cancel)
     });
     let report = vm.end();

@@ -158,12 +158,24 @@ impl Build<'_> {
             context: &context,
             notes: &notes,
         };
-        let solved = self.solve(&work);
-        // Also after a failure: the steps before it are done.
+        let built = self
+            .solve(&work)
+            .and_then(|stages| self.finish(&plan, &images, &stages));
+        // What only helps later builds comes when the result is out; also after a failure, since
+        // the steps before it are done.
         notes.close(self.store, &plan, &layers);
-        let stages = solved?;
         context.save_cache();
-        let image = self.assemble(&plan, &images, &stages)?;
+        built
+    }
+
+    /// Makes the image, names it, and takes it where it was asked for.
+    fn finish(
+        &self,
+        plan: &Plan,
+        images: &Images,
+        stages: &[Vec<StepDone>],
+    ) -> Result<BuildResult, BuildError> {
+        let image = self.assemble(plan, images, stages)?;
         for name in &self.request.tags {
             self.store
                 .set_image(name, image.manifest, image.config, &image.layers)?;

@@ -1,5 +1,6 @@
 //! Plans in which exponentially many paths lead from the target to the first stage.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,10 @@ use crate::bench::Bench;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
-fn diamonds_upon_diamonds_are_planned_built_explained_and_found_again() {
+fn diamonds_upon_diamonds_are_planned_built_explained_exported_and_found_again() {
     let bench = Bench::new();
+    let out = tempfile::tempdir().unwrap();
+    let layout = out.path().join("layout");
     bench.write("a", "one");
     let mut text = "FROM scratch AS s0\nCOPY a /f\nFROM scratch AS s1\nCOPY a /f\n".to_owned();
     for n in 2..200 {
@@ -27,17 +30,23 @@ fn diamonds_upon_diamonds_are_planned_built_explained_and_found_again() {
         writeln!(text, "COPY --from=s{two} /f /g{n}").unwrap();
     }
     bench.write("Dockerfile", &text);
+    let output = format!("type=oci,tar=false,dest={}", layout.display());
     let request = BuildRequest {
         dockerfile: DockerfileSource::Default,
         explain: true,
+        outputs: vec![output.parse().unwrap()],
         ..bench.request("")
     };
     let begin = Instant::now();
     for hit in [false, true] {
         let built = bench.build_as(&request, &Cancel::new());
         let last = built.why("[s199 2/2]").to_owned();
-        built.result.unwrap();
+        let image = built.result.unwrap().image;
         assert_eq!(last.starts_with("hit"), hit, "{last}");
+        // Each layer of the target once, however many paths lead to it; manifest and configuration.
+        let blobs = std::fs::read_dir(layout.join("blobs/sha256")).unwrap();
+        let layers: HashSet<_> = image.layers.iter().collect();
+        assert_eq!(blobs.count(), layers.len() + 2);
     }
     assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
 }

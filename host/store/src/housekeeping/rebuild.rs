@@ -80,7 +80,8 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
         transaction.commit()?;
     }
     // No number of before is given out again, also none of what was not kept.
-    never_again(&connection, "object", ids.last())?;
+    let indexes = numbers(&layout.indexes())?;
+    never_again(&connection, "object", ids.last().max(indexes.last()))?;
     never_again(&connection, "build", numbers(&layout.logs())?.last())?;
     // Logs whose builds are forgotten now are not taken away before the user asks for a prune.
     sweep::set_swept(&connection)?;

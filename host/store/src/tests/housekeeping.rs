@@ -503,6 +503,7 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     ));
     store.close().unwrap();
     std::fs::write(root.path().join("blobs/100"), b"blob").unwrap();
+    std::fs::write(root.path().join("index/103"), b"of a layer that is gone").unwrap();
     std::fs::write(root.path().join("store.db"), vec![0x5a; 20_000]).unwrap();
     std::fs::write(root.path().join("store.db-wal"), vec![0x5a; 20_000]).unwrap();
     assert!(Store::open(root.path(), &OpenOptions::default()).is_err());
@@ -516,11 +517,12 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     assert_eq!(*store.index(made.diff_id).unwrap(), *index);
     assert_eq!(store.blob(blob).unwrap().unwrap(), b"blob");
     assert_eq!(store.peek(key("a")).unwrap(), None);
-    // The copy is a leftover, and its number is not given out again.
+    // These are leftovers, and their numbers are not given out again.
     prune(&store, &PruneOptions::default());
     layer(&store, "new");
-    assert!(root.path().join("blobs/101").exists());
+    assert!(root.path().join("blobs/104").exists());
     assert!(!root.path().join("blobs/100").exists());
+    assert!(!root.path().join("index/103").exists());
     store.close().unwrap();
     root.assert_clean();
 }

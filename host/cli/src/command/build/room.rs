@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use ::store::{PruneEnd, PruneOptions, PruneReport, Space, Store};
+use engine::Cancel;
 
 use crate::command::prune;
 use crate::exit::{self, Failure};
@@ -32,6 +33,7 @@ pub(super) fn kept<T>(
     store: &Store,
     least: Option<u64>,
     progress: &Progress,
+    cancel: &Cancel,
     work: impl FnOnce() -> T,
 ) -> T {
     if least == Some(0) {
@@ -42,6 +44,7 @@ pub(super) fn kept<T>(
         store,
         least,
         progress,
+        cancel,
         ended,
         rest: 0,
         was_short: false,
@@ -63,6 +66,8 @@ struct Keeper<'a> {
     store: &'a Store,
     least: Option<u64>,
     progress: &'a Progress,
+    /// Ends a pass as well: the first one comes before the work.
+    cancel: &'a Cancel,
     /// Disconnected when the work is done.
     ended: Receiver<()>,
     /// Looks to leave out.
@@ -133,6 +138,7 @@ impl Keeper<'_> {
             .store
             .prune(&options, &mut |_| match self.ended.try_recv() {
                 Err(TryRecvError::Disconnected) => ControlFlow::Break(()),
+                _ if self.cancel.is_cancelled() => ControlFlow::Break(()),
                 Ok(()) | Err(TryRecvError::Empty) => ControlFlow::Continue(()),
             });
         let report = pruned.map_err(Failure::host)?;
