@@ -108,14 +108,14 @@ impl Default for Config {
     /// The usual sizes: they fill twelve hugepages.
     ///
     /// A received packet costs an interrupt and two changes of thread, so slots are large. Who sends
-    /// writes a buffer before the host can read it, so these are small: the two overlap.
+    /// writes a buffer before the host can read it, so these are small and many: the two overlap.
     fn default() -> Self {
         Self {
             slot_size: 1024 * 1024,
-            slots: 22,
-            send_buffer_size: 256 * 1024,
-            send_buffers: 7,
-            window: 4,
+            slots: 20,
+            send_buffer_size: 128 * 1024,
+            send_buffers: 28,
+            window: 3,
             max_connections: 256,
             device_timeout: Duration::from_secs(30),
         }

@@ -166,7 +166,7 @@ mod tests {
     fn the_usual_sizes_fill_twelve_hugepages() {
         let config = Config::default();
         assert_eq!(config.arena_size().div_ceil(HUGEPAGE), 12);
-        assert_eq!(sizes(12), Some((1024, 256)));
+        assert_eq!(sizes(12), Some((1024, 128)));
     }
 
     /// KiB of a slot and of a send buffer that fit into so many hugepages.
@@ -177,9 +177,9 @@ mod tests {
 
     #[test]
     fn slots_shrink_with_the_arena() {
-        assert_eq!(sizes(11), Some((512, 256)));
-        assert_eq!(sizes(6), Some((256, 256)));
-        assert_eq!(sizes(1), Some((64, 64)));
+        assert_eq!(sizes(11), Some((512, 128)));
+        assert_eq!(sizes(6), Some((256, 128)));
+        assert_eq!(sizes(1), Some((32, 32)));
         let fitted = Config::default().fit(4096);
         assert!(matches!(fitted, Err(StartError::TooSmall)));
     }

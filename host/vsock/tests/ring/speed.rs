@@ -82,7 +82,7 @@ fn speed_of_slots_and_depths() {
         (256, 56, 8),
         (256, 56, 16),
         (1024, 8, 4),
-        (1024, 22, 4),
+        (1024, 20, 3),
         (1024, 56, 8),
     ] {
         let config = vsock_ring::Config {

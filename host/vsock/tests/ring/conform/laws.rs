@@ -17,7 +17,7 @@ const BULK: u64 = 24 << 20;
 const SLOT: u64 = 1 << 20;
 
 /// Bytes of what it sends from.
-const BUFFER: u64 = 256 * 1024;
+const BUFFER: u64 = 128 * 1024;
 
 /// Two sides and what is between them.
 pub(crate) struct World<'a> {
