@@ -1,7 +1,9 @@
 //! Usage, prune and check.
 
+use std::time::Duration;
+
 use super::*;
-use crate::{Finding, Pin, PruneEnd, Pruned, Removal};
+use crate::{BuildInfo, BuildOutcome, Class, Finding, Pin, PruneEnd, Pruned, Removal};
 
 /// A chain of steps, each on top of the one before.
 fn chain(store: &Store, names: &[&str]) -> Vec<Layer> {
@@ -123,7 +125,7 @@ fn prune_stops_when_enough_is_free_and_says_when_it_is_not() {
     };
     assert_eq!(prune(&store, &reserved).removed, 0);
     let recent = PruneOptions {
-        unused_for: Some(std::time::Duration::from_secs(3600)),
+        unused_for: Some(Duration::from_secs(3600)),
         ..Default::default()
     };
     assert_eq!(prune(&store, &recent).removed, 0);
@@ -283,6 +285,78 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
     assert_eq!(prune(&store, &PruneOptions::default()).removed, 2);
     store.close().unwrap();
     root.assert_clean();
+}
+
+/// History is nothing that a build needs, so a prune leaves it alone unless nothing else limits it.
+#[test]
+fn only_a_prune_of_everything_forgets_builds() {
+    let root = Root::new();
+    let store = root.open();
+    let build = store.start_build(&BuildInfo::default()).unwrap();
+    let outcome = BuildOutcome {
+        class: Class::Success,
+        status: 0,
+        message: String::new(),
+        image: None,
+    };
+    store.end_build(build, &outcome).unwrap();
+    let all = PruneOptions {
+        images: true,
+        ..PruneOptions::default()
+    };
+    let nothing = || "id=none".parse().unwrap();
+    let limited = [
+        PruneOptions::default(),
+        PruneOptions {
+            unused_for: Some(Duration::ZERO),
+            ..all.clone()
+        },
+        PruneOptions {
+            filters: vec![nothing()],
+            ..all.clone()
+        },
+        PruneOptions {
+            max_used: Some(0),
+            ..all.clone()
+        },
+        PruneOptions {
+            min_free: Some(0),
+            ..all.clone()
+        },
+        PruneOptions {
+            reserved: 1,
+            ..all.clone()
+        },
+        PruneOptions {
+            dry_run: true,
+            ..all.clone()
+        },
+    ];
+    for options in limited {
+        prune(&store, &options);
+        assert_eq!(store.builds(9).unwrap().len(), 1, "{options:?}");
+    }
+    prune(&store, &all);
+    assert_eq!(store.builds(9).unwrap(), []);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn what_is_left_to_the_store_is_no_goal_below_what_it_takes() {
+    let root = Root::new();
+    let store = root.open();
+    let goal = |reserved| {
+        let options = PruneOptions {
+            reserved,
+            ..PruneOptions::default()
+        };
+        store.prune_goal(&options).unwrap()
+    };
+    assert_eq!(goal(0), u64::MAX);
+    let total = store.du().unwrap().total;
+    assert_eq!((goal(1), goal(total)), (total - 1, 0));
+    store.close().unwrap();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Whole ways through the store, with several handles and several processes.
 
 mod claims;
+mod findings;
 mod graph;
 mod history;
 mod housekeeping;

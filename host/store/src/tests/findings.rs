@@ -1,0 +1,94 @@
+//! What a check finds, counts and repairs.
+
+use super::*;
+use crate::lock::Lock;
+use crate::{Finding, ResourceKind};
+
+#[test]
+fn a_dead_instance_is_a_finding_until_it_is_settled() {
+    let root = Root::new();
+    let outside = tempfile::tempdir().unwrap();
+    let lock = outside.path().join("vm.lock");
+    let alive = Lock::try_exclusive(&lock).unwrap().unwrap();
+    let dead = root.open();
+    let name = dead.instance().to_string();
+    let vm = ResourceKind::Vm { pid: 1, lock };
+    dead.add_resource(vm).unwrap();
+    drop(dead);
+    // Neither opening nor a repair settles what has a VM that lives.
+    let store = root.open();
+    let finding = Finding::DeadInstance(name);
+    for repair in [false, true] {
+        let report = store.check(repair).unwrap();
+        assert_eq!(report.findings, [(finding.clone(), false)]);
+        assert!(!report.is_clean() && !report.is_repaired());
+    }
+    drop(alive);
+    assert_eq!(
+        store.check(false).unwrap().findings,
+        [(finding.clone(), false)]
+    );
+    let report = store.check(true).unwrap();
+    assert_eq!(report.findings, [(finding, true)]);
+    assert!(!report.is_clean() && report.is_repaired());
+    assert!(store.check(false).unwrap().is_clean());
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn every_object_is_counted_with_its_bytes() {
+    let root = Root::new();
+    let store = root.open();
+    let made = step(&store, "a", &[]);
+    store.put_blob(b"four", "manifest").unwrap();
+    let report = store.check(false).unwrap();
+    assert_eq!(
+        (report.objects, report.bytes, report.is_clean()),
+        (2, made.size + 4, true)
+    );
+    store.close().unwrap();
+}
+
+#[test]
+fn an_index_of_another_layer_with_as_many_entries_is_found() {
+    let root = Root::new();
+    let store = root.open();
+    let (one, other) = (layer(&store, "one"), layer(&store, "two"));
+    let index = root.path().join("index");
+    let files = names(&index);
+    assert_eq!(files.len(), 2);
+    std::fs::copy(index.join(&files[1]), index.join(&files[0])).unwrap();
+    let bad = Finding::BadIndex(Digest(one.diff_id.0.0));
+    assert_eq!(store.check(false).unwrap().findings, [(bad.clone(), false)]);
+    assert_eq!(store.check(true).unwrap().findings, [(bad, true)]);
+    assert!(store.check(false).unwrap().is_clean());
+    assert_ne!(
+        store.index(one.diff_id).unwrap(),
+        store.index(other.diff_id).unwrap()
+    );
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn rows_that_refer_to_what_is_not_valid_are_found() {
+    let root = Root::new();
+    let store = root.open();
+    step(&store, "a", &[]);
+    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let set = |state| {
+        let sql = "UPDATE object SET state = ?1 WHERE kind = 'layer'";
+        assert_eq!(database.execute(sql, [state]).unwrap(), 1);
+    };
+    set("condemned");
+    let findings = store.check(false).unwrap().findings;
+    let [(Finding::Database(what), false)] = &findings[..] else {
+        panic!("{findings:?}")
+    };
+    assert_eq!(what, "1 objects are referred to and not valid");
+    set("valid");
+    assert!(store.check(false).unwrap().is_clean());
+    store.close().unwrap();
+    root.assert_clean();
+}
