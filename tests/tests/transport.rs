@@ -54,6 +54,18 @@ fn watch_memory(child: &Child) -> thread::JoinHandle<u64> {
 /// A QEMU whose guest disk takes so many writes in a second. (Not bytes: discards of a new disk would
 /// count as such.) Returns the search path with it.
 fn slow_disk(bench: &Bench, writes: u64) -> String {
+    let change = "driver=raw,node-name=disk,*) \
+                  word=\"driver=raw,node-name=plain,${word#driver=raw,node-name=disk,}\"";
+    let more = format!(
+        "-object throttle-group,id=slow,x-iops-write={writes} \
+         -blockdev driver=throttle,node-name=disk,throttle-group=slow,file=plain"
+    );
+    other_qemu(bench, change, &more)
+}
+
+/// A QEMU with one of its arguments changed, by a branch of the shell's `case`, and with more of them.
+/// Returns the search path with it.
+fn other_qemu(bench: &Bench, change: &str, more: &str) -> String {
     let dir = bench.out().join("bin");
     fs::create_dir_all(&dir).unwrap();
     let path = std::env::var("PATH").unwrap();
@@ -63,11 +75,10 @@ PATH='{path}'
 if [ "$1" = --version ]; then exec qemu-system-x86_64 "$@"; fi
 for word; do
   shift
-  case "$word" in driver=raw,node-name=disk,*) word="driver=raw,node-name=plain,${{word#driver=raw,node-name=disk,}}" ;; esac
+  case "$word" in {change} ;; esac
   set -- "$@" "$word"
 done
-exec qemu-system-x86_64 "$@" -object throttle-group,id=slow,x-iops-write={writes} \
-  -blockdev driver=throttle,node-name=disk,throttle-group=slow,file=plain
+exec qemu-system-x86_64 "$@" {more}
 "#
     );
     let program = dir.join("qemu-system-x86_64");
@@ -238,5 +249,21 @@ fn dockerfiles_and_arguments_of_any_size_work_or_name_their_limit() {
         .build(&variable, &[])
         .expect_status(1)
         .says(&["131071"]);
+    bench.check_clean();
+}
+
+/// Our own driver needs hugepages. A processor without large pages has none, so the kernel's driver
+/// gets the device, nobody having asked for the other.
+#[test]
+fn a_guest_that_cannot_have_the_ring_takes_the_kernels_driver() {
+    let bench = Bench::new();
+    bench.write("Dockerfile", format!("{BUSYBOX}RUN echo fine >/fine\n"));
+    let metadata = bench.out().join("metadata");
+    let mut command = bench.build_command(&["--metadata-file", metadata.to_str().unwrap()]);
+    let path = other_qemu(&bench, "max,*) word=\"$word,-pse\"", "");
+    command.env("PATH", path).env_remove("COFFERDAM_TRANSPORT");
+    run(command).expect_status(0);
+    let said = fs::read_to_string(metadata).unwrap();
+    assert!(said.contains("\"transport\": \"kernel\""), "{said}");
     bench.check_clean();
 }

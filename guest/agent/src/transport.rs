@@ -43,7 +43,7 @@ pub(crate) trait Connection: BufRead + Write + Send + fmt::Debug {
     /// this connection must not be written to otherwise.
     fn room(&mut self) -> io::Result<&mut [u8]>;
 
-    /// Sends the first `n` bytes of [`Self::room`].
+    /// Sends the first `n` bytes of [`Self::room`]; with none, gives it back if it is lent.
     fn send(&mut self, n: usize) -> io::Result<()>;
 
     /// A second handle, to write or to close while another thread reads: what this one has
@@ -294,8 +294,9 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Sends a piece at once, as a frame with these flags. Nothing may be waiting in the buffer.
+    /// Sends a piece, as a frame with these flags, behind what waits in the buffer.
     pub(crate) fn send_flagged(&mut self, flags: u8, piece: &[u8]) -> Result<()> {
+        self.flush()?;
         for piece in piece.chunks(usize::try_from(MAX_BODY).unwrap_or(usize::MAX)) {
             let header = self.sender.data(flags, piece)?;
             write_both(&mut *self.connection, &header, piece)?;
@@ -343,9 +344,10 @@ impl Write for Outgoing {
         Ok(n)
     }
 
+    /// Also gives back a buffer in which nothing is: as long as it is lent, nothing else is sent.
     fn flush(&mut self) -> io::Result<()> {
         if self.used == 0 {
-            return Ok(());
+            return self.connection.send(0);
         }
         let room = self.connection.room()?;
         let (header, data) = room
@@ -426,7 +428,9 @@ pub(crate) mod fake {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
 
     use wire::{FailureKind, Kind};
 
@@ -493,6 +497,92 @@ mod tests {
             .abort(&Failure::new(FailureKind::Internal, "odd"))
             .unwrap();
         assert_eq!(host_receives(accepted.recv().unwrap()), Err("odd".into()));
+    }
+
+    /// A connection like the ring's: while its buffer is lent, whoever writes would wait for ever.
+    #[derive(Debug, Default)]
+    struct Lending {
+        room: Vec<u8>,
+        is_lent: bool,
+        sent: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Connection for Lending {
+        fn room(&mut self) -> io::Result<&mut [u8]> {
+            self.is_lent = true;
+            self.room.resize(HEADER_LEN + 5, 0);
+            Ok(&mut self.room)
+        }
+
+        fn send(&mut self, n: usize) -> io::Result<()> {
+            self.is_lent = false;
+            self.sent.lock().unwrap().extend_from_slice(&self.room[..n]);
+            Ok(())
+        }
+
+        fn handle(&self) -> io::Result<Box<dyn Connection>> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn finish(&self) {}
+
+        fn close(&self) {}
+    }
+
+    impl Write for Lending {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            assert!(!self.is_lent, "this would wait for ever");
+            self.sent.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Read for Lending {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+    }
+
+    impl BufRead for Lending {
+        fn fill_buf(&mut self) -> io::Result<&[u8]> {
+            Ok(&[])
+        }
+
+        fn consume(&mut self, _: usize) {}
+    }
+
+    #[test]
+    fn a_buffer_that_is_lent_and_empty_stops_no_end() {
+        let ends: [fn(Outgoing); 3] = [
+            |outgoing| {
+                let failure = Failure::new(FailureKind::Internal, "odd");
+                outgoing.abort(&failure).unwrap();
+            },
+            |outgoing| assert_eq!(outgoing.finish().unwrap(), 5),
+            |mut outgoing| outgoing.send_flagged(1, b"more").unwrap(),
+        ];
+        for (end, kind) in ends.into_iter().zip([Kind::Abort, Kind::End, Kind::Data]) {
+            let connection = Lending::default();
+            let sent = Arc::clone(&connection.sent);
+            let mut outgoing = Outgoing {
+                connection: Box::new(connection),
+                sender: Sender::new(4),
+                used: 0,
+            };
+            outgoing.write_all(b"whole").unwrap();
+            // The buffer is full, so this sends it and lends the next one.
+            assert_eq!(outgoing.room().unwrap().len(), 5);
+            end(outgoing);
+            let sent = sent.lock().unwrap();
+            let (first, rest) = frame::decode(&sent).unwrap().unwrap();
+            assert_eq!((first.kind, first.body), (Kind::Data, &b"whole"[..]));
+            let (second, rest) = frame::decode(rest).unwrap().unwrap();
+            assert_eq!((second.kind, rest), (kind, &b""[..]));
+        }
     }
 
     /// Lets the host send these bytes; returns what the agent makes of them.

@@ -78,9 +78,11 @@ pub enum BindError {
 /// `uio_pci_generic` have to be there, `/sys`, `/proc` and `/dev` mounted, and the caller root.
 ///
 /// # Errors
-/// If there is no device, no driver, no memory, or the kernel does not do its part.
+/// If there is no device, no driver, no memory, or the kernel does not do its part. [`give_back`]
+/// lets the kernel's driver have the device then.
 pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindError> {
     let device = find()?;
+    let arena = Arena::huge(config.arena_size()).map_err(BindError::Memory)?;
     take_over(&device)?;
     let config_space = open(&device.join("config"))?;
     enable(&config_space)?;
@@ -101,8 +103,9 @@ pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindE
             uio,
             config: config_space,
             unmasked: command & !INTERRUPT_DISABLE,
+            processor: processor(&device),
         },
-        arena: Arena::huge(config.arena_size()).map_err(BindError::Memory)?,
+        arena,
     })
 }
 
@@ -151,6 +154,23 @@ fn take_over(device: &Path) -> Result<(), BindError> {
     }
 }
 
+/// Gives the vsock device back to the kernel's driver of virtio functions. Whoever still drives it has
+/// to be gone.
+///
+/// # Errors
+/// If there is no device, or the kernel does not take it.
+pub fn give_back() -> Result<(), BindError> {
+    let device = find()?;
+    let name = device.file_name().unwrap_or_default();
+    let name = name.to_string_lossy();
+    write(&device.join("driver_override"), "\n")?;
+    let unbind = device.join("driver/unbind");
+    if unbind.exists() {
+        write(&unbind, &name)?;
+    }
+    write(Path::new(PROBE), &name)
+}
+
 /// The device node of the function's interrupts.
 fn uio_node(device: &Path) -> Result<PathBuf, BindError> {
     let dir = device.join("uio");
@@ -186,6 +206,7 @@ pub struct UioInterrupts {
     config: File,
     /// The command register with interrupts on. The kernel changes no other bit of it.
     unmasked: u16,
+    processor: Option<usize>,
 }
 
 impl Interrupts for UioInterrupts {
@@ -201,6 +222,18 @@ impl Interrupts for UioInterrupts {
     fn unmask(&mut self) -> io::Result<()> {
         write_command(&self.config, self.unmasked)
     }
+
+    fn processor(&self) -> Option<usize> {
+        self.processor
+    }
+}
+
+/// The only processor that gets the interrupts of a function with a driver. Where interrupts go to
+/// several, or the kernel does not say, none is better than another.
+fn processor(device: &Path) -> Option<usize> {
+    let line = fs::read_to_string(device.join("irq")).ok()?;
+    let list = format!("/proc/irq/{}/effective_affinity_list", line.trim());
+    fs::read_to_string(list).ok()?.trim().parse().ok()
 }
 
 /// A memory BAR and where it is mapped. Never unmapped: the transport has no lifetime.

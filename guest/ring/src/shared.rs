@@ -175,7 +175,7 @@ impl Shared {
                 false
             });
             self.settle(&mut state);
-            if !more {
+            if !more || state.stopping {
                 return;
             }
         }

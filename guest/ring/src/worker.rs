@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::shared::Shared;
 
@@ -32,13 +34,32 @@ pub trait Interrupts: Send + 'static {
     /// # Errors
     /// If the device is gone.
     fn unmask(&mut self) -> io::Result<()>;
+
+    /// The processor that is interrupted, if it is always the same.
+    fn processor(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Does its work until the endpoint is dropped or the device is gone.
 pub(crate) fn run(shared: &Arc<Shared>, mut interrupts: impl Interrupts) {
+    if let Some(processor) = interrupts.processor() {
+        stay_on(processor);
+    }
     if let Err(failed) = serve(shared, &mut interrupts) {
         let reason = format!("its interrupts are lost: {failed}");
         shared.end(&mut shared.lock(), Some(&reason));
+    }
+}
+
+/// Keeps this thread where the interrupts are: to wake it takes a change of thread then, and not an
+/// interrupt of another processor, which an emulator takes longest for.
+fn stay_on(processor: usize) {
+    let mut processors = CpuSet::new();
+    let stays = processors.set(processor);
+    let stays = stays.and_then(|()| sched_setaffinity(Pid::from_raw(0), &processors));
+    if let Err(errno) = stays {
+        log::debug!("vsock: not bound to processor {processor}: {errno}");
     }
 }
 
@@ -61,6 +82,8 @@ fn serve(shared: &Shared, interrupts: &mut impl Interrupts) -> io::Result<()> {
             next_look = shared.watch(now).then(|| now + TICK);
         }
         if interrupted {
+            // Once before, so that who waits need not wait for what follows.
+            shared.drain();
             interrupts.take()?;
             shared.acknowledge();
             interrupts.unmask()?;

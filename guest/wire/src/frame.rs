@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
-use crate::limits::{MAX_BODY, MAX_FAILURE, MAX_MESSAGE};
+use crate::limits::{MAX_ATTACH, MAX_BODY, MAX_FAILURE, MAX_MESSAGE};
 
 /// Length of every header, in bytes.
 pub const HEADER_LEN: usize = 32;
@@ -49,7 +49,8 @@ impl Kind {
     #[must_use]
     pub const fn max_body(self) -> u32 {
         match self {
-            Self::Hello | Self::Request | Self::Reply | Self::Attach => MAX_MESSAGE,
+            Self::Hello | Self::Request | Self::Reply => MAX_MESSAGE,
+            Self::Attach => MAX_ATTACH,
             Self::Ping | Self::Pong => 0,
             Self::Data => MAX_BODY,
             Self::End => END_BODY,

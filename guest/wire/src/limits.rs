@@ -7,6 +7,9 @@ pub const MAX_BODY: u32 = 4 << 20;
 /// the arguments and the environment of a step, which the kernel limits to about 2 MiB.
 pub const MAX_MESSAGE: u32 = 4 << 20;
 
+/// Longest body of an attach frame, in bytes: a nonce and a number. Nobody knows yet who sends it.
+pub const MAX_ATTACH: u32 = 256;
+
 /// Longest body of an `Abort` frame, in bytes: a failure with the longest text and room for its
 /// encoding.
 pub const MAX_FAILURE: u32 = 8 << 10;

@@ -306,13 +306,13 @@ impl Connection {
     /// Moves received bytes into `to`. `Ok(None)` means that there are none yet, `Ok(Some(0))` that
     /// the guest has sent all.
     pub(crate) fn receive(&mut self, to: &mut [u8]) -> Result<Option<usize>, Cause> {
+        if let State::Closed(cause @ (Cause::DeviceStopped | Cause::ResetByHost)) = self.state {
+            return Err(cause);
+        }
         let n = self.inbox.pop(to);
         if n > 0 || to.is_empty() {
             self.rx.consume(u32::try_from(n).unwrap_or(u32::MAX));
             return Ok(Some(n));
-        }
-        if self.state == State::Closed(Cause::DeviceStopped) {
-            return Err(Cause::DeviceStopped);
         }
         if self.ended_by_guest.contains(Shutdown::SEND) {
             return Ok(Some(0));
@@ -339,8 +339,9 @@ impl Connection {
         }
     }
 
-    /// The application wants the connection dead at once.
+    /// The application wants the connection dead at once, and nothing more of what the guest said.
     pub(crate) fn reset(&mut self) {
+        self.inbox.clear();
         match self.state {
             State::Requesting { asked: false } => self.close(Cause::ResetByHost),
             State::Requesting { asked: true } | State::Open | State::Leaving => {

@@ -150,14 +150,20 @@ struct Served {
     daemon: Daemon,
 }
 
+/// However it ends, also when its thread could not be started: dropping the daemon waits for the
+/// vring worker, and only this makes it end.
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.mux.end(Cause::MonitorGone);
+    }
+}
+
 impl Served {
     fn run(mut self, socket: Socket) {
         if let Err(reason) = self.serve(socket) {
             self.mux.give_up(reason);
         }
         self.backend.hear_last_words();
-        // This makes the vring worker end, for which dropping the daemon waits.
-        self.mux.end(Cause::MonitorGone);
     }
 
     /// Serves one monitor until it goes away, which is no error.

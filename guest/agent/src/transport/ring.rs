@@ -13,8 +13,16 @@ use super::{Connect, Connection, HOST_SLEEPS, patiently};
 pub(crate) struct Ring(Endpoint);
 
 impl Ring {
-    /// Takes the device over from the kernel.
+    /// Takes the device over from the kernel, which has it again if that fails.
     pub(crate) fn start() -> Result<Self> {
+        Self::take().inspect_err(|_| {
+            if let Err(err) = pci::give_back() {
+                log::debug!("the kernel did not get the vsock device back: {err}");
+            }
+        })
+    }
+
+    fn take() -> Result<Self> {
         let config = Config {
             device_timeout: HOST_SLEEPS,
             ..Config::default()

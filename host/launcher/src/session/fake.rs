@@ -151,11 +151,17 @@ impl Guest {
 
     /// Opens a transfer.
     pub(crate) fn attach(&self, transfer: u64, nonce: [u8; 16]) -> UnixStream {
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut theirs = self.open();
         let attach = Attach { nonce, transfer };
         theirs
             .write_all(&message::encode(transfer, &attach).unwrap())
             .unwrap();
+        theirs
+    }
+
+    /// Opens a connection and says nothing.
+    pub(crate) fn open(&self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
         self.door.send(Arc::new(ours)).unwrap();
         theirs
     }

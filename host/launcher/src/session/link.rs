@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wire::frame::{self, Frame, ReadError};
+use wire::frame::{self, Frame, FrameError, ReadError};
 
 /// One connection of the guest. One thread may read while another one sends.
 pub(crate) trait Link: Send + Sync + fmt::Debug {
@@ -33,6 +33,7 @@ pub(crate) trait Door: Send + Sync {
 pub(crate) struct Frames {
     link: Arc<dyn Link>,
     buf: Vec<u8>,
+    longest: u32,
 }
 
 impl Frames {
@@ -40,7 +41,14 @@ impl Frames {
         Self {
             link,
             buf: Vec::new(),
+            longest: u32::MAX,
         }
+    }
+
+    /// Takes no frame whose body is longer than this, and no memory for one.
+    pub(crate) fn up_to(mut self, longest: u32) -> Self {
+        self.longest = longest;
+        self
     }
 
     pub(crate) fn link(&self) -> &Arc<dyn Link> {
@@ -50,13 +58,19 @@ impl Frames {
     /// The next frame; `None` at the end of the stream.
     pub(crate) fn next(&mut self) -> Result<Option<Frame<'_>>, ReadError<io::Error>> {
         let link = &self.link;
-        frame::read(&mut self.buf, |room| {
-            loop {
-                match link.read(room) {
-                    Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                    read => return read,
-                }
+        let mut fill = |room: &mut [u8]| loop {
+            match link.read(room) {
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
             }
-        })
+        };
+        let Some(header) = frame::read_header(&mut fill)? else {
+            return Ok(None);
+        };
+        let (kind, len) = (header.kind, header.len);
+        if len > self.longest {
+            return Err(FrameError::TooLong { kind, len }.into());
+        }
+        frame::read_body(header, &mut self.buf, fill).map(Some)
     }
 }

@@ -83,7 +83,7 @@ impl Shared {
         mut each: impl FnMut(u8, &[u8]) -> Result<(), SessionError>,
     ) -> Result<u64, ReceiveError> {
         let watch = self.watch(link, cancel, None);
-        let mut frames = Frames::new(Arc::clone(link));
+        let mut frames = Frames::new(Arc::clone(link)).up_to(MAX_PIECE);
         let mut receiver = transfer::Receiver::new(id, u64::MAX);
         loop {
             let next = match stall {
@@ -99,11 +99,6 @@ impl Shared {
                 }
                 Err(err) => return Err(self.cut(err, cancel)),
             };
-            if frame.body.len() > MAX_PIECE as usize {
-                return Err(self
-                    .broken(&"a data frame is longer than was agreed")
-                    .into());
-            }
             match receiver
                 .handle(&frame)
                 .map_err(|broken| self.broken(&broken))?

@@ -358,7 +358,7 @@ fn a_piece_longer_than_agreed_loses_the_guest() {
         link.write_all(&piece).ok();
         None
     });
-    check_lost(result, "longer than was agreed");
+    check_lost(result, "is too long for Data");
 }
 
 #[test]
@@ -383,6 +383,22 @@ fn an_attach_with_a_wrong_nonce_or_an_unknown_number_loses_the_guest() {
             None
         });
         check_lost(result, text);
+    }
+}
+
+/// Before anything is known of who speaks, no memory is taken for what it says.
+#[test]
+fn an_attach_that_is_something_else_or_too_long_loses_the_guest_at_its_header() {
+    for kind in [Kind::Data, Kind::Request] {
+        let result = take(move |guest, transfer| {
+            let len = Kind::Attach.max_body() + 1;
+            let body = vec![0; usize::try_from(len).unwrap()];
+            let whole = frame::encode(kind, 0, transfer, 0, &body).unwrap();
+            let header = whole.split_at(frame::HEADER_LEN).0;
+            guest.open().write_all(header).unwrap();
+            None
+        });
+        check_lost(result, "is too long");
     }
 }
 

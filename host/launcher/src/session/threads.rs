@@ -218,7 +218,7 @@ impl Shared {
     }
 
     fn attach(&self, link: &Arc<dyn Link>) -> Result<(), Lost> {
-        let mut frames = Frames::new(Arc::clone(link));
+        let mut frames = Frames::new(Arc::clone(link)).up_to(Kind::Attach.max_body());
         let watch = self.watch(link, None, Some(self.limits.attach));
         let attach: Attach = match frames.next() {
             Ok(Some(frame)) => {

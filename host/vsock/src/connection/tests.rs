@@ -330,6 +330,17 @@ fn a_question_about_credit_is_answered_before_data_is_sent() {
 }
 
 #[test]
+fn after_a_reset_nothing_of_what_the_guest_said_is_read() {
+    let mut sides = pair([100; 2], 0);
+    sides[1].send(50);
+    settle(&mut sides, 100);
+    sides[0].read(10).unwrap();
+    sides[0].connection.reset();
+    assert_eq!(sides[0].read(10), Err(Cause::ResetByHost));
+    assert_eq!(sides[0].connection.buffered(), 0);
+}
+
+#[test]
 fn a_reset_interrupts_both_sides_and_is_answered_by_none() {
     let mut sides = pair([100; 2], 0);
     sides[0].send(1000);
