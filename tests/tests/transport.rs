@@ -262,7 +262,7 @@ fn a_guest_that_cannot_have_the_ring_takes_the_kernels_driver() {
     let mut command = bench.build_command(&["--metadata-file", metadata.to_str().unwrap()]);
     let path = other_qemu(&bench, "max,*) word=\"$word,-pse\"", "");
     command.env("PATH", path).env_remove("COFFERDAM_TRANSPORT");
-    run(command).expect_status(0);
+    let _built = run(command).expect_status(0);
     let said = fs::read_to_string(metadata).unwrap();
     assert!(said.contains("\"transport\": \"kernel\""), "{said}");
     bench.check_clean();
