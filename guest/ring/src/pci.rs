@@ -139,14 +139,7 @@ fn take_over(device: &Path) -> Result<(), BindError> {
     if is_bound() {
         return Ok(());
     }
-    let name = device.file_name().unwrap_or_default();
-    let name = name.to_string_lossy();
-    write(&device.join("driver_override"), DRIVER)?;
-    let unbind = device.join("driver/unbind");
-    if unbind.exists() {
-        write(&unbind, &name)?;
-    }
-    write(Path::new(PROBE), &name)?;
+    rebind(device, DRIVER)?;
     if is_bound() {
         Ok(())
     } else {
@@ -160,10 +153,15 @@ fn take_over(device: &Path) -> Result<(), BindError> {
 /// # Errors
 /// If there is no device, or the kernel does not take it.
 pub fn give_back() -> Result<(), BindError> {
-    let device = find()?;
+    rebind(&find()?, "\n")
+}
+
+/// Lets the kernel choose a driver for the function anew: the one that is named, or with an empty line
+/// whichever it likes best.
+fn rebind(device: &Path, driver: &str) -> Result<(), BindError> {
     let name = device.file_name().unwrap_or_default();
     let name = name.to_string_lossy();
-    write(&device.join("driver_override"), "\n")?;
+    write(&device.join("driver_override"), driver)?;
     let unbind = device.join("driver/unbind");
     if unbind.exists() {
         write(&unbind, &name)?;

@@ -92,8 +92,7 @@ fn who_waits_learns_of_the_run_and_how_its_command_failed() {
     third.fail(4).unwrap();
     assert_eq!(two.failure(&third_owner).unwrap(), None);
     // After a while nobody waits any more.
-    rusqlite::Connection::open(root.path().join("store.db"))
-        .unwrap()
+    root.database()
         .execute("UPDATE failure SET at = at - 3600", [])
         .unwrap();
     claim().fail(5).unwrap();
@@ -253,8 +252,7 @@ fn a_prune_with_an_age_takes_away_only_names_that_are_older() {
             .unwrap();
     }
     store.close().unwrap();
-    rusqlite::Connection::open(root.path().join("store.db"))
-        .unwrap()
+    root.database()
         .execute_batch(
             "UPDATE image SET created = created - 7200 WHERE name = 'old';
              UPDATE object SET used = used - 7200;",
@@ -291,7 +289,7 @@ fn a_name_that_is_given_again_is_what_was_given_last() {
     let store = root.open();
     let [one, two] = ["one", "two"].map(|content| layer(&store, content).diff_id);
     let [a, b] = ["a", "b"].map(|bytes| store.put_blob(bytes.as_bytes(), "config").unwrap());
-    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let database = root.database();
     for (manifest, config, layers, is_new) in [
         (a, a, vec![one], true),
         (a, a, vec![one], false),
@@ -486,14 +484,7 @@ fn ten_thousand_killed_builds_are_told_interrupted_and_none_runs() {
     assert!(builds.iter().all(interrupted));
     assert!(store.check(false).unwrap().is_clean());
     // A build that ends does not make the store forget them.
-    let id = store.start_build(&BuildInfo::default()).unwrap();
-    let outcome = BuildOutcome {
-        class: Class::Success,
-        status: 0,
-        message: String::new(),
-        image: None,
-    };
-    store.end_build(id, &outcome).unwrap();
+    ended(&store);
     assert_eq!(
         store.builds(usize::MAX).unwrap().len(),
         INSTANCES * BUILDS + 1

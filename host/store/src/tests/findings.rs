@@ -76,7 +76,7 @@ fn rows_that_refer_to_what_is_not_valid_are_found() {
     let root = Root::new();
     let store = root.open();
     step(&store, "a", &[]);
-    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let database = root.database();
     let set = |state| {
         let sql = "UPDATE object SET state = ?1 WHERE kind = 'layer'";
         assert_eq!(database.execute(sql, [state]).unwrap(), 1);

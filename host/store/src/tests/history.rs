@@ -6,22 +6,7 @@ use super::*;
 use crate::db::Commit;
 use crate::effect::{Effect, watching};
 use crate::history::{Keep, LOOK, events};
-use crate::{Build, BuildId, BuildInfo, BuildOutcome, Class, LogReader, Run, StepLog, StoreError};
-
-fn ended(store: &Store) -> BuildId {
-    let build = store.start_build(&BuildInfo::default()).unwrap();
-    store.end_build(build, &outcome()).unwrap();
-    build
-}
-
-fn outcome() -> BuildOutcome {
-    BuildOutcome {
-        class: Class::Success,
-        status: 0,
-        message: String::new(),
-        image: None,
-    }
-}
+use crate::{Build, BuildId, BuildInfo, LogReader, Run, StepLog, StoreError};
 
 fn ids(store: &Store) -> Vec<i64> {
     let builds = store.builds(usize::MAX).unwrap().into_iter();
@@ -34,7 +19,7 @@ fn log(store: &Store, build: BuildId, bytes: usize) {
 }
 
 fn set_back(root: &Root, build: BuildId, seconds: i64) {
-    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let database = root.database();
     let sql = "UPDATE build SET started = started - ?2 WHERE id = ?1";
     database.execute(sql, [build.0, seconds]).unwrap();
 }
@@ -95,8 +80,8 @@ fn a_build_is_forgotten_with_its_logs_but_not_while_it_runs() {
     assert_eq!(ids(&store), [running.0]);
     assert_eq!(store.step_logs(done).unwrap(), []);
     assert!(!root.path().join("logs").join(done.to_string()).exists());
-    store.end_build(running, &outcome()).unwrap();
-    let error = store.end_build(running, &outcome()).unwrap_err();
+    store.end_build(running, &ENDED).unwrap();
+    let error = store.end_build(running, &ENDED).unwrap_err();
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     store.close().unwrap();
     root.assert_clean();

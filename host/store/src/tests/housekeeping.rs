@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{BuildInfo, BuildOutcome, Class, Finding, Pin, PruneEnd, Pruned, Removal};
+use crate::{Finding, Pin, PruneEnd, Pruned, Removal};
 
 /// A chain of steps, each on top of the one before.
 fn chain(store: &Store, names: &[&str]) -> Vec<Layer> {
@@ -152,7 +152,7 @@ fn two_images(root: &Root) -> Store {
 }
 
 fn backdate(root: &Root, seconds: i64) {
-    let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let database = root.database();
     let aged = database.execute("UPDATE object SET used = used - ?1", [seconds]);
     aged.unwrap();
 }
@@ -292,14 +292,7 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
 fn only_a_prune_of_everything_forgets_builds() {
     let root = Root::new();
     let store = root.open();
-    let build = store.start_build(&BuildInfo::default()).unwrap();
-    let outcome = BuildOutcome {
-        class: Class::Success,
-        status: 0,
-        message: String::new(),
-        image: None,
-    };
-    store.end_build(build, &outcome).unwrap();
+    ended(&store);
     let all = PruneOptions {
         images: true,
         ..PruneOptions::default()

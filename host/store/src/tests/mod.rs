@@ -33,8 +33,8 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::{
-    DiffId, Digest, IngestError, Layer, Lookup, OpenOptions, PruneOptions, PruneReport, StepKey,
-    Store,
+    BuildId, BuildInfo, BuildOutcome, Class, DiffId, Digest, IngestError, Layer, Lookup,
+    OpenOptions, PruneOptions, PruneReport, StepKey, Store,
 };
 
 /// A store in a directory of its own, which is checked at the end.
@@ -55,6 +55,11 @@ impl Root {
 
     fn open(&self) -> Store {
         open(self.path())
+    }
+
+    /// The database, past the store.
+    fn database(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.path().join("store.db")).unwrap()
     }
 
     /// All handles are gone: nothing may be left over.
@@ -117,6 +122,21 @@ fn step(store: &Store, name: &str, parents: &[DiffId]) -> Layer {
     };
     let made = layer(store, name);
     claim.commit(&made, parents, false).unwrap()
+}
+
+/// How a build ends that went well.
+const ENDED: BuildOutcome = BuildOutcome {
+    class: Class::Success,
+    status: 0,
+    message: String::new(),
+    image: None,
+};
+
+/// A build that went well.
+fn ended(store: &Store) -> BuildId {
+    let build = store.start_build(&BuildInfo::default()).unwrap();
+    store.end_build(build, &ENDED).unwrap();
+    build
 }
 
 fn prune(store: &Store, options: &PruneOptions) -> PruneReport {

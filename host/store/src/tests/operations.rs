@@ -15,11 +15,10 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::proof::{fast_dir, settle};
-use super::{key, layer, open};
+use super::{ENDED, key, layer, open};
 use crate::effect::{Effect, watching};
 use crate::{
-    BuildId, BuildInfo, BuildOutcome, Claim, Class, DiffId, Digest, Finding, Lookup, PruneOptions,
-    Store, StoreError,
+    BuildId, BuildInfo, Claim, DiffId, Digest, Finding, Lookup, PruneOptions, Store, StoreError,
 };
 
 /// Names of steps, each of which makes the layer of its name.
@@ -290,14 +289,8 @@ impl Bench {
             }
             Op::EndBuild(_) => {
                 if let Some(build) = self.handles[at].builds.pop() {
-                    let outcome = BuildOutcome {
-                        class: Class::Success,
-                        status: 0,
-                        message: String::new(),
-                        image: None,
-                    };
                     // A prune of everything forgets what does not run, and this one runs.
-                    self.handles[at].store.end_build(build, &outcome).unwrap();
+                    self.handles[at].store.end_build(build, &ENDED).unwrap();
                     self.model.ended += 1;
                 }
             }

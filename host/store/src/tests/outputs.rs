@@ -124,7 +124,7 @@ impl Drop for Killed {
 /// test.
 fn stop_outside_of_a_transaction(pid: Pid, root: &Root) {
     in_bound(|| {
-        let database = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+        let database = root.database();
         database.busy_timeout(Duration::ZERO).unwrap();
         loop {
             kill(pid, Signal::SIGSTOP).unwrap();

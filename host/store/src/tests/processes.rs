@@ -45,7 +45,7 @@ fn child() {
             layer(&store, "churn");
             let blob = store.put_blob(b"blob", "blob").unwrap();
             store.set_image("image", blob, blob, &[]).unwrap();
-            let build = store.start_build(&crate::BuildInfo::default()).unwrap();
+            let build = store.start_build(&BuildInfo::default()).unwrap();
             store
                 .step_log(build, 1, "RUN x")
                 .unwrap()
@@ -222,7 +222,7 @@ fn a_build_beside_a_prune_without_pause_keeps_all_it_has_hit_or_made() {
 fn a_process_that_is_stopped_in_a_transaction_makes_others_say_busy_in_bound() {
     let root = Root::new();
     let store = root.open();
-    let stopped = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let stopped = root.database();
     stopped.execute_batch("BEGIN IMMEDIATE").unwrap();
     let start = Instant::now();
     assert!(matches!(store.lookup(key("a")), Err(StoreError::Busy(_))));
@@ -304,7 +304,7 @@ fn a_log_that_has_grown_long_is_folded_back_by_whoever_opens_the_store() {
             .unwrap()
             .len()
     };
-    let reader = rusqlite::Connection::open(root.path().join("store.db")).unwrap();
+    let reader = root.database();
     reader
         .execute_batch("BEGIN; SELECT count(*) FROM object")
         .unwrap();

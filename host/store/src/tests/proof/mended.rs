@@ -6,13 +6,13 @@ use std::thread;
 
 use nix::errno::Errno;
 
-use super::super::{Root, key, layer, names, open, prune, step};
+use super::super::{ENDED, Root, key, layer, names, open, prune, step};
 use crate::effect::{Effect, booted, watching};
 use crate::history::LogReader;
 use crate::lock::Lock;
 use crate::{
-    BuildInfo, BuildOutcome, BuildState, Class, Finding, Lookup, OpenOptions, PruneOptions,
-    ResourceKind, StepLog, Store, StoreError,
+    BuildInfo, BuildState, Finding, Lookup, OpenOptions, PruneOptions, ResourceKind, StepLog,
+    Store, StoreError,
 };
 
 /// Fails all effects that `which` names.
@@ -128,13 +128,6 @@ fn a_build_that_ends_while_it_is_looked_at_is_not_interrupted() {
     root.assert_clean();
 }
 
-const ENDED: BuildOutcome = BuildOutcome {
-    class: Class::Success,
-    status: 0,
-    message: String::new(),
-    image: None,
-};
-
 /// What is older than is kept goes with any prune, and nothing else does.
 #[test]
 fn old_builds_are_forgotten() {
@@ -144,8 +137,7 @@ fn old_builds_are_forgotten() {
         store.start_build(&BuildInfo::default()).unwrap();
     }
     store.close().unwrap();
-    rusqlite::Connection::open(root.path().join("store.db"))
-        .unwrap()
+    root.database()
         .execute(
             "UPDATE build SET started = started - 91 * 86400 WHERE id <> 3",
             [],
