@@ -207,6 +207,7 @@ pub(crate) fn sizes_around_every_boundary_arrive(world: &World<'_>) {
         SLOT - 1,
         SLOT,
         SLOT + 1,
+        SLOT + 3,
         4 << 20,
         (5 << 20) + 7,
     ];
