@@ -18,22 +18,19 @@ const DIRECTORIES: &[&str] = &["dev", "modules", "proc", "run", "sys", "tmp"];
 
 /// The bytes of the initramfs, with the modules in load order, by group.
 #[must_use]
-pub fn initramfs(agent: &[u8], groups: &[&[Module]; 3]) -> Vec<u8> {
+pub fn initramfs(agent: &[u8], groups: &[(Load, Vec<Module>)]) -> Vec<u8> {
     let mut archive = Archive::new();
     for directory in DIRECTORIES {
         archive.directory(directory);
     }
     let mut order = String::new();
-    for (load, group) in [Load::First, Load::Fallback, Load::Later]
-        .iter()
-        .zip(groups)
-    {
-        for module in *group {
+    for (load, group) in groups {
+        for module in group {
             order.push_str(&format!("{} {}.ko\n", load.name(), module.name));
         }
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    for module in groups.iter().copied().flatten() {
+    for module in groups.iter().flat_map(|(_, group)| group) {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.bytes);
     }
     archive.file("init", 0o755, agent);
@@ -52,7 +49,10 @@ mod tests {
         };
         initramfs(
             b"agent",
-            &[&[module("virtio")], &[], &[module("virtio_blk")]],
+            &[
+                (Load::First, vec![module("virtio")]),
+                (Load::Later, vec![module("virtio_blk")]),
+            ],
         )
     }
 

@@ -33,6 +33,8 @@ pub struct Wanted {
 pub enum Load {
     /// At once, since the host cannot be greeted without it.
     First,
+    /// Only if the agent is to drive the vsock device itself. A kernel need not have it.
+    Ring,
     /// Only if the agent cannot drive the vsock device itself.
     Fallback,
     /// While host and agent greet each other.
@@ -41,11 +43,15 @@ pub enum Load {
 }
 
 impl Load {
+    /// All, in the order in which the agent comes to them.
+    pub const ALL: [Self; 4] = [Self::First, Self::Ring, Self::Fallback, Self::Later];
+
     /// The word for it, also where the agent reads it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::First => "first",
+            Self::Ring => "ring",
             Self::Fallback => "fallback",
             Self::Later => "later",
         }
@@ -78,10 +84,10 @@ impl Recipe {
 
     /// The names of the modules in the groups in which the agent loads them.
     #[must_use]
-    pub fn groups(&self) -> [Vec<&str>; 3] {
-        [Load::First, Load::Fallback, Load::Later].map(|load| {
+    pub fn groups(&self) -> [(Load, Vec<&str>); 4] {
+        Load::ALL.map(|load| {
             let modules = self.modules.iter().filter(|module| module.load == load);
-            modules.map(|module| module.name.as_str()).collect()
+            (load, modules.map(|module| module.name.as_str()).collect())
         })
     }
 

@@ -11,13 +11,13 @@ mod kernel;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use vmimage::{ImageInfo, Module, Recipe, sha256_hex};
+use vmimage::{ImageInfo, Load, Lookup, Module, Recipe, sha256_hex};
 
 pub(crate) use agent::compile_static;
 
 use crate::shell::say;
 use crate::workspace::{Workspace, make_dir, read, update};
-use kernel::Kernel;
+use kernel::{Kernel, Tree};
 
 /// Build the image of the builder VM: kernel, modules, agent.
 #[derive(Debug, Default, clap::Args)]
@@ -73,24 +73,36 @@ impl Parts {
     /// The image of this kernel in which `program` is the first one.
     fn assemble(kernel: &Kernel, recipe: &Recipe, program: Vec<u8>) -> Result<Self> {
         let tree = kernel.modules()?;
-        let [first, fallback, later] = recipe.groups();
-        let ordered = |names: &[&[&str]]| {
-            let names = names.iter().copied().flatten().copied();
-            vmimage::in_load_order(names, |name| tree.find(name))
-                .with_context(|| format!("modules of kernel {}", kernel.version))
-        };
-        let n_first = ordered(&[&first])?.len();
-        let n_early = ordered(&[&first, &fallback])?.len();
-        let modules = ordered(&[&first, &fallback, &later])?;
-        let (early, later) = modules.split_at(n_early);
-        let (first, fallback) = early.split_at(n_first);
+        let (mut names, mut groups, mut n) = (Vec::new(), Vec::new(), 0);
+        for (load, mut wanted) in recipe.groups() {
+            if load == Load::Ring {
+                wanted.retain(|name| is_there(&tree, name, &kernel.version));
+            }
+            names.extend(wanted);
+            let mut ordered = vmimage::in_load_order(names.iter().copied(), |name| tree.find(name))
+                .with_context(|| format!("modules of kernel {}", kernel.version))?;
+            let group = ordered.split_off(n);
+            n += group.len();
+            groups.push((load, group));
+        }
         Ok(Self {
-            initramfs: vmimage::initramfs(&program, &[first, fallback, later]),
+            initramfs: vmimage::initramfs(&program, &groups),
             kernel: read(&kernel.image)?,
             program,
-            modules,
+            modules: groups.into_iter().flat_map(|(_, group)| group).collect(),
         })
     }
+}
+
+/// Whether the kernel has a module of our own vsock driver; says so if not.
+fn is_there(tree: &Tree, name: &str, version: &str) -> bool {
+    let absent = matches!(tree.find(name), Lookup::Absent);
+    if absent {
+        say(format!(
+            "kernel {version} has no module {name}: its VMs use the kernel's own vsock driver"
+        ));
+    }
+    !absent
 }
 
 /// Files that a VM boots with another program in the agent's place.

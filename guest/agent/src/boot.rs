@@ -72,13 +72,22 @@ const MOUNTS: &[Mount] = &[
 /// is one of them.
 const DIRECTORIES: &[&str] = &["/mnt", "/disk"];
 
-/// Makes this process's surroundings, as far as greeting the host needs them. The modules that are
-/// returned are still to be loaded: those of the kernel's vsock driver, should it be needed, and all
-/// others.
-pub(crate) fn boot() -> Result<(Modules, Modules)> {
+/// Modules that are not loaded yet.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    /// What our own vsock driver needs.
+    pub(crate) ring: Modules,
+    /// The kernel's vsock driver.
+    pub(crate) fallback: Modules,
+    /// All others.
+    pub(crate) later: Modules,
+}
+
+/// Makes this process's surroundings, as far as greeting the host needs them.
+pub(crate) fn boot() -> Result<Pending> {
     // Modes are what they are said to be, in layers as elsewhere.
     umask(Mode::empty());
-    let [first, of_kernel_driver, others] = Modules::find()?;
+    let [first, ring, fallback, later] = Modules::find()?;
     first.load()?;
     leave_initramfs()?;
     for dir in DIRECTORIES {
@@ -94,7 +103,11 @@ pub(crate) fn boot() -> Result<(Modules, Modules)> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most)
         .context("cannot raise the limit of descriptors")?;
     set_up_cgroups(stat::memory()?)?;
-    Ok((of_kernel_driver, others))
+    Ok(Pending {
+        ring,
+        fallback,
+        later,
+    })
 }
 
 fn apply(
@@ -123,9 +136,8 @@ pub(crate) struct Modules {
 }
 
 impl Modules {
-    /// Those that every driver of the vsock device needs and our own, those of the kernel's own, and
-    /// the others. The word before each name tells.
-    fn find() -> Result<[Self; 3]> {
+    /// Those without which nothing works, and those of [`Pending`]. The word before each name tells.
+    fn find() -> Result<[Self; 4]> {
         let dir = open(
             MODULES,
             OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
@@ -142,7 +154,12 @@ impl Modules {
                 names: names.map(|(_, name)| name.to_owned()).collect(),
             })
         };
-        Ok([group("first")?, group("fallback")?, group("later")?])
+        Ok([
+            group("first")?,
+            group("ring")?,
+            group("fallback")?,
+            group("later")?,
+        ])
     }
 
     /// Loads them, and frees the memory that their files take.

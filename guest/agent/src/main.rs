@@ -82,7 +82,7 @@ fn tell_where_threads_are() {
 
 /// Makes the machine ready and serves the host.
 fn serve() -> Result<Infallible> {
-    let (of_kernel_driver, modules) = boot::boot()?;
+    let modules = boot::boot()?;
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
     let wanted = Wanted::from_cmdline(&cmdline);
     let reaper = Reaper::start()?;
@@ -90,8 +90,8 @@ fn serve() -> Result<Infallible> {
     let (tell, ready) = mpsc::sync_channel(1);
     thread::Builder::new()
         .name("devices".into())
-        .spawn(move || tell.send(devices(modules)))?;
-    let (connect, features) = transport::choose(wanted, || of_kernel_driver.load())?;
+        .spawn(move || tell.send(devices(modules.later)))?;
+    let (connect, features) = transport::choose(wanted, modules.ring, modules.fallback)?;
     let mut connection = connect.connect()?;
     let nonce = control::greet(&mut *connection, features).context("greeting")?;
     let (disk, uplink) = match ready.recv_timeout(LATE) {

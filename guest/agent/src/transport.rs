@@ -18,6 +18,7 @@ use wire::limits::MAX_BODY;
 use wire::{Attach, Event, Failure, Kind, Receiver, Sender, frame, message};
 
 use crate::archive::Fill;
+use crate::boot::Modules;
 use crate::fault;
 
 pub(crate) use ring::Ring;
@@ -86,20 +87,21 @@ fn patiently<C: Connection + 'static>(
     }
 }
 
-/// Connects by our own driver, or by the kernel's, whose modules `kernel` loads: `wanted` says
+/// Connects by our own driver or by the kernel's, each with the modules that it needs: `wanted` says
 /// which, and by default it is our own if it can have the device.
 pub(crate) fn choose(
     wanted: Wanted,
-    kernel: impl FnOnce() -> Result<()>,
+    ring: Modules,
+    kernel: Modules,
 ) -> Result<(Arc<dyn Connect>, u64)> {
     if wanted != Wanted::Kernel {
-        match Ring::start() {
+        match ring.load().and_then(|()| Ring::start()) {
             Ok(ring) => return Ok((Arc::new(ring), wire::FEATURE_RING)),
             Err(err) if wanted == Wanted::Ring => return Err(err.context("our own vsock driver")),
             Err(err) => log::warn!("the kernel's vsock driver is used: {err:#}"),
         }
     }
-    kernel()?;
+    kernel.load()?;
     Ok((Arc::new(Vsock), 0))
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn begin(word: &str) -> Outcome<bool> {
     let cmdline = fs::read_to_string("/proc/cmdline")?;
     let is_ring = cmdline.split_whitespace().any(|said| said == word);
     let groups: &[&str] = if is_ring {
-        &["first"]
+        &["first", "ring"]
     } else {
         &["first", "fallback"]
     };
