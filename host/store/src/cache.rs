@@ -6,6 +6,7 @@ use rusqlite::OptionalExtension;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::db::Commit;
+use crate::history::Forgotten;
 use crate::{Removal, Store, StoreError, disk};
 
 /// First bytes of a cache file.
@@ -94,6 +95,24 @@ impl Store {
         }
         Ok(())
     }
+}
+
+impl Store {
+    /// Removes all caches.
+    pub(crate) fn forget_caches(&self) -> Result<Forgotten, StoreError> {
+        let dir = self.layout().caches();
+        let mut forgotten = Forgotten::default();
+        for name in disk::list(&dir)? {
+            let path = dir.join(name);
+            forgotten.count(disk::allocated(&path), disk::remove_file(&path));
+        }
+        Ok(forgotten)
+    }
+}
+
+/// Whether a cache can have this name.
+pub(crate) fn is_cache(name: &str) -> bool {
+    file_name(name).is_some()
 }
 
 fn file_name(name: &str) -> Option<&str> {

@@ -186,6 +186,11 @@ pub(crate) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
     }
 }
 
+/// When something was changed last, in seconds since 1970; 0 if that cannot be told.
+pub(crate) fn modified(path: &Path) -> i64 {
+    fs::symlink_metadata(path).map_or(0, |found| found.mtime())
+}
+
 /// Bytes that the file system has allocated for one name; 0 if nothing has it.
 pub(crate) fn allocated(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |found| found.blocks() * STAT_BLOCK)

@@ -211,7 +211,10 @@ pub(crate) fn is_alive(layout: &Layout, db: &Db, name: &str) -> Result<bool, Sto
 fn reap_one(layout: &Layout, db: &Db, dead: &Instance) -> Result<bool, StoreError> {
     let (lock, file) = match Lock::probe(&layout.instance_lock(&dead.name))? {
         Probe::Held => return Ok(false),
-        Probe::Free(lock) => (lock, true),
+        Probe::Free(lock) => match lock.share() {
+            Some(lock) => (lock, true),
+            None => return Ok(false),
+        },
         Probe::Missing => match Lock::try_exclusive(&layout.reap_lock())? {
             Some(lock) => (lock, false),
             None => return Ok(false),

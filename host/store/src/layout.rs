@@ -69,9 +69,14 @@ impl Layout {
         self.root.join("prune.lock")
     }
 
-    /// Room that is given up so that a prune can begin on a full disk.
+    /// What is given up so that a prune can begin on a full disk.
     pub(crate) fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
+    }
+
+    /// The bytes of it.
+    pub(crate) fn reserved_room(&self) -> PathBuf {
+        self.reserve().join("room")
     }
 
     pub(crate) fn blobs(&self) -> PathBuf {

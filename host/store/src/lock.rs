@@ -17,7 +17,7 @@ use crate::{Removal, StoreError, disk};
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
 }
 
 /// What trying a lock told.
@@ -47,7 +47,7 @@ impl Lock {
     fn link(file: File, path: &Path) -> io::Result<Self> {
         let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
         disk::link(&held, path)?;
-        Ok(Self { _held: held })
+        Ok(Self { held })
     }
 
     fn create_renamed(path: &Path) -> Result<Self, StoreError> {
@@ -56,7 +56,7 @@ impl Lock {
         let held = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, e)| StoreError::io("lock", &unready, e.into()))?;
         disk::rename(&unready, path)?;
-        Ok(Self { _held: held })
+        Ok(Self { held })
     }
 
     /// Looks whether anybody holds the lock, and takes it if not.
@@ -70,6 +70,22 @@ impl Lock {
                 None => Probe::Held,
             },
         )
+    }
+
+    /// Whether its owner lives. Somebody who settles what a dead owner left is not taken for it, but
+    /// for the moment before [`Self::share`].
+    pub(crate) fn is_held(path: &Path) -> Result<bool, StoreError> {
+        let Some(file) = disk::open(path)? else {
+            return Ok(false);
+        };
+        Ok(Self::take(file, FlockArg::LockSharedNonblock, path)?.is_none())
+    }
+
+    /// Shares the lock of a dead owner with those who only look; others still cannot take it. `None`
+    /// if it was lost on the way.
+    pub(crate) fn share(self) -> Option<Self> {
+        self.held.relock(FlockArg::LockSharedNonblock).ok()?;
+        Some(self)
     }
 
     /// Tries a lock of the store itself, whose file is made if missing and never removed.
@@ -93,7 +109,7 @@ impl Lock {
     fn take(file: File, how: FlockArg, path: &Path) -> Result<Option<Self>, StoreError> {
         before(Effect::Lock(path)).map_err(StoreError::at("lock", path))?;
         match Flock::lock(file, how) {
-            Ok(held) => Ok(Some(Self { _held: held })),
+            Ok(held) => Ok(Some(Self { held })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(StoreError::io("lock", path, errno.into())),
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use rusqlite::{Connection, Transaction};
 
 use crate::db::{self, Commit, Db};
-use crate::housekeeping::{give_up_reserve, make_reserve};
+use crate::housekeeping::{give_up_reserve, has_reserve, make_reserve};
 use crate::instance::{self, Me};
 use crate::layout::Layout;
 use crate::lock::Lock;
@@ -51,7 +51,7 @@ impl Inner {
 
 /// Where there is no reserve, makes one, unless a prune is using it up just now.
 fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
-    if disk::length(&layout.reserve())?.is_none()
+    if !has_reserve(layout)?
         && let Some(_lock) = Lock::try_exclusive(&layout.prune_lock())?
     {
         make_reserve(layout);
@@ -74,6 +74,14 @@ impl Store {
     /// [`StoreError::NetworkFs`], [`StoreError::NotOurs`], [`StoreError::NewerSchema`] where the
     /// store must not be used; [`StoreError::Missing`] if it is to be read only and is not there.
     pub fn open(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
+        let store = Self::open_as_it_is(root, options)?;
+        if !options.read_only {
+            set_room_aside(store.layout())?;
+        }
+        Ok(store)
+    }
+
+    fn open_as_it_is(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
         let read_only = options.read_only;
         let layout = Layout::new(place::prepare(root, read_only)?);
         if !read_only {
@@ -91,7 +99,6 @@ impl Store {
         } else {
             clear_rebuild(&layout);
             instance::reap(&layout, &db)?;
-            set_room_aside(&layout)?;
             Me::register(&layout, &db, &options.command)?
         };
         let inner = Inner {
@@ -125,7 +132,7 @@ impl Store {
                     Some(_lock) => give_up_reserve(&layout)?,
                     None => return Err(StoreError::Full { path }),
                 }
-                Self::open(root, options)
+                Self::open_as_it_is(root, options)
             }
             opened => opened,
         }

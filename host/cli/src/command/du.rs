@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use ::store::{Item, Pin, Usage};
+use ::store::{Item, Pin, Store, Usage};
 use jiff::Timestamp;
+use launcher::disk::{self, FreeDisk};
 use serde_json::{Value, json};
 
 use super::Common;
@@ -32,8 +33,8 @@ pub(super) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
-    let store = common.open()?;
-    let usage = store.du().map_err(Failure::host);
+    let store = common.open_to_look()?;
+    let usage = look(&store);
     common.close(store);
     let usage = usage?;
     super::print(|out| match args.format {
@@ -46,6 +47,14 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
             writeln!(out, "{}", sums(&usage))
         }
     })
+}
+
+/// What takes room, with the disks of VMs that no build has among what can go.
+fn look(store: &Store) -> Result<Usage, Failure> {
+    let mut usage = store.du().map_err(Failure::host)?;
+    let idle = disk::free(&store.disks_dir()).map_err(Failure::host)?;
+    usage.reclaimable += idle.iter().map(FreeDisk::allocated).sum::<u64>();
+    Ok(usage)
 }
 
 fn table(out: &mut dyn Write, usage: &Usage) -> io::Result<()> {

@@ -92,7 +92,16 @@ impl FromStr for Which {
 
 /// Runs the command.
 pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
-    let store = common.open()?;
+    let store = match args.action {
+        Some(Action::Rm { .. }) => common.open_to_prune()?,
+        None
+        | Some(
+            Action::Ls { .. }
+            | Action::Logs { .. }
+            | Action::Inspect { .. }
+            | Action::Events { .. },
+        ) => common.open_to_look()?,
+    };
     let done = act(args.action, &store);
     common.close(store);
     done
@@ -103,7 +112,7 @@ fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
     match action {
         None => list(&builds()?, Format::Table),
         Some(Action::Ls { format }) => list(&builds()?, format),
-        Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?.id),
+        Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?),
         Some(Action::Inspect { build }) => {
             let object = object(find(&builds()?, build)?);
             super::print(|out| writeln!(out, "{object:#}"))
@@ -219,10 +228,13 @@ fn object(build: &Build) -> Value {
     })
 }
 
-fn logs(store: &Store, build: BuildId) -> Result<ExitCode, Failure> {
-    let logs = store.step_logs(build).map_err(Failure::host)?;
+fn logs(store: &Store, build: &Build) -> Result<ExitCode, Failure> {
+    let (id, is_running) = (build.id, build.state == BuildState::Running);
+    let logs = store.step_logs(id).map_err(Failure::host)?;
     if logs.is_empty() {
-        super::complain(&format!("build {build} ran no step, or its logs are gone"));
+        super::complain(&format!("build {id} ran no step, or its logs are gone"));
+    } else if build.state == BuildState::Interrupted {
+        super::complain(&format!("build {id} was interrupted: its logs end there"));
     }
     super::print(|out| {
         for (number, (step, path)) in logs.iter().enumerate() {
@@ -230,14 +242,14 @@ fn logs(store: &Store, build: BuildId) -> Result<ExitCode, Failure> {
                 writeln!(out)?;
             }
             let log = LogReader::open(path).map_err(io::Error::other)?;
-            show(out, *step, log)?;
+            show(out, *step, log, is_running)?;
         }
         Ok(())
     })
 }
 
 /// Prints a log in the form of the plain progress.
-fn show(out: &mut dyn Write, step: u32, mut log: LogReader) -> io::Result<()> {
+fn show(out: &mut dyn Write, step: u32, mut log: LogReader, is_running: bool) -> io::Result<()> {
     let mut lines = Lines::default();
     let mut began = None;
     let mut time = String::new();
@@ -267,8 +279,8 @@ fn show(out: &mut dyn Write, step: u32, mut log: LogReader) -> io::Result<()> {
     if let Some(line) = rest {
         writeln!(out, "#{step} {time} {line}")?;
     }
-    if log.is_torn() {
-        writeln!(out, "#{step} [the rest of this log is damaged]")?;
+    if log.is_torn() || (log.is_cut() && !is_running) {
+        writeln!(out, "#{step} [the rest of this log is missing or damaged]")?;
     }
     Ok(())
 }

@@ -65,7 +65,10 @@ pub(super) enum Format {
 
 /// Runs the command.
 pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
-    let store = common.open()?;
+    let store = match args.action {
+        Some(Action::Rm { .. }) => common.open_to_prune()?,
+        None | Some(Action::Ls(_)) => common.open_to_look()?,
+    };
     let done = match args.action {
         None => list(&store, &args.list),
         Some(Action::Ls(how)) => list(&store, &how),

@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ::store::{OpenOptions, Store};
+use ::store::{OpenOptions, Store, StoreError};
 use clap::{Parser, Subcommand};
 
 use crate::exit::{Class, Failure};
@@ -87,6 +87,24 @@ impl Common {
     /// Opens the store even if the disk is full, to make room.
     fn open_to_prune(&self) -> Result<Store, Failure> {
         Store::open_to_prune(&self.store_dir()?, &self.options()).map_err(Failure::host)
+    }
+
+    /// Opens the store in order to look at it. On a full disk that is all that can be done, so nothing
+    /// is written then.
+    fn open_to_look(&self) -> Result<Store, Failure> {
+        let root = self.store_dir()?;
+        match Store::open(&root, &self.options()) {
+            Err(StoreError::Full { path }) => {
+                log::warn!("the disk with {} is full: only looking", path.display());
+                let options = OpenOptions {
+                    read_only: true,
+                    ..self.options()
+                };
+                Store::open(&root, &options)
+            }
+            opened => opened,
+        }
+        .map_err(Failure::host)
     }
 
     fn options(&self) -> OpenOptions {

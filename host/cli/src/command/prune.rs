@@ -1,11 +1,14 @@
 //! `cofferdam prune`: makes room.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ::store::{Filter, FilterError, PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store};
+use ::store::{
+    Filter, FilterError, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store,
+};
 use engine::Cancel;
 use launcher::disk;
 
@@ -269,13 +272,38 @@ fn row(one: &Pruned) -> [String; 4] {
     ]
 }
 
-/// How much of the store builds use that run, and one of them.
+/// How much of the store builds use that run, and which.
 pub(super) fn in_use(report: &PruneReport) -> Option<String> {
-    let bytes: u64 = report.in_use.iter().map(|item| item.allocated).sum();
-    let mut pins = report.in_use.iter().flat_map(|item| &item.pins);
-    let owner = pins.next().map(du::kept_by);
-    let owner = owner.map(|owner| format!(" ({owner})")).unwrap_or_default();
-    (bytes > 0).then(|| format!("{} are in use{owner}", size::show(bytes)))
+    /// Owners that are named.
+    const MOST: usize = 5;
+    let bytes = sum(&report.in_use);
+    let pins = report.in_use.iter().flat_map(|item| &item.pins);
+    let running = pins.filter(|pin| matches!(pin, Pin::Instance { .. }));
+    let owners: BTreeSet<String> = running.map(du::kept_by).collect();
+    let mut named: Vec<String> = owners.iter().take(MOST).cloned().collect();
+    if let Some(more) = owners.len().checked_sub(MOST).filter(|more| *more > 0) {
+        named.push(format!("and {more} more"));
+    }
+    let owners = named.join(", ");
+    (bytes > 0).then(|| format!("{} are in use ({owners})", size::show(bytes)))
+}
+
+/// How much of the store images with names keep.
+fn kept(report: &PruneReport) -> Option<String> {
+    let bytes = sum(&report.kept);
+    let pins = report.kept.iter().flat_map(|item| &item.pins);
+    let named = pins.filter(|pin| matches!(pin, Pin::Image(_)));
+    let names: BTreeSet<String> = named.map(du::kept_by).collect();
+    (!names.is_empty()).then(|| {
+        let (bytes, n) = (size::show(bytes), names.len());
+        format!(
+            "{bytes} are kept for {n} image names; `cofferdam du` says which, `--all` takes them"
+        )
+    })
+}
+
+fn sum(items: &[Item]) -> u64 {
+    items.iter().map(|item| item.allocated).sum()
 }
 
 /// Says what stayed and why, and decides the exit status.
@@ -283,8 +311,8 @@ fn explain(report: &PruneReport) -> Result<ExitCode, Failure> {
     for trouble in &report.failed {
         complain(&format!("could not remove {}", clean(trouble.as_bytes())));
     }
-    if let Some(in_use) = in_use(report) {
-        complain(&in_use);
+    for text in in_use(report).into_iter().chain(kept(report)) {
+        complain(&text);
     }
     match report.end {
         PruneEnd::Complete if report.failed.is_empty() => Ok(ExitCode::SUCCESS),

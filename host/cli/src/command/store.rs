@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ::store::{CheckReport, Store, StoreError};
+use ::store::{CheckReport, Finding, Store, StoreError};
 use clap::Subcommand;
 
 use super::{Common, complain};
@@ -15,9 +15,9 @@ Examples:
   cofferdam store check             compare the database with what is on disk, with the VMs that run,
                                     and hash everything
   cofferdam store check --repair    also remove what belongs to nothing and forget what is damaged;
-                                    a database that cannot be read is made anew from the layers
+                                    a database that is damaged is made anew from the layers
 
-Exit status of check: 0 if nothing is wrong (any more), 125 otherwise. What it forgets is made
+Exit status of check: 0 if nothing is wrong (any more), 125 otherwise. What is damaged is made
 anew by the next build that needs it.";
 
 /// Look after the store
@@ -42,18 +42,26 @@ enum Action {
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let Action::Check { repair } = args.action;
-    let store = match common.open() {
+    let looked = match look(repair, common) {
         Err(failure) if repair && is_damaged(&failure) => {
-            complain(&format!("{}", failure.error));
-            rebuild(common)?;
-            common.open()?
+            complain(&format!("{:#}", failure.error));
+            None
         }
-        opened => opened?,
+        Ok((_, report)) if repair && report.database_is_damaged() => {
+            let mut found = report.findings.iter();
+            let damage = found.find(|(what, _)| matches!(what, Finding::Database(_)));
+            damage.inspect(|(what, _)| complain(&what.to_string()));
+            None
+        }
+        looked => Some(looked?),
     };
-    let vms = launcher::audit(&store, repair).map_err(Failure::host);
-    let report = store.check(repair).map_err(Failure::host);
-    common.close(store);
-    let (vms, report) = (vms?, report?);
+    let (vms, report) = match looked {
+        Some(looked) => looked,
+        None => {
+            rebuild(common)?;
+            look(repair, common)?
+        }
+    };
     show(&vms, &report)?;
     let are_mended = vms.iter().all(|(_, mended)| *mended);
     let fine = (report.is_clean() || (repair && report.is_repaired())) && are_mended;
@@ -64,7 +72,22 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Whether the database cannot even be opened.
+/// What is wrong with VMs, and with the store.
+type Looked = (Vec<(launcher::Finding, bool)>, CheckReport);
+
+fn look(repair: bool, common: &Common) -> Result<Looked, Failure> {
+    let store = if repair {
+        common.open_to_prune()?
+    } else {
+        common.open_to_look()?
+    };
+    let vms = launcher::audit(&store, repair).map_err(Failure::host);
+    let report = store.check(repair).map_err(Failure::host);
+    common.close(store);
+    Ok((vms?, report?))
+}
+
+/// Whether the database cannot be read.
 fn is_damaged(failure: &Failure) -> bool {
     let error = failure.error.downcast_ref::<StoreError>();
     matches!(error, Some(StoreError::Corrupt { .. }))
@@ -74,8 +97,9 @@ fn rebuild(common: &Common) -> Result<(), Failure> {
     complain("making a new database from the layers and blobs; all of them are read");
     let kept = Store::rebuild(&common.store_dir()?).map_err(Failure::host)?;
     complain(&format!(
-        "kept {} layers and {} other blobs; names of images, results of steps and history are lost",
-        kept.layers, kept.blobs
+        "kept {} layers, {} other blobs and the logs of {} builds; names of images, results of steps \
+         and the rest of the history are lost",
+        kept.layers, kept.blobs, kept.builds
     ));
     Ok(())
 }

@@ -197,10 +197,17 @@ impl<R: Read> LogReader<R> {
         Ok(None)
     }
 
-    /// Whether the log ended in the middle of something damaged.
+    /// Whether the log ended in something damaged.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.torn
+    }
+
+    /// Whether the log ends, as far as it was read, in the middle of a frame: it is being written, or
+    /// its writer was killed.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        !self.torn && !self.buffer.is_empty()
     }
 }
 
@@ -229,13 +236,13 @@ mod tests {
         log
     }
 
-    fn read(bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, bool) {
+    fn read(bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, bool, bool) {
         let mut reader = LogReader::new(bytes);
         let mut frames = Vec::new();
         while let Some(frame) = reader.next_frame().unwrap() {
             frames.push((frame.stream, frame.data));
         }
-        (frames, reader.is_torn())
+        (frames, reader.is_torn(), reader.is_cut())
     }
 
     #[test]
@@ -244,15 +251,22 @@ mod tests {
         let whole = std::fs::read(log(dir.path()).path()).unwrap();
         let first = HEADER + 6;
         for cut in 0..=whole.len() {
-            let (frames, torn) = read(&whole[..cut]);
+            let (frames, torn, is_cut) = read(&whole[..cut]);
             let expected = usize::from(cut >= first) + usize::from(cut >= whole.len());
             assert_eq!((frames.len(), torn), (expected, false), "cut at {cut}");
+            assert_eq!(
+                is_cut,
+                ![0, first, whole.len()].contains(&cut),
+                "cut at {cut}"
+            );
         }
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
-            let (frames, _) = read(&damaged);
+            let (frames, torn, is_cut) = read(&damaged);
             assert_eq!(frames.len(), usize::from(at >= first), "flipped at {at}");
+            // A length that is wrong may ask for more than there is.
+            assert!(torn || is_cut, "flipped at {at}");
         }
     }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Row;
 
 use crate::db::{Commit, one_row};
-use crate::lock::{Lock, Probe};
+use crate::lock::Lock;
 use crate::{Digest, Removal, Run, Store, StoreError, disk, time};
 
 pub use events::Event;
@@ -27,7 +27,8 @@ pub(crate) struct Keep {
     pub(crate) builds: usize,
     /// How long a build is remembered, in seconds.
     pub(crate) seconds: i64,
-    /// Bytes of logs; beyond it the oldest go.
+    /// Bytes of logs of builds that have ended; beyond it older builds go. The newest has its log in
+    /// any case, for whoever reads why it failed, and takes nothing from the others.
     pub(crate) bytes: u64,
 }
 
@@ -271,14 +272,23 @@ impl Store {
     /// If the store fails.
     pub fn builds(&self, limit: usize) -> Result<Vec<Build>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let found = self.build_rows(0, limit)?.into_iter();
-        let builds: Result<Vec<_>, _> = found.map(|found| self.judge(found)).collect();
-        let mut builds = builds?;
+        self.judge_all(self.build_rows(0, i64::MAX, limit)?)
+    }
+
+    /// One build; `None` if there is none of this number.
+    fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
+        Ok(self.judge_all(self.build_rows(id.0, id.0, 1)?)?.pop())
+    }
+
+    fn judge_all(&self, found: Vec<Found>) -> Result<Vec<Build>, StoreError> {
+        let builds = found.into_iter().map(|found| self.judge(found));
+        let mut builds = builds.collect::<Result<Vec<_>, _>>()?;
         let open = |build: &&mut Build| build.state == BuildState::Interrupted;
+        let newest = builds.first().map_or(0, |build| build.id.0);
         if let Some(oldest) = builds.iter_mut().rfind(open) {
             // Who ends a build writes that down before it lets go of its lock, so one that ended
             // between the two looks above has said so by now.
-            let again = self.build_rows(oldest.id.0, i64::MAX)?.into_iter();
+            let again = self.build_rows(oldest.id.0, newest, i64::MAX)?.into_iter();
             let mut ended: HashMap<i64, _> = again
                 .filter_map(|found| Some((found.id, found.ended?)))
                 .collect();
@@ -291,14 +301,14 @@ impl Store {
         Ok(builds)
     }
 
-    /// Builds with this number or a later one, newest first.
-    fn build_rows(&self, from: i64, limit: i64) -> Result<Vec<Found>, StoreError> {
+    /// Builds with numbers from `first` to `last`, newest first.
+    fn build_rows(&self, first: i64, last: i64, limit: i64) -> Result<Vec<Found>, StoreError> {
         self.read(|tx| {
             let mut rows = tx.prepare_cached(
                 "SELECT id, instance, context, dockerfile, target, started, ended, class, status, \
-                 message, image FROM build WHERE id >= ?1 ORDER BY id DESC LIMIT ?2",
+                 message, image FROM build WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT ?3",
             )?;
-            let rows = rows.query_map([from, limit], Found::from_row)?;
+            let rows = rows.query_map([first, last, limit], Found::from_row)?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })
     }
@@ -313,10 +323,8 @@ impl Store {
         } = found;
         let state = match ended {
             Some((at, outcome)) => BuildState::Ended(at, outcome),
-            None => match Lock::probe(&self.layout().instance_lock(&instance))? {
-                Probe::Held => BuildState::Running,
-                Probe::Free(_) | Probe::Missing => BuildState::Interrupted,
-            },
+            None if Lock::is_held(&self.layout().instance_lock(&instance))? => BuildState::Running,
+            None => BuildState::Interrupted,
         };
         Ok(Build {
             id: BuildId(id),
@@ -374,8 +382,7 @@ impl Store {
     /// [`StoreError::Unknown`] if there is none of this number, [`StoreError::Busy`] if it runs or
     /// its logs cannot be removed.
     pub fn remove_build(&self, id: BuildId) -> Result<(), StoreError> {
-        let builds = self.builds(usize::MAX)?;
-        match builds.iter().find(|build| build.id == id) {
+        match self.build(id)? {
             None => Err(StoreError::Unknown(format!("build {id}"))),
             Some(build) if build.state == BuildState::Running => {
                 Err(StoreError::Busy(format!("build {id} runs")))
@@ -394,12 +401,19 @@ impl Store {
     /// Forgets builds beyond what is kept, by count, age and bytes, but none that runs.
     pub(crate) fn trim_history(&self, keep: Keep) -> Result<Forgotten, StoreError> {
         let oldest = time::now().saturating_sub(keep.seconds);
-        let mut place = 0;
-        let mut bytes: u64 = 0;
+        let (mut kept, mut bytes) = (0, 0_u64);
         let forgotten = self.forget_all(|build, of_it| {
-            place += 1;
-            bytes = bytes.saturating_add(of_it);
-            place > keep.builds || build.started < oldest || bytes > keep.bytes
+            let with_it = if kept == 0 {
+                0
+            } else {
+                bytes.saturating_add(of_it)
+            };
+            if kept >= keep.builds || build.started < oldest || with_it > keep.bytes {
+                return true;
+            }
+            kept += 1;
+            bytes = with_it;
+            false
         })?;
         self.trim_events()?;
         Ok(forgotten)
@@ -417,11 +431,12 @@ impl Store {
         mut which: impl FnMut(&Build, u64) -> bool,
     ) -> Result<Forgotten, StoreError> {
         let mut forgotten = Forgotten::default();
-        for build in self.builds(usize::MAX)? {
+        let builds = self.builds(usize::MAX)?.into_iter();
+        for build in builds.filter(|build| build.state != BuildState::Running) {
             let logs = self.layout().build_logs(build.id.0);
             // What cannot be looked at cannot be removed either, and that tells why.
             let bytes = disk::allocated_below(&logs).unwrap_or(0);
-            if !which(&build, bytes) || build.state == BuildState::Running {
+            if !which(&build, bytes) {
                 continue;
             }
             forgotten.count(bytes, self.forget_build(build.id, &logs, Commit::Relaxed)?);

@@ -1,8 +1,8 @@
 //! Check: whether rows and disk agree, down to every byte.
 //!
 //! Everything that differs is a finding; at rest, with all processes gone and reaped, there is
-//! none. Repairing turns what is lost into a miss, makes indexes again, and removes what belongs to
-//! nothing. It runs beside builds: what changes meanwhile is looked at twice before it is told.
+//! none. What is damaged is a miss from then on. Repairing forgets what is lost, makes indexes again,
+//! and removes what belongs to nothing. It runs beside builds: what changes meanwhile is looked at twice before it is told.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use rusqlite::Connection;
 
 use super::sweep;
+use crate::db::Commit;
 use crate::ingest::limits::MAX_INDEX_FILE;
 use crate::lock::{Lock, Probe};
 use crate::object::{self, COLUMNS, Object};
@@ -81,6 +82,13 @@ impl CheckReport {
     #[must_use]
     pub fn is_repaired(&self) -> bool {
         self.findings.iter().all(|(_, repaired)| *repaired)
+    }
+
+    /// Whether the database itself is wrong, which no repair of single rows mends.
+    #[must_use]
+    pub fn database_is_damaged(&self) -> bool {
+        let mut found = self.findings.iter();
+        found.any(|(what, _)| matches!(what, Finding::Database(_)))
     }
 
     fn add(&mut self, finding: Finding, repaired: bool) {
@@ -180,9 +188,20 @@ impl Store {
             self.lose(object.id, &finding.to_string())?;
         } else if repair {
             self.remake_index(object)?;
+        } else if !self.is_read_only() {
+            self.suspect(object.id)?;
         }
         report.add(finding, repair);
         Ok(is_lost)
+    }
+
+    /// Makes whoever wants to use the object hash it before, and take it for lost.
+    fn suspect(&self, id: i64) -> Result<(), StoreError> {
+        self.write(Commit::Relaxed, |tx| {
+            tx.prepare_cached("UPDATE object SET suspect = 1 WHERE id = ?1")?
+                .execute([id])?;
+            Ok(())
+        })
     }
 
     fn index_fits(&self, object: &Object) -> Result<bool, StoreError> {

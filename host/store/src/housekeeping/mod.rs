@@ -21,4 +21,6 @@ pub use rebuild::Rebuilt;
 pub use room::Space;
 pub use usage::{Item, Pin, Usage};
 
-pub(crate) use reserve::{give_up as give_up_reserve, make as make_reserve};
+pub(crate) use reserve::{
+    give_up as give_up_reserve, is_there as has_reserve, make as make_reserve,
+};

@@ -104,6 +104,8 @@ pub struct PruneReport {
     pub failed: Vec<String>,
     /// What live instances use.
     pub in_use: Vec<Item>,
+    /// What else is kept: for images that have names, and layers below others that are kept.
+    pub kept: Vec<Item>,
 }
 
 /// One prune at work.
@@ -205,10 +207,11 @@ impl Pass<'_> {
             self.sweep();
         }
         self.remove_unused(options, before)?;
-        if !self.dry_run {
+        if !self.dry_run && self.report.end != PruneEnd::Cancelled {
             store.forget_facts()?;
             if options.is_for_all() {
                 self.forgot(store.forget_builds()?);
+                self.forgot(store.forget_caches()?);
             }
             self.forgot(store.trim_history(Keep::DEFAULT)?);
         }
@@ -246,7 +249,7 @@ impl Pass<'_> {
         for node in &mut graph.nodes {
             node.images.retain(|name| !self.weak_names.contains(name));
         }
-        self.report.in_use = usage::in_use(&graph, store.layout());
+        (self.report.in_use, self.report.kept) = usage::kept(&graph, store.layout());
         let order = graph.removable(|node| {
             node.used <= before && options.takes(Some(node.digest), &node.kind, &node.origin)
         });

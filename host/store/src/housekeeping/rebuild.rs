@@ -1,20 +1,21 @@
 //! A new database from the object files, for when the old one is damaged.
 //!
-//! Objects are what they hash to, so they survive; the names of images, the step keys, the history
-//! and all hints are lost. Nothing here happens by itself: a damaged database is refused until the
-//! user asks for this.
+//! Objects are what they hash to, so they survive, and so do the logs of builds; the names of images,
+//! the step keys, the rest of the history and all hints are lost. Nothing here happens by itself: a
+//! damaged database is refused until the user asks for this.
 
 use std::path::Path;
 
 use rusqlite::{Connection, Transaction};
 
-use super::sweep;
 use crate::db::Commit;
 use crate::effect::{Effect, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::object::LAYER;
-use crate::{Digest, Removal, Store, StoreError, content_id, db, disk, layer, object, place, time};
+use crate::{
+    Class, Digest, Removal, Store, StoreError, content_id, db, disk, layer, object, place, time,
+};
 
 /// What was kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,6 +24,8 @@ pub struct Rebuilt {
     pub layers: u64,
     /// Other blobs.
     pub blobs: u64,
+    /// Builds, of which nothing but logs is left.
+    pub builds: u64,
 }
 
 /// What an object file turns out to be.
@@ -82,9 +85,7 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
     // No number of before is given out again, also none of what was not kept.
     let indexes = numbers(&layout.indexes())?;
     never_again(&connection, "object", ids.last().max(indexes.last()))?;
-    never_again(&connection, "build", numbers(&layout.logs())?.last())?;
-    // Logs whose builds are forgotten now are not taken away before the user asks for a prune.
-    sweep::set_swept(&connection)?;
+    rebuilt.builds = keep_logs(&mut connection, layout)?;
     db::fold(connection)?;
     let file = disk::open(database)?.ok_or_else(|| StoreError::corrupt("no new database"))?;
     disk::sync_file(&file, database)?;
@@ -155,6 +156,28 @@ fn insert(tx: &Transaction<'_>, found: &Salvaged) -> Result<bool, StoreError> {
         ))?;
     Ok(changed == 1)
 }
+
+/// Makes a row for every build that has logs: they stay as long as those of other builds.
+fn keep_logs(connection: &mut Connection, layout: &Layout) -> Result<u64, StoreError> {
+    let ids = numbers(&layout.logs())?;
+    before_sql(Effect::Begin)?;
+    let transaction = connection.transaction()?;
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO build (id, instance, context, dockerfile, target, started, ended, class, \
+         status, message) VALUES (?1, '', '', '', '', ?2, ?2, ?3, 125, ?4)",
+    )?;
+    for id in &ids {
+        let then = disk::modified(&layout.build_logs(*id));
+        insert.execute((id, then, Class::Host.to_string(), LOGS_ONLY))?;
+    }
+    drop(insert);
+    before_sql(Effect::Commit(Commit::Durable))?;
+    transaction.commit()?;
+    Ok(ids.len() as u64)
+}
+
+/// What is told of such a build.
+const LOGS_ONLY: &str = "how it ended is not known: the database was lost, the logs are left";
 
 fn never_again(connection: &Connection, table: &str, last: Option<&i64>) -> Result<(), StoreError> {
     let Some(last) = last else { return Ok(()) };

@@ -29,6 +29,8 @@ pub struct Space {
     pub free: u64,
     /// All there is.
     pub size: u64,
+    /// Files that can still be made; `None` where the file system has no such limit.
+    pub files: Option<u64>,
 }
 
 impl Space {
@@ -48,6 +50,7 @@ pub(super) fn space(layout: &Layout) -> Result<Space, StoreError> {
     Ok(Space {
         free: bytes(found.blocks_available()),
         size: bytes(found.blocks()),
+        files: (found.files() > 0).then(|| found.files_available()),
     })
 }
 

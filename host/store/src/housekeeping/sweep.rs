@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use rusqlite::Connection;
 
+use crate::cache::is_cache;
 use crate::layout::Layout;
 use crate::lock::{Lock, Probe};
 use crate::{Removal, Store, StoreError, disk, instance};
@@ -49,6 +50,8 @@ struct Listing {
     scratch: Vec<(PathBuf, String)>,
     logs: Vec<(PathBuf, Option<i64>)>,
     locks: Vec<(PathBuf, String)>,
+    /// Files that cannot be caches.
+    caches: Vec<PathBuf>,
     root: Vec<PathBuf>,
 }
 
@@ -75,6 +78,7 @@ impl Store {
                 strays.push(garbage(path));
             }
         }
+        strays.extend(listing.caches.into_iter().map(garbage));
         strays.extend(
             listing
                 .root
@@ -111,13 +115,6 @@ impl Store {
         }
         self.set_fact(SWEPT.0, SWEPT.1, &boot)
     }
-}
-
-/// Notes in a new database that nothing is to be swept.
-pub(super) fn set_swept(connection: &Connection) -> Result<(), StoreError> {
-    let sql = "INSERT INTO fact (kind, name, value) VALUES (?1, ?2, ?3)";
-    connection.execute(sql, (SWEPT.0, SWEPT.1, instance::boot_id()?))?;
-    Ok(())
 }
 
 pub(crate) fn remove(stray: &Stray) -> Removal {
@@ -163,12 +160,15 @@ fn list(layout: &Layout) -> Result<Listing, StoreError> {
     let root = named(layout.root().to_owned())?.into_iter();
     let root = root.filter(|(_, name)| !KNOWN.contains(&name.as_str()));
     let locks = named(layout.instances())?.into_iter();
+    let caches = named(layout.caches())?.into_iter();
+    let caches = caches.filter(|(_, name)| !is_cache(name));
     let stem = |name: String| name.split('.').next().unwrap_or_default().to_owned();
     Ok(Listing {
         objects,
         scratch: named(layout.scratches())?,
         logs: numbered(layout.logs())?,
         locks: locks.map(|(path, name)| (path, stem(name))).collect(),
+        caches: caches.map(|(path, _)| path).collect(),
         root: root.map(|(path, _)| path).collect(),
     })
 }

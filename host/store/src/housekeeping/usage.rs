@@ -137,14 +137,12 @@ fn pins(graph: &Graph, kept: &[bool], node: &Node) -> Vec<Pin> {
     leases.chain(images).chain(children).collect()
 }
 
-/// The objects that live instances use.
-pub(super) fn in_use(graph: &Graph, layout: &Layout) -> Vec<Item> {
-    let by_instance = |item: &Item| {
-        item.pins
-            .iter()
-            .any(|pin| matches!(pin, Pin::Instance { .. }))
-    };
+/// The objects that live instances use, and those that only names of images keep.
+pub(super) fn kept(graph: &Graph, layout: &Layout) -> (Vec<Item>, Vec<Item>) {
+    let by_instance = |pin: &Pin| matches!(pin, Pin::Instance { .. });
     let mut items = items(graph, layout);
-    items.retain(by_instance);
+    items.retain(|item| !item.pins.is_empty());
     items
+        .into_iter()
+        .partition(|item| item.pins.iter().any(by_instance))
 }

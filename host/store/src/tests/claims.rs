@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::db::Commit;
+use crate::history::LOOK;
 use crate::{BuildInfo, BuildOutcome, BuildState, Class, ResourceKind, StoreError};
 
 #[test]
@@ -483,12 +484,12 @@ fn ten_thousand_killed_builds_are_told_interrupted_and_none_runs() {
     let interrupted = |build: &crate::Build| build.state == BuildState::Interrupted;
     assert!(builds.iter().all(interrupted));
     assert!(store.check(false).unwrap().is_clean());
-    // A build that ends does not make the store forget them.
-    ended(&store);
-    assert_eq!(
-        store.builds(usize::MAX).unwrap().len(),
-        INSTANCES * BUILDS + 1
-    );
+    // Builds that end do not make the store forget more of them than it keeps builds.
+    for _ in 0..LOOK {
+        ended(&store);
+    }
+    let left = store.builds(usize::MAX).unwrap();
+    assert!(left.len() >= INSTANCES * BUILDS, "{}", left.len());
 }
 
 #[test]

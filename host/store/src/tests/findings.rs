@@ -37,6 +37,49 @@ fn a_dead_instance_is_a_finding_until_it_is_settled() {
 }
 
 #[test]
+fn a_damaged_object_that_a_check_has_found_is_a_miss() {
+    let root = Root::new();
+    let store = root.open();
+    let made = step(&store, "a", &[]);
+    let blobs = root.path().join("blobs");
+    let path = blobs.join(&names(&blobs)[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[600] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let damaged = Finding::Damaged(Digest(made.diff_id.0.0));
+    for _ in 0..2 {
+        let findings = store.check(false).unwrap().findings;
+        assert_eq!(findings, [(damaged.clone(), false)]);
+    }
+    let Lookup::Claimed(claim) = store.lookup(key("a")).unwrap() else {
+        panic!("a damaged layer is a hit")
+    };
+    let again = layer(&store, "a");
+    claim.commit(&again, &[], false).unwrap();
+    assert_eq!(again.diff_id, made.diff_id);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn what_cannot_be_a_cache_is_a_stray() {
+    let root = Root::new();
+    let store = root.open();
+    store.save_cache("fine", b"x").unwrap();
+    let stray = root.path().join("cache").join("no cache");
+    std::fs::write(&stray, b"").unwrap();
+    let found = Finding::Stray(std::fs::canonicalize(&stray).unwrap());
+    assert_eq!(
+        store.check(false).unwrap().findings,
+        [(found.clone(), false)]
+    );
+    assert_eq!(store.check(true).unwrap().findings, [(found, true)]);
+    assert_eq!(store.load_cache("fine"), Some(b"x".to_vec()));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn every_object_is_counted_with_its_bytes() {
     let root = Root::new();
     let store = root.open();

@@ -6,7 +6,10 @@ use super::*;
 use crate::db::Commit;
 use crate::effect::{Effect, watching};
 use crate::history::{Keep, LOOK, events};
-use crate::{Build, BuildId, BuildInfo, LogReader, Run, StepLog, StoreError};
+use crate::lock::Lock;
+use crate::{
+    Build, BuildId, BuildInfo, BuildState, LogReader, ResourceKind, Run, StepLog, StoreError,
+};
 
 fn ids(store: &Store) -> Vec<i64> {
     let builds = store.builds(usize::MAX).unwrap().into_iter();
@@ -139,18 +142,83 @@ fn so_many_bytes_of_logs_are_kept_those_of_the_newest_builds() {
         bytes,
         ..Keep::DEFAULT
     };
-    assert_eq!(store.trim_history(keep(3 * of_one)).unwrap().freed, 0);
-    let forgotten = store.trim_history(keep(3 * of_one - 1)).unwrap();
+    // The newest does not count.
+    assert_eq!(store.trim_history(keep(2 * of_one)).unwrap().freed, 0);
+    let forgotten = store.trim_history(keep(2 * of_one - 1)).unwrap();
     assert_eq!((forgotten.freed, forgotten.failed.len()), (of_one, 0));
     assert_eq!(ids(&store), [builds[2].0, builds[1].0]);
     // One that cannot be removed keeps no other one.
     let stuck = root.path().join("logs").join(builds[1].to_string());
     std::fs::remove_dir_all(&stuck).unwrap();
     std::fs::write(&stuck, "").unwrap();
-    let forgotten = store.trim_history(keep(0)).unwrap();
+    let keep_none = Keep {
+        seconds: -1,
+        ..keep(0)
+    };
+    let forgotten = store.trim_history(keep_none).unwrap();
     assert_eq!((forgotten.freed, forgotten.failed.len()), (of_one, 1));
     assert_eq!(ids(&store), [builds[1].0]);
     store.close().unwrap();
+}
+
+#[test]
+fn a_build_with_a_large_log_takes_no_other_build_with_it() {
+    let root = Root::new();
+    let store = root.open();
+    let keep = Keep {
+        bytes: 100_000,
+        ..Keep::DEFAULT
+    };
+    let small = ended(&store);
+    log(&store, small, 10);
+    let large = store.start_build(&BuildInfo::default()).unwrap();
+    log(&store, large, 300_000);
+    // Not while it runs, and not when it has just ended, for then its log is wanted.
+    assert_eq!(store.trim_history(keep).unwrap().freed, 0);
+    store.end_build(large, &ENDED).unwrap();
+    assert_eq!(store.trim_history(keep).unwrap().freed, 0);
+    assert_eq!(ids(&store), [large.0, small.0]);
+    let next = ended(&store);
+    assert!(store.trim_history(keep).unwrap().freed >= 300_000);
+    assert_eq!(ids(&store), [next.0, small.0]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn a_dead_build_does_not_run_while_somebody_settles_it() {
+    let root = Root::new();
+    let outside = tempfile::tempdir().unwrap();
+    let path = outside.path().join("vm.lock");
+    let alive = Lock::try_exclusive(&path).unwrap().unwrap();
+    let dead = root.open();
+    let build = dead.start_build(&BuildInfo::default()).unwrap();
+    dead.add_resource(ResourceKind::Vm { pid: 1, lock: path })
+        .unwrap();
+    let store = Store::open(
+        root.path(),
+        &OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        },
+    );
+    let store = store.unwrap();
+    let state = || store.builds(1).unwrap().remove(0).state;
+    assert_eq!(state(), BuildState::Running);
+    drop(dead);
+    std::thread::scope(|scope| {
+        // It waits for the VM, which does not end.
+        let settling = scope.spawn(|| root.open());
+        while !settling.is_finished() {
+            assert_eq!(state(), BuildState::Interrupted);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        drop(alive);
+        let settled = settling.join().unwrap();
+        settled.remove_build(build).unwrap();
+        settled.close().unwrap();
+    });
+    root.assert_clean();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{Finding, Pin, PruneEnd, Pruned, Removal};
+use crate::{BuildState, Finding, Pin, PruneEnd, Pruned, Removal};
 
 /// A chain of steps, each on top of the one before.
 fn chain(store: &Store, names: &[&str]) -> Vec<Layer> {
@@ -278,11 +278,20 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
     }
     store.close().unwrap();
     let store = root.open();
-    let report = store
-        .prune(&PruneOptions::default(), &mut |_| ControlFlow::Break(()))
-        .unwrap();
+    let build = ended(&store);
+    store.save_cache("kept", b"x").unwrap();
+    let all = PruneOptions {
+        images: true,
+        ..PruneOptions::default()
+    };
+    let report = store.prune(&all, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!((report.end, report.removed), (PruneEnd::Cancelled, 1));
-    assert_eq!(prune(&store, &PruneOptions::default()).removed, 2);
+    // Whoever stops it wants to keep the rest.
+    assert_eq!(store.builds(9).unwrap()[0].id, build);
+    assert!(store.load_cache("kept").is_some());
+    assert_eq!(prune(&store, &all).removed, 2);
+    assert_eq!(store.builds(9).unwrap(), []);
+    assert_eq!(store.load_cache("kept"), None);
     store.close().unwrap();
     root.assert_clean();
 }
@@ -564,6 +573,11 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     let made = step(&store, "a", &[]);
     let blob = store.put_blob(b"blob", "manifest").unwrap();
     let index = store.index(made.diff_id).unwrap();
+    let build = ended(&store);
+    store
+        .step_log(build, 1, "RUN x")
+        .unwrap()
+        .append(1, b"said");
     assert!(matches!(
         Store::rebuild(root.path()),
         Err(crate::StoreError::Busy(_))
@@ -575,8 +589,20 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     std::fs::write(root.path().join("store.db-wal"), vec![0x5a; 20_000]).unwrap();
     assert!(Store::open(root.path(), &OpenOptions::default()).is_err());
     let rebuilt = Store::rebuild(root.path()).unwrap();
-    assert_eq!((rebuilt.layers, rebuilt.blobs), (1, 1));
+    let kept = (rebuilt.layers, rebuilt.blobs, rebuilt.builds);
+    assert_eq!(kept, (1, 1, 1));
     let store = root.open();
+    assert!(store.check(true).unwrap().is_repaired());
+    let [known] = &store.builds(9).unwrap()[..] else {
+        panic!("one build has logs")
+    };
+    let class = match &known.state {
+        BuildState::Ended(_, outcome) => outcome.class,
+        BuildState::Running | BuildState::Interrupted => panic!("{known:?}"),
+    };
+    assert_eq!((known.id, class), (build, Class::Host));
+    assert_eq!(store.step_logs(build).unwrap().len(), 1);
+    assert!(ended(&store) > build);
     assert_eq!(
         store.layer(made.diff_id).unwrap().unwrap().content_id,
         made.content_id

@@ -334,14 +334,14 @@ struct Tmpfs {
 
 impl Tmpfs {
     /// `None` where this process may not mount.
-    fn new(size: &str) -> Option<Self> {
+    fn new(limits: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
             .args([
                 "-t",
                 "tmpfs",
                 "-o",
-                &format!("size={size},mode=0700"),
+                &format!("{limits},mode=0700"),
                 "store-test",
             ])
             .arg(dir.path())
@@ -364,7 +364,7 @@ impl Drop for Tmpfs {
 
 #[test]
 fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
-    let Some(small) = Tmpfs::new("24m") else {
+    let Some(small) = Tmpfs::new("size=24m") else {
         Write::write_all(
             &mut std::io::stderr(),
             b"skipped: cannot mount a small file system\n",
@@ -410,6 +410,39 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
     layer(&store, "works again");
     store.close().unwrap();
     drop(file);
+    drop(store_after(&root));
+}
+
+#[test]
+fn without_a_single_file_left_a_prune_frees_some() {
+    let Some(small) = Tmpfs::new("size=64m,nr_inodes=200") else {
+        Write::write_all(
+            &mut std::io::stderr(),
+            b"skipped: cannot mount a small file system\n",
+        )
+        .unwrap();
+        return;
+    };
+    let root = small.dir.path().join("store");
+    let store = open(&root);
+    // That of an older version is one file.
+    let reserve = root.join("reserve");
+    std::fs::remove_dir_all(&reserve).unwrap();
+    std::fs::write(&reserve, b"x").unwrap();
+    store.close().unwrap();
+    let store = open(&root);
+    assert!(reserve.join("room").exists());
+    let kept: Vec<Layer> = (0..9).map(|n| layer(&store, &n.to_string())).collect();
+    store.close().unwrap();
+    let fillers = (0..).map(|n| std::fs::File::create(small.dir.path().join(n.to_string())));
+    let made = fillers.take_while(Result::is_ok).count();
+    assert!(made < 200, "never full");
+    let store = open_full(&root);
+    let report = prune(&store, &PruneOptions::default());
+    assert_eq!(report.removed, kept.len() as u64);
+    layer(&store, "works again");
+    assert!(store.check(false).unwrap().is_clean());
+    store.close().unwrap();
     drop(store_after(&root));
 }
 

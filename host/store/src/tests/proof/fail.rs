@@ -158,6 +158,12 @@ fn is_open(store: &Store) -> bool {
     !matches!(written, Err(StoreError::Closed))
 }
 
+fn is_sync(effect: &str) -> bool {
+    ["SyncFile", "SyncDir", "Commit(Durable)"]
+        .iter()
+        .any(|name| effect.starts_with(name))
+}
+
 /// Tries a scenario with one fault. False if it did not come to that effect.
 fn attempt(
     wrong: &mut Wrong,
@@ -178,8 +184,14 @@ fn attempt(
     wrong.unless(what, || {
         let watcher = failing(number, fault, Arc::clone(&struck));
         let done = watching(watcher, || scenario.run(&case));
-        if struck.lock().unwrap().is_none() {
-            done.unwrap();
+        let effect = struck.lock().unwrap().clone();
+        match effect.as_deref() {
+            None => done.unwrap(),
+            // What is not durable is not done, and who asked for it must know.
+            Some(effect) if fault != Fault::Done && is_sync(effect) => {
+                assert!(done.is_err(), "nobody was told");
+            }
+            Some(_) => {}
         }
         let (root, facts) = (case.root(), case.facts.now());
         if let Some(store) = case.store().filter(|store| is_open(store))

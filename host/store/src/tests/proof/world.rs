@@ -34,7 +34,7 @@ pub(super) fn scan(root: &Path) -> BTreeMap<PathBuf, (u64, Node)> {
             let node = if meta.is_dir() {
                 left.push(path.clone());
                 Node::Dir
-            } else if path.ends_with("reserve") {
+            } else if path.ends_with("reserve/room") {
                 Node::Room(meta.len())
             } else {
                 Node::File(fs::read(root.join(&path)).unwrap().into())
