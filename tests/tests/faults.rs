@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -179,6 +180,57 @@ fn a_step_reaches_neither_devices_nor_vsock_nor_the_hosts_loopback() {
     bench.check_clean();
 }
 
+/// A program for x86-64 that succeeds if the kernel refuses (EPERM) a socket of this family.
+fn refused_socket(family: u8) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    let code = [
+        &[0xb8, 41, 0, 0, 0, 0xbf, family, 0, 0, 0][..], // mov eax, SYS_socket; mov edi, family
+        &[0xbe, 1, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x05], // mov esi, SOCK_STREAM; xor edx, edx; syscall
+        &[0x83, 0xf8, 0xff, 0x0f, 0x95, 0xc0],       // cmp eax, -EPERM; setne al
+        &[0x0f, 0xb6, 0xf8, 0xb8, 60, 0, 0, 0, 0x0f, 0x05], // movzx edi, al; mov eax, SYS_exit; syscall
+    ];
+    let code = code.concat();
+    let headers = 64 + 56;
+    let size = headers + code.len() as u64;
+    // ELF header: 64 bits, little-endian, executable, x86-64, one program header behind it.
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    elf.extend([2_u16, 62].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([BASE + headers, 64, 0].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend(
+        [64_u16, 56, 1, 0, 0, 0]
+            .iter()
+            .flat_map(|n| n.to_le_bytes()),
+    );
+    // All of the file, to be read and executed.
+    elf.extend([1_u32, 5].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend(
+        [0, BASE, BASE, size, size, 4096]
+            .iter()
+            .flat_map(|n| n.to_le_bytes()),
+    );
+    elf.extend(code);
+    elf
+}
+
+#[test]
+fn a_step_gets_no_socket_to_the_host_whoever_drives_the_device() {
+    const AF_UNIX: u8 = 1;
+    const AF_VSOCK: u8 = 40;
+    for transport in ["ring", "kernel"] {
+        let bench = Bench::new();
+        bench.write("vsock", refused_socket(AF_VSOCK));
+        bench.write("unix", refused_socket(AF_UNIX));
+        let text = "COPY --chmod=755 vsock unix /\nRUN /vsock && ! /unix && ! ls /dev/vsock\n";
+        bench.write("Dockerfile", format!("{BUSYBOX}{text}"));
+        let mut command = bench.build_command(&[]);
+        command.env("COFFERDAM_TRANSPORT", transport);
+        let _built = run(command).expect_status(0);
+        bench.check_clean();
+    }
+}
+
 #[test]
 fn two_builds_of_the_same_steps_run_each_step_once() {
     let bench = Bench::new();
@@ -239,6 +291,44 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
 
 /// The disk of the VM is a file on the disk of the host, and programs that write to it need not ask
 /// whether that worked. Nothing of such a step is kept.
+#[test]
+fn on_a_full_disk_whoever_only_looks_sees_all_and_a_prune_makes_room() {
+    let bench = Bench::new();
+    if !mount_small(&bench, "40m") {
+        return;
+    }
+    let dockerfile = "FROM scratch\nCOPY busybox /kept\n";
+    let built = bench.build(dockerfile, &["-t", "kept"]);
+    let mut filler = fs::File::create(bench.store().join("filler")).unwrap();
+    while filler.write_all(&[1; 4096]).is_ok() {}
+    let looks = [
+        &["images"][..],
+        &["du"],
+        &["history"],
+        &["history", "inspect", "^0"],
+        &["history", "logs", "^0"],
+        &["prune", "--dry-run"],
+    ];
+    let looked = looks.map(|args| run(bench.cofferdam(args)));
+    let checked = run(bench.cofferdam(["store", "check"]));
+    let removed = run(bench.cofferdam(["images", "rm", "kept"]));
+    let pruned = run(bench.cofferdam(["prune", "--force"]));
+    drop(filler);
+    fs::remove_file(bench.store().join("filler")).unwrap();
+    let again = bench.build(dockerfile, &[]);
+    let clean = run(bench.cofferdam(["store", "check"]));
+    unmount(&bench);
+    let _built = built.expect_status(0);
+    for done in looked {
+        let _looked = done.expect_status(0);
+    }
+    // There is a file that is not the store's.
+    assert!(checked.stdout.contains("1 findings"), "{checked:?}");
+    for done in [removed, pruned, again, clean] {
+        let _fine = done.expect_status(0);
+    }
+}
+
 #[test]
 fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
     let bench = Bench::new();
@@ -342,5 +432,36 @@ fn a_damaged_database_is_made_anew_from_the_layers() {
     repaired.says(&["kept 3 layers"]);
     bench.check_clean();
     let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    bench.check_clean();
+}
+
+/// The pages of a table are gone, and those that opening a store reads are not.
+#[test]
+fn a_database_that_is_damaged_in_the_middle_is_made_anew_too() {
+    let bench = Bench::new();
+    let dockerfile = "FROM scratch\nCOPY busybox /b\n";
+    let _built = bench.build(dockerfile, &[]).expect_status(0);
+    let path = bench.store().join("store.db");
+    let database = rusqlite::Connection::open(&path).unwrap();
+    let folded = database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    folded.unwrap();
+    let page = |table: &str| {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let found = database.query_row(sql, [table], |row| row.get::<_, u32>(0));
+        found.unwrap() as usize
+    };
+    let (action, image) = (page("action"), page("image_layer"));
+    drop(database);
+    let mut bytes = fs::read(&path).unwrap();
+    for page in [action, image] {
+        bytes[(page - 1) * 4096..page * 4096].fill(0x5a);
+    }
+    fs::write(&path, bytes).unwrap();
+    let found = run(bench.cofferdam(["store", "check"])).expect_status(125);
+    found.says(&["store check --repair"]);
+    let repaired = run(bench.cofferdam(["store", "check", "--repair"])).expect_status(0);
+    repaired.says(&["kept 1 layers"]);
+    assert!(repaired.stdout.contains("all in order"), "{repaired:?}");
+    let _built = bench.build(dockerfile, &[]).expect_status(0);
     bench.check_clean();
 }

@@ -11,13 +11,13 @@ mod kernel;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use vmimage::{ImageInfo, Load, Lookup, Module, Recipe, sha256_hex};
+use vmimage::{ImageInfo, Load, Module, ModuleError, Recipe, sha256_hex};
 
 pub(crate) use agent::compile_static;
 
 use crate::shell::say;
 use crate::workspace::{Workspace, make_dir, read, update};
-use kernel::{Kernel, Tree};
+use kernel::Kernel;
 
 /// Build the image of the builder VM: kernel, modules, agent.
 #[derive(Debug, Default, clap::Args)]
@@ -73,16 +73,22 @@ impl Parts {
     /// The image of this kernel in which `program` is the first one.
     fn assemble(kernel: &Kernel, recipe: &Recipe, program: Vec<u8>) -> Result<Self> {
         let tree = kernel.modules()?;
-        let (mut names, mut groups, mut n) = (Vec::new(), Vec::new(), 0);
-        for (load, mut wanted) in recipe.groups() {
-            if load == Load::Ring {
-                wanted.retain(|name| is_there(&tree, name, &kernel.version));
+        let mut names: Vec<&str> = Vec::new();
+        let mut groups = Vec::new();
+        let mut n = 0;
+        for (load, wanted) in recipe.groups() {
+            let longer = [names.as_slice(), &wanted].concat();
+            let ordered = vmimage::in_load_order(longer.iter().copied(), |name| tree.find(name));
+            if let (Load::Ring, Err(why @ ModuleError::Absent { .. })) = (load, &ordered) {
+                say(format!(
+                    "{why}: its VMs will use the kernel's own vsock driver"
+                ));
+                continue;
             }
-            names.extend(wanted);
-            let mut ordered = vmimage::in_load_order(names.iter().copied(), |name| tree.find(name))
-                .with_context(|| format!("modules of kernel {}", kernel.version))?;
-            let group = ordered.split_off(n);
+            let ordered = ordered.with_context(|| format!("modules of kernel {}", kernel.version));
+            let group = ordered?.split_off(n);
             n += group.len();
+            names = longer;
             groups.push((load, group));
         }
         Ok(Self {
@@ -92,17 +98,6 @@ impl Parts {
             modules: groups.into_iter().flat_map(|(_, group)| group).collect(),
         })
     }
-}
-
-/// Whether the kernel has a module of our own vsock driver; says so if not.
-fn is_there(tree: &Tree, name: &str, version: &str) -> bool {
-    let absent = matches!(tree.find(name), Lookup::Absent);
-    if absent {
-        say(format!(
-            "kernel {version} has no module {name}: its VMs use the kernel's own vsock driver"
-        ));
-    }
-    !absent
 }
 
 /// Files that a VM boots with another program in the agent's place.

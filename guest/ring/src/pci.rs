@@ -82,8 +82,9 @@ pub enum BindError {
 /// lets the kernel's driver have the device then.
 pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindError> {
     let device = find()?;
-    let arena = Arena::huge(config.arena_size()).map_err(BindError::Memory)?;
     take_over(&device)?;
+    // After that: hugepages stay the arena's, also if there is no use for them.
+    let arena = Arena::huge(config.arena_size()).map_err(BindError::Memory)?;
     let config_space = open(&device.join("config"))?;
     enable(&config_space)?;
     let uio = open(&uio_node(&device)?)?;
