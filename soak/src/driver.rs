@@ -234,6 +234,14 @@ impl Soak<'_> {
             );
             ensure!(!is_wrong, "beside other processes: {text}");
         }
+        // Who looks does not build, and whoever was killed does not run.
+        let running = store.builds(usize::MAX)?.into_iter();
+        let running = running.filter(|build| build.state == BuildState::Running);
+        let (running, most) = (running.count() as u64, self.args.processes - 1);
+        ensure!(
+            running <= most,
+            "{running} builds run, and there can be {most}"
+        );
         tally.count("checks beside others");
         match store.close() {
             Ok(()) | Err(store::StoreError::Full { .. }) => Ok(()),

@@ -19,6 +19,9 @@ const STEPS: usize = 30;
 /// Rounds of what takes milliseconds.
 const ROUNDS: usize = 15;
 
+/// Rounds of what looks at all objects.
+const WHOLE_ROUNDS: usize = 3;
+
 /// Layers of a process that builds beside another one: their number, their size in KiB, and what
 /// they are called. With the small ones almost all work is the database's, which one process at a
 /// time can change.
@@ -61,17 +64,39 @@ pub(super) fn run(workspace: &Workspace, bench: &Bench) -> Result<Report> {
         context: context(bench)?,
     };
     let mut report = Report::new("store");
-    let mut empty = 0.0;
+    let mut sizes = Vec::new();
     for &objects in amounts.objects {
-        let cached = lab.sizes(objects, &mut report)?;
-        if empty == 0.0 {
-            empty = cached;
-        }
-        report.ratio(&format!("cached_build_with_{objects}"), cached / empty);
+        sizes.push(lab.sizes(objects, &mut report)?);
     }
+    compare(&sizes, &mut report);
     lab.ingest(amounts.mib, &mut report)?;
     lab.beside(&mut report)?;
     Ok(report)
+}
+
+/// What commands took with one number of objects, in milliseconds.
+struct Times {
+    objects: usize,
+    cached: f64,
+    whole: Vec<(&'static str, f64)>,
+}
+
+/// A build that finds everything should cost the same whatever else is there; commands that look at
+/// all objects should cost each of them the same, from a thousand on: 1 is linear.
+fn compare(sizes: &[Times], report: &mut Report) {
+    let Some(first) = sizes.first() else { return };
+    for size in sizes {
+        let name = format!("cached_build_with_{}", size.objects);
+        report.ratio(&name, size.cached / first.cached);
+    }
+    let mut many = sizes.iter().filter(|size| size.objects >= 1_000);
+    let (Some(few), Some(most)) = (many.next(), many.next_back()) else {
+        return;
+    };
+    let more = most.objects as f64 / few.objects as f64;
+    for ((name, few_ms), (_, most_ms)) in few.whole.iter().zip(&most.whole) {
+        report.ratio(&format!("{name}_per_object"), most_ms / few_ms / more);
+    }
 }
 
 /// A context whose build needs no VM: thirty steps that the host does.
@@ -102,8 +127,8 @@ impl Lab<'_> {
         command
     }
 
-    /// One store of that size. Returns the median of a build that finds everything.
-    fn sizes(&self, objects: usize, report: &mut Report) -> Result<f64> {
+    /// One store of that size: medians of a few runs each.
+    fn sizes(&self, objects: usize, report: &mut Report) -> Result<Times> {
         let store = self.store(&objects.to_string());
         let filled = timed(&mut self.fill(&store, objects, "fill"))?;
         let mut row =
@@ -114,17 +139,25 @@ impl Lab<'_> {
         let times = (0..ROUNDS).map(|_| timed(&mut build));
         let cached = ms(Spread::of(times.collect::<Result<_>>()?)?.median);
         row = row.number("cached_build_ms", cached);
-        for (column, words) in [
-            ("du_ms", &["du"][..]),
-            ("history_ls_ms", &["history", "ls"]),
-            ("check_ms", &["store", "check"]),
-            ("prune_dry_run_ms", &["prune", "--dry-run"]),
-            ("prune_ms", &["prune", "--force"]),
+        let mut whole = Vec::new();
+        for (name, words, rounds) in [
+            ("du", &["du"][..], WHOLE_ROUNDS),
+            ("history_ls", &["history", "ls"], WHOLE_ROUNDS),
+            ("check", &["store", "check"], WHOLE_ROUNDS),
+            ("prune_dry_run", &["prune", "--dry-run"], WHOLE_ROUNDS),
+            ("prune", &["prune", "--force"], 1), // then there is nothing left
         ] {
-            row = row.number(column, ms(timed(&mut self.cofferdam(&store, words))?));
+            let times = (0..rounds).map(|_| timed(&mut self.cofferdam(&store, words)));
+            let median = ms(Spread::of(times.collect::<Result<_>>()?)?.median);
+            row = row.number(&format!("{name}_ms"), median);
+            whole.push((name, median));
         }
         report.row(row);
-        Ok(cached)
+        Ok(Times {
+            objects,
+            cached,
+            whole,
+        })
     }
 
     /// A large file comes into the store, beside what copying and hashing it costs.
