@@ -154,10 +154,29 @@ pub(super) fn attempt(
             parts: Mutex::new(parts),
         }),
         Err(err) => {
+            let err = blamed(err, &parts);
             parts.end(End::Kill);
             Err(err)
         }
     }
+}
+
+/// If our device cut the connections or shut the door, it knows why, and they do not.
+fn blamed(err: BootError, parts: &Parts) -> BootError {
+    let (BootError::Host(_)
+    | BootError::Agent {
+        source: Lost::Closed | Lost::Connection(_),
+        ..
+    }) = &err
+    else {
+        return err;
+    };
+    let Some(source) = parts.device_failure() else {
+        return err;
+    };
+    let monitor = parts.monitor.as_deref();
+    let words = monitor.map(last_words).unwrap_or_default();
+    BootError::Agent { source, words }
 }
 
 fn assemble(
