@@ -16,6 +16,8 @@ use super::{Session, SessionError};
 struct Busy {
     each: Duration,
     bytes: usize,
+    /// Cancelled when the first piece comes.
+    cancel: Cancel,
 }
 
 impl Busy {
@@ -24,12 +26,14 @@ impl Busy {
         Self {
             each: short_limits().output * 3,
             bytes: 0,
+            cancel: Cancel::new(),
         }
     }
 }
 
 impl Output for Busy {
     fn write(&mut self, _: Stream, data: &[u8]) {
+        self.cancel.cancel();
         thread::sleep(self.each);
         self.bytes += data.len();
     }
@@ -68,16 +72,10 @@ fn a_step_may_be_killed_as_slowly_as_the_host_takes_its_output() {
         guest.reply(cancel, &Reply::Done);
         guest
     });
-    let cancel = Cancel::new();
     let mut output = Busy::longer_than_any_limit();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            thread::sleep(Duration::from_millis(100));
-            cancel.cancel();
-        });
-        let result = run(&session, &mut output, &cancel);
-        assert!(matches!(result, Err(SessionError::Cancelled)), "{result:?}");
-    });
+    let cancel = output.cancel.clone();
+    let result = run(&session, &mut output, &cancel);
+    assert!(matches!(result, Err(SessionError::Cancelled)), "{result:?}");
     assert!(session.lost().is_none());
     script.join().unwrap();
 }
@@ -121,12 +119,12 @@ fn output_that_trickles_does_not_keep_a_step_alive_that_must_die() {
             thread::sleep(Duration::from_millis(5));
         }
     });
-    let cancel = Cancel::new();
-    cancel.cancel();
     let mut output = Busy {
         each: Duration::ZERO,
-        bytes: 0,
+        ..Busy::longer_than_any_limit()
     };
+    let cancel = output.cancel.clone();
     check_lost(run(&session, &mut output, &cancel), "kill a step");
+    assert!(output.bytes > 1);
     script.join().unwrap();
 }
