@@ -29,6 +29,7 @@ mod host;
 pub mod image;
 pub mod monitor;
 pub mod options;
+mod patience;
 mod session;
 pub mod transport;
 mod vm;

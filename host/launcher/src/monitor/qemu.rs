@@ -6,9 +6,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
+
+use crate::patience::{Clock, Patience};
 
 /// The program, looked up in `PATH` unless another one is named.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -95,10 +97,11 @@ fn version_text(program: &Path) -> io::Result<String> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
-    let deadline = Instant::now() + VERSION_LIMIT;
+    let clock = Clock::default();
+    let mut patience = Patience::new(VERSION_LIMIT, clock.now());
     // Two lines fit into any pipe, so the program can end before they are read.
     while child.try_wait()?.is_none() {
-        if Instant::now() >= deadline {
+        if patience.ends(clock.now()) {
             child.kill()?;
             child.wait()?;
             return Err(io::ErrorKind::TimedOut.into());

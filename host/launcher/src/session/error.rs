@@ -53,6 +53,9 @@ pub enum Lost {
     /// anything.
     #[error("the disk of the builder VM failed: {0}")]
     Disk(String),
+    /// Our own vsock device gave up on it.
+    #[error("the vsock device gave up on the builder VM: {0}")]
+    Device(String),
     /// The monitor ended.
     #[error("the monitor of the builder VM ended: {0}")]
     MonitorEnded(String),

@@ -11,6 +11,7 @@ use wire::frame::{self, Kind};
 use wire::{Attach, Hello, Reply, Request, message, transfer};
 
 use super::{Door, Limits, Link, Lost, Pulse, Session, Terms};
+use crate::patience::Clock;
 
 pub(crate) const NONCE: [u8; 16] = [7; 16];
 
@@ -56,6 +57,8 @@ pub(crate) struct Guest {
 pub(crate) struct Host {
     control: UnixStream,
     door: Queue,
+    /// Of the session that will be.
+    pub(crate) clock: Clock,
 }
 
 /// Limits that a test can wait for.
@@ -81,6 +84,7 @@ pub(crate) fn pair() -> (Host, Guest) {
         Host {
             control: ours,
             door: Queue(receiver),
+            clock: Clock::default(),
         },
         Guest {
             control: theirs,
@@ -95,6 +99,7 @@ impl Host {
             nonce: NONCE,
             limits,
             pulse,
+            clock: self.clock,
         };
         Session::open(Arc::new(self.control), Box::new(self.door), terms)
     }
@@ -180,16 +185,20 @@ impl Guest {
 
     /// Receives a whole transfer.
     pub(crate) fn receive(&self, transfer: u64) -> Vec<u8> {
-        let mut link = self.attach(transfer, NONCE);
-        let mut receiver = transfer::Receiver::new(transfer, u64::MAX);
-        let (mut bytes, mut buf) = (Vec::new(), Vec::new());
-        loop {
-            let frame = read(&mut buf, &mut link).expect("a transfer ends with its end mark");
-            match receiver.handle(&frame).unwrap() {
-                transfer::Event::Data { bytes: piece, .. } => bytes.extend_from_slice(piece),
-                transfer::Event::End { .. } => return bytes,
-                transfer::Event::Abort(failure) => panic!("{}", failure.text),
-            }
+        receive_from(self.attach(transfer, NONCE), transfer)
+    }
+}
+
+/// Receives a whole transfer on the connection that was opened for it.
+pub(crate) fn receive_from(mut link: UnixStream, transfer: u64) -> Vec<u8> {
+    let mut receiver = transfer::Receiver::new(transfer, u64::MAX);
+    let (mut bytes, mut buf) = (Vec::new(), Vec::new());
+    loop {
+        let frame = read(&mut buf, &mut link).expect("a transfer ends with its end mark");
+        match receiver.handle(&frame).unwrap() {
+            transfer::Event::Data { bytes: piece, .. } => bytes.extend_from_slice(piece),
+            transfer::Event::End { .. } => return bytes,
+            transfer::Event::Abort(failure) => panic!("{}", failure.text),
         }
     }
 }

@@ -10,13 +10,17 @@
 //! * numbers of requests and transfers are chosen here and never used again.
 //!
 //! Who holds what: `control` reads the control connection; `sender` is the only one that writes to
-//! it, from a queue with a bound; `watch` keeps the heartbeat and looks at cancels and deadlines,
+//! it, from a queue with a bound; `watch` keeps the heartbeat and looks at cancels and limits,
 //! and does nothing else; `door` accepts transfers; each new connection has a short-lived thread
 //! until it said which transfer it is. Work itself is done on the callers' threads.
+//!
+//! What a wait counts against the guest is neither time in which this process was stopped
+//! ([`Patience`]) nor time that the host itself needs ([`output`]).
 
 mod error;
 mod limits;
 mod link;
+mod output;
 mod pulse;
 mod reply;
 mod stream;
@@ -30,19 +34,24 @@ mod faults;
 #[cfg(test)]
 pub(crate) mod proxy;
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
+mod stopped;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use engine::Cancel;
 use wire::{Hello, Reply, Request, message};
 
 use crate::options::Transferred;
+use crate::patience::{Clock, Patience};
 
 pub use error::{Lost, SessionError};
 pub(crate) use limits::Limits;
@@ -55,7 +64,7 @@ pub(crate) use reply::Pending;
 /// takes none of them is lost soon.
 const OUTBOX: usize = 8;
 
-/// How often waits look at cancels and deadlines.
+/// How often waits look at cancels and at how long they last.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The name and version of this side.
@@ -85,6 +94,7 @@ pub(crate) struct Moved {
 struct Shared {
     nonce: [u8; 16],
     limits: Limits,
+    clock: Clock,
     control: Arc<dyn Link>,
     /// Frames for the control connection. `None` once the session ends.
     outbox: Mutex<Option<Sender<Vec<u8>>>>,
@@ -119,16 +129,9 @@ struct Transfers {
 struct Watched {
     link: Arc<dyn Link>,
     cancel: Option<Cancel>,
-    deadline: Option<Instant>,
-    stall: Option<Stall>,
-}
-
-/// How long a layer may stand still: in all, and from now on. Time in which this process was stopped
-/// does not count.
-#[derive(Debug, Clone, Copy)]
-struct Stall {
-    limit: Duration,
-    left: Duration,
+    patience: Option<Patience>,
+    /// How long a layer may stand still, while one is waited for.
+    stall: Option<Patience>,
 }
 
 /// What a session needs to know before it begins.
@@ -140,6 +143,8 @@ pub(crate) struct Terms {
     pub(crate) limits: Limits,
     /// The heartbeat.
     pub(crate) pulse: Pulse,
+    /// By which waits are bounded.
+    pub(crate) clock: Clock,
 }
 
 impl Session {
@@ -156,6 +161,7 @@ impl Session {
         let shared = Arc::new(Shared {
             nonce: terms.nonce,
             limits: terms.limits,
+            clock: terms.clock,
             control: Arc::clone(&control),
             outbox: Mutex::new(Some(outbox)),
             requests: Mutex::default(),
@@ -234,7 +240,7 @@ impl Shared {
     /// Sends our hello and checks the guest's.
     fn greet(&self, frames: &mut Frames) -> Result<Hello, Lost> {
         let limit = self.limits.hello;
-        let _watch = self.watch(frames.link(), None, Some(limit));
+        let watch = self.watch(frames.link(), None, Some(limit));
         let hello = Hello {
             protocol: wire::PROTOCOL,
             software: SOFTWARE.into(),
@@ -244,11 +250,10 @@ impl Shared {
         };
         let hello = message::encode(0, &hello).map_err(|err| Lost::Violation(err.to_string()))?;
         self.control.send(hello).map_err(Lost::Connection)?;
-        let began = Instant::now();
         let frame = match frames.next() {
             Ok(Some(frame)) => frame,
             // The watch ended the connection, which shows in more than one way.
-            Ok(None) | Err(_) if began.elapsed() >= limit => {
+            Ok(None) | Err(_) if watch.is_over() => {
                 return Err(Lost::TooLate {
                     what: "say hello",
                     limit,
@@ -324,7 +329,7 @@ impl Shared {
         let watched = Watched {
             link: Arc::clone(link),
             cancel: cancel.cloned(),
-            deadline: limit.and_then(|limit| Instant::now().checked_add(limit)),
+            patience: limit.map(|limit| Patience::new(limit, self.clock.now())),
             stall: None,
         };
         lock(&self.watched).insert(number, watched);
@@ -349,13 +354,22 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// Does what waits for the guest, which is lost if that takes longer than `limit`.
     fn while_waiting<T>(&self, limit: Duration, work: impl FnOnce() -> T) -> T {
-        self.set_stall(Some(Stall { limit, left: limit }));
+        self.set_stall(Some(Patience::new(limit, self.shared.clock.now())));
         let done = work();
         self.set_stall(None);
         done
     }
 
-    fn set_stall(&self, stall: Option<Stall>) {
+    /// Whether the connection was reset because its time was up.
+    fn is_over(&self) -> bool {
+        let watched = lock(&self.shared.watched);
+        let patience = watched
+            .get(&self.number)
+            .and_then(|watched| watched.patience);
+        patience.is_some_and(|patience| patience.is_over())
+    }
+
+    fn set_stall(&self, stall: Option<Patience>) {
         if let Some(watched) = lock(&self.shared.watched).get_mut(&self.number) {
             watched.stall = stall;
         }

@@ -64,6 +64,7 @@ pub(crate) struct Seam {
     chopped: bool,
     pulse: Option<(Duration, Duration)>,
     vms: Arc<AtomicUsize>,
+    cuts: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Seam {
@@ -112,6 +113,11 @@ impl Seam {
                 dice: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
             }),
         })
+    }
+
+    /// How many connections were cut so far.
+    pub(crate) fn cuts(&self) -> usize {
+        self.cuts.load(Ordering::Acquire)
     }
 
     /// The terms of the session with the VM whose door was made last.
@@ -260,6 +266,13 @@ impl Tampered {
         self.cut.load(Ordering::Acquire)
     }
 
+    /// It ends here. Where it was cut before, in the other direction, it is not cut again.
+    fn cut(&self) {
+        if !self.cut.swap(true, Ordering::AcqRel) {
+            self.path.seam.cuts.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     /// Hands on what is ready, in pieces.
     fn forward(&self, line: &mut Line) -> io::Result<()> {
         let ready = std::mem::take(&mut line.ready);
@@ -288,7 +301,7 @@ impl Link for Tampered {
                     return Ok(0);
                 }
             } else if line.feed(&came[..n], Way::ToHost, &self.path) {
-                self.cut.store(true, Ordering::Release);
+                self.cut();
                 self.inner.reset();
             }
         }
@@ -306,7 +319,7 @@ impl Link for Tampered {
         let cut = line.feed(&data, Way::ToGuest, &self.path);
         self.forward(&mut line)?;
         if cut {
-            self.cut.store(true, Ordering::Release);
+            self.cut();
             // What was sent still arrives; then the guest sees the end.
             self.inner.finish()?;
         }

@@ -1,15 +1,11 @@
 //! Is the guest still there? Heartbeats and the time for which none was answered.
 //!
-//! Waiting for a guest is bounded by its liveness, not by a fixed time. The clock counts only time in
-//! which this process really ran: if it was stopped or the host slept, answers may lie unread, and
-//! that is not the guest's fault.
+//! Waiting for a guest is bounded by its liveness, not by a fixed time. Only time in which this
+//! process ran counts, as for every wait ([`counted`](crate::patience::counted)).
 
 use std::time::Duration;
 
 use wire::limits::{HEARTBEAT_LOST_MS, HEARTBEAT_MS};
-
-/// Longest time that one look at the clock counts for.
-pub(super) const LONGEST_TICK: Duration = Duration::from_secs(1);
 
 /// The state of the heartbeat. It is fed with time and answers.
 #[derive(Debug)]
@@ -55,10 +51,9 @@ impl Pulse {
         }
     }
 
-    /// Feeds the time that passed since the last call.
+    /// Feeds the time that passed since the last call, as far as it counts.
     #[must_use]
     pub(crate) fn tick(&mut self, elapsed: Duration) -> Beat {
-        let elapsed = elapsed.min(LONGEST_TICK);
         if let Some((_, waited)) = &mut self.waiting {
             *waited += elapsed;
             if *waited >= self.limit {
@@ -89,7 +84,10 @@ impl Pulse {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::patience::counted;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -137,10 +135,9 @@ mod tests {
     fn time_in_which_this_process_was_stopped_is_not_held_against_the_guest() {
         let mut pulse = Pulse::default();
         run(&mut pulse, 10).unwrap();
-        assert_ne!(
-            pulse.tick(Duration::from_secs(3600)),
-            Beat::Lost(LONGEST_TICK)
-        );
+        let now = Instant::now();
+        let stopped = counted(now, now + Duration::from_secs(3600));
+        assert_eq!(pulse.tick(stopped), Beat::Rest);
         assert!(run(&mut pulse, 20).is_ok());
     }
 

@@ -8,6 +8,7 @@ use engine::Cancel;
 use wire::{Failure, FailureKind, Reply, Request, message};
 
 use super::{Lost, SessionError, Shared, TICK, lock};
+use crate::patience::Patience;
 
 /// A request that was sent.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl Shared {
                 "a reply to request {id}, which does not wait"
             )));
         };
-        // Nobody may be waiting any more, after a deadline. Then the answer is of no interest.
+        // Nobody may be waiting any more, after the time was up. Then the answer is of no interest.
         waiting.try_send(reply).ok();
         Ok(())
     }
@@ -93,7 +94,17 @@ impl Pending {
         cancel: Option<&Cancel>,
         limit: Option<Duration>,
     ) -> Result<Waited, SessionError> {
-        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        self.wait_by(&|| self.shared.clock.now(), cancel, limit)
+    }
+
+    /// The same by another clock.
+    fn wait_by(
+        &self,
+        now: &dyn Fn() -> Instant,
+        cancel: Option<&Cancel>,
+        limit: Option<Duration>,
+    ) -> Result<Waited, SessionError> {
+        let mut patience = limit.map(|limit| Patience::new(limit, now()));
         loop {
             match self.answer.recv_timeout(TICK) {
                 Ok(reply) => return Ok(Waited::Answer(reply)),
@@ -103,7 +114,7 @@ impl Pending {
             if cancel.is_some_and(Cancel::is_cancelled) {
                 return Ok(Waited::Cancelled);
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if patience.as_mut().is_some_and(|left| left.ends(now())) {
                 return Ok(Waited::TimeUp);
             }
         }
@@ -121,7 +132,17 @@ impl Pending {
         what: &'static str,
         limit: Duration,
     ) -> Result<Reply, SessionError> {
-        match self.wait(None, Some(limit))? {
+        self.insist_by(&|| self.shared.clock.now(), what, limit)
+    }
+
+    /// The same by another clock.
+    pub(super) fn insist_by(
+        &self,
+        now: &dyn Fn() -> Instant,
+        what: &'static str,
+        limit: Duration,
+    ) -> Result<Reply, SessionError> {
+        match self.wait_by(now, None, Some(limit))? {
             Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
             Waited::Answer(reply) => Ok(reply),
             Waited::Cancelled | Waited::TimeUp => Err(self.late(what, limit)),

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::Cancel;
@@ -12,6 +12,7 @@ use wire::{Failure, FailureKind};
 
 use super::link::{Frames, Link};
 use super::{Lost, SessionError, Shared, TICK, Watch, lock};
+use crate::patience::Patience;
 
 /// Longest body of a data frame that the host accepts. Every step has one such buffer for its
 /// output, so it bounds the host's memory; larger pieces are no faster.
@@ -159,7 +160,7 @@ impl Expected {
         needless: impl Fn() -> bool,
     ) -> Result<Option<Arc<dyn Link>>, SessionError> {
         let limit = self.shared.limits.open;
-        let deadline = Instant::now() + limit;
+        let mut patience = Patience::new(limit, self.shared.clock.now());
         loop {
             // Looked at before the wait: what came until then is not missed below.
             let needless = needless();
@@ -172,7 +173,7 @@ impl Expected {
             if cancel.is_some_and(Cancel::is_cancelled) {
                 return Err(SessionError::Cancelled);
             }
-            if Instant::now() >= deadline {
+            if patience.ends(self.shared.clock.now()) {
                 let late = Lost::TooLate {
                     what: "open a transfer",
                     limit,

@@ -13,7 +13,7 @@ use super::fake::{Guest, NONCE, pair, short_limits};
 use super::limits::Limits;
 use super::{Lost, Pulse, Session, SessionError};
 
-const EXIT: Exit = Exit {
+pub(super) const EXIT: Exit = Exit {
     status: 0,
     signal: None,
     out_of_memory: false,
@@ -40,7 +40,7 @@ fn with_limits<T: Send + 'static>(
     (session, script)
 }
 
-fn step(number: u64) -> RunStep {
+pub(super) fn step(number: u64) -> RunStep {
     RunStep {
         step: number,
         output: 0,
@@ -60,7 +60,7 @@ fn step(number: u64) -> RunStep {
 }
 
 #[derive(Default)]
-struct Written(Vec<(Stream, Vec<u8>)>);
+pub(super) struct Written(pub(super) Vec<(Stream, Vec<u8>)>);
 
 impl Output for Written {
     fn write(&mut self, stream: Stream, data: &[u8]) {
@@ -77,7 +77,7 @@ pub(super) fn check_lost<T: std::fmt::Debug>(result: Result<T, SessionError>, te
 }
 
 /// The output transfer of a `Run` request.
-fn output_of(request: &Request) -> u64 {
+pub(super) fn output_of(request: &Request) -> u64 {
     let Request::Run(step) = request else {
         panic!("{request:?}")
     };

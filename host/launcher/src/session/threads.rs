@@ -12,8 +12,9 @@ use wire::frame::{self, Frame, Kind};
 use wire::{Attach, Reply, message};
 
 use super::link::{Door, Frames, Link};
-use super::pulse::{Beat, LONGEST_TICK};
+use super::pulse::Beat;
 use super::{Lost, Shared, TICK, lock};
+use crate::patience::{Patience, counted};
 
 /// How long the reader of the control connection may take to read what came before its end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -27,12 +28,11 @@ pub(super) fn start_watch(
     threads: &mut Vec<JoinHandle<()>>,
 ) -> Result<(), Lost> {
     start("watch", shared, threads, |shared| {
-        let mut last = Instant::now();
+        let mut last = shared.clock.now();
         while !shared.closed.sleep(TICK) {
-            let now = Instant::now();
-            let elapsed = now.duration_since(last);
-            shared.look_at_watched(now, elapsed);
-            shared.beat(elapsed);
+            let now = shared.clock.now();
+            shared.look_at_watched(now);
+            shared.beat(counted(last, now));
             last = now;
         }
     })
@@ -95,25 +95,29 @@ impl Shared {
     /// The connection failed for others than its reader, who may have something to read that came
     /// before, such as the last reply of a guest that powers off.
     fn lose_soon(&self, why: Lost) {
-        if !self.closed.sleep(LAST_WORDS) {
-            self.lose(why);
+        let mut patience = Patience::new(LAST_WORDS, self.clock.now());
+        while !self.closed.sleep(TICK) {
+            if patience.ends(self.clock.now()) {
+                self.lose(why);
+                return;
+            }
         }
     }
 
     /// Resets connections whose users are cancelled or too late. A guest that lets one stand still
     /// too long is lost.
-    fn look_at_watched(&self, now: Instant, elapsed: Duration) {
+    fn look_at_watched(&self, now: Instant) {
         let mut stood_still = None;
         for watched in lock(&self.watched).values_mut() {
             let cancelled = watched.cancel.as_ref().is_some_and(Cancel::is_cancelled);
-            if cancelled || watched.deadline.is_some_and(|deadline| now >= deadline) {
+            let ends = |patience: &mut Patience| patience.ends(now);
+            if watched.patience.as_mut().is_some_and(ends) || cancelled {
                 watched.link.reset();
             }
-            if let Some(stall) = &mut watched.stall {
-                stall.left = stall.left.saturating_sub(elapsed.min(LONGEST_TICK));
-                if stall.left.is_zero() {
-                    stood_still = Some(stall.limit);
-                }
+            if let Some(stall) = &mut watched.stall
+                && stall.ends(now)
+            {
+                stood_still = Some(stall.limit());
             }
         }
         if let Some(limit) = stood_still {

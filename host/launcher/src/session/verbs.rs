@@ -1,15 +1,15 @@
 //! What can be asked of a guest, each verb to its end.
 
 use std::io::{Read, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::Cancel;
-use engine::executor::{Output, Stream};
+use engine::executor::Output;
 use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
 
+use super::output::Taking;
 use super::reply::{Pending, Waited};
 use super::stream::{ReceiveError, SendError, send_all};
 use super::{Limits, Lost, Session, SessionError};
@@ -144,7 +144,7 @@ impl Session {
         let number = step.step;
         step.output = expected.id;
         let pending = self.ask(&Request::Run(step))?;
-        let progress = AtomicU64::new(0);
+        let taking = Taking::new(self.shared.clock.clone());
         // The step never began, so its output need not be waited for.
         let refused = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -155,15 +155,15 @@ impl Session {
                     let Some(link) = expected.wait(None, needless)? else {
                         return Ok(());
                     };
-                    self.pump(&link, expected.id, output, &progress)
+                    self.pump(&link, expected.id, output, &taking)
                 });
             let pump = pump.map_err(|err| {
                 self.lose(Lost::Connection(std::io::Error::other("no thread")));
                 SessionError::host("cannot start a thread", err)
             })?;
-            let exit = self.wait_for_exit(number, &pending, cancel);
+            let exit = self.wait_for_exit(number, &pending, &taking, cancel);
             refused.store(exit.is_err(), Ordering::Release);
-            self.wait_for_output(&progress, || pump.is_finished());
+            self.wait_for_output(&taking, || pump.is_finished());
             let pumped = pump.join().unwrap_or_else(|_| {
                 Err(
                     SessionError::host("cannot show the output of a step", "a thread panicked")
@@ -181,31 +181,11 @@ impl Session {
         })
     }
 
-    fn pump(
-        &self,
-        link: &Arc<dyn super::Link>,
-        id: u64,
-        output: &mut dyn Output,
-        progress: &AtomicU64,
-    ) -> Result<(), ReceiveError> {
-        self.shared
-            .receive_all(link, id, None, None, |flags, bytes| {
-                let stream = if flags & 1 == 0 {
-                    Stream::Stdout
-                } else {
-                    Stream::Stderr
-                };
-                output.write(stream, bytes);
-                progress.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Ok(())
-            })?;
-        Ok(())
-    }
-
     fn wait_for_exit(
         &self,
         step: u64,
         pending: &Pending,
+        taking: &Taking,
         cancel: &Cancel,
     ) -> Result<Exit, SessionError> {
         match pending.wait(Some(cancel), None)? {
@@ -213,7 +193,8 @@ impl Session {
             Waited::Cancelled | Waited::TimeUp => {
                 self.ask(&Request::Cancel { step })?;
                 // Whatever the guest says of a killed step, it was cancelled.
-                match pending.insist("kill a step", self.limits().kill) {
+                let (guests_time, limit) = (|| taking.guests_time(), self.limits().kill);
+                match pending.insist_by(&guests_time, "kill a step", limit) {
                     Err(lost @ SessionError::Lost(_)) => Err(lost),
                     Ok(_) | Err(_) => Err(SessionError::Cancelled),
                 }
@@ -227,28 +208,6 @@ impl Session {
             Reply::Failed(failure) => Err(SessionError::Refused(failure)),
             Reply::Done | Reply::Layers(_) | Reply::Taken { .. } | Reply::Stat(_) => {
                 Err(self.unfitting("Run", &reply))
-            }
-        }
-    }
-
-    /// The step is dead, so its output ends soon. A guest that neither sends nor ends it is lost:
-    /// then the pump ends as well.
-    fn wait_for_output(&self, progress: &AtomicU64, finished: impl Fn() -> bool) {
-        let mut seen = progress.load(Ordering::Relaxed);
-        let mut since = Instant::now();
-        // Short, because it delays the end of each step; the pump is nearly always done already.
-        while !finished() && self.lost().is_none() {
-            thread::sleep(Duration::from_millis(1));
-            let now = progress.load(Ordering::Relaxed);
-            if now != seen {
-                (seen, since) = (now, Instant::now());
-            }
-            let limit = self.limits().output;
-            if since.elapsed() > limit {
-                self.lose(Lost::TooLate {
-                    what: "end the output of a dead step",
-                    limit,
-                });
             }
         }
     }

@@ -17,12 +17,13 @@ use vsock::{Config, Device, DeviceError, GuestCid};
 
 use super::boot::Context;
 use super::home::{HomeError, Thing};
-use super::{End, Parts, Vm, last_words, limits};
+use super::{END_SHOWS, End, Parts, Vm, last_words, limits};
 use crate::bridge::{self, Bridge, SocketDoor};
 use crate::disk::{Disk, DiskError};
 use crate::image::ImageError;
 use crate::monitor::process::{Monitor, Spec};
 use crate::monitor::qemu::{Engine, Machine, QemuError, Vsock};
+use crate::patience::{Clock, Patience};
 use crate::session::{Door, Link, Lost, Pulse, Session, Terms};
 
 /// The context id of every guest: each has a device of its own.
@@ -153,10 +154,29 @@ pub(super) fn attempt(
             parts: Mutex::new(parts),
         }),
         Err(err) => {
+            let err = blamed(err, &parts);
             parts.end(End::Kill);
             Err(err)
         }
     }
+}
+
+/// If our device cut the connections or shut the door, it knows why, and they do not.
+fn blamed(err: BootError, parts: &Parts) -> BootError {
+    let (BootError::Host(_)
+    | BootError::Agent {
+        source: Lost::Closed | Lost::Connection(_),
+        ..
+    }) = &err
+    else {
+        return err;
+    };
+    let Some(source) = parts.device_failure() else {
+        return err;
+    };
+    let monitor = parts.monitor.as_deref();
+    let words = monitor.map(last_words).unwrap_or_default();
+    BootError::Agent { source, words }
 }
 
 fn assemble(
@@ -176,13 +196,15 @@ fn assemble(
     let door = context.options.seam.door(door);
     let began = Instant::now();
     let monitor = start_monitor(context, engine, &dir, &image, vsock, parts)?;
-    let control = first_connection(&monitor, &*door, engine, began, stop)?;
+    let clock = Clock::default();
+    let control = first_connection(&monitor, &*door, engine, &clock, stop)?;
     let mut nonce = [0; 16];
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
     let terms = Terms {
         nonce,
         limits: limits(engine),
         pulse: Pulse::default(),
+        clock,
     };
     #[cfg(test)]
     let terms = context.options.seam.adjust(terms);
@@ -313,42 +335,44 @@ fn first_connection(
     monitor: &Monitor,
     door: &dyn Door,
     engine: Engine,
-    began: Instant,
+    clock: &Clock,
     stop: &Cancel,
 ) -> Result<Arc<dyn Link>, BootError> {
-    let limit = boot_limit(engine);
+    let mut boot = Patience::new(boot_limit(engine), clock.now());
+    let mut first_byte = Patience::new(SILENCE, clock.now());
     loop {
         match door.accept(TICK) {
             Ok(control) => return Ok(control),
-            // The device also ends when the monitor does, which says more.
             Err(_) if stop.is_cancelled() => return Err(BootError::Cancelled),
-            Err(err) => {
-                let patience = if err.kind() == io::ErrorKind::TimedOut {
-                    0
-                } else {
-                    1000
-                };
-                if let Some(status) = monitor.wait(Duration::from_millis(patience))? {
-                    monitor.kill(TICK)?;
-                    return Err(BootError::Ended {
-                        status,
-                        words: last_words(monitor),
-                    });
-                }
-                if patience > 0 {
-                    return Err(err.into());
-                }
-            }
+            Err(err) => may_still_come(monitor, err)?,
         }
-        let after = began.elapsed();
+        let now = clock.now();
         let mute = engine == Engine::Kvm && monitor.console.total() == 0;
-        if after >= limit || (mute && after >= SILENCE) {
-            return Err(BootError::Silent {
-                after,
-                words: last_words(monitor),
-            });
-        }
+        let over = match (boot.ends(now), first_byte.ends(now) && mute) {
+            (true, _) => boot,
+            (false, true) => first_byte,
+            (false, false) => continue,
+        };
+        return Err(BootError::Silent {
+            after: over.limit(),
+            words: last_words(monitor),
+        });
     }
+}
+
+/// Nobody came through the door: fails if nobody will.
+fn may_still_come(monitor: &Monitor, err: io::Error) -> Result<(), BootError> {
+    let is_shut = err.kind() != io::ErrorKind::TimedOut;
+    // The device also ends when the monitor does, which says more.
+    let shows = if is_shut { END_SHOWS } else { Duration::ZERO };
+    if let Some(status) = monitor.wait(shows)? {
+        monitor.kill(TICK)?;
+        return Err(BootError::Ended {
+            status,
+            words: last_words(monitor),
+        });
+    }
+    if is_shut { Err(err.into()) } else { Ok(()) }
 }
 
 /// How long a boot may take. Emulation takes four seconds on an idle host, and many times that on
@@ -357,5 +381,74 @@ fn boot_limit(engine: Engine) -> Duration {
     match engine {
         Engine::Kvm => Duration::from_secs(40),
         Engine::Tcg => Duration::from_secs(240),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::vm::tests::trampoline;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A door through which the agent comes after so many looks. Each time when somebody looks,
+    /// this process was stopped for a while.
+    struct Late {
+        clock: Clock,
+        stop: Duration,
+        looks: AtomicU64,
+    }
+
+    impl Door for Late {
+        fn accept(&self, _: Duration) -> io::Result<Arc<dyn Link>> {
+            self.clock.stop_for(self.stop);
+            match self.looks.fetch_sub(1, Ordering::Relaxed) {
+                0 => panic!("the agent is there already"),
+                1 => Ok(Arc::new(UnixStream::pair()?.0)),
+                _ => Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    }
+
+    /// Waits for an agent in a VM with this engine, whose monitor says nothing.
+    fn wait_for(engine: Engine, looks: u64, stop: Duration) -> Result<Arc<dyn Link>, BootError> {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = Spec {
+            program: "sleep".into(),
+            args: vec!["600".into()],
+            dir: dir.path().into(),
+            lock: File::create(dir.path().join("lock")).unwrap(),
+        };
+        let monitor = Monitor::start(spec, &trampoline()).unwrap();
+        let clock = Clock::default();
+        let door = Late {
+            clock: clock.clone(),
+            stop,
+            looks: AtomicU64::new(looks),
+        };
+        let came = first_connection(&monitor, &door, engine, &clock, &Cancel::new());
+        monitor.kill(Duration::from_secs(10)).unwrap().unwrap();
+        came
+    }
+
+    /// Otherwise KVM would count as broken until the host boots again.
+    #[test]
+    fn a_boot_during_which_this_process_was_stopped_for_long_goes_on() {
+        for engine in [Engine::Kvm, Engine::Tcg] {
+            wait_for(engine, 5, HOUR).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_guest_that_stays_silent_is_given_up_with_the_time_that_it_had() {
+        for (engine, seconds) in [(Engine::Kvm, 10), (Engine::Tcg, 240)] {
+            let silent = wait_for(engine, u64::MAX, Duration::from_millis(200)).unwrap_err();
+            assert!(
+                matches!(silent, BootError::Silent { after, .. } if after.as_secs() == seconds),
+                "{silent}"
+            );
+        }
     }
 }

@@ -8,7 +8,7 @@ mod parts;
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(crate) mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vsock::{Listener, Stream};
@@ -48,10 +48,11 @@ impl Vm {
 
     /// Ends it. Returns what could not be done; doing it again changes nothing.
     pub(crate) fn end(&self, how: End) -> Vec<home::HomeError> {
-        self.parts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .end(how)
+        self.parts().end(how)
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known about it. Asks the guest for what it alone knows.
@@ -91,9 +92,14 @@ impl Vm {
 
     /// Says why the VM was lost, with what its monitor and its console have to say about it.
     pub(crate) fn explain(&self, lost: &Lost) -> String {
+        // If our device cut the connections, it knows why, and they do not.
+        let device = matches!(lost, Lost::Closed | Lost::Connection(_))
+            .then(|| self.parts().device_failure())
+            .flatten();
+        let lost = device.as_ref().unwrap_or(lost);
         let mut text = lost.to_string();
         let may_be_cut = match lost {
-            Lost::Closed | Lost::Connection(_) | Lost::Violation(_) => true,
+            Lost::Closed | Lost::Connection(_) | Lost::Violation(_) | Lost::Device(_) => true,
             Lost::Silent(_)
             | Lost::Version { .. }
             | Lost::Nonce
@@ -104,8 +110,9 @@ impl Vm {
         };
         if may_be_cut && let Ok(Some(status)) = self.monitor.wait(END_SHOWS) {
             // A guest whose violation ended its connection powers off, in order; only a monitor that
-            // ended otherwise may be why a frame is broken.
-            if !(matches!(lost, Lost::Violation(_)) && status.success()) {
+            // ended otherwise may be why a frame or the device is broken.
+            let is_a_violation = matches!(lost, Lost::Violation(_) | Lost::Device(_));
+            if !(is_a_violation && status.success()) {
                 text = format!("its monitor ended ({status})");
             }
         }

@@ -16,7 +16,7 @@ use vsock::Device;
 use super::home::{HomeError, Row};
 use crate::disk::Disk;
 use crate::monitor::process::Monitor;
-use crate::session::{Limits, Session};
+use crate::session::{Limits, Lost, Session};
 
 /// How long the kernel may take to end a killed monitor. Its memory is given back in this time.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
@@ -56,6 +56,11 @@ pub(crate) enum End {
 }
 
 impl Parts {
+    /// Why the device below the connections gave up on the guest, if it did.
+    pub(super) fn device_failure(&self) -> Option<Lost> {
+        self.device.as_ref()?.failure().map(Lost::Device)
+    }
+
     /// Ends the VM and removes what it left on the host. Returns what could not be done. Doing it
     /// again changes nothing.
     pub(crate) fn end(&mut self, how: End) -> Vec<HomeError> {

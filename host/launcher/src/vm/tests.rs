@@ -1,7 +1,9 @@
 //! Boots: refused ones with stand-in monitors, and real ones where there is an image.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -181,6 +183,36 @@ fn what_the_kernel_said_last_is_in_the_report() {
     assert!(
         refused.to_string().contains("console: Kernel panic"),
         "{refused}"
+    );
+}
+
+const NONSENSE: &str = "COFFERDAM_TEST_NONSENSE";
+
+/// Not a test of its own: a monitor that talks nonsense to our device and does not end.
+#[test]
+fn nonsense() {
+    if std::env::var_os(NONSENSE).is_some() {
+        let mut device = UnixStream::connect("vsock").unwrap();
+        device.write_all(&[0xff; 4096]).unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(600));
+    }
+}
+
+#[test]
+fn a_device_that_gave_up_on_its_vm_says_why() {
+    let this = std::env::current_exe().unwrap();
+    let script = format!(
+        "export {NONSENSE}=1; exec {} --exact vm::tests::nonsense",
+        this.display()
+    );
+    let refused = check_refused(&script, &Cancel::new());
+    let BootError::Agent { source, .. } = &refused else {
+        panic!("{refused:?}")
+    };
+    let text = source.to_string();
+    assert!(
+        text.contains("the vsock device gave up") && text.contains("vhost-user"),
+        "{text}"
     );
 }
 
