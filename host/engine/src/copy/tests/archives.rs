@@ -211,6 +211,27 @@ fn a_damaged_archive_is_an_error() {
 }
 
 #[test]
+fn a_small_archive_cannot_unpack_without_bound() {
+    let kit = Kit::new(&[], &[]);
+    let zeroes = "\0".repeat(40 << 20);
+    let bomb = zstd::encode_all(&*tar(&[&format!("f = {zeroes}")]), 1).expect("zstd");
+    assert!(bomb.len() < 8000, "{}", bomb.len());
+    fs::write(kit.path().join("a.tar.zst"), &bomb).expect("an archive");
+    let error = kit.error("ADD a.tar.zst /d");
+    let limit = (16 << 20) + 1100 * bomb.len();
+    assert_eq!(
+        error,
+        format!(
+            "cannot unpack a.tar.zst: it unpacks to more than {limit} bytes, the limit for one \
+             of {} bytes (16 MiB and 1100 times its length, but at most 128 GiB)",
+            bomb.len()
+        )
+    );
+    let report = kit.store.check(false).expect("a check");
+    assert_eq!((report.objects, report.findings), (0, Vec::new()));
+}
+
+#[test]
 fn an_archive_is_read_once() {
     let kit = Kit::new(&[], &[]);
     let path = kit.path().join("a.tar");
