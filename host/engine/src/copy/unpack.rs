@@ -1,9 +1,10 @@
 //! ADD of a local archive.
 //!
 //! The law: an archive is input from strangers, so it goes through the same door as every layer:
-//! the store's ingest, which checks each entry and hashes it; and what it unpacks to has the same
-//! bound. What comes out is an index, and ADD copies from it as it would from a stage. The store
-//! remembers which archive became which layer, so an archive that did not change is not read again.
+//! the store's ingest, which checks each entry and hashes it; what it unpacks to has the same
+//! bound; and nothing of it is visible before it is known to be that of one state of the file. What
+//! comes out is an index, and ADD copies from it as it would from a stage. The store remembers which
+//! archive became which layer, so an archive that did not change is not read again.
 
 use std::io::{self, Read, Write};
 
@@ -206,11 +207,12 @@ impl Taking<'_> {
             writer.abandon();
             return Err(error);
         }
-        let layer = writer.finish().map_err(|error| self.refused(error))?;
         let digest = hashing.hasher.finish();
-        opened
-            .finish(self.context)
-            .map_err(|error| self.failed(error))?;
+        if let Err(error) = opened.finish(self.context) {
+            writer.abandon();
+            return Err(self.failed(error));
+        }
+        let layer = writer.finish().map_err(|error| self.refused(error))?;
         self.context.learn(self.number, |known| {
             if known.stat == stat {
                 known.digest = Some(digest);

@@ -2,7 +2,8 @@
 //!
 //! The law: bytes flow from the source through the decompressor into the ingest in one pass, and
 //! the layer is committed only when the compressed bytes have the length and the digest that the
-//! manifest says. What a small blob can unpack to has a bound.
+//! manifest says, and the unpacked ones the digest that the configuration says. What a small blob
+//! can unpack to has a bound.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -70,24 +71,28 @@ pub(crate) fn take_in(
     commit(job, layer, expected, unpacked?)
 }
 
-/// Makes the layer visible, under the digest that it really has.
+/// Makes the layer visible, if it is the one that the configuration names.
 fn commit(
     job: &Job<'_>,
     layer: &Descriptor,
     expected: DiffId,
     writer: LayerWriter,
 ) -> Result<Layer, ImageError> {
-    let stored = writer
-        .finish()
+    let written = writer
+        .written()
         .map_err(|source| ingest(job, layer, source))?;
-    if stored.diff_id == expected {
-        return Ok(stored);
+    let actual = written.diff_id();
+    if actual == expected {
+        return written
+            .finish()
+            .map_err(|source| ingest(job, layer, source));
     }
+    written.abandon();
     Err(ImageError::Unusable {
         name: job.name.to_owned(),
         reason: format!(
-            "layer {} unpacks to {}, and the configuration says {expected}",
-            layer.digest, stored.diff_id
+            "layer {} unpacks to {actual}, and the configuration says {expected}",
+            layer.digest
         ),
     })
 }
