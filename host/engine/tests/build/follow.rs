@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use engine::Cancel;
 use engine::build::BuildError;
@@ -11,28 +10,13 @@ use engine::event::Outcome;
 use engine::executor::StepError;
 use store::LogReader;
 
-use crate::bench::{Bench, Built, Watch};
+use crate::bench::{Bench, Built, Watch, wait_for};
 
 /// Two builds of one Dockerfile, whose step waits for a file.
 struct Two {
     bench: Bench,
     dockerfile: String,
     gate: PathBuf,
-}
-
-const BOUND: Duration = Duration::from_secs(60);
-
-#[track_caller]
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + BOUND;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what} never happened");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn printed(watch: &Watch) -> String {
-    String::from_utf8(watch.log.lock().unwrap().clone()).unwrap()
 }
 
 impl Two {
@@ -59,14 +43,14 @@ impl Two {
                     .build_seen_by(&first_watch, &request, &first_cancel)
             });
             wait_for("the first build's step", || {
-                printed(&first_watch).contains("hold")
+                first_watch.printed().contains("hold")
             });
             let second = scope.spawn(|| {
                 self.bench
                     .build_seen_by(&second_watch, &request, &second_cancel)
             });
             wait_for("its output in the second", || {
-                printed(&second_watch).contains("hold")
+                second_watch.printed().contains("hold")
             });
             meanwhile(&first_cancel, &second_watch);
             (first.join().unwrap(), second.join().unwrap())
@@ -110,7 +94,7 @@ fn who_waits_shows_the_output_and_takes_over_the_result() {
     assert_eq!(second.commands(), [""; 0]);
     assert_eq!(*second.outcome("RUN"), Outcome::Done);
     let all = format!("hold {} and released", two.gate.display());
-    assert_eq!(printed(&watch), all);
+    assert_eq!(watch.printed(), all);
     assert_eq!(two.second_log(), all);
 }
 
@@ -128,7 +112,7 @@ fn who_waits_takes_over_that_the_command_failed() {
         );
     }
     assert_eq!(second.commands(), [""; 0]);
-    assert!(printed(&watch).ends_with(" and released"));
+    assert!(watch.printed().ends_with(" and released"));
     assert!(two.second_log().ends_with(" and released"));
     let warnings = watch.warnings.lock().unwrap();
     assert_eq!(*warnings, ["the command ran and failed in build 1"]);
@@ -173,7 +157,7 @@ fn who_wants_it_afresh_takes_nothing_over() {
             two.bench.build_seen_by(&watch, &request, &cancel)
         });
         wait_for("the first build's step", || {
-            printed(&watch).contains("hold")
+            watch.printed().contains("hold")
         });
         let second = scope.spawn(|| two.bench.build_as(&afresh, &Cancel::new()));
         two.open_gate();
