@@ -172,7 +172,9 @@ impl Reporter for Watch {
 }
 
 pub(crate) struct Bench {
-    dir: TempDir,
+    root: PathBuf,
+    /// Unless it belongs to another process.
+    _dir: Option<TempDir>,
 }
 
 /// What a build did.
@@ -214,15 +216,27 @@ impl Bench {
     pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::create_dir(dir.path().join("context")).unwrap();
-        Self { dir }
+        Self {
+            root: dir.path().to_owned(),
+            _dir: Some(dir),
+        }
+    }
+
+    /// With the store and the context of another one.
+    pub(crate) fn over(root: PathBuf) -> Self {
+        Self { root, _dir: None }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(crate) fn context(&self) -> PathBuf {
-        self.dir.path().join("context")
+        self.root.join("context")
     }
 
     pub(crate) fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.root.join("store")
     }
 
     pub(crate) fn open(&self) -> Store {

@@ -1,8 +1,11 @@
 //! Two builds that want the same step at the same time: one runs it, the other one shows what is
 //! printed there, and takes over how it ends.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use engine::Cancel;
 use engine::build::BuildError;
@@ -21,7 +24,10 @@ struct Two {
 
 impl Two {
     fn new(end: &str) -> Self {
-        let bench = Bench::new();
+        Self::over(Bench::new(), end)
+    }
+
+    fn over(bench: Bench, end: &str) -> Self {
         let gate = bench.context().with_extension("gate");
         let dockerfile = format!("FROM scratch\nRUN hold {}{end}\n", gate.display());
         Self {
@@ -164,4 +170,76 @@ fn who_wants_it_afresh_takes_nothing_over() {
         (first.join().unwrap(), second.join().unwrap())
     });
     assert_eq!((first.ran.len(), second.ran.len()), (1, 1));
+}
+
+/// Where the process that is killed has its store, and what it builds.
+const ROOT: &str = "COFFERDAM_TEST_FOLLOW_ROOT";
+
+/// The process behind the next test: builds until it is killed, or has waited for that for too long.
+#[test]
+fn child() {
+    let Some(root) = std::env::var_os(ROOT) else {
+        return;
+    };
+    let two = Two::over(Bench::over(root.into()), "");
+    let request = two.bench.request(&two.dockerfile);
+    let cancel = Cancel::new();
+    let late = cancel.clone();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_secs(180));
+        late.cancel();
+    });
+    let built = two.bench.build_as(&request, &cancel);
+    panic!("not killed: {:?}", built.result);
+}
+
+/// The kernel drops the lock of who was killed, and who waits looks several times a second: nobody
+/// waits for a time-out.
+#[test]
+fn who_waits_takes_over_from_a_process_that_was_killed() {
+    /// A few looks, with much to spare.
+    const SOON: Duration = Duration::from_secs(5);
+    let two = Two::new("");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "follow::child", "--nocapture"])
+        .env(ROOT, two.bench.root())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let request = two.bench.request(&two.dockerfile);
+    let (watch, cancel) = (Watch::default(), Cancel::new());
+    // The other process has the step once its log can be followed.
+    let store = two.bench.open();
+    wait_for("the step of the other process", || {
+        let builds = store.builds(1).unwrap();
+        let logs = builds
+            .first()
+            .map(|build| store.step_logs(build.id).unwrap());
+        logs.is_some_and(|logs| !logs.is_empty())
+    });
+    store.close().unwrap();
+    let (built, took) = thread::scope(|scope| {
+        let build = scope.spawn(|| two.bench.build_seen_by(&watch, &request, &cancel));
+        wait_for("its output here", || watch.printed().contains("hold"));
+        child.kill().unwrap();
+        let killed = Instant::now();
+        wait_for("a word on it", || {
+            !watch.warnings.lock().unwrap().is_empty()
+        });
+        let took = killed.elapsed();
+        two.open_gate();
+        (build.join().unwrap(), took)
+    });
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(9));
+    assert!(took < SOON, "{took:?}");
+    built.result.as_ref().unwrap();
+    assert_eq!(built.ran.len(), 1);
+    let warnings = watch.warnings.lock().unwrap();
+    assert_eq!(
+        *warnings,
+        ["`test` ended without a result; the step is done here"]
+    );
+    assert!(two.second_log().ends_with(" and released"));
 }
