@@ -151,3 +151,38 @@ fn places_of_results_are_looked_at_before_the_build() {
     }
     bench.check_clean();
 }
+
+/// The directory is there and the disk has room, and still a result cannot be told: exit status,
+/// history and the description agree that the build failed.
+#[test]
+fn a_result_that_cannot_be_told_is_a_failure_everywhere() {
+    let bench = Bench::new();
+    bench.write("Dockerfile", "FROM scratch\nCOPY busybox /b\n");
+    // A name that leaves no room for that of the file that is written beside it.
+    let long = bench.out().join("i".repeat(255)).display().to_string();
+    let (iid, described) = (bench.out().join("iid"), bench.out().join("described"));
+    let (iid_file, metadata) = (iid.display().to_string(), described.display().to_string());
+    let check_history = |reason: &str| {
+        let last = run(bench.cofferdam(["history", "inspect"])).expect_status(0);
+        assert!(last.stdout.contains("\"exit_status\": 125"), "{last:?}");
+        assert!(last.stdout.contains(reason), "{last:?}");
+        assert!(!iid.exists(), "a failed build left an image id");
+    };
+    let reason = format!("cannot write {long}");
+    let options = ["--iidfile", &long, "--metadata-file", &metadata];
+    let failed = run(bench.build_command(&options)).expect_status(125);
+    failed.says(&[&reason]);
+    check_history(&reason);
+    let text = fs::read_to_string(&described).expect("a description");
+    assert!(text.contains("\"exit\": 125"), "{text}");
+    let options = ["--iidfile", &iid_file, "--metadata-file", &long];
+    let failed = run(bench.build_command(&options)).expect_status(125);
+    failed.says(&[&reason]);
+    check_history(&reason);
+    let mut quiet = bench.build_command(&["-q", "--iidfile", &iid_file]);
+    let full = fs::File::options().write(true).open("/dev/full");
+    let ended = quiet.stdout(full.expect("/dev/full")).status();
+    assert_eq!(ended.expect("a build").code(), Some(125));
+    check_history("cannot write standard output");
+    bench.check_clean();
+}

@@ -9,6 +9,7 @@ pub mod copy;
 pub mod dockerfile;
 pub mod event;
 pub mod executor;
+mod expansion;
 pub mod export;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -15,8 +15,10 @@ use crate::cancel::Cancel;
 /// Longest sleep of a worker before it looks at the state again.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long a stage rests after it met a step that another process is running.
-const BUSY_PAUSE: Duration = Duration::from_millis(250);
+/// How long a stage rests after it met a step that another process is running: at least this, and
+/// up to half as much again, so that those who wait for one step do not all look at once, again and
+/// again.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What came of an attempt at a step.
 #[derive(Debug)]
@@ -165,9 +167,10 @@ where
         let mut state = self.lock();
         while !self.cancel.is_cancelled() && state.incomplete > 0 {
             let Some((stage, step)) = state.take(Instant::now()) else {
+                let nap = state.nap(Instant::now());
                 state = self
                     .changed
-                    .wait_timeout(state, TICK)
+                    .wait_timeout(state, nap)
                     .unwrap_or_else(PoisonError::into_inner)
                     .0;
                 continue;
@@ -197,7 +200,7 @@ where
                 state.advance(self.shapes, stage, step + 1);
             }
             Ok(Attempt::Busy) => {
-                state.resting.insert((Instant::now() + BUSY_PAUSE, stage));
+                state.resting.insert((Instant::now() + pause(), stage));
             }
             Err(failure) => {
                 // The first failure counts: what fails afterwards fails because of the cancel.
@@ -223,6 +226,13 @@ impl<E> State<E> {
             state.advance(shapes, stage, 0);
         }
         state
+    }
+
+    /// How long there is nothing to do for a worker that found nothing: until the first stage has
+    /// rested, so that an uneven pause stays uneven.
+    fn nap(&self, now: Instant) -> Duration {
+        let rested = self.resting.first().map(|(until, _)| *until);
+        rested.map_or(TICK, |until| until.saturating_duration_since(now).min(TICK))
     }
 
     /// The first stage in the file whose next step may start now, and that step. It is taken out.
@@ -284,6 +294,14 @@ impl<E> State<E> {
             }
         }
     }
+}
+
+/// A pause of uneven length. Without the system's chance it is as good as any other.
+fn pause() -> Duration {
+    let mut chance = [0];
+    getrandom::fill(&mut chance).ok();
+    let [chance] = chance;
+    BUSY_PAUSE.mul_f64(1.0 + f64::from(chance) / 512.0)
 }
 
 /// Cancels the build if the thread that holds it unwinds.
@@ -363,6 +381,26 @@ mod tests {
             Ok(Attempt::Done(()))
         });
         assert!(solved.is_ok());
+    }
+
+    #[test]
+    fn those_who_wait_do_not_look_in_step() {
+        let pauses: BTreeSet<Duration> = (0..100).map(|_| pause()).collect();
+        assert!(pauses.len() > 10, "{pauses:?}");
+        let (shortest, longest) = (pauses.first().unwrap(), pauses.last().unwrap());
+        assert!(*shortest >= BUSY_PAUSE && *longest <= BUSY_PAUSE * 3 / 2);
+        // A worker wakes when the pause ends, and not at a multiple of its tick.
+        let mut state: State<()> = State::new(&[shape(&[&[]])]);
+        let now = Instant::now();
+        assert_eq!(state.take(now), Some((0, 0)));
+        assert_eq!(state.nap(now), TICK);
+        for (left, nap) in [(30, 30), (130, 100)] {
+            let until = now + Duration::from_millis(left);
+            state.resting = BTreeSet::from([(until, 0)]);
+            assert_eq!(state.nap(now), Duration::from_millis(nap));
+        }
+        assert_eq!(state.take(now + Duration::from_millis(129)), None);
+        assert_eq!(state.take(now + Duration::from_millis(130)), Some((0, 0)));
     }
 
     #[test]

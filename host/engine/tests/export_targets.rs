@@ -225,8 +225,7 @@ fn spoiled_bytes_in_the_store_do_not_leave_it() {
     let file = store.open_layer(made.diff_id).unwrap();
     let inode = file.metadata().unwrap().ino();
     let path = find_inode(&store.path("store"), inode).unwrap();
-    let whole = fs::read(&path).unwrap();
-    let mut spoiled = whole.clone();
+    let mut spoiled = fs::read(&path).unwrap();
     spoiled[50_000] ^= 1;
     let mode = fs::metadata(&path).unwrap().permissions();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -240,10 +239,15 @@ fn spoiled_bytes_in_the_store_do_not_leave_it() {
             "{}",
             chain(&error)
         );
+        assert!(chain(&error).contains("Run `cofferdam store check --repair`"));
         assert!(!out.exists());
     }
-    fs::write(&path, &whole).unwrap();
+    // What is advised helps, and less than that would not.
     fs::set_permissions(&path, mode).unwrap();
+    assert_eq!(store.check(false).unwrap().findings.len(), 1);
+    assert!(store.layer(made.diff_id).unwrap().is_some());
+    assert!(store.check(true).unwrap().is_repaired());
+    assert_eq!(store.layer(made.diff_id).unwrap(), None);
 }
 
 fn find_inode(dir: &Path, inode: u64) -> Option<PathBuf> {

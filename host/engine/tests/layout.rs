@@ -175,8 +175,16 @@ fn a_lying_configuration_is_refused() {
     layout.tag(image, "arch");
 
     let error = chain(&find(&store, &layout.source(Some("diff"))).unwrap_err());
-    assert!(error.contains("unpacks to"), "{error}");
-    assert_eq!(store.layer(wrong.into()).unwrap(), None);
+    let actual = layer.diff_id();
+    assert!(
+        error.contains(&format!(
+            "unpacks to {actual}, and the configuration says {wrong}"
+        )),
+        "{error}"
+    );
+    for digest in [wrong, actual] {
+        assert_eq!(store.layer(digest.into()).unwrap(), None);
+    }
     let error = chain(&find(&store, &layout.source(Some("count"))).unwrap_err());
     assert!(
         error.contains("1 layers and its configuration 0"),

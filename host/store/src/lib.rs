@@ -68,7 +68,7 @@ pub use housekeeping::{
 };
 pub use image::Image;
 pub use index::{Entry, EntryKind, Index, Mtime, content_id};
-pub use ingest::LayerWriter;
+pub use ingest::{LayerWriter, WrittenLayer};
 pub use instance::InstanceId;
 pub use layer::Layer;
 pub use resource::{ResourceId, ResourceKind};

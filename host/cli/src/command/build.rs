@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use engine::Cancel;
-use engine::build::{BuildError, BuildRequest, BuildResult, differing_text};
+use engine::build::{BuildError, BuildRequest, BuildResult, build_and_tell, differing_text};
 use serde_json::Value;
 
 pub(super) use args::Args;
@@ -57,10 +57,15 @@ fn build(
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
     let vm = Vm::new(args, &store, Arc::clone(progress));
+    let mut report = None;
     let built = room::kept(&store, args.min_free_space, progress, cancel, || {
-        engine::build::build(request, &store, &vm, &**progress, cancel)
+        // Before the history says that it worked, everything else has said so.
+        build_and_tell(request, &store, &vm, &**progress, cancel, |built| {
+            report = vm.end();
+            results::write(args, built, report.as_ref())
+        })
     });
-    let report = vm.end();
+    let report = report.or_else(|| vm.end());
     drop(vm);
     let built = built.map_err(|error| {
         let mut failure = failure(error);
@@ -70,10 +75,6 @@ fn build(
         failure
     });
     common.close(store);
-    let built = built.and_then(|built| {
-        results::write(args, &built, report.as_ref())?;
-        Ok(built)
-    });
     built.map_err(|failure| (failure, report))
 }
 
@@ -118,9 +119,6 @@ fn finish(
             let class = (built.differing() > 0).then_some(Class::Differs);
             let closing = differences(&built);
             progress.finish(End { class, closing });
-            if args.quiet {
-                super::print(|out| writeln!(out, "{}", built.image.config))?;
-            }
             Ok(ExitCode::from(class.map_or(0, Class::status)))
         }
         Err((failure, report)) => {

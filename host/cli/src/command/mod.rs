@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ::store::{OpenOptions, Store, StoreError};
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::exit::{Class, Failure};
@@ -184,14 +185,19 @@ fn complain(line: &str) {
     writeln!(io::stderr(), "{line}").ok();
 }
 
-/// Writes data to standard output. A reader that has gone has read enough: that is success.
+/// Writes data to standard output, as [`try_print`] does, for a command that has nothing else to do.
 fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<ExitCode, Failure> {
+    let printed = try_print(write).context("cannot write to standard output");
+    printed.map_err(Failure::host)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes data to standard output. A reader that has gone has read enough: that is success.
+fn try_print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::host(
-            anyhow::Error::new(error).context("cannot write to standard output"),
-        )),
-        Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -179,6 +179,14 @@ pub enum BuildError {
         /// Why.
         source: Box<ExportError>,
     },
+    /// The image is in the store, and who was to be told of it could not be.
+    #[error("cannot write {to}")]
+    Tell {
+        /// The file, or whatever else.
+        to: String,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The finished image could not be written down.
     #[error("cannot put the image together")]
     Assemble(#[source] Box<ImageError>),
@@ -295,7 +303,7 @@ impl BuildError {
                 StepError::Cancelled => Class::Cancelled,
                 StepError::Host(_) => Class::Host,
             },
-            Self::Store(_) => Class::Host,
+            Self::Store(_) | Self::Tell { .. } => Class::Host,
             Self::Export { source, .. } => export_class(source),
             Self::Cancelled => Class::Cancelled,
         }
@@ -316,6 +324,7 @@ impl BuildError {
             | Self::Context(_)
             | Self::Store(_)
             | Self::Export { .. }
+            | Self::Tell { .. }
             | Self::Assemble(_)
             | Self::Cancelled => return None,
         };

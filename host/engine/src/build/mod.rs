@@ -63,6 +63,22 @@ pub fn build(
     reporter: &dyn Reporter,
     cancel: &Cancel,
 ) -> Result<BuildResult, BuildError> {
+    build_and_tell(request, store, executor, reporter, cancel, |_| Ok(()))
+}
+
+/// As [`build`], for a caller that has to `tell` others of the result. A build of which that cannot
+/// be done has failed: the history then says why, as it does of any failure.
+///
+/// # Errors
+/// Those of [`build`], and those of `tell`.
+pub fn build_and_tell(
+    request: &BuildRequest,
+    store: &Store,
+    executor: &dyn Executor,
+    reporter: &dyn Reporter,
+    cancel: &Cancel,
+    tell: impl FnOnce(&BuildResult) -> Result<(), BuildError>,
+) -> Result<BuildResult, BuildError> {
     let id = store.start_build(&request.info())?;
     let tracker = Tracker::new(reporter);
     let result = Build {
@@ -75,6 +91,7 @@ pub fn build(
     }
     .run();
     tracker.close();
+    let result = result.and_then(|built| tell(&built).map(|()| built));
     let outcome = match &result {
         Ok(built) => {
             let differing = built.differing();

@@ -1,9 +1,10 @@
 //! ADD of a local archive.
 //!
 //! The law: an archive is input from strangers, so it goes through the same door as every layer:
-//! the store's ingest, which checks each entry and hashes it. What comes out is an index, and
-//! ADD copies from it as it would from a stage. The store remembers which archive became which
-//! layer, so an archive that did not change is not read again.
+//! the store's ingest, which checks each entry and hashes it; what it unpacks to has the same
+//! bound; and nothing of it is visible before it is known to be that of one state of the file. What
+//! comes out is an index, and ADD copies from it as it would from a stage. The store remembers which
+//! archive became which layer, so an archive that did not change is not read again.
 
 use std::io::{self, Read, Write};
 
@@ -15,6 +16,7 @@ use super::draft::{Body, Bytes, Meta, Planned, SameFile};
 use super::planner::{Changes, Planner};
 use super::source::{Node, Source};
 use crate::context::{Context, OpenError, Opened, Reader};
+use crate::expansion::Allowance;
 use crate::rootfs::resolve::{Kind, resolve};
 use crate::rootfs::{Rootfs, path};
 
@@ -195,7 +197,8 @@ impl Taking<'_> {
             failed: None,
         };
         let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
-        let copied = self.decompress(compression, &mut hashing, &mut writer);
+        let allowance = Allowance::of(stat.size);
+        let copied = self.decompress(compression, allowance, &mut hashing, &mut writer);
         if let Some(error) = hashing.failed.take() {
             writer.abandon();
             return Err(self.failed(OpenError::Io(error)));
@@ -204,11 +207,12 @@ impl Taking<'_> {
             writer.abandon();
             return Err(error);
         }
-        let layer = writer.finish().map_err(|error| self.refused(error))?;
         let digest = hashing.hasher.finish();
-        opened
-            .finish(self.context)
-            .map_err(|error| self.failed(error))?;
+        if let Err(error) = opened.finish(self.context) {
+            writer.abandon();
+            return Err(self.failed(error));
+        }
+        let layer = writer.finish().map_err(|error| self.refused(error))?;
         self.context.learn(self.number, |known| {
             if known.stat == stat {
                 known.digest = Some(digest);
@@ -222,6 +226,7 @@ impl Taking<'_> {
     fn decompress(
         &self,
         compression: Compression,
+        mut allowance: Allowance,
         hashing: &mut Hashing<'_>,
         out: &mut dyn Write,
     ) -> Result<(), CopyError> {
@@ -235,6 +240,9 @@ impl Taking<'_> {
                 .map_err(|error| self.damaged(&error))?
             {
                 self.check()?;
+                allowance
+                    .take(n_bytes)
+                    .map_err(|error| self.damaged(&error))?;
                 let piece = piece.get(..n_bytes).unwrap_or_default();
                 out.write_all(piece)
                     .map_err(|error| self.not_taken(error))?;

@@ -87,7 +87,7 @@ pub enum ExportError {
     #[error("cannot read a layer of the result")]
     ReadLayer(#[from] ReadError),
     /// The store holds other bytes than it should.
-    #[error("{0} is damaged in the store. Run `cofferdam store check`, then build again")]
+    #[error("{0} is damaged in the store. Run `cofferdam store check --repair`, then build again")]
     Damaged(Digest),
     /// A layer is gone.
     #[error("layer {0} has gone from the store. Build again")]

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, BuildResult, DockerfileSource, build};
@@ -39,7 +40,7 @@ impl Executor for StandIn<'_> {
         // `hold FILE` waits for the file, `hold FILE fail` fails then.
         if let Some(held) = command.strip_prefix("hold ") {
             let file = held.strip_suffix(" fail").unwrap_or(held);
-            while !std::path::Path::new(file).exists() {
+            while !Path::new(file).exists() {
                 if cancel.sleep(Duration::from_millis(5)) {
                     return Err(StepError::Cancelled);
                 }
@@ -92,8 +93,37 @@ pub(crate) struct Watch {
     names: Mutex<BTreeMap<u32, String>>,
     ended: Mutex<Vec<(String, Outcome)>>,
     pub(crate) warnings: Mutex<Vec<String>>,
+    statuses: Mutex<Vec<String>>,
     why: Mutex<BTreeMap<u32, String>>,
     compared: Mutex<BTreeMap<u32, Comparison>>,
+}
+
+impl Watch {
+    /// What steps printed so far.
+    pub(crate) fn printed(&self) -> String {
+        String::from_utf8(self.log.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Whether a step has waited for another build that does the same.
+    pub(crate) fn has_waited(&self) -> bool {
+        let statuses = self.statuses.lock().unwrap();
+        statuses
+            .iter()
+            .any(|what| what.starts_with("waiting for the same step"))
+    }
+}
+
+/// Far more than anything here takes, even on a slow machine under load.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Waits until something has happened, while other threads are at work.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + BOUND;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} never happened");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// What was told of steps, by their names.
@@ -136,13 +166,15 @@ impl Reporter for Watch {
                 self.compared.lock().unwrap().insert(step, comparison);
             }
             Event::Log { data, .. } => self.log.lock().unwrap().extend_from_slice(&data),
-            Event::Status { .. } => {}
+            Event::Status { what, .. } => self.statuses.lock().unwrap().push(what),
         }
     }
 }
 
 pub(crate) struct Bench {
-    dir: TempDir,
+    root: PathBuf,
+    /// Unless it belongs to another process.
+    _dir: Option<TempDir>,
 }
 
 /// What a build did.
@@ -184,15 +216,27 @@ impl Bench {
     pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::create_dir(dir.path().join("context")).unwrap();
-        Self { dir }
+        Self {
+            root: dir.path().to_owned(),
+            _dir: Some(dir),
+        }
+    }
+
+    /// With the store and the context of another one.
+    pub(crate) fn over(root: PathBuf) -> Self {
+        Self { root, _dir: None }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     pub(crate) fn context(&self) -> PathBuf {
-        self.dir.path().join("context")
+        self.root.join("context")
     }
 
     pub(crate) fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.root.join("store")
     }
 
     pub(crate) fn open(&self) -> Store {

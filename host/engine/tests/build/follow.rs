@@ -1,7 +1,9 @@
 //! Two builds that want the same step at the same time: one runs it, the other one shows what is
 //! printed there, and takes over how it ends.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use engine::event::Outcome;
 use engine::executor::StepError;
 use store::LogReader;
 
-use crate::bench::{Bench, Built, Watch};
+use crate::bench::{Bench, Built, Watch, wait_for};
 
 /// Two builds of one Dockerfile, whose step waits for a file.
 struct Two {
@@ -20,24 +22,12 @@ struct Two {
     gate: PathBuf,
 }
 
-const BOUND: Duration = Duration::from_secs(60);
-
-#[track_caller]
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + BOUND;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what} never happened");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn printed(watch: &Watch) -> String {
-    String::from_utf8(watch.log.lock().unwrap().clone()).unwrap()
-}
-
 impl Two {
     fn new(end: &str) -> Self {
-        let bench = Bench::new();
+        Self::over(Bench::new(), end)
+    }
+
+    fn over(bench: Bench, end: &str) -> Self {
         let gate = bench.context().with_extension("gate");
         let dockerfile = format!("FROM scratch\nRUN hold {}{end}\n", gate.display());
         Self {
@@ -59,14 +49,14 @@ impl Two {
                     .build_seen_by(&first_watch, &request, &first_cancel)
             });
             wait_for("the first build's step", || {
-                printed(&first_watch).contains("hold")
+                first_watch.printed().contains("hold")
             });
             let second = scope.spawn(|| {
                 self.bench
                     .build_seen_by(&second_watch, &request, &second_cancel)
             });
             wait_for("its output in the second", || {
-                printed(&second_watch).contains("hold")
+                second_watch.printed().contains("hold")
             });
             meanwhile(&first_cancel, &second_watch);
             (first.join().unwrap(), second.join().unwrap())
@@ -110,7 +100,7 @@ fn who_waits_shows_the_output_and_takes_over_the_result() {
     assert_eq!(second.commands(), [""; 0]);
     assert_eq!(*second.outcome("RUN"), Outcome::Done);
     let all = format!("hold {} and released", two.gate.display());
-    assert_eq!(printed(&watch), all);
+    assert_eq!(watch.printed(), all);
     assert_eq!(two.second_log(), all);
 }
 
@@ -128,7 +118,7 @@ fn who_waits_takes_over_that_the_command_failed() {
         );
     }
     assert_eq!(second.commands(), [""; 0]);
-    assert!(printed(&watch).ends_with(" and released"));
+    assert!(watch.printed().ends_with(" and released"));
     assert!(two.second_log().ends_with(" and released"));
     let warnings = watch.warnings.lock().unwrap();
     assert_eq!(*warnings, ["the command ran and failed in build 1"]);
@@ -173,11 +163,83 @@ fn who_wants_it_afresh_takes_nothing_over() {
             two.bench.build_seen_by(&watch, &request, &cancel)
         });
         wait_for("the first build's step", || {
-            printed(&watch).contains("hold")
+            watch.printed().contains("hold")
         });
         let second = scope.spawn(|| two.bench.build_as(&afresh, &Cancel::new()));
         two.open_gate();
         (first.join().unwrap(), second.join().unwrap())
     });
     assert_eq!((first.ran.len(), second.ran.len()), (1, 1));
+}
+
+/// Where the process that is killed has its store, and what it builds.
+const ROOT: &str = "COFFERDAM_TEST_FOLLOW_ROOT";
+
+/// The process behind the next test: builds until it is killed, or has waited for that for too long.
+#[test]
+fn child() {
+    let Some(root) = std::env::var_os(ROOT) else {
+        return;
+    };
+    let two = Two::over(Bench::over(root.into()), "");
+    let request = two.bench.request(&two.dockerfile);
+    let cancel = Cancel::new();
+    let late = cancel.clone();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_secs(180));
+        late.cancel();
+    });
+    let built = two.bench.build_as(&request, &cancel);
+    panic!("not killed: {:?}", built.result);
+}
+
+/// The kernel drops the lock of who was killed, and who waits looks several times a second: nobody
+/// waits for a time-out.
+#[test]
+fn who_waits_takes_over_from_a_process_that_was_killed() {
+    /// A few looks, with much to spare.
+    const SOON: Duration = Duration::from_secs(5);
+    let two = Two::new("");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "follow::child", "--nocapture"])
+        .env(ROOT, two.bench.root())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let request = two.bench.request(&two.dockerfile);
+    let (watch, cancel) = (Watch::default(), Cancel::new());
+    // The other process has the step once its log can be followed.
+    let store = two.bench.open();
+    wait_for("the step of the other process", || {
+        let builds = store.builds(1).unwrap();
+        let logs = builds
+            .first()
+            .map(|build| store.step_logs(build.id).unwrap());
+        logs.is_some_and(|logs| !logs.is_empty())
+    });
+    store.close().unwrap();
+    let (built, took) = thread::scope(|scope| {
+        let build = scope.spawn(|| two.bench.build_seen_by(&watch, &request, &cancel));
+        wait_for("its output here", || watch.printed().contains("hold"));
+        child.kill().unwrap();
+        let killed = Instant::now();
+        wait_for("a word on it", || {
+            !watch.warnings.lock().unwrap().is_empty()
+        });
+        let took = killed.elapsed();
+        two.open_gate();
+        (build.join().unwrap(), took)
+    });
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(9));
+    assert!(took < SOON, "{took:?}");
+    built.result.as_ref().unwrap();
+    assert_eq!(built.ran.len(), 1);
+    let warnings = watch.warnings.lock().unwrap();
+    assert_eq!(
+        *warnings,
+        ["`test` ended without a result; the step is done here"]
+    );
+    assert!(two.second_log().ends_with(" and released"));
 }

@@ -11,11 +11,14 @@ mod follow;
 mod graph;
 mod rebuild;
 
+use std::io;
 use std::time::Duration;
 
 use engine::Cancel;
-use engine::build::{BuildRequest, Class};
+use engine::build::{BuildError, BuildRequest, BuildResult, Class, build_and_tell};
 use engine::event::Outcome;
+use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
+use store::BuildState;
 
 use bench::Bench;
 
@@ -112,7 +115,7 @@ fn the_history_says_why_a_build_failed_and_not_only_where() {
     assert_eq!(err.class(), Class::Host);
     let store = bench.open();
     let builds = store.builds(1).unwrap();
-    let store::BuildState::Ended(_, outcome) = &builds[0].state else {
+    let BuildState::Ended(_, outcome) = &builds[0].state else {
         panic!("{builds:?}")
     };
     assert_eq!(
@@ -120,6 +123,48 @@ fn the_history_says_why_a_build_failed_and_not_only_where() {
         "Dockerfile:2: cannot run \"/bin/sh -c lose the vm\": the builder VM failed: 60 s without an answer"
     );
     store.close().unwrap();
+}
+
+/// Whoever was to be told of a result and could not be: the exit status says so, and so does the
+/// history.
+#[test]
+fn a_build_of_which_nobody_could_be_told_has_failed_in_the_history_too() {
+    let bench = Bench::new();
+    let store = bench.open();
+    bench.write("a", "one");
+    let request = BuildRequest {
+        tags: vec!["app:1".to_owned()],
+        ..bench.request("FROM scratch\nCOPY a /a\n")
+    };
+    let builds = || store.builds(9).unwrap();
+    let tell = |built: &BuildResult| {
+        assert!(matches!(builds()[0].state, BuildState::Running));
+        assert_eq!(built.names, ["app:1"]);
+        let source = io::Error::other("no room");
+        let to = "id".to_owned();
+        Err(BuildError::Tell { to, source })
+    };
+    let (watch, cancel) = (bench::Watch::default(), Cancel::new());
+    let built = build_and_tell(&request, &store, &NoVm, &watch, &cancel, tell);
+    assert_eq!(built.unwrap_err().class(), Class::Host);
+    let BuildState::Ended(_, outcome) = &builds()[0].state else {
+        panic!("{:?}", builds())
+    };
+    assert_eq!((outcome.class, outcome.status), (store::Class::Host, 125));
+    assert_eq!(outcome.message, "cannot write id: no room");
+    assert_eq!(outcome.image, None);
+    store.close().unwrap();
+}
+
+/// For builds without RUN.
+struct NoVm;
+
+impl Executor for NoVm {
+    fn prepare(&self) {}
+
+    fn run(&self, _: &StepSpec, _: &mut dyn Output, _: &Cancel) -> Result<StepDone, StepError> {
+        panic!("nothing to run")
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! `--rebuild`: steps that are in the store are done again and compared.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use engine::Cancel;
 use engine::build::{BuildRequest, Class, Rebuild};
 use engine::event::Outcome;
 
-use crate::bench::{Bench, Built};
+use crate::bench::{Bench, Built, Watch, wait_for};
 
 impl Bench {
     fn rebuild(&self, dockerfile: &str, how: Rebuild, epoch: Option<i64>) -> Built {
@@ -137,4 +138,52 @@ fn a_cancelled_rebuild_is_cancelled_and_what_is_stored_stays() {
     let built = bench.build_as(&request, &cancel);
     assert_eq!(built.result.unwrap_err().class(), Class::Cancelled);
     assert_eq!(bench.build(dockerfile).commands(), Vec::<&str>::new());
+}
+
+/// Whoever does a step does it alone, also to compare: two rebuilds at once, and a rebuild beside
+/// `--no-cache`.
+#[test]
+fn a_step_that_is_done_again_is_not_done_twice_at_once() {
+    let bench = Bench::new();
+    let gate = bench.context().with_extension("gate");
+    let dockerfile = format!("FROM scratch\nRUN hold {}\n", gate.display());
+    fs::write(&gate, "").unwrap();
+    bench.build(&dockerfile).result.unwrap();
+    let rebuild = BuildRequest {
+        rebuild: Some(Rebuild::Content),
+        ..bench.request(&dockerfile)
+    };
+    let afresh = BuildRequest {
+        no_cache: true,
+        ..bench.request(&dockerfile)
+    };
+    for (first, second) in [
+        (&rebuild, &rebuild),
+        (&rebuild, &afresh),
+        (&afresh, &rebuild),
+    ] {
+        fs::remove_file(&gate).unwrap();
+        let (first_watch, second_watch) = (Watch::default(), Watch::default());
+        let built = thread::scope(|scope| {
+            let first = scope.spawn(|| bench.build_seen_by(&first_watch, first, &Cancel::new()));
+            wait_for("the first build's step", || {
+                first_watch.printed().contains("hold")
+            });
+            let second = scope.spawn(|| bench.build_seen_by(&second_watch, second, &Cancel::new()));
+            wait_for("the second build's turn", || {
+                second_watch.has_waited() || !second_watch.printed().is_empty()
+            });
+            let beside = second_watch.printed();
+            // Who only wants the result has it, whatever others do.
+            let third = bench.build(&dockerfile);
+            fs::write(&gate, "").unwrap();
+            assert_eq!(beside, "", "both did the step");
+            assert_eq!(third.commands(), [""; 0]);
+            [first.join().unwrap(), second.join().unwrap()]
+        });
+        for built in built {
+            assert_eq!(built.result.unwrap().differing(), 0);
+            assert_eq!(built.ran.len(), 1);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Taking in a layer: an untrusted tar is checked, hashed, indexed and written, in one pass.
 //!
-//! The law: nothing of it is visible before [`LayerWriter::finish`] has committed it, and what was
-//! refused once stays refused. A layer that is there already is taken as it is, so no lock on the
+//! The law: nothing of it is visible before [`LayerWriter::finish`] has committed it, or
+//! [`WrittenLayer::finish`] for who compares its digest before, and what was refused once stays
+//! refused. A layer that is there already is taken as it is, so no lock on the
 //! name of a result exists anywhere.
 
 mod entry;
@@ -57,6 +58,14 @@ impl LayerWriter {
     /// [`IngestError::Rejected`] and [`IngestError::TooLarge`] if the tar cannot be a layer;
     /// [`IngestError::Store`] if the store could not keep it.
     pub fn finish(self) -> Result<Layer, IngestError> {
+        self.written()?.finish()
+    }
+
+    /// Ends the tar, and makes nothing visible yet: who expects a certain layer can compare.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn written(self) -> Result<WrittenLayer, IngestError> {
         let Self {
             store,
             draft,
@@ -66,12 +75,19 @@ impl LayerWriter {
         } = self;
         let done = match refused {
             Some(refused) => Err(refused),
-            None => complete(&store, &draft, sink, parser),
+            None => end(&draft, sink, parser),
         };
-        if done.is_err() {
-            store.discard_after_failure(&draft);
+        match done {
+            Ok(whole) => Ok(WrittenLayer {
+                store,
+                draft,
+                whole,
+            }),
+            Err(error) => {
+                store.discard_after_failure(&draft);
+                Err(error)
+            }
         }
-        done
     }
 
     /// Removes what was written.
@@ -106,17 +122,72 @@ impl Write for LayerWriter {
     }
 }
 
-fn complete(
-    store: &Store,
-    draft: &Draft,
-    sink: Sink,
-    parser: Parser,
-) -> Result<Layer, IngestError> {
+/// A layer of which all is written, and which nobody can see yet. Dropping it is as dropping a
+/// [`LayerWriter`].
+#[derive(Debug)]
+#[must_use = "a layer that is not finished is not there"]
+pub struct WrittenLayer {
+    store: Store,
+    draft: Draft,
+    whole: Whole,
+}
+
+/// A whole tar, and what it is.
+#[derive(Debug)]
+struct Whole {
+    file: File,
+    digest: Digest,
+    size: u64,
+    index: Index,
+}
+
+impl WrittenLayer {
+    /// Digest of what was written.
+    #[must_use]
+    pub fn diff_id(&self) -> DiffId {
+        DiffId(self.whole.digest)
+    }
+
+    /// Makes the layer durable and then visible, and leases it.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`] if the store could not keep it.
+    pub fn finish(self) -> Result<Layer, IngestError> {
+        let done = complete(&self.store, &self.draft, self.whole);
+        if done.is_err() {
+            self.store.discard_after_failure(&self.draft);
+        }
+        done
+    }
+
+    /// Removes what was written.
+    pub fn abandon(self) {
+        drop(self.whole);
+        self.store.discard_after_failure(&self.draft);
+    }
+}
+
+fn end(draft: &Draft, sink: Sink, parser: Parser) -> Result<Whole, IngestError> {
     let index = parser.finish()?;
     let size = sink.size();
     let (file, digest) = sink
         .finish()
         .map_err(StoreError::at("write", &draft.path))?;
+    Ok(Whole {
+        file,
+        digest,
+        size,
+        index,
+    })
+}
+
+fn complete(store: &Store, draft: &Draft, whole: Whole) -> Result<Layer, IngestError> {
+    let Whole {
+        file,
+        digest,
+        size,
+        index,
+    } = whole;
     // The usual case of a layer that is made again: nothing needs to become durable.
     if let Some(there) = store.acquire(|tx| object::find(tx, Wanted::Layer(digest)))? {
         store.discard(draft)?;

@@ -536,6 +536,30 @@ fn what_was_refused_stays_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn a_layer_that_is_written_is_not_there_before_it_is_finished() {
+    let root = Root::new();
+    let store = root.open();
+    let written = || {
+        let mut writer = store.layer_writer("test").unwrap();
+        let tar = archive(vec![raw(b'0', b"a", b"x")]);
+        writer.write_all(&tar).unwrap();
+        let written = writer.written().unwrap();
+        assert_eq!(written.diff_id().digest(), Digest::of(&tar));
+        written
+    };
+    let unwanted = written();
+    let diff_id = unwanted.diff_id();
+    assert_eq!(store.layer(diff_id).unwrap(), None);
+    unwanted.abandon();
+    assert_eq!(store.layer(diff_id).unwrap(), None);
+    assert_eq!(names(&root.path().join("blobs")).len(), 0);
+    let layer = written().finish().unwrap();
+    assert_eq!(store.layer(diff_id).unwrap(), Some(layer));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn the_content_id_leaves_out_times_and_nothing_else() {
     let root = Root::new();
     let store = root.open();

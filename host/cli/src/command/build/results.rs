@@ -1,15 +1,17 @@
 //! The files that tell other programs what a build came to.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
-use engine::build::BuildResult;
+use engine::build::{BuildError, BuildResult};
 use engine::event::Outcome;
 use serde_json::{Value, json};
 
 use super::args::Args;
+use crate::command;
 use crate::exit::{Class, Failure, chain};
 use crate::progress::{comparison, explanation, with};
 
@@ -47,24 +49,42 @@ fn check_directory(path: &Path) -> Result<(), Failure> {
     Err(Failure::new(Class::User, anyhow::Error::msg(text)))
 }
 
-/// Writes the image id and the description of a build that succeeded.
-pub(super) fn write(args: &Args, built: &BuildResult, vm: Option<&Value>) -> Result<(), Failure> {
+/// Writes the description and the image id of a build that worked, where they were asked for.
+pub(super) fn write(
+    args: &Args,
+    built: &BuildResult,
+    vm: Option<&Value>,
+) -> Result<(), BuildError> {
+    if let Some(path) = &args.metadata_file {
+        describe(path, of_success(built), vm).map_err(|source| cannot(path.display(), source))?;
+    }
+    let id = built.image.config.to_string();
     if let Some(path) = &args.iidfile {
         // No line end: scripts compare the content as it is.
-        replace(path, built.image.config.to_string().as_bytes())?;
+        replace(path, id.as_bytes()).map_err(|source| cannot(path.display(), source))?;
     }
-    let Some(path) = &args.metadata_file else {
-        return Ok(());
-    };
-    describe(path, of_success(built), vm)
+    if args.quiet {
+        command::try_print(|out| writeln!(out, "{id}"))
+            .map_err(|source| cannot("standard output", source))?;
+    }
+    Ok(())
 }
 
-/// Writes the description of a build that failed.
+fn cannot(to: impl Display, source: io::Error) -> BuildError {
+    let to = to.to_string();
+    BuildError::Tell { to, source }
+}
+
+/// Writes the description of a build that failed, perhaps only now, and takes back its image id.
 pub(super) fn write_failure(
     args: &Args,
     failure: &Failure,
     vm: Option<&Value>,
 ) -> Result<(), Failure> {
+    if let Some(path) = &args.iidfile {
+        // Nearly always there is none.
+        fs::remove_file(path).ok();
+    }
     let Some(path) = &args.metadata_file else {
         return Ok(());
     };
@@ -76,6 +96,8 @@ pub(super) fn write_failure(
         "log": log,
     });
     describe(path, json!({ "cofferdam.build": member }), vm)
+        .with_context(|| format!("cannot write {}", path.display()))
+        .map_err(Failure::host)
 }
 
 fn of_success(built: &BuildResult) -> Value {
@@ -111,7 +133,7 @@ fn of_success(built: &BuildResult) -> Value {
 }
 
 /// Writes the description, with what is known of the VM if there was one.
-fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> Result<(), Failure> {
+fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> io::Result<()> {
     if let (Value::Object(members), Some(vm)) = (&mut value, vm) {
         members.insert("cofferdam.vm".into(), vm.clone());
     }
@@ -119,7 +141,7 @@ fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> Result<(), Fai
 }
 
 /// Writes a file beside its place and renames it there.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", std::process::id()));
     let beside = Path::new(&beside);
@@ -131,6 +153,4 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
         fs::remove_file(beside).ok();
     }
     written
-        .with_context(|| format!("cannot write {}", path.display()))
-        .map_err(Failure::host)
 }

@@ -93,7 +93,13 @@ impl Steps<'_> {
         let key = keys::content(layer.content_id);
         let known = if afresh { None } else { self.store.peek(key)? };
         match known {
-            Some(known) => self.found(at, key, known, || Ok(layer)),
+            Some(known) => {
+                self.note_hit(at, key, Some(&known));
+                if self.request.rebuild.is_some() {
+                    return self.compare(at, known, &layer);
+                }
+                Ok(Attempt::Done((Some(known), Outcome::Cached)))
+            }
             None => {
                 let layer = self.bind(key, layer, afresh)?;
                 made(self.note_made(at, layer, afresh))

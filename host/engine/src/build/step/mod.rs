@@ -301,8 +301,9 @@ impl Steps<'_> {
         self.tracker.explained(at.number, why);
     }
 
-    /// The result of the step is in the store. With `--rebuild` the step is done `again` and both are
-    /// compared; the stored layer is the one that everything goes on with.
+    /// The result of the step is in the store. With `--rebuild` the step is done `again`, under a
+    /// claim like any step that is done: nobody else is at it meanwhile. The claim ends without a
+    /// result, so what is stored stays.
     fn found(
         &self,
         at: &At<'_>,
@@ -310,11 +311,29 @@ impl Steps<'_> {
         stored: Layer,
         again: impl FnOnce() -> Result<Layer, BuildError>,
     ) -> Tried {
-        self.note_hit(at, key, Some(&stored));
         if self.request.rebuild.is_none() {
+            self.note_hit(at, key, Some(&stored));
             return Ok(Attempt::Done((Some(stored), Outcome::Cached)));
         }
+        let claim = match self.claim(key, true)? {
+            Lookup::Claimed(claim) => claim,
+            Lookup::Busy(owner) => {
+                self.wait_for(at, &owner);
+                return Ok(Attempt::Busy);
+            }
+            // Not with `afresh`; the next look would find the same.
+            Lookup::Hit(_) => return Ok(Attempt::Busy),
+        };
+        self.tell(at, &claim)?;
+        self.note_hit(at, key, Some(&stored));
         let again = again()?;
+        claim.release()?;
+        self.compare(at, stored, &again)
+    }
+
+    /// Compares what a step has made again with what is stored, which is the layer that everything
+    /// goes on with.
+    fn compare(&self, at: &At<'_>, stored: Layer, again: &Layer) -> Tried {
         let strict = self.request.rebuild == Some(Rebuild::Strict);
         let epoch = self.request.epoch;
         let times = if strict {

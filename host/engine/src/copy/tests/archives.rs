@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::io::Write;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
 
 use flate2::write::GzEncoder;
 
 use super::{Kit, Line};
+use crate::copy::CopyError;
 use crate::copy::draft::Meta;
 use crate::copy::tar::Tar;
 
@@ -208,6 +213,57 @@ fn a_damaged_archive_is_an_error() {
     fs::write(kit.path().join("a.tar"), bytes).expect("an archive");
     let error = kit.error("ADD a.tar /d");
     assert!(error.starts_with("cannot unpack a.tar: "), "{error}");
+}
+
+#[test]
+fn a_small_archive_cannot_unpack_without_bound() {
+    let kit = Kit::new(&[], &[]);
+    let zeroes = "\0".repeat(40 << 20);
+    let bomb = zstd::encode_all(&*tar(&[&format!("f = {zeroes}")]), 1).expect("zstd");
+    assert!(bomb.len() < 8000, "{}", bomb.len());
+    fs::write(kit.path().join("a.tar.zst"), &bomb).expect("an archive");
+    let error = kit.error("ADD a.tar.zst /d");
+    let limit = (16 << 20) + 1100 * bomb.len();
+    assert_eq!(
+        error,
+        format!(
+            "cannot unpack a.tar.zst: it unpacks to more than {limit} bytes, the limit for one \
+             of {} bytes (16 MiB and 1100 times its length, but at most 128 GiB)",
+            bomb.len()
+        )
+    );
+    let report = kit.store.check(false).expect("a check");
+    assert_eq!((report.objects, report.findings), (0, Vec::new()));
+}
+
+#[test]
+fn an_archive_that_changes_while_it_is_read_leaves_nothing() {
+    let kit = Kit::new(&[], &[]);
+    let path = kit.path().join("a.tar");
+    fs::write(&path, tar(&[&format!("f = {}", "x".repeat(32 << 20))])).expect("an archive");
+    let (begun, ended) = (Barrier::new(2), AtomicBool::new(false));
+    let error = thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = fs::File::options().append(true).open(&path).expect("open");
+            for second in 1.. {
+                let time = UNIX_EPOCH + Duration::from_secs(second);
+                file.set_modified(time).expect("touched");
+                if second == 1 {
+                    begun.wait();
+                }
+                if ended.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+        });
+        begun.wait();
+        let planned = kit.plan("ADD a.tar /d");
+        ended.store(true, Ordering::SeqCst);
+        planned.err()
+    });
+    assert!(matches!(error, Some(CopyError::Changed(_))), "{error:?}");
+    let report = kit.store.check(false).expect("a check");
+    assert_eq!((report.objects, report.findings), (0, Vec::new()));
 }
 
 #[test]
