@@ -14,6 +14,7 @@ pub mod export;
 #[doc(hidden)]
 pub mod fuzzing;
 mod halt;
+mod http;
 pub mod image;
 mod keys;
 mod patient;
