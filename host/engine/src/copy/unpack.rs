@@ -1,4 +1,4 @@
-//! ADD of a local archive.
+//! ADD of an archive.
 //!
 //! The law: an archive is input from strangers, so it goes through the same door as every layer:
 //! the store's ingest, which checks each entry and hashes it. What comes out is an index, and
@@ -7,7 +7,7 @@
 
 use std::io::{self, Read, Write};
 
-use store::{Entry, EntryKind, Hasher, IngestError, Layer, Store};
+use store::{Digest, Entry, EntryKind, Hasher, IngestError, Layer, Store};
 
 use super::CopyError;
 use super::archive::{Compression, detect};
@@ -33,19 +33,50 @@ impl<'a> Planner<'a> {
             return Ok(false);
         };
         let name = self.source.path(node);
-        let taking = Taking {
+        let taking = FromContext {
             context,
-            store,
             number,
-            name: &name,
-            cancel: self.cancel,
+            taking: Taking {
+                store,
+                name: &name,
+                cancel: self.cancel,
+            },
         };
-        let Some(layer) = taking.layer()? else {
+        match taking.layer()? {
+            Some(layer) => self.unpack_layer(store, &name, &layer),
+            None => Ok(false),
+        }
+    }
+
+    /// Unpacks the blob `digest`, shown as `name`, into the destination, if it is an archive.
+    pub(super) fn unpack_download(
+        &mut self,
+        name: &str,
+        digest: Digest,
+    ) -> Result<bool, CopyError> {
+        let Some(store) = &self.downloads.store else {
             return Ok(false);
         };
+        let taking = Taking {
+            store,
+            name,
+            cancel: self.cancel,
+        };
+        match taking.layer_of_blob(digest)? {
+            Some(layer) => self.unpack_layer(store, name, &layer),
+            None => Ok(false),
+        }
+    }
+
+    fn unpack_layer(
+        &mut self,
+        store: &Store,
+        name: &str,
+        layer: &Layer,
+    ) -> Result<bool, CopyError> {
         let root = Rootfs::new(store, &[layer.diff_id])?;
         let index = store.index(layer.diff_id)?;
-        self.unpack_entries(&name, index.entries(), &root)?;
+        self.unpack_entries(name, index.entries(), &root)?;
         self.roots.push(root);
         Ok(true)
     }
@@ -137,16 +168,14 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// An archive on its way into the store.
-struct Taking<'t> {
+/// An archive of the context on its way into the store.
+struct FromContext<'t> {
     context: &'t Context,
-    store: &'t Store,
     number: u32,
-    name: &'t str,
-    cancel: &'t crate::Cancel,
+    taking: Taking<'t>,
 }
 
-impl Taking<'_> {
+impl FromContext<'_> {
     /// The layer of the archive; `None` if the file is none.
     fn layer(&self) -> Result<Option<Layer>, CopyError> {
         if let Some(layer) = self.known()? {
@@ -167,14 +196,7 @@ impl Taking<'_> {
                 .get(self.number as usize)
                 .and_then(|known| known.digest)
         };
-        let Some(digest) = digest else {
-            return Ok(None);
-        };
-        let fact = self.store.fact(FACT, &digest.to_string())?;
-        match fact.and_then(|diff_id| diff_id.parse().ok()) {
-            Some(diff_id) => Ok(self.store.layer(diff_id)?),
-            None => Ok(None),
-        }
+        digest.map_or(Ok(None), |digest| self.taking.known(digest))
     }
 
     fn open(&self, reader: &mut Reader<'_>) -> Result<Opened, CopyError> {
@@ -189,23 +211,8 @@ impl Taking<'_> {
     ) -> Result<Layer, CopyError> {
         let mut opened = self.open(reader)?;
         let stat = *opened.stat();
-        let mut hashing = Hashing {
-            from: &mut opened,
-            hasher: Hasher::new(),
-            failed: None,
-        };
-        let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
-        let copied = self.decompress(compression, &mut hashing, &mut writer);
-        if let Some(error) = hashing.failed.take() {
-            writer.abandon();
-            return Err(self.failed(OpenError::Io(error)));
-        }
-        if let Err(error) = copied {
-            writer.abandon();
-            return Err(error);
-        }
-        let layer = writer.finish().map_err(|error| self.refused(error))?;
-        let digest = hashing.hasher.finish();
+        let failed = |error| self.failed(OpenError::Io(error));
+        let (layer, digest) = self.taking.ingest(&mut opened, compression, failed)?;
         opened
             .finish(self.context)
             .map_err(|error| self.failed(error))?;
@@ -214,9 +221,102 @@ impl Taking<'_> {
                 known.digest = Some(digest);
             }
         });
-        self.store
-            .set_fact(FACT, &digest.to_string(), &layer.diff_id.to_string())?;
+        self.taking.remember(digest, &layer)?;
         Ok(layer)
+    }
+
+    fn failed(&self, error: OpenError) -> CopyError {
+        let path = self.taking.name.to_owned();
+        match error {
+            OpenError::Changed => CopyError::Changed(path),
+            OpenError::Io(source) => CopyError::Unreadable { path, source },
+        }
+    }
+}
+
+/// An archive on its way into the store, wherever it comes from.
+struct Taking<'t> {
+    store: &'t Store,
+    name: &'t str,
+    cancel: &'t crate::Cancel,
+}
+
+impl Taking<'_> {
+    /// The layer of the archive in a blob; `None` if the blob is none.
+    fn layer_of_blob(&self, digest: Digest) -> Result<Option<Layer>, CopyError> {
+        if let Some(layer) = self.known(digest)? {
+            return Ok(Some(layer));
+        }
+        let open = || {
+            let opened = self.store.open_blob(digest)?;
+            let (file, _) = opened.ok_or(CopyError::Lost(digest))?;
+            Ok::<_, CopyError>(file)
+        };
+        let Some(compression) = detect(open()?) else {
+            return Ok(None);
+        };
+        let ingested = self.ingest(&mut open()?, compression, CopyError::Write);
+        let (layer, actual) = match ingested {
+            // Of what is damaged in the store the server is not to blame.
+            Err(CopyError::Archive { .. }) if self.is_damaged(&mut open()?, digest)? => {
+                self.store.lose_blob(digest)?;
+                return Err(CopyError::Lost(digest));
+            }
+            ingested => ingested?,
+        };
+        if actual != digest {
+            self.store.lose_blob(digest)?;
+            return Err(CopyError::Lost(digest));
+        }
+        self.remember(digest, &layer)?;
+        Ok(Some(layer))
+    }
+
+    /// Whether a file is another one than its digest says.
+    fn is_damaged(&self, file: &mut dyn Read, digest: Digest) -> Result<bool, CopyError> {
+        let mut hashing = Hashing::new(file);
+        let mut piece = vec![0; PIECE];
+        while let 1.. = hashing.read(&mut piece).map_err(CopyError::Write)? {
+            self.check()?;
+        }
+        Ok(hashing.hasher.finish() != digest)
+    }
+
+    /// The layer that an archive became before, if it is there.
+    fn known(&self, digest: Digest) -> Result<Option<Layer>, CopyError> {
+        let fact = self.store.fact(FACT, &digest.to_string())?;
+        match fact.and_then(|diff_id| diff_id.parse().ok()) {
+            Some(diff_id) => Ok(self.store.layer(diff_id)?),
+            None => Ok(None),
+        }
+    }
+
+    fn remember(&self, digest: Digest, layer: &Layer) -> Result<(), CopyError> {
+        let (name, value) = (digest.to_string(), layer.diff_id.to_string());
+        Ok(self.store.set_fact(FACT, &name, &value)?)
+    }
+
+    /// Puts an archive into the store as a layer of its own. `failed` tells what an error of `from`
+    /// is. Returns the digest of all that was read, too.
+    fn ingest(
+        &self,
+        from: &mut dyn Read,
+        compression: Compression,
+        failed: impl Fn(io::Error) -> CopyError,
+    ) -> Result<(Layer, Digest), CopyError> {
+        let mut hashing = Hashing::new(from);
+        let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
+        let copied = self.decompress(compression, &mut hashing, &mut writer);
+        if let Some(error) = hashing.failed.take() {
+            writer.abandon();
+            return Err(failed(error));
+        }
+        if let Err(error) = copied {
+            writer.abandon();
+            return Err(error);
+        }
+        let layer = writer.finish().map_err(|error| self.refused(error))?;
+        Ok((layer, hashing.hasher.finish()))
     }
 
     fn decompress(
@@ -282,21 +382,23 @@ impl Taking<'_> {
             reason: error.to_string(),
         }
     }
-
-    fn failed(&self, error: OpenError) -> CopyError {
-        let path = self.name.to_owned();
-        match error {
-            OpenError::Changed => CopyError::Changed(path),
-            OpenError::Io(source) => CopyError::Unreadable { path, source },
-        }
-    }
 }
 
 /// Hashes what is read, and keeps errors of the file apart from those of its content.
 struct Hashing<'f> {
-    from: &'f mut Opened,
+    from: &'f mut dyn Read,
     hasher: Hasher,
     failed: Option<io::Error>,
+}
+
+impl<'f> Hashing<'f> {
+    fn new(from: &'f mut dyn Read) -> Self {
+        Self {
+            from,
+            hasher: Hasher::new(),
+            failed: None,
+        }
+    }
 }
 
 impl Read for Hashing<'_> {
