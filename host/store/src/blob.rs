@@ -79,6 +79,18 @@ impl Store {
         Ok(disk::open(&self.layout().blob(object.id))?.map(|file| (file, object.size)))
     }
 
+    /// Gives up a blob whose bytes are seen not to be those of its digest: from now on the store does
+    /// not have it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn lose_blob(&self, digest: Digest) -> Result<(), StoreError> {
+        let Some(object) = self.blob_object(digest)? else {
+            return Ok(());
+        };
+        self.lose(object.id, "its file does not match its digest")
+    }
+
     fn blob_object(&self, digest: Digest) -> Result<Option<Object>, StoreError> {
         self.acquire(|tx| object::find(tx, Wanted::Bytes(digest)))
     }

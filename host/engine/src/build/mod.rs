@@ -373,6 +373,7 @@ impl Build<'_> {
             roots: Mutex::default(),
             chains: Mutex::default(),
             followed: Mutex::default(),
+            fetched: Mutex::default(),
         };
         let shapes = shapes(plan);
         Solver::new(&shapes, self.cancel)

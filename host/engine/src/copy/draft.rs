@@ -64,6 +64,8 @@ pub(super) enum Bytes {
     Context(u32),
     /// In a layer of one of the source roots.
     Rootfs { root: usize, inode: Inode },
+    /// In a blob of the store.
+    Blob { digest: Digest, size: u64 },
     /// Here.
     Inline { data: Arc<[u8]>, digest: Digest },
 }

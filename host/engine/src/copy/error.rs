@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 
-use store::StoreError;
+use store::{Digest, StoreError};
 
 use crate::context::{BadPattern, ContextError, IgnoreError, IgnoredBy, Missing};
+use crate::download::{BadName, DownloadError};
 use crate::rootfs::{ReadError, ResolveError, UserError};
 
 /// Why a COPY, ADD or WORKDIR fails. Those that are not the user's to mend say so in
@@ -86,6 +87,26 @@ pub enum CopyError {
         /// What is wrong.
         reason: String,
     },
+    /// A file of a server cannot be had.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    /// A file of a server has no name to be put under.
+    #[error(
+        "{url} gives no name for a file in a directory, since {reason}; write the name of the file \
+         at the destination"
+    )]
+    NoName {
+        /// The address.
+        url: String,
+        /// Why not.
+        reason: BadName,
+    },
+    /// A file of a server was to be copied before it was there.
+    #[error("{0} was not downloaded")]
+    NotDownloaded(String),
+    /// A file that was downloaded is gone, or not what it was.
+    #[error("the downloaded file {0} is gone from the store or was damaged there; build again")]
+    Lost(Digest),
     /// The context cannot be read at all.
     #[error(transparent)]
     Context(ContextError),
@@ -135,7 +156,32 @@ impl CopyError {
     /// Whether the machine failed, not the Dockerfile or the context.
     #[must_use]
     pub fn is_host(&self) -> bool {
-        matches!(self, Self::Layer(_) | Self::Store(_) | Self::Write(_))
+        match self {
+            Self::Layer(_)
+            | Self::Store(_)
+            | Self::Write(_)
+            | Self::NotDownloaded(_)
+            | Self::Lost(_) => true,
+            Self::Download(error) => error.is_host(),
+            Self::Missing(_)
+            | Self::AllIgnored(_)
+            | Self::Pattern { .. }
+            | Self::Flag(_)
+            | Self::NonDirectory(_)
+            | Self::OntoDirectory(_)
+            | Self::Whiteout(_)
+            | Self::DirectoryAgain(_)
+            | Self::Path(_)
+            | Self::Mode(_)
+            | Self::Owner(_)
+            | Self::Special { .. }
+            | Self::Unreadable { .. }
+            | Self::Changed(_)
+            | Self::Archive { .. }
+            | Self::NoName { .. }
+            | Self::Context(_)
+            | Self::Cancelled => false,
+        }
     }
 }
 

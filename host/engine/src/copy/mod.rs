@@ -1,4 +1,4 @@
-//! COPY, ADD of local files, and WORKDIR: layers that the host makes by itself.
+//! COPY, ADD, and WORKDIR: layers that the host makes by itself.
 //!
 //! The law: [`plan()`] decides everything that a layer will hold from names and metadata alone,
 //! [`CopyPlan::write`] only carries it out. What is decided depends on nothing but the

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use store::{ContentId, Digest, Entry, EntryKind, Index};
+use store::{ContentId, Digest, Entry, EntryKind, Index, Store};
 
 use super::draft::{Bytes, Draft, Item, ItemBody, entry_kind};
 use super::planner::{Changes, Planner};
@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::context::scan::Known;
 use crate::context::stat::Stat;
 use crate::copy::chmod::ModeChange;
+use crate::download::Downloads;
 use crate::rootfs::resolve::{Kind, ResolveError, Tree, resolve};
 use crate::rootfs::{Rootfs, path};
 
@@ -31,6 +32,8 @@ pub struct CopyPlan {
     pub(super) context: Option<Context>,
     /// Where files of another stage, or of archives, are read.
     pub(super) roots: Vec<Rootfs>,
+    /// Where files from servers are.
+    pub(super) store: Option<Store>,
     /// What each file of the context looked like when it was written.
     pub(super) written: Mutex<Vec<(u32, Stat)>>,
     /// What the user should know.
@@ -38,14 +41,15 @@ pub struct CopyPlan {
 }
 
 /// Decides what the layer of a COPY or ADD holds. `source` is where its sources are taken from,
-/// `target` the root that it is copied into. No content is read, save that of archives that ADD
-/// unpacks for the first time.
+/// `downloads` has those that are on servers, `target` is the root that it is copied into. No
+/// content is read, save that of archives that ADD unpacks for the first time.
 ///
 /// # Errors
 /// If a source is not there, two things do not go together, or a flag makes no sense.
 pub fn plan(
     spec: &CopySpec,
     source: &SourceTree<'_>,
+    downloads: &Downloads,
     target: &Rootfs,
     cancel: &Cancel,
 ) -> Result<CopyPlan, CopyError> {
@@ -65,7 +69,8 @@ pub fn plan(
     // An independent layer is made as if there were nothing below it.
     let nothing = Rootfs::empty();
     let draft = Draft::new(if spec.link { &nothing } else { target });
-    let mut planner = Planner::new(spec, Source::new(*source)?, draft, changes, cancel);
+    let source_tree = Source::new(*source)?;
+    let mut planner = Planner::new(spec, source_tree, downloads, draft, changes, cancel);
     planner.run()?;
     let context = match source {
         SourceTree::Context(context) => Some((*context).clone()),
@@ -75,6 +80,7 @@ pub fn plan(
         items: planner.draft.finish()?,
         context,
         roots: planner.roots,
+        store: downloads.store.clone(),
         written: Mutex::default(),
         warnings: planner.warnings,
     })
@@ -111,6 +117,7 @@ pub fn plan_workdir(
         items: draft.finish()?,
         context: None,
         roots: Vec::new(),
+        store: None,
         written: Mutex::default(),
         warnings: Vec::new(),
     }))
@@ -190,7 +197,9 @@ impl CopyPlan {
                 meta.xattrs.clone_from(&known.xattrs);
                 Some((known.stat.size, known.digest?))
             }
-            other @ (Bytes::Rootfs { .. } | Bytes::Inline { .. }) => self.size_and_digest(other),
+            other @ (Bytes::Rootfs { .. } | Bytes::Blob { .. } | Bytes::Inline { .. }) => {
+                self.size_and_digest(other)
+            }
         })?;
         Some(Entry {
             path: item.path.clone(),
@@ -206,6 +215,7 @@ impl CopyPlan {
     /// Length and digest of bytes that do not change.
     pub(super) fn size_and_digest(&self, bytes: &Bytes) -> Option<(u64, Digest)> {
         match bytes {
+            Bytes::Blob { digest, size } => Some((*size, *digest)),
             Bytes::Inline { data, digest } => Some((data.len() as u64, *digest)),
             Bytes::Rootfs { root, inode } => match self.roots.get(*root)?.inode(*inode)?.kind {
                 EntryKind::File { size, digest, .. } => Some((size, digest)),

@@ -6,13 +6,14 @@
 use store::Mtime;
 
 use super::chmod::ModeChange;
-use super::draft::{Body, Draft, Meta, Planned};
+use super::draft::{Body, Bytes, Draft, Meta, Planned};
 use super::select;
 use super::source::{Node, Source, Thing, UNDATED, inline};
 use super::walk::{Filter, Walk};
 use super::{CopyError, CopySource, CopySpec};
 use crate::Cancel;
 use crate::context::ignore::Ignore;
+use crate::download::{Downloads, WebSource};
 use crate::rootfs::resolve::{Kind, Tree, resolve};
 use crate::rootfs::{Rootfs, path};
 
@@ -20,6 +21,8 @@ use crate::rootfs::{Rootfs, path};
 const MADE_DIRECTORY: u32 = 0o755;
 /// Mode of a file whose content stands in the Dockerfile.
 const MADE_FILE: u32 = 0o644;
+/// Mode of a file from a server, which says nothing of modes.
+const DOWNLOADED: u32 = 0o600;
 
 /// What the flags change about everything that is copied.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +96,7 @@ impl Destination {
 pub(super) struct Planner<'a> {
     pub(super) spec: &'a CopySpec,
     pub(super) source: Source<'a>,
+    pub(super) downloads: &'a Downloads,
     pub(super) draft: Draft<'a>,
     pub(super) changes: Changes,
     pub(super) dest: Destination,
@@ -109,6 +113,7 @@ impl<'a> Planner<'a> {
     pub(super) fn new(
         spec: &'a CopySpec,
         source: Source<'a>,
+        downloads: &'a Downloads,
         draft: Draft<'a>,
         changes: Changes,
         cancel: &'a Cancel,
@@ -122,6 +127,7 @@ impl<'a> Planner<'a> {
         Self {
             spec,
             source,
+            downloads,
             draft,
             changes,
             dest,
@@ -138,6 +144,7 @@ impl<'a> Planner<'a> {
         for source in &spec.sources {
             match source {
                 CopySource::Heredoc { name, data } => self.heredoc(name.as_bytes(), data)?,
+                CopySource::Web(source) => self.web(source)?,
                 CopySource::Path(written) if spec.parents => self.with_parents(written)?,
                 CopySource::Path(written) => self.path(written)?,
             }
@@ -235,14 +242,45 @@ impl<'a> Planner<'a> {
         )
     }
 
+    /// A file from a server.
+    fn web(&mut self, source: &WebSource) -> Result<(), CopyError> {
+        let url = || source.address.to_string();
+        let file = self.downloads.get(source);
+        let file = file.ok_or_else(|| CopyError::NotDownloaded(url()))?;
+        self.n_sources += 1;
+        if source.unpack && self.unpack_download(&url(), file.digest)? {
+            return Ok(());
+        }
+        let name = match source.address.name() {
+            Ok(name) => name,
+            Err(reason) if self.is_into()? => return Err(CopyError::NoName { url: url(), reason }),
+            Err(_) => Vec::new(),
+        };
+        let body = Body::File(Bytes::Blob {
+            digest: file.digest,
+            size: file.size,
+        });
+        let meta = Meta {
+            mode: DOWNLOADED,
+            mtime: file.mtime,
+            ..Meta::default()
+        };
+        let meta = self.changes.apply(meta, &body);
+        let same = None;
+        self.file(&name, Planned { meta, body, same })
+    }
+
+    /// Whether a file goes into the destination and not into its place.
+    fn is_into(&self) -> Result<bool, CopyError> {
+        let place = resolve(&self.draft, &self.dest.path, true)?;
+        let is_directory = |spot| self.draft.kind(spot) == Kind::Directory;
+        Ok(self.dest.directory || place.node.is_some_and(is_directory))
+    }
+
     /// Puts anything but a directory at the destination, or into it if that is a directory.
     fn file(&mut self, name: &[u8], planned: Planned) -> Result<(), CopyError> {
         let place = resolve(&self.draft, &self.dest.path, true)?;
-        let into = self.dest.directory
-            || place
-                .node
-                .is_some_and(|spot| self.draft.kind(spot) == Kind::Directory);
-        let (dir, name) = if into {
+        let (dir, name) = if self.is_into()? {
             (place.path.as_slice(), name)
         } else {
             path::split(&place.path)

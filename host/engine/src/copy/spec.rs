@@ -1,6 +1,8 @@
 //! What a COPY or ADD instruction asks for, after expansion of variables.
 
-/// A COPY or ADD of local files.
+use crate::download::WebSource;
+
+/// A COPY or ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopySpec {
     /// Where the sources are taken from.
@@ -21,7 +23,7 @@ pub struct CopySpec {
     pub parents: bool,
     /// Make the layer without looking at what is below it.
     pub link: bool,
-    /// Unpack sources that are tar archives (ADD).
+    /// Unpack files that are tar archives (ADD). Files from servers say so themselves.
     pub unpack: bool,
 }
 
@@ -48,4 +50,6 @@ pub enum CopySource {
         /// Its content.
         data: Vec<u8>,
     },
+    /// A file on a server (ADD).
+    Web(WebSource),
 }

@@ -1,4 +1,4 @@
-//! ADD of a local archive.
+//! ADD of an archive.
 //!
 //! The law: an archive is input from strangers, so it goes through the same door as every layer:
 //! the store's ingest, which checks each entry and hashes it; what it unpacks to has the same
@@ -8,7 +8,7 @@
 
 use std::io::{self, Read, Write};
 
-use store::{Entry, EntryKind, Hasher, IngestError, Layer, Store};
+use store::{Digest, Entry, EntryKind, Hasher, IngestError, Layer, LayerWriter, Store};
 
 use super::CopyError;
 use super::archive::{Compression, detect};
@@ -35,19 +35,50 @@ impl<'a> Planner<'a> {
             return Ok(false);
         };
         let name = self.source.path(node);
-        let taking = Taking {
+        let taking = FromContext {
             context,
-            store,
             number,
-            name: &name,
-            cancel: self.cancel,
+            taking: Taking {
+                store,
+                name: &name,
+                cancel: self.cancel,
+            },
         };
-        let Some(layer) = taking.layer()? else {
+        match taking.layer()? {
+            Some(layer) => self.unpack_layer(store, &name, &layer),
+            None => Ok(false),
+        }
+    }
+
+    /// Unpacks the blob `digest`, shown as `name`, into the destination, if it is an archive.
+    pub(super) fn unpack_download(
+        &mut self,
+        name: &str,
+        digest: Digest,
+    ) -> Result<bool, CopyError> {
+        let Some(store) = &self.downloads.store else {
             return Ok(false);
         };
+        let taking = Taking {
+            store,
+            name,
+            cancel: self.cancel,
+        };
+        match taking.layer_of_blob(digest)? {
+            Some(layer) => self.unpack_layer(store, name, &layer),
+            None => Ok(false),
+        }
+    }
+
+    fn unpack_layer(
+        &mut self,
+        store: &Store,
+        name: &str,
+        layer: &Layer,
+    ) -> Result<bool, CopyError> {
         let root = Rootfs::new(store, &[layer.diff_id])?;
         let index = store.index(layer.diff_id)?;
-        self.unpack_entries(&name, index.entries(), &root)?;
+        self.unpack_entries(name, index.entries(), &root)?;
         self.roots.push(root);
         Ok(true)
     }
@@ -139,16 +170,14 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// An archive on its way into the store.
-struct Taking<'t> {
+/// An archive of the context on its way into the store.
+struct FromContext<'t> {
     context: &'t Context,
-    store: &'t Store,
     number: u32,
-    name: &'t str,
-    cancel: &'t crate::Cancel,
+    taking: Taking<'t>,
 }
 
-impl Taking<'_> {
+impl FromContext<'_> {
     /// The layer of the archive; `None` if the file is none.
     fn layer(&self) -> Result<Option<Layer>, CopyError> {
         if let Some(layer) = self.known()? {
@@ -169,14 +198,7 @@ impl Taking<'_> {
                 .get(self.number as usize)
                 .and_then(|known| known.digest)
         };
-        let Some(digest) = digest else {
-            return Ok(None);
-        };
-        let fact = self.store.fact(FACT, &digest.to_string())?;
-        match fact.and_then(|diff_id| diff_id.parse().ok()) {
-            Some(diff_id) => Ok(self.store.layer(diff_id)?),
-            None => Ok(None),
-        }
+        digest.map_or(Ok(None), |digest| self.taking.known(digest))
     }
 
     fn open(&self, reader: &mut Reader<'_>) -> Result<Opened, CopyError> {
@@ -191,36 +213,123 @@ impl Taking<'_> {
     ) -> Result<Layer, CopyError> {
         let mut opened = self.open(reader)?;
         let stat = *opened.stat();
-        let mut hashing = Hashing {
-            from: &mut opened,
-            hasher: Hasher::new(),
-            failed: None,
-        };
-        let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
-        let allowance = Allowance::of(stat.size);
-        let copied = self.decompress(compression, allowance, &mut hashing, &mut writer);
-        if let Some(error) = hashing.failed.take() {
-            writer.abandon();
-            return Err(self.failed(OpenError::Io(error)));
-        }
-        if let Err(error) = copied {
-            writer.abandon();
-            return Err(error);
-        }
-        let digest = hashing.hasher.finish();
+        let failed = |error| self.failed(OpenError::Io(error));
+        let taken = self
+            .taking
+            .read(&mut opened, stat.size, compression, failed)?;
+        let (writer, digest) = taken;
         if let Err(error) = opened.finish(self.context) {
             writer.abandon();
             return Err(self.failed(error));
         }
-        let layer = writer.finish().map_err(|error| self.refused(error))?;
+        let layer = self.taking.finish(writer)?;
         self.context.learn(self.number, |known| {
             if known.stat == stat {
                 known.digest = Some(digest);
             }
         });
-        self.store
-            .set_fact(FACT, &digest.to_string(), &layer.diff_id.to_string())?;
+        self.taking.remember(digest, &layer)?;
         Ok(layer)
+    }
+
+    fn failed(&self, error: OpenError) -> CopyError {
+        let path = self.taking.name.to_owned();
+        match error {
+            OpenError::Changed => CopyError::Changed(path),
+            OpenError::Io(source) => CopyError::Unreadable { path, source },
+        }
+    }
+}
+
+/// An archive on its way into the store, wherever it comes from.
+struct Taking<'t> {
+    store: &'t Store,
+    name: &'t str,
+    cancel: &'t crate::Cancel,
+}
+
+impl Taking<'_> {
+    /// The layer of the archive in a blob; `None` if the blob is none.
+    fn layer_of_blob(&self, digest: Digest) -> Result<Option<Layer>, CopyError> {
+        if let Some(layer) = self.known(digest)? {
+            return Ok(Some(layer));
+        }
+        let open = || {
+            let opened = self.store.open_blob(digest)?;
+            opened.ok_or(CopyError::Lost(digest))
+        };
+        let (mut file, size) = open()?;
+        let Some(compression) = detect(open()?.0) else {
+            return Ok(None);
+        };
+        let (writer, actual) = match self.read(&mut file, size, compression, CopyError::Write) {
+            // Of what is damaged in the store the server is not to blame.
+            Err(CopyError::Archive { .. }) if self.is_damaged(&mut open()?.0, digest)? => {
+                self.store.lose_blob(digest)?;
+                return Err(CopyError::Lost(digest));
+            }
+            taken => taken?,
+        };
+        if actual != digest {
+            writer.abandon();
+            self.store.lose_blob(digest)?;
+            return Err(CopyError::Lost(digest));
+        }
+        let layer = self.finish(writer)?;
+        self.remember(digest, &layer)?;
+        Ok(Some(layer))
+    }
+
+    /// Whether a file is another one than its digest says.
+    fn is_damaged(&self, file: &mut dyn Read, digest: Digest) -> Result<bool, CopyError> {
+        let mut hashing = Hashing::new(file);
+        let mut piece = vec![0; PIECE];
+        while let 1.. = hashing.read(&mut piece).map_err(CopyError::Write)? {
+            self.check()?;
+        }
+        Ok(hashing.hasher.finish() != digest)
+    }
+
+    /// The layer that an archive became before, if it is there.
+    fn known(&self, digest: Digest) -> Result<Option<Layer>, CopyError> {
+        let fact = self.store.fact(FACT, &digest.to_string())?;
+        match fact.and_then(|diff_id| diff_id.parse().ok()) {
+            Some(diff_id) => Ok(self.store.layer(diff_id)?),
+            None => Ok(None),
+        }
+    }
+
+    fn remember(&self, digest: Digest, layer: &Layer) -> Result<(), CopyError> {
+        let (name, value) = (digest.to_string(), layer.diff_id.to_string());
+        Ok(self.store.set_fact(FACT, &name, &value)?)
+    }
+
+    /// Reads an archive of `size` bytes as a layer of its own, which is not visible yet. `failed`
+    /// tells what an error of `from` is. Returns the digest of all that was read, too.
+    fn read(
+        &self,
+        from: &mut dyn Read,
+        size: u64,
+        compression: Compression,
+        failed: impl Fn(io::Error) -> CopyError,
+    ) -> Result<(LayerWriter, Digest), CopyError> {
+        let mut hashing = Hashing::new(from);
+        let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
+        let allowance = Allowance::of(size);
+        let copied = self.decompress(compression, allowance, &mut hashing, &mut writer);
+        if let Some(error) = hashing.failed.take() {
+            writer.abandon();
+            return Err(failed(error));
+        }
+        if let Err(error) = copied {
+            writer.abandon();
+            return Err(error);
+        }
+        Ok((writer, hashing.hasher.finish()))
+    }
+
+    fn finish(&self, writer: LayerWriter) -> Result<Layer, CopyError> {
+        writer.finish().map_err(|error| self.refused(error))
     }
 
     fn decompress(
@@ -290,21 +399,23 @@ impl Taking<'_> {
             reason: error.to_string(),
         }
     }
-
-    fn failed(&self, error: OpenError) -> CopyError {
-        let path = self.name.to_owned();
-        match error {
-            OpenError::Changed => CopyError::Changed(path),
-            OpenError::Io(source) => CopyError::Unreadable { path, source },
-        }
-    }
 }
 
 /// Hashes what is read, and keeps errors of the file apart from those of its content.
 struct Hashing<'f> {
-    from: &'f mut Opened,
+    from: &'f mut dyn Read,
     hasher: Hasher,
     failed: Option<io::Error>,
+}
+
+impl<'f> Hashing<'f> {
+    fn new(from: &'f mut dyn Read) -> Self {
+        Self {
+            from,
+            hasher: Hasher::new(),
+            failed: None,
+        }
+    }
 }
 
 impl Read for Hashing<'_> {

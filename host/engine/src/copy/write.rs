@@ -2,12 +2,12 @@
 //!
 //! The law: each file is read once, and what is written of it is one state of it. A small file
 //! that changes while it is read is read again; a large one, of which bytes may have gone out
-//! already, fails the step.
+//! already, fails the step. A file that was downloaded is the one of its digest or fails the step.
 
 use std::io::{Read, Write};
 use std::sync::PoisonError;
 
-use store::{Digest, EntryKind};
+use store::{Digest, EntryKind, Hasher};
 
 use super::draft::{Body, Bytes, Item, ItemBody, Meta, entry_kind};
 use super::tar::Tar;
@@ -74,6 +74,9 @@ impl Writing<'_, '_> {
                     .and_then(|()| self.tar.pad(size))
                     .map_err(CopyError::Write)
             }
+            ItemBody::New(Body::File(Bytes::Blob { digest, size })) => {
+                self.blob(item, *digest, *size)
+            }
             ItemBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
                 let root = self.plan.roots.get(*root);
                 let Some(data) = root.map(|root| root.open_inode(*inode)).transpose()? else {
@@ -92,6 +95,22 @@ impl Writing<'_, '_> {
             )
             | ItemBody::HardLink(_) => self.header(item, 0).map(|_| ()),
         }
+    }
+
+    /// Writes a file that was downloaded. That its bytes are those of its digest was seen when they
+    /// came; what has become of them since is seen here.
+    fn blob(&mut self, item: &Item, digest: Digest, size: u64) -> Result<(), CopyError> {
+        let lost = || CopyError::Lost(digest);
+        let store = self.plan.store.as_ref().ok_or_else(lost)?;
+        let (file, found) = store.open_blob(digest)?.ok_or_else(lost)?;
+        let mut hashing = Hashing::new(file.take(size));
+        self.header(item, size)?;
+        self.copy(&mut hashing, CopyError::Write)?;
+        if found != size || hashing.finish() != digest {
+            store.lose_blob(digest)?;
+            return Err(lost());
+        }
+        self.tar.pad(size).map_err(CopyError::Write)
     }
 
     /// Writes a header; the size is handed back for the padding.
@@ -248,5 +267,30 @@ impl Writing<'_, '_> {
             return Ok(String::new());
         };
         Ok(String::from_utf8_lossy(&context.scan()?.path(node)).into_owned())
+    }
+}
+
+/// Hashes what is read.
+struct Hashing<R> {
+    from: R,
+    hasher: Hasher,
+}
+
+impl<R> Hashing<R> {
+    fn new(from: R) -> Self {
+        let hasher = Hasher::new();
+        Self { from, hasher }
+    }
+
+    fn finish(self) -> Digest {
+        self.hasher.finish()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n_bytes = self.from.read(buf)?;
+        self.hasher.update(buf.get(..n_bytes).unwrap_or_default());
+        Ok(n_bytes)
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::redact;
+
 /// Lines of an excerpt that are marked at most; the rest of a long instruction is left out.
 const MAX_MARKED: usize = 20;
 /// Characters of a line that are shown in an excerpt.
@@ -131,6 +133,7 @@ fn printable(line: &[u8]) -> String {
     let text = text
         .trim_end_matches(['\r', '\n'])
         .trim_start_matches('\u{feff}');
+    let text = redact::addresses(text);
     let mut shown: String = text
         .chars()
         .take(MAX_SHOWN)

@@ -12,6 +12,7 @@ use crate::dockerfile::{
     Variables as _, closest, display, word,
 };
 use crate::image::ImageConfig;
+use crate::redact;
 
 /// The search path of a stage whose base has none.
 pub(super) const DEFAULT_PATH: &str =
@@ -320,6 +321,12 @@ impl Work<'_, '_> {
             .unwrap_or((&at.text, ""));
         let shown = format!("{} {}", name.to_ascii_uppercase(), rest.trim_start());
         let display = display(shown.trim_end(), self.all.d.escape, &self.state.env);
+        // It goes to the screen, to logs and into the store.
+        let display = if name.eq_ignore_ascii_case("ADD") {
+            redact::addresses(&display)
+        } else {
+            display
+        };
         self.all.charge(display.len() + created_by.len())?;
         self.steps.push(Step {
             line: at.first,

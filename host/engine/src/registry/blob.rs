@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use reqwest::{Response, StatusCode};
 use store::Digest;
 
-use super::{Connection, PAUSES, RegistryError};
+use super::{Connection, RegistryError};
+use crate::http::PAUSES;
 
 /// Reads one blob. Errors are [`RegistryError`]s inside [`io::Error`]s.
 ///

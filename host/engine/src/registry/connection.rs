@@ -1,18 +1,14 @@
 //! One thread's connection to a repository of a registry.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE};
 use reqwest::{Response, StatusCode};
 use store::Digest;
-use tokio::runtime::Runtime;
 
-use super::{
-    BlobReader, CONNECT_TIMEOUT, PAUSES, READ_TIMEOUT, RegistryError, Said, Token, USER_AGENT,
-    token,
-};
-use crate::halt::{Halt, TICK};
+use super::{BlobReader, RegistryError, Said, Token, token};
+use crate::halt::Halt;
+use crate::http::{self, Http, READ_TIMEOUT, Reach};
 use crate::image::{ImageRef, MAX_JSON, media_type};
 
 /// Where `docker.io` really is.
@@ -21,25 +17,15 @@ const DOCKER_HUB: &str = "registry-1.docker.io";
 const MAX_ERROR_BODY: u64 = 16 << 10;
 /// Longest time for getting a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Most redirections of one request.
-const MAX_REDIRECTS: usize = 10;
 
 /// See the module.
 pub(crate) struct Connection {
-    /// Some until dropped.
-    runtime: Option<Runtime>,
-    client: reqwest::Client,
+    http: Http,
     image: ImageRef,
     token: Token,
-    halt: Halt,
 }
 
-/// How a try failed.
-enum Failure {
-    /// Another try may help.
-    Transient(RegistryError),
-    Final(RegistryError),
-}
+type Failure = http::Failure<RegistryError>;
 
 impl Connection {
     /// Gets ready; nothing is sent yet.
@@ -48,30 +34,14 @@ impl Connection {
         token: &Token,
         halt: &Halt,
     ) -> Result<Self, RegistryError> {
-        // An error means that a provider is installed already.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| RegistryError::Setup(error.into()))?;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .redirect(redirects());
-        if image.is_local() {
-            builder = builder.no_proxy();
-        }
+        let reach = Reach {
+            local: image.is_local(),
+            idle: READ_TIMEOUT,
+        };
         Ok(Self {
-            runtime: Some(runtime),
-            client: builder
-                .build()
-                .map_err(|error| RegistryError::Setup(error.into()))?,
+            http: Http::open(reach, halt).map_err(RegistryError::Setup)?,
             image: image.clone(),
             token: token.clone(),
-            halt: halt.clone(),
         })
     }
 
@@ -104,10 +74,8 @@ impl Connection {
 
     /// The next bytes of an answer; `None` at its end.
     pub(super) fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, RegistryError> {
-        let chunk = self
-            .wait(async { response.chunk().await })?
-            .map_err(|error| self.unreachable(error))?;
-        Ok(chunk.map(Vec::from))
+        let chunk = self.http.chunk(response)?;
+        chunk.map_err(|error| self.unreachable(error))
     }
 
     /// Name of the registry, for messages.
@@ -117,26 +85,12 @@ impl Connection {
 
     /// Sleeps before a blob is taken up again.
     pub(super) fn pause(&self, time: Duration) -> Result<(), RegistryError> {
-        if self.halt.sleep(time) {
-            return Err(RegistryError::Cancelled);
-        }
-        Ok(())
+        Ok(self.http.pause(time)?)
     }
 
-    fn retry<T>(&self, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, RegistryError> {
-        let mut last = RegistryError::Cancelled;
-        for pause in PAUSES {
-            self.pause(pause)?;
-            match work() {
-                Ok(done) => return Ok(done),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Transient(error)) => {
-                    log::debug!("registry {}: {error}, trying again", self.image.registry());
-                    last = error;
-                }
-            }
-        }
-        Err(last)
+    fn retry<T>(&self, work: impl FnMut() -> Result<T, Failure>) -> Result<T, RegistryError> {
+        let what = format!("registry {}", self.image.registry());
+        self.http.retry(&what, work)
     }
 
     fn try_get(&self, path: &str, accept: &str, from: u64) -> Result<Response, Failure> {
@@ -152,15 +106,16 @@ impl Connection {
     }
 
     fn send(&self, path: &str, accept: &str, from: u64) -> Result<Response, Failure> {
-        let mut request = self.client.get(self.url(path)).header(ACCEPT, accept);
+        let mut request = self.http.get(self.url(path)).header(ACCEPT, accept);
         if let Some(token) = self.token.get() {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        self.wait(async { request.send().await })
-            .map_err(Failure::Final)?
+        self.http
+            .send(request)
+            .map_err(|stopped| Failure::Final(stopped.into()))?
             .map_err(|error| Failure::Transient(self.unreachable(error)))
     }
 
@@ -170,7 +125,8 @@ impl Connection {
             let answer = token::request(&self.image, self.host());
             tokio::time::timeout(TOKEN_TIMEOUT, answer).await
         };
-        match self.wait(asked).map_err(Failure::Final)? {
+        let asked = self.http.wait(asked);
+        match asked.map_err(|stopped| Failure::Final(stopped.into()))? {
             Ok(Ok(Some(token))) => {
                 self.token.set(token);
                 Ok(true)
@@ -251,31 +207,6 @@ impl Connection {
         Ok(body)
     }
 
-    /// Runs `future` to its end, looking at the stop flag every tick. It must be lazy (an `async`
-    /// block), since what it makes belongs to the runtime.
-    fn wait<F: Future>(&self, future: F) -> Result<F::Output, RegistryError> {
-        self.runtime().block_on(async {
-            let mut future = pin!(future);
-            loop {
-                // Nothing is lost when the tick wins: the future stays and is polled again.
-                tokio::select! {
-                    done = &mut future => return Ok(done),
-                    () = tokio::time::sleep(TICK) => {}
-                }
-                if self.halt.is_stopped() {
-                    return Err(RegistryError::Cancelled);
-                }
-            }
-        })
-    }
-
-    #[expect(clippy::expect_used, reason = "only drop() takes the runtime")]
-    fn runtime(&self) -> &Runtime {
-        self.runtime
-            .as_ref()
-            .expect("the runtime lives as long as its connection")
-    }
-
     fn unreachable(
         &self,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -307,15 +238,6 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // A name look-up that hangs has a thread of its own; do not wait for it.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 /// While an answer is read, everything but a cancel may pass.
 fn failure(error: RegistryError) -> Failure {
     if matches!(error, RegistryError::Cancelled) {
@@ -323,21 +245,4 @@ fn failure(error: RegistryError) -> Failure {
     } else {
         Failure::Transient(error)
     }
-}
-
-/// Blobs are often kept elsewhere. What began encrypted stays encrypted.
-fn redirects() -> reqwest::redirect::Policy {
-    reqwest::redirect::Policy::custom(|attempt| {
-        let was_tls = attempt
-            .previous()
-            .first()
-            .is_some_and(|url| url.scheme() == "https");
-        if was_tls && attempt.url().scheme() != "https" {
-            return attempt.error("redirected from https to http");
-        }
-        if attempt.previous().len() > MAX_REDIRECTS {
-            return attempt.error("too many redirections");
-        }
-        attempt.follow()
-    })
 }

@@ -1,38 +1,22 @@
 //! Pulls from registries (OCI distribution specification), anonymously.
 //!
-//! This is the only module of the engine that knows an async runtime. Outside, everything blocks:
-//! a [`Connection`] belongs to one thread, runs its requests on a runtime of its own in that
-//! thread, and gives blobs as readers, so that a slow disk slows the download down and nothing is
-//! buffered.
+//! A [`Connection`] belongs to one thread and gives blobs as readers, so that a slow disk slows the
+//! download down and nothing is buffered.
 //!
-//! The law: no request waits longer than its time-outs, is repeated more than a few times, or goes
-//! on after a cancel; no answer is kept in memory beyond a limit; what came is not trusted here,
-//! since callers compare every digest.
+//! The law: requests end as those of [`crate::http`] do; no answer is kept in memory beyond a limit;
+//! what came is not trusted here, since callers compare every digest.
 
 mod blob;
 mod connection;
 mod token;
 
 use std::error::Error;
-use std::time::Duration;
 
 pub(crate) use blob::BlobReader;
 pub(crate) use connection::Connection;
 pub(crate) use token::Token;
 
-/// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest wait for the next bytes of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Waits before each try of a request. Trouble that lasts longer is for the user to judge.
-const PAUSES: [Duration; 4] = [
-    Duration::ZERO,
-    Duration::from_millis(300),
-    Duration::from_secs(1),
-    Duration::from_secs(3),
-];
-/// How registries see us.
-const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
+use crate::halt::Stopped;
 
 /// Why a registry gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +80,12 @@ pub enum RegistryError {
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<Stopped> for RegistryError {
+    fn from(_: Stopped) -> Self {
+        Self::Cancelled
+    }
 }
 
 /// The first message of a registry's error answer, fit for display; may be empty.

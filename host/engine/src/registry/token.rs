@@ -6,7 +6,7 @@ use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
 
-use super::{CONNECT_TIMEOUT, READ_TIMEOUT, USER_AGENT};
+use crate::http::{CONNECT_TIMEOUT, READ_TIMEOUT, USER_AGENT};
 use crate::image::ImageRef;
 
 /// The bearer token of one repository, shared by the connections to it.

@@ -1,4 +1,4 @@
-//! A registry that misbehaves on purpose: a few lines of HTTP whose answers the test writes.
+//! A server that misbehaves on purpose: a few lines of HTTP whose answers the test writes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,6 +11,11 @@ pub struct Asked {
     pub path: String,
     pub range: Option<u64>,
     pub authorization: Option<String>,
+    /// `If-None-Match`.
+    pub tag: Option<String>,
+    /// `If-Modified-Since`.
+    pub date: Option<String>,
+    pub referer: Option<String>,
 }
 
 /// What goes back.
@@ -23,6 +28,10 @@ pub struct Answer {
     pub claims: Option<u64>,
     /// Send nothing, and wait until the other side gives up.
     pub hang: bool,
+    /// After the body, wait until the other side gives up.
+    pub stall: bool,
+    /// Announce no length, and send the body again and again until the other side gives up.
+    pub endless: bool,
 }
 
 impl Answer {
@@ -33,11 +42,18 @@ impl Answer {
             body: body.to_vec(),
             claims: None,
             hang: false,
+            stall: false,
+            endless: false,
         }
     }
 
     pub fn ok(body: &[u8]) -> Self {
         Self::new(200, body)
+    }
+
+    pub fn with(mut self, header: &str) -> Self {
+        self.headers.push(header.to_owned());
+        self
     }
 }
 
@@ -67,6 +83,11 @@ impl Server {
             }
         });
         server
+    }
+
+    /// The address of a file.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
     }
 
     /// How `repository:tag` is called.
@@ -104,16 +125,19 @@ fn serve(stream: TcpStream, asked: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -
         return;
     }
     let length = answer.claims.unwrap_or(answer.body.len() as u64);
-    let mut head = format!(
-        "HTTP/1.1 {} X\r\nContent-Length: {length}\r\nConnection: close\r\n",
-        answer.status
-    );
+    let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", answer.status);
+    if !answer.endless {
+        head = format!("{head}Content-Length: {length}\r\n");
+    }
     for header in &answer.headers {
         head = format!("{head}{header}\r\n");
     }
     let mut stream = stream;
     stream.write_all(format!("{head}\r\n").as_bytes()).ok();
-    stream.write_all(&answer.body).ok();
+    while stream.write_all(&answer.body).is_ok() && answer.endless {}
+    if answer.stall {
+        reader.read_line(&mut String::new()).ok();
+    }
 }
 
 fn read_request(reader: &mut impl BufRead) -> Option<Asked> {
@@ -139,6 +163,9 @@ fn read_request(reader: &mut impl BufRead) -> Option<Asked> {
                     .parse()
                     .ok();
             }
+            "if-none-match" => asked.tag = Some(value.to_owned()),
+            "if-modified-since" => asked.date = Some(value.to_owned()),
+            "referer" => asked.referer = Some(value.to_owned()),
             "authorization" => asked.authorization = Some(value.to_owned()),
             _ => {}
         }

@@ -49,12 +49,14 @@ pub(in crate::build) fn missed(now: &Now<'_>, last: Option<Remembered<'_>>) -> E
     why
 }
 
-/// Why there is no result for a COPY, ADD or WORKDIR, whose new layer is `layer`.
+/// Why there is no result for a COPY, ADD or WORKDIR, whose new layer is `layer`. `news` is what is
+/// known of its sources beyond that.
 pub(in crate::build) fn copied(
     store: &Store,
     step: &Step,
     key: StepKey,
     layer: &Layer,
+    news: Vec<String>,
     last: Option<Remembered<'_>>,
 ) -> Explanation {
     let mut why = Explanation::default();
@@ -67,6 +69,7 @@ pub(in crate::build) fn copied(
     if let Some(what) = What::of(&step.op, &step.created_by) {
         of_text(&what, &last.record.what, &mut why.reasons);
     }
+    why.reasons.extend(news);
     match difference(store, layer, last) {
         Some(changes) => why.changes = changes,
         None => why.reasons.push(

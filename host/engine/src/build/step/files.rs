@@ -30,7 +30,9 @@ impl Steps<'_> {
         let source = source_root
             .as_deref()
             .map_or(SourceTree::Context(self.context), SourceTree::Rootfs);
-        let plan = copy::plan(spec, &source, &target, self.cancel)
+        let plan = self
+            .downloads(at, spec)
+            .and_then(|downloads| copy::plan(spec, &source, &downloads, &target, self.cancel))
             .map_err(|source| self.copy_error(at, source))?;
         for warning in &plan.warnings {
             self.tracker.warn(warning.clone(), Some(at.step.line));
@@ -112,7 +114,7 @@ impl Steps<'_> {
         let key = keys::content(layer.content_id);
         self.explain(at, afresh, || {
             let last = self.notes.remembered(at.at);
-            explain::copied(self.store, at.step, key, &layer, last)
+            explain::copied(self.store, at.step, key, &layer, self.web_news(at), last)
         });
         self.notes.note(at.at, key, Some(&layer));
         layer

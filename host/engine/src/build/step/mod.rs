@@ -7,6 +7,7 @@
 mod files;
 mod follow;
 mod run;
+mod web;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use super::track::Tracker;
 use crate::cancel::Cancel;
 use crate::changes::{self, Changes, Times};
 use crate::context::Context;
+use crate::download::{Fetched, WebSource};
 use crate::event::{Comparison, Explanation, Outcome, StepId};
 use crate::executor::Executor;
 use crate::image::MAX_LAYERS;
@@ -58,6 +60,8 @@ pub(super) struct Steps<'a> {
     pub(super) chains: Mutex<HashMap<usize, Arc<[Layer]>>>,
     /// Runs of other builds that steps wait for.
     pub(super) followed: Mutex<HashMap<StepId, Followed<'a>>>,
+    /// Files that were had from servers.
+    pub(super) fetched: Mutex<HashMap<WebSource, Fetched>>,
 }
 
 /// A step at work.
@@ -276,9 +280,11 @@ impl Steps<'_> {
     fn note_hit(&self, at: &At<'_>, key: StepKey, layer: Option<&Layer>) {
         self.notes.note(at.at, key, layer);
         if self.notes.explains() {
+            let mut reasons = vec!["same inputs".to_owned()];
+            reasons.extend(self.web_hits(at));
             let why = Explanation {
                 hit: true,
-                reasons: vec!["same inputs".to_owned()],
+                reasons,
                 changes: Changes::default(),
             };
             self.tracker.explained(at.number, why);

@@ -19,6 +19,7 @@ use super::{Kit, check, fails, spec};
 use crate::Cancel;
 use crate::context::Context;
 use crate::copy::{CopyError, SourceTree, plan};
+use crate::download::Downloads;
 use crate::rootfs::Rootfs;
 
 /// Runs something as a user to whom permissions matter, also where tests run as root.
@@ -79,6 +80,7 @@ fn the_root_may_be_a_link_or_lie_below_one() {
         let plan = plan(
             &spec("COPY . /"),
             &SourceTree::Context(&context),
+            &Downloads::default(),
             &kit.target,
             &Cancel::new(),
         );

@@ -3,6 +3,7 @@
 use super::{Kit, check, fails, spec};
 use crate::Cancel;
 use crate::copy::{SourceTree, plan};
+use crate::download::Downloads;
 use crate::rootfs::Rootfs;
 
 const PASSWD: &str = "etc/passwd = root:x:0:0::/root:/bin/sh\napp:x:7:8::/home/app:/bin/sh\n";
@@ -203,6 +204,7 @@ fn the_plan_of_an_independent_layer_is_the_same_over_any_root() {
         let plan = plan(
             &spec(instruction),
             &SourceTree::Context(&context),
+            &Downloads::default(),
             target,
             &Cancel::new(),
         )

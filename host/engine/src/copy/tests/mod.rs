@@ -22,6 +22,7 @@ use super::tar::Tar;
 use super::{CopyError, CopyFrom, CopyPlan, CopySource, CopySpec, SourceTree, plan};
 use crate::Cancel;
 use crate::context::Context;
+use crate::download::Downloads;
 use crate::rootfs::{Rootfs, path};
 
 /// A store, a context and a target root.
@@ -189,6 +190,7 @@ impl Kit {
         plan(
             &spec(instruction),
             &SourceTree::Context(context),
+            &Downloads::default(),
             &self.target,
             &Cancel::new(),
         )

@@ -5,6 +5,7 @@ use store::{Entry, EntryKind, Mtime};
 use super::{Kit, layer, root, spec};
 use crate::Cancel;
 use crate::copy::{CopyError, SourceTree, plan, plan_workdir};
+use crate::download::Downloads;
 use crate::rootfs::Rootfs;
 
 #[track_caller]
@@ -14,6 +15,7 @@ fn check(source: &[&[&str]], target: &[&str], instruction: &str, want: &[&str]) 
     let plan = plan(
         &spec(instruction),
         &SourceTree::Rootfs(&source),
+        &Downloads::default(),
         &kit.target,
         &Cancel::new(),
     )
@@ -112,6 +114,7 @@ fn devices_are_made_again() {
     let plan = plan(
         &spec("COPY d /o"),
         &SourceTree::Rootfs(&source),
+        &Downloads::default(),
         &kit.target,
         &Cancel::new(),
     )
@@ -141,6 +144,7 @@ fn a_missing_source_is_explained() {
     let error = plan(
         &spec("COPY /app/sever /s"),
         &SourceTree::Rootfs(&source),
+        &Downloads::default(),
         &kit.target,
         &Cancel::new(),
     );

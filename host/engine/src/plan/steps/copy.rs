@@ -1,22 +1,23 @@
 //! COPY and ADD.
 
+use store::{Digest, NotADigest};
+
 use super::super::Op;
 use super::super::eval::Work;
 use super::super::refs::{FromRef, copy_from};
 use super::super::text::clean_path;
 use crate::copy::{CopyFrom, CopySource, CopySpec};
 use crate::dockerfile::{Copy, Fault, Heredoc, Instruction, body};
+use crate::download::{WebAddress, WebSource};
 
 impl Work<'_, '_> {
     pub(super) fn copy(&mut self, at: &Instruction, copy: &Copy) -> Result<(), Fault> {
-        if copy.checksum.is_some() {
-            return Err(Fault::new("--checksum is for sources that are URLs"));
-        }
+        let checksum = self.checksum(at, copy)?;
         let mut sources = Vec::new();
         for source in &copy.sources {
             let source = self.expand(source, at)?;
-            check_local(copy.add, &source)?;
-            sources.push(CopySource::Path(source));
+            let unpack = copy.unpack.unwrap_or_default();
+            sources.push(source_of(copy.add, source, checksum, unpack)?);
         }
         for heredoc in &copy.heredocs {
             let (name, data) = (heredoc.name.clone(), self.heredoc(at, heredoc)?);
@@ -39,6 +40,24 @@ impl Work<'_, '_> {
         };
         let name = if copy.add { "ADD" } else { "COPY" };
         self.push_counted(at, shown_copy(name, &spec), Op::Copy(spec))
+    }
+
+    /// The digest that the only source must have.
+    fn checksum(&mut self, at: &Instruction, copy: &Copy) -> Result<Option<Digest>, Fault> {
+        let Some(text) = &copy.checksum else {
+            return Ok(None);
+        };
+        let text = self.expand(text, at)?;
+        if copy.sources.len() + copy.heredocs.len() > 1 {
+            return Err(Fault::new("--checksum is for a single source"));
+        }
+        if !copy.heredocs.is_empty() {
+            return Err(not_for_checksum());
+        }
+        let digest = text.to_ascii_lowercase().parse();
+        digest.map(Some).map_err(|error: NotADigest| {
+            Fault::new(format!("the value of --checksum is no digest: {error}"))
+        })
     }
 
     /// The content of a heredoc, expanded unless its delimiter is quoted.
@@ -75,13 +94,20 @@ fn shown_copy(name: &str, spec: &CopySpec) -> String {
     words.extend(spec.sources.iter().map(|source| match source {
         CopySource::Path(path) => path.clone(),
         CopySource::Heredoc { name, .. } => format!("<<{name}"),
+        CopySource::Web(source) => source.address.to_string(),
     }));
     words.extend([spec.dest.clone(), "# buildkit".to_owned()]);
     words.join(" ")
 }
 
-/// Refuses URLs and git repositories: COPY never takes them, ADD does not yet.
-fn check_local(add: bool, source: &str) -> Result<(), Fault> {
+/// What a source means as it is written. COPY takes nothing from servers; ADD takes no git
+/// repositories yet.
+fn source_of(
+    add: bool,
+    source: String,
+    checksum: Option<Digest>,
+    unpack: bool,
+) -> Result<CopySource, Fault> {
     let web = source.starts_with("http://") || source.starts_with("https://");
     let path = source.split(['#', '?']).next().unwrap_or_default();
     let git = source.starts_with("git@")
@@ -91,8 +117,21 @@ fn check_local(add: bool, source: &str) -> Result<(), Fault> {
     match (git, web, add) {
         (true, _, true) => Err(Fault::unsupported("ADD of a git repository")),
         (true, _, false) => Err(Fault::new("source can't be a git ref for COPY")),
-        (false, true, true) => Err(Fault::unsupported("ADD of a URL")),
         (false, true, false) => Err(Fault::new("source can't be a URL for COPY")),
-        (false, false, _) => Ok(()),
+        (false, true, true) => {
+            let address = WebAddress::parse(&source)
+                .map_err(|error| Fault::new(format!("a source is not a URL: {error}")))?;
+            Ok(CopySource::Web(WebSource {
+                address,
+                checksum,
+                unpack,
+            }))
+        }
+        (false, false, _) if checksum.is_some() => Err(not_for_checksum()),
+        (false, false, _) => Ok(CopySource::Path(source)),
     }
+}
+
+fn not_for_checksum() -> Fault {
+    Fault::new("--checksum is for sources that are URLs")
 }

@@ -17,6 +17,7 @@ fn paths(spec: &CopySpec) -> Vec<&str> {
     let paths = spec.sources.iter().map(|source| match source {
         CopySource::Path(path) => path.as_str(),
         CopySource::Heredoc { name, .. } => name.as_str(),
+        CopySource::Web(_) => "a URL",
     });
     paths.collect()
 }
@@ -27,7 +28,7 @@ fn contents(instruction: &str) -> Vec<(String, String)> {
         .into_iter()
         .filter_map(|source| match source {
             CopySource::Heredoc { name, data } => Some((name, String::from_utf8(data).unwrap())),
-            CopySource::Path(_) => None,
+            CopySource::Path(_) | CopySource::Web(_) => None,
         });
     sources.collect()
 }
@@ -61,7 +62,78 @@ fn add_unpacks_unless_told_otherwise() {
     assert!(!spec("ADD --unpack=false a.tar /d/").unpack);
     assert!(!spec("COPY a.tar /d/").unpack);
     refused("FROM a\nADD --from=b a /d", 2, "unknown flag: --from");
-    refused("FROM a\nADD --checksum=sha256:0 a /d", 2, "--checksum");
+}
+
+#[track_caller]
+fn web(instruction: &str) -> crate::download::WebSource {
+    match spec(instruction).sources.remove(0) {
+        CopySource::Web(source) => source,
+        other @ (CopySource::Path(_) | CopySource::Heredoc { .. }) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn add_takes_files_from_servers() {
+    let source = web("ADD https://h/$A.tar?v=${A}#part /d/");
+    assert_eq!(source.address.to_string(), "https://h/x.tar?v=x");
+    assert_eq!((source.checksum, source.unpack), (None, false));
+    assert!(web("ADD --unpack=true http://h/x /d/").unpack);
+    assert!(!web("ADD --unpack=false http://h/x /d/").unpack);
+    assert_eq!(paths(&spec("ADD a http://h/x b /d/")), ["a", "a URL", "b"]);
+    refused("FROM a\nADD http://:80/x /d", 2, "a source is not a URL");
+}
+
+#[test]
+fn a_checksum_is_for_one_file_of_a_server() {
+    let digest = store::Digest::of(b"");
+    let text = format!("FROM a\nARG SUM={digest}\nADD --checksum=$SUM http://h/x /d");
+    let stage = target_of(&text);
+    assert!(format!("{stage:?}").contains(&format!("checksum: Some({digest})")));
+    let upper = digest.hex().to_uppercase();
+    let source = web(&format!("ADD --checksum=sha256:{upper} http://h/x /d"));
+    assert_eq!(source.checksum, Some(digest));
+    for (instruction, part) in [
+        (
+            "ADD --checksum=SUM a /d",
+            "--checksum is for sources that are URLs",
+        ),
+        (
+            "ADD --checksum=SUM <<E /d\nE",
+            "--checksum is for sources that are URLs",
+        ),
+        (
+            "ADD --checksum=SUM http://h/x http://h/y /d/",
+            "--checksum is for a single source",
+        ),
+        (
+            "ADD --checksum=SUM http://h/x <<E /d/\nE",
+            "--checksum is for a single source",
+        ),
+        (
+            "ADD --checksum=sha256:0 http://h/x /d",
+            "--checksum is no digest: `sha256:0`",
+        ),
+        (
+            "ADD --checksum=sha512:00 http://h/x /d",
+            "--checksum is no digest: `sha512:00`",
+        ),
+        ("ADD --checksum= http://h/x /d", "--checksum is no digest"),
+        ("COPY --checksum=SUM a /d", "unknown flag: --checksum"),
+    ] {
+        let instruction = instruction.replace("SUM", &digest.to_string());
+        refused(&format!("FROM a\n{instruction}"), 2, part);
+    }
+}
+
+#[test]
+fn passwords_in_addresses_are_not_shown() {
+    let text = "FROM a\nARG P=hunter2\nADD https://me:$P@h/x?sig=$P /d\nADD [\"https://me:hunter2@h/x\", \"/d\"]";
+    let stage = target_of(text);
+    for step in &stage.steps[stage.steps.len() - 2..] {
+        let shown = format!("{} {}", step.display, step.created_by);
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("https://xxxxx@h/x"), "{shown}");
+    }
 }
 
 #[test]

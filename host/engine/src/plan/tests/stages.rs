@@ -381,10 +381,6 @@ fn what_cannot_be_built_yet_is_refused_only_where_it_is_needed() {
         ("RUN --device=d x", "not supported yet"),
         ("RUN --network=host x", "not supported yet"),
         (
-            "ADD https://example.com/x /",
-            "ADD of a URL is not supported yet",
-        ),
-        (
             "ADD git@github.com:a/b.git /",
             "ADD of a git repository is not supported yet",
         ),

@@ -1,0 +1,229 @@
+//! Addresses of files.
+
+use std::fmt;
+
+use reqwest::Url;
+
+use crate::redact;
+
+/// Name of a file whose address has none.
+const UNNAMED: &[u8] = b"__unnamed__";
+/// Longest name of a file, in bytes: what common file systems accept.
+const MAX_NAME: usize = 255;
+/// Longest address, in bytes. Servers mostly accept 8 KiB.
+const MAX_ADDRESS: usize = 16 << 10;
+
+/// The address of a file on a server, `http` or `https`. It may hold a password, so its text is only
+/// shown without.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct WebAddress {
+    url: Url,
+}
+
+/// Why a text is no address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadAddress(String);
+
+/// Why an address gives no name for a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// It means a directory.
+    #[error("its path ends in `..`")]
+    Parent,
+    /// It holds a byte that no name can hold.
+    #[error("the last element of its path holds a NUL byte")]
+    Nul,
+    /// No file system takes it.
+    #[error("the last element of its path is longer than {MAX_NAME} bytes")]
+    TooLong,
+}
+
+impl WebAddress {
+    /// Reads an address. What stands behind `#` never reaches a server and is left out.
+    ///
+    /// # Errors
+    /// If it is none, or none of a server of files. The message does not hold the text.
+    pub fn parse(text: &str) -> Result<Self, BadAddress> {
+        if text.len() > MAX_ADDRESS {
+            return Err(BadAddress(format!("longer than {MAX_ADDRESS} bytes")));
+        }
+        let mut url = Url::parse(text).map_err(|error| BadAddress(error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(BadAddress("neither http nor https".to_owned()));
+        }
+        url.set_fragment(None);
+        Ok(Self { url })
+    }
+
+    /// Name of the file: the last element of the path.
+    ///
+    /// # Errors
+    /// If no file of a layer can be called so.
+    pub fn name(&self) -> Result<Vec<u8>, BadName> {
+        let path = decoded(self.url.path());
+        let mut elements = path.split(|byte| *byte == b'/').rev();
+        let last = elements.find(|element| !element.is_empty() && *element != b".");
+        let name = last.unwrap_or(UNNAMED);
+        if name == b".." {
+            return Err(BadName::Parent);
+        }
+        if name.contains(&0) {
+            return Err(BadName::Nul);
+        }
+        if name.len() > MAX_NAME {
+            return Err(BadName::TooLong);
+        }
+        Ok(name.to_vec())
+    }
+
+    /// What a request is sent to.
+    pub(super) fn url(&self) -> Url {
+        self.url.clone()
+    }
+
+    /// By what the file is remembered: who asks makes no difference.
+    pub(super) fn key(&self) -> String {
+        let mut url = self.url.clone();
+        // Neither can fail where there is a host.
+        url.set_username("").ok();
+        url.set_password(None).ok();
+        url.into()
+    }
+
+    /// Whether the server is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        let host = self.url.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost"
+            || address
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl fmt::Display for WebAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redact::addresses(self.url.as_str()))
+    }
+}
+
+impl fmt::Debug for WebAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WebAddress({self})")
+    }
+}
+
+/// Bytes for `%` and two hexadecimal digits (RFC 3986, section 2.1); anything else stays.
+fn decoded(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        let mut byte = [*first];
+        rest = behind;
+        if *first == b'%'
+            && let Some((digits, behind)) = behind.split_at_checked(2)
+            && hex::decode_to_slice(digits, &mut byte).is_ok()
+        {
+            rest = behind;
+        }
+        bytes.extend(byte);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> WebAddress {
+        WebAddress::parse(text).unwrap()
+    }
+
+    #[track_caller]
+    fn check(text: &str, want: Result<&str, BadName>) {
+        let want = want.map(|name| name.as_bytes().to_vec());
+        assert_eq!(address(text).name(), want, "{text}");
+    }
+
+    #[test]
+    fn a_file_is_called_like_the_last_element_of_the_path() {
+        check("http://h/a/b.txt", Ok("b.txt"));
+        check("http://h/a/b/", Ok("b"));
+        check("http://h/a/b//?q=/c#/d", Ok("b"));
+        check("http://h/a%20b%41", Ok("a bA"));
+        check("http://h/100%", Ok("100%"));
+        check("http://h/%zz", Ok("%zz"));
+        check("http://h/grün", Ok("grün"));
+        check("http://h", Ok("__unnamed__"));
+        check("http://h/", Ok("__unnamed__"));
+        check("http://h/?f=x", Ok("__unnamed__"));
+    }
+
+    #[test]
+    fn no_name_leads_out_of_a_directory() {
+        check("http://h/a/..", Ok("__unnamed__"));
+        check("http://h/a/%2e%2e", Ok("__unnamed__"));
+        check("http://h/..%2f..%2fetc%2fpasswd", Ok("passwd"));
+        check("http://h/a%2f..", Err(BadName::Parent));
+        check("http://h/..%2f", Err(BadName::Parent));
+        check("http://h/.%2f", Ok("__unnamed__"));
+        check("http://h/a%00b", Err(BadName::Nul));
+        check(
+            &format!("http://h/{}", "x".repeat(255)),
+            Ok(&"x".repeat(255)),
+        );
+        check(
+            &format!("http://h/{}", "x".repeat(256)),
+            Err(BadName::TooLong),
+        );
+    }
+
+    #[test]
+    fn only_servers_of_files_have_addresses() {
+        for text in [
+            "",
+            "h/x",
+            "ftp://h/x",
+            "file:///etc/passwd",
+            "http://",
+            "https://:80/",
+        ] {
+            WebAddress::parse(text).unwrap_err();
+        }
+        let long = format!("http://h/{}", "x".repeat(MAX_ADDRESS));
+        WebAddress::parse(&long).unwrap_err();
+        let error = WebAddress::parse("http://me:secret@[::x/").unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn passwords_are_neither_shown_nor_remembered() {
+        let secret = address("http://me:hunter2@h:8080/f?v=1#part");
+        assert_eq!(secret.to_string(), "http://xxxxx@h:8080/f?v=1");
+        assert_eq!(
+            format!("{secret:?}"),
+            "WebAddress(http://xxxxx@h:8080/f?v=1)"
+        );
+        assert_eq!(secret.key(), "http://h:8080/f?v=1");
+        assert_eq!(secret.url().password(), Some("hunter2"));
+    }
+
+    #[test]
+    fn servers_on_this_machine_are_known() {
+        for text in [
+            "http://localhost/",
+            "http://127.1.2.3:80/",
+            "http://[::1]/x",
+        ] {
+            assert!(address(text).is_local(), "{text}");
+        }
+        for text in [
+            "http://example.com/",
+            "http://10.0.0.1/",
+            "http://localhost.example/",
+        ] {
+            assert!(!address(text).is_local(), "{text}");
+        }
+    }
+}

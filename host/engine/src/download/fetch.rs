@@ -1,0 +1,299 @@
+//! One file, from wherever it can be had.
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, LAST_MODIFIED,
+};
+use reqwest::{Response, StatusCode};
+use store::{BlobWriter, Digest, Hasher, Store};
+
+use super::known::Known;
+use super::{DownloadError, Fetched, Limits, Origin, WebSource};
+use crate::cancel::Cancel;
+use crate::halt::{Halt, Stopped};
+use crate::http::{self, Http, Reach};
+use crate::image::{Progress, ProgressFn};
+
+/// Kind of the blobs.
+const KIND: &str = "download";
+
+type Failure = http::Failure<DownloadError>;
+
+/// What [`fetch`] works with.
+pub struct Job<'a> {
+    /// Where the file goes.
+    pub store: &'a Store,
+    /// How much is too much.
+    pub limits: Limits,
+    /// Is told how far it is.
+    pub progress: &'a ProgressFn<'a>,
+    /// Ends it.
+    pub cancel: &'a Cancel,
+}
+
+impl std::fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes a file out of the store, or downloads it into the store.
+///
+/// # Errors
+/// See [`DownloadError`]. Nothing of the file is in the store then.
+pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError> {
+    let known = Known::load(job.store, &source.address);
+    if let Some(wanted) = source.checksum
+        && let Some(size) = job.size(wanted)?
+    {
+        let known = known.filter(|known| known.content() == wanted);
+        let known = known.unwrap_or_else(|| Known::new(wanted, None, None));
+        return Ok(fetched(&known, size, Some(wanted), Origin::Store));
+    }
+    let before = known.as_ref().map(Known::content);
+    let held = job.held(source, known)?;
+    let reach = Reach {
+        local: source.address.is_local(),
+        idle: job.limits.idle,
+    };
+    let download = Download {
+        job,
+        source,
+        held,
+        http: Http::open(reach, &Halt::new(job.cancel)).map_err(DownloadError::Setup)?,
+        shown: source.address.to_string(),
+        begun: Instant::now(),
+    };
+    let (known, size, origin) = download
+        .http
+        .retry(&download.shown, || download.attempt())?;
+    if origin == Origin::Server {
+        known.save(job.store, &source.address);
+    }
+    Ok(fetched(&known, size, before, origin))
+}
+
+fn fetched(known: &Known, size: u64, before: Option<Digest>, origin: Origin) -> Fetched {
+    Fetched {
+        digest: known.content(),
+        size,
+        mtime: known.mtime(),
+        before,
+        origin,
+    }
+}
+
+impl Job<'_> {
+    /// Length of a blob, which is leased, if the store has it.
+    fn size(&self, digest: Digest) -> Result<Option<u64>, DownloadError> {
+        let opened = self.store.open_blob(digest)?;
+        Ok(opened.map(|(_, size)| size))
+    }
+
+    /// What the server may be asked about: its bytes are here. A digest that was asked for is not
+    /// among them, so with one there is nothing to ask.
+    fn held(
+        &self,
+        source: &WebSource,
+        known: Option<Known>,
+    ) -> Result<Option<(Known, u64)>, DownloadError> {
+        let asks = known.filter(|known| known.can_ask() && source.checksum.is_none());
+        let Some(known) = asks else { return Ok(None) };
+        let size = self.size(known.content())?;
+        Ok(size.map(|size| (known, size)))
+    }
+}
+
+/// One file on its way.
+struct Download<'a> {
+    job: &'a Job<'a>,
+    source: &'a WebSource,
+    /// What is in the store of it.
+    held: Option<(Known, u64)>,
+    http: Http,
+    /// The address as it may be shown.
+    shown: String,
+    begun: Instant,
+}
+
+impl Download<'_> {
+    fn attempt(&self) -> Result<(Known, u64, Origin), Failure> {
+        let response = self.send()?;
+        let status = response.status();
+        match (status, &self.held) {
+            (StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION, _) => {
+                let (known, size) = self.receive(response)?;
+                Ok((known, size, Origin::Server))
+            }
+            (StatusCode::NOT_MODIFIED, Some((known, size))) => {
+                Ok((known.clone(), *size, Origin::Unchanged))
+            }
+            _ => Err(self.refused(status)),
+        }
+    }
+
+    fn send(&self) -> Result<Response, Failure> {
+        let left = self.job.limits.whole.saturating_sub(self.begun.elapsed());
+        if left.is_zero() {
+            return Err(self.too_slow());
+        }
+        let mut request = self
+            .http
+            .get(self.source.address.url())
+            .header(ACCEPT, "*/*")
+            .header(ACCEPT_ENCODING, "identity")
+            .timeout(left);
+        if let Some((known, _)) = &self.held {
+            request = request.headers(conditions(known));
+        }
+        let sent = self.http.send(request).map_err(stopped)?;
+        sent.map_err(|error| self.broken(error))
+    }
+
+    /// Takes a body into the store. Until it is whole and right nothing of it can be seen there.
+    fn receive(&self, mut response: Response) -> Result<(Known, u64), Failure> {
+        let total = response.content_length().unwrap_or_default();
+        if total > self.job.limits.bytes {
+            return Err(self.too_large());
+        }
+        let writer = self.job.store.blob_writer(KIND);
+        let mut writer = writer.map_err(|error| Failure::Final(error.into()))?;
+        let digest = match self.pour(&mut response, total, &mut writer) {
+            Ok(digest) => digest,
+            Err(failure) => {
+                writer.abandon();
+                return Err(failure);
+            }
+        };
+        let headers = response.headers();
+        let known = Known::new(digest, text(headers, &ETAG), text(headers, &LAST_MODIFIED));
+        let finished = writer.finish();
+        let (_, size) = finished.map_err(|error| Failure::Final(error.into()))?;
+        Ok((known, size))
+    }
+
+    /// Writes and hashes all that comes, and looks whether it is what was asked for.
+    fn pour(
+        &self,
+        response: &mut Response,
+        total: u64,
+        writer: &mut BlobWriter,
+    ) -> Result<Digest, Failure> {
+        let mut hasher = Hasher::new();
+        let mut received: u64 = 0;
+        while let Some(chunk) = self.chunk(response)? {
+            received = received.saturating_add(chunk.len() as u64);
+            if received > self.job.limits.bytes {
+                return Err(self.too_large());
+            }
+            hasher.update(&chunk);
+            writer.write_all(&chunk).map_err(|error| self.full(error))?;
+            (self.job.progress)(Progress {
+                what: format!("downloading {}", self.shown),
+                current: received,
+                total,
+            });
+        }
+        let actual = hasher.finish();
+        match self.source.checksum {
+            Some(expected) if expected != actual => Err(Failure::Final(DownloadError::Mismatch {
+                url: self.shown.clone(),
+                expected,
+                actual,
+            })),
+            Some(_) | None => Ok(actual),
+        }
+    }
+
+    fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, Failure> {
+        let chunk = self.http.chunk(response).map_err(stopped)?;
+        chunk.map_err(|error| self.broken(error))
+    }
+}
+
+// What failures mean.
+impl Download<'_> {
+    fn refused(&self, status: StatusCode) -> Failure {
+        let (url, code) = (self.shown.clone(), status.as_u16());
+        let passing = status.is_server_error()
+            || matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+            );
+        if passing {
+            return Failure::Transient(DownloadError::Failing { url, status: code });
+        }
+        Failure::Final(DownloadError::Refused { url, status: code })
+    }
+
+    /// The connection broke, or there was none.
+    fn broken(&self, error: reqwest::Error) -> Failure {
+        if self.begun.elapsed() >= self.job.limits.whole {
+            return self.too_slow();
+        }
+        let url = self.shown.clone();
+        // Its own text would show the address, and where that led to.
+        let error = error.without_url();
+        if error.is_redirect() {
+            let reason = innermost(&error);
+            return Failure::Final(DownloadError::Redirect { url, reason });
+        }
+        let source = Box::new(error);
+        Failure::Transient(DownloadError::Unreachable { url, source })
+    }
+
+    fn too_large(&self) -> Failure {
+        Failure::Final(DownloadError::TooLarge {
+            url: self.shown.clone(),
+            limit: self.job.limits.bytes,
+        })
+    }
+
+    fn too_slow(&self) -> Failure {
+        Failure::Final(DownloadError::TooSlow {
+            url: self.shown.clone(),
+            limit: self.job.limits.whole,
+        })
+    }
+
+    fn full(&self, source: io::Error) -> Failure {
+        let url = self.shown.clone();
+        Failure::Final(DownloadError::Write { url, source })
+    }
+}
+
+fn stopped(stopped: Stopped) -> Failure {
+    Failure::Final(stopped.into())
+}
+
+/// Asks for the content only if it is another one. A tag tells more than a date, which is ignored
+/// beside it (RFC 9110, section 13.1.3).
+fn conditions(known: &Known) -> HeaderMap {
+    let pairs = [
+        (IF_NONE_MATCH, &known.tag),
+        (IF_MODIFIED_SINCE, &known.date),
+    ];
+    let pairs = pairs.into_iter().filter_map(|(name, text)| {
+        let value = HeaderValue::from_str(text.as_deref()?).ok()?;
+        Some((name, value))
+    });
+    pairs.collect()
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The text of the cause of all causes.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut at = error;
+    while let Some(below) = at.source() {
+        at = below;
+    }
+    at.to_string()
+}
