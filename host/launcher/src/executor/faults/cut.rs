@@ -10,8 +10,8 @@ use engine::executor::StepError;
 const FRAMES: u64 = 23;
 
 /// The first VM's connection that carries frame `n` ends there, in the middle of it (`inside`) or
-/// after it. If that costs the VM, the same happens to the second one, a frame later and in the
-/// other way. The build has the right layer or fails as the host's, in bound.
+/// after it. If that costs the VM, the same happens to the next one, a frame later and in the other
+/// way, and so on. The build has the right layer or fails as the host's, in bound.
 fn check_cut(path: Transport, n: u64, inside: bool) {
     let seam = Seam::judged(move |passing| {
         let later = passing.vm as u64 - 1;
@@ -36,7 +36,7 @@ fn check_cut(path: Transport, n: u64, inside: bool) {
         Err(other) => panic!("cut at {n}: {other:?}"),
     }
     within(BOUND, || build.end());
-    assert!((1..=2).contains(&seam.cuts()), "{n}: {} cuts", seam.cuts());
+    assert!(seam.cuts() > 0, "there is no frame {n}");
 }
 
 /// Every frame in one of two ways, and each way at odd and at even ones: 1 inside and 2 after it, 3
