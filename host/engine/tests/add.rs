@@ -20,7 +20,7 @@ use support::http::{Answer, Asked, Server};
 use support::{TestStore, amd64, tar_with};
 
 /// Far more than it takes, even on a slow machine under load.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 struct NoVm;
 

@@ -15,7 +15,7 @@ use support::http::{Answer, Asked, Server};
 use support::{TestStore, noise};
 
 /// Far more than it takes, even on a slow machine under load.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// 1994-11-06 08:49:37.
 const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -24,7 +24,7 @@ const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 const LIMITS: Limits = Limits {
     bytes: 1 << 20,
     idle: Duration::from_millis(500),
-    whole: SOON,
+    whole: Duration::from_secs(600),
 };
 
 fn source(url: &str, checksum: Option<Digest>) -> WebSource {
@@ -272,6 +272,101 @@ fn passing_trouble_is_waited_out() {
     assert_eq!(file.digest, Digest::of(b"whole"));
     assert!(!has(&store, Digest::of(b"cut")));
     assert_eq!(store.du().unwrap().items.len(), 1);
+}
+
+/// The first answer breaks off after ten of a hundred bytes.
+fn interrupted(
+    tag: &'static str,
+    rest: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+) -> Server {
+    let count = AtomicUsize::new(0);
+    Server::start(move |asked| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => Answer {
+            claims: Some(100),
+            ..Answer::ok(&[b'a'; 10])
+        }
+        .with(&format!("ETag: {tag}")),
+        _ => rest(asked),
+    })
+}
+
+#[track_caller]
+fn ranges(server: &Server, want: &[Option<u64>]) {
+    let asked = server.asked.lock().unwrap();
+    let ranges: Vec<_> = asked.iter().map(|asked| asked.range).collect();
+    assert_eq!(ranges, want);
+}
+
+#[test]
+fn after_an_interruption_only_the_rest_is_asked_for() {
+    let store = TestStore::new();
+    let server = interrupted("\"1\"", |asked| {
+        assert_eq!(asked.if_range.as_deref(), Some("\"1\""));
+        Answer::new(206, &[b'a'; 90]).with("Content-Range: bytes 10-99/100")
+    });
+    let digest = Digest::of(&[b'a'; 100]);
+    let file = get_checked(&store, &server.url("/f"), digest).unwrap();
+    assert_eq!((file.digest, file.size), (digest, 100));
+    ranges(&server, &[None, Some(10)]);
+}
+
+#[test]
+fn a_file_that_changed_during_an_interruption_comes_whole() {
+    let store = TestStore::new();
+    let server = interrupted("\"1\"", |_| Answer::ok(&[b'b'; 100]).with("ETag: \"2\""));
+    let file = get(&store, &server.url("/f")).unwrap();
+    assert_eq!(file.digest, Digest::of(&[b'b'; 100]));
+    ranges(&server, &[None, Some(10)]);
+    assert_eq!(store.du().unwrap().items.len(), 1);
+}
+
+#[test]
+fn without_a_strong_tag_all_of_it_is_asked_for_again() {
+    let store = TestStore::new();
+    let server = interrupted("W/\"1\"", |_| Answer::ok(&[b'b'; 100]));
+    let file = get(&store, &server.url("/f")).unwrap();
+    assert_eq!(file.digest, Digest::of(&[b'b'; 100]));
+    ranges(&server, &[None, None]);
+}
+
+#[test]
+fn a_rest_that_does_not_fit_is_thrown_away() {
+    for (range, length) in [
+        ("bytes 9-99/100", 91),
+        ("bytes 9-99/100", 90),
+        ("bytes 10-50/100", 41),
+        ("bytes 10-109/110", 100),
+        ("bytes 10-99/100", 80),
+        ("bytes */100", 90),
+        ("nonsense", 90),
+    ] {
+        let store = TestStore::new();
+        let server = interrupted("\"1\"", move |asked| match asked.range {
+            Some(_) => {
+                Answer::new(206, &vec![b'x'; length]).with(&format!("Content-Range: {range}"))
+            }
+            None => Answer::ok(&[b'b'; 100]),
+        });
+        let file = get(&store, &server.url("/f")).unwrap();
+        assert_eq!(file.digest, Digest::of(&[b'b'; 100]), "{range}");
+        ranges(&server, &[None, Some(10), None]);
+        assert_eq!(store.du().unwrap().items.len(), 1);
+    }
+}
+
+#[test]
+fn a_rest_without_end_is_cut_off_at_the_limit() {
+    let store = TestStore::new();
+    let server = interrupted("\"1\"", |_| {
+        Answer {
+            endless: true,
+            ..Answer::new(206, &[7; 64 << 10])
+        }
+        .with("Content-Range: bytes 10-99/100")
+    });
+    let err = get(&store, &server.url("/f")).unwrap_err();
+    assert!(matches!(err, DownloadError::TooLarge { .. }), "{err}");
+    assert_empty(&store);
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! One file, from wherever it can be had.
 
-use std::io::{self, Write};
+use std::io;
 use std::time::Instant;
 
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED,
+    ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    RANGE,
 };
 use reqwest::{Response, StatusCode};
-use store::{BlobWriter, Digest, Hasher, Store};
+use store::{Digest, Store};
 
 use super::known::Known;
+use super::partial::Partial;
 use super::{DownloadError, Fetched, Limits, Origin, WebSource};
 use crate::cancel::Cancel;
 use crate::halt::{Halt, Stopped};
@@ -21,6 +22,8 @@ use crate::image::{Progress, ProgressFn};
 const KIND: &str = "download";
 
 type Failure = http::Failure<DownloadError>;
+/// What to remember of a file, its length, and where it comes from.
+type Done = (Known, u64, Origin);
 
 /// What [`fetch`] works with.
 pub struct Job<'a> {
@@ -69,9 +72,7 @@ pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError
         shown: source.address.to_string(),
         begun: Instant::now(),
     };
-    let (known, size, origin) = download
-        .http
-        .retry(&download.shown, || download.attempt())?;
+    let (known, size, origin) = download.run()?;
     if origin == Origin::Server {
         known.save(job.store, &source.address);
     }
@@ -122,22 +123,54 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    fn attempt(&self) -> Result<(Known, u64, Origin), Failure> {
-        let response = self.send()?;
+    fn run(&self) -> Result<Done, DownloadError> {
+        let mut begun = None;
+        let done = self.http.retry(&self.shown, || self.attempt(&mut begun));
+        if let Some(partial) = begun {
+            partial.abandon();
+        }
+        done
+    }
+
+    /// Tries it once. What an earlier try has `begun` is gone on with, if the server agrees.
+    fn attempt(&self, begun: &mut Option<Partial>) -> Result<Done, Failure> {
+        let mut response = self.send(begun.as_ref())?;
         let status = response.status();
-        match (status, &self.held) {
-            (StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION, _) => {
-                let (known, size) = self.receive(response)?;
-                Ok((known, size, Origin::Server))
+        let rest = begun.take().and_then(|mut old| {
+            let goes_on = status == StatusCode::PARTIAL_CONTENT && old.goes_on_with(&response);
+            if goes_on {
+                return Some(old);
             }
-            (StatusCode::NOT_MODIFIED, Some((known, size))) => {
-                Ok((known.clone(), *size, Origin::Unchanged))
+            old.abandon();
+            None
+        });
+        let mut partial = match (status, rest) {
+            (_, Some(rest)) => rest,
+            (StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION, None) => {
+                self.begin(&response)?
             }
-            _ => Err(self.refused(status)),
+            (_, None) => return self.without_body(status),
+        };
+        match self.pour(&mut response, &mut partial) {
+            Ok(()) => self.complete(partial),
+            Err(failure) => {
+                *begun = Some(partial);
+                Err(failure)
+            }
         }
     }
 
-    fn send(&self) -> Result<Response, Failure> {
+    /// An answer that brings nothing.
+    fn without_body(&self, status: StatusCode) -> Result<Done, Failure> {
+        match &self.held {
+            Some((known, size)) if status == StatusCode::NOT_MODIFIED => {
+                Ok((known.clone(), *size, Origin::Unchanged))
+            }
+            Some(_) | None => Err(self.refused(status)),
+        }
+    }
+
+    fn send(&self, begun: Option<&Partial>) -> Result<Response, Failure> {
         let left = self.job.limits.whole.saturating_sub(self.begun.elapsed());
         if left.is_zero() {
             return Err(self.too_slow());
@@ -148,66 +181,66 @@ impl Download<'_> {
             .header(ACCEPT, "*/*")
             .header(ACCEPT_ENCODING, "identity")
             .timeout(left);
-        if let Some((known, _)) = &self.held {
+        if let Some((begun, tag)) = begun.and_then(|begun| Some((begun, begun.strong_tag()?))) {
+            request = request
+                .header(RANGE, format!("bytes={}-", begun.received))
+                .header(IF_RANGE, tag);
+        } else if let Some((known, _)) = &self.held {
             request = request.headers(conditions(known));
         }
         let sent = self.http.send(request).map_err(stopped)?;
         sent.map_err(|error| self.broken(error))
     }
 
-    /// Takes a body into the store. Until it is whole and right nothing of it can be seen there.
-    fn receive(&self, mut response: Response) -> Result<(Known, u64), Failure> {
-        let total = response.content_length().unwrap_or_default();
-        if total > self.job.limits.bytes {
+    /// Begins to take a body into the store. Until it is whole and right nothing of it can be seen
+    /// there.
+    fn begin(&self, response: &Response) -> Result<Partial, Failure> {
+        if response.content_length().unwrap_or_default() > self.job.limits.bytes {
             return Err(self.too_large());
         }
         let writer = self.job.store.blob_writer(KIND);
-        let mut writer = writer.map_err(|error| Failure::Final(error.into()))?;
-        let digest = match self.pour(&mut response, total, &mut writer) {
-            Ok(digest) => digest,
-            Err(failure) => {
-                writer.abandon();
-                return Err(failure);
-            }
-        };
-        let headers = response.headers();
-        let known = Known::new(digest, text(headers, &ETAG), text(headers, &LAST_MODIFIED));
-        let finished = writer.finish();
-        let (_, size) = finished.map_err(|error| Failure::Final(error.into()))?;
-        Ok((known, size))
+        let writer = writer.map_err(|error| Failure::Final(error.into()))?;
+        Ok(Partial::new(writer, response))
     }
 
-    /// Writes and hashes all that comes, and looks whether it is what was asked for.
-    fn pour(
-        &self,
-        response: &mut Response,
-        total: u64,
-        writer: &mut BlobWriter,
-    ) -> Result<Digest, Failure> {
-        let mut hasher = Hasher::new();
-        let mut received: u64 = 0;
+    /// Takes all that comes.
+    fn pour(&self, response: &mut Response, partial: &mut Partial) -> Result<(), Failure> {
         while let Some(chunk) = self.chunk(response)? {
-            received = received.saturating_add(chunk.len() as u64);
+            let received = partial.received.saturating_add(chunk.len() as u64);
             if received > self.job.limits.bytes {
                 return Err(self.too_large());
             }
-            hasher.update(&chunk);
-            writer.write_all(&chunk).map_err(|error| self.full(error))?;
+            partial.push(&chunk).map_err(|error| self.full(error))?;
             (self.job.progress)(Progress {
                 what: format!("downloading {}", self.shown),
                 current: received,
-                total,
+                total: partial.total,
             });
         }
-        let actual = hasher.finish();
-        match self.source.checksum {
-            Some(expected) if expected != actual => Err(Failure::Final(DownloadError::Mismatch {
-                url: self.shown.clone(),
+        Ok(())
+    }
+
+    /// Makes a body visible, if it is what was asked for.
+    fn complete(&self, partial: Partial) -> Result<Done, Failure> {
+        let actual = partial.digest();
+        let wrong = self.source.checksum.filter(|wanted| *wanted != actual);
+        if !partial.is_whole() {
+            let (received, total) = (partial.received, partial.total);
+            partial.abandon();
+            return Err(self.cut(received, total));
+        }
+        if let Some(expected) = wrong {
+            partial.abandon();
+            let url = self.shown.clone();
+            return Err(Failure::Final(DownloadError::Mismatch {
+                url,
                 expected,
                 actual,
-            })),
-            Some(_) | None => Ok(actual),
+            }));
         }
+        let finished = partial.finish();
+        let (known, size) = finished.map_err(|error| Failure::Final(error.into()))?;
+        Ok((known, size, Origin::Server))
     }
 
     fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, Failure> {
@@ -223,7 +256,11 @@ impl Download<'_> {
         let passing = status.is_server_error()
             || matches!(
                 status,
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+                // The last two are about the rest of a file; the next try asks for all of it.
+                StatusCode::TOO_MANY_REQUESTS
+                    | StatusCode::REQUEST_TIMEOUT
+                    | StatusCode::RANGE_NOT_SATISFIABLE
+                    | StatusCode::PARTIAL_CONTENT
             );
         if passing {
             return Failure::Transient(DownloadError::Failing { url, status: code });
@@ -244,6 +281,12 @@ impl Download<'_> {
             return Failure::Final(DownloadError::Redirect { url, reason });
         }
         let source = Box::new(error);
+        Failure::Transient(DownloadError::Unreachable { url, source })
+    }
+
+    fn cut(&self, received: u64, total: u64) -> Failure {
+        let url = self.shown.clone();
+        let source = format!("{received} bytes came instead of {total}").into();
         Failure::Transient(DownloadError::Unreachable { url, source })
     }
 
@@ -283,10 +326,6 @@ fn conditions(known: &Known) -> HeaderMap {
         Some((name, value))
     });
     pairs.collect()
-}
-
-fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
-    headers.get(name)?.to_str().ok()
 }
 
 /// The text of the cause of all causes.

@@ -14,6 +14,7 @@ mod address;
 mod error;
 mod fetch;
 mod known;
+mod partial;
 
 use std::time::Duration;
 

@@ -15,6 +15,8 @@ pub struct Asked {
     pub tag: Option<String>,
     /// `If-Modified-Since`.
     pub date: Option<String>,
+    /// `If-Range`.
+    pub if_range: Option<String>,
     pub referer: Option<String>,
 }
 
@@ -165,6 +167,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<Asked> {
             }
             "if-none-match" => asked.tag = Some(value.to_owned()),
             "if-modified-since" => asked.date = Some(value.to_owned()),
+            "if-range" => asked.if_range = Some(value.to_owned()),
             "referer" => asked.referer = Some(value.to_owned()),
             "authorization" => asked.authorization = Some(value.to_owned()),
             _ => {}

@@ -225,6 +225,26 @@ fn the_same_layer_from_two_handles_is_one_object() {
 }
 
 #[test]
+fn a_blob_that_was_given_up_is_not_there_and_can_come_again() {
+    let root = Root::new();
+    let store = root.open();
+    let digest = store.put_blob(b"bytes", "download").unwrap();
+    let path = root
+        .path()
+        .join("blobs")
+        .join(&names(&root.path().join("blobs"))[0]);
+    std::fs::write(path, b"bites").unwrap();
+    store.lose_blob(digest).unwrap();
+    assert!(store.open_blob(digest).unwrap().is_none());
+    assert_eq!(names(&root.path().join("blobs")).len(), 0);
+    store.lose_blob(digest).unwrap();
+    assert_eq!(store.put_blob(b"bytes", "download").unwrap(), digest);
+    assert_eq!(store.blob(digest).unwrap().as_deref(), Some(&b"bytes"[..]));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
 fn blobs_and_layers_with_the_same_bytes_do_not_disturb_each_other() {
     let root = Root::new();
     let store = root.open();
