@@ -3,7 +3,7 @@
 //! A [`Connection`] belongs to one thread and gives blobs as readers, so that a slow disk slows the
 //! download down and nothing is buffered.
 //!
-//! The law: requests end as those of [`crate::http`] do; no answer is kept in memory beyond a limit;
+//! The law: requests end as those of `crate::http` do; no answer is kept in memory beyond a limit;
 //! what came is not trusted here, since callers compare every digest.
 
 mod blob;
