@@ -40,7 +40,8 @@ const DISK: &str = "disk";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Also images that have names, and without limits or filters the history of builds with its logs
+    /// Also images that have names, and without limits or filters caches, and the history of builds with
+    /// its logs
     #[arg(short, long)]
     all: bool,
     /// Do not ask
