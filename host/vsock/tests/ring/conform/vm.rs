@@ -108,13 +108,26 @@ impl Machine {
 impl Drop for Machine {
     #[expect(clippy::print_stderr, reason = "nobody else can say what went wrong")]
     fn drop(&mut self) {
-        self.monitor.kill().ok();
-        self.monitor.wait().ok();
         if thread::panicking() {
             let console = std::fs::read(&self.console).unwrap_or_default();
             eprintln!("the console:\n{}", String::from_utf8_lossy(&console));
+            eprintln!("QEMU's threads:\n{}", threads(self.monitor.id()));
         }
+        self.monitor.kill().ok();
+        self.monitor.wait().ok();
     }
+}
+
+/// What each thread of a process does: its name, its system call, and where in the kernel it waits.
+fn threads(process: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let lines = tasks.map(|task| {
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let [name, call, place] = ["comm", "syscall", "wchan"].map(read);
+        format!("{}: {} {place}", name.trim(), call.trim())
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The machine, with a second serial line.
