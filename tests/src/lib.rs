@@ -30,6 +30,7 @@ pub const BUSYBOX: &str = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/
 #[derive(Debug)]
 pub struct Bench {
     dir: TempDir,
+    transport: Option<&'static str>,
 }
 
 /// What a command did.
@@ -83,12 +84,24 @@ impl Bench {
     #[must_use]
     pub fn new() -> Self {
         let dir = TempDir::new().expect("temporary directory");
-        let bench = Self { dir };
+        let bench = Self {
+            dir,
+            transport: None,
+        };
         fs::create_dir(bench.context()).expect("context");
         fs::create_dir(bench.out()).expect("outputs");
         fs::copy("/bin/busybox", bench.context().join("busybox"))
             .expect("/bin/busybox: install the package busybox-static");
         bench
+    }
+
+    /// The same, for builds whose VMs reach their vsock device by this driver.
+    #[must_use]
+    pub fn on(transport: &'static str) -> Self {
+        Self {
+            transport: Some(transport),
+            ..Self::new()
+        }
     }
 
     /// The build context.
@@ -139,6 +152,7 @@ impl Bench {
                 std::env::var_os("COFFERDAM_ACCEL").unwrap_or_else(|| "auto".into()),
             )
             .env("NO_COLOR", "1")
+            .envs(self.transport.map(|driver| ("COFFERDAM_TRANSPORT", driver)))
             .current_dir(self.context())
             .stdin(Stdio::null());
         command

@@ -175,7 +175,11 @@ fn check_log(bench: &Bench) {
 /// Nothing that becomes of the display changes a build, or what its log holds.
 #[test]
 fn a_build_ends_as_it_would_whoever_reads_what_it_says() {
-    let bench = Bench::new();
+    PATHS.into_iter().for_each(check_readers);
+}
+
+fn check_readers(path: &'static str) {
+    let bench = Bench::on(path);
     bench.write("Dockerfile", format!("{BUSYBOX}RUN {PRINTS}\n"));
 
     // Nobody wants to see anything.
@@ -212,7 +216,11 @@ fn a_build_ends_as_it_would_whoever_reads_what_it_says() {
 /// Where a queue or a frame of 16 or 64 KiB could end.
 #[test]
 fn dockerfiles_and_arguments_of_any_size_work_or_name_their_limit() {
-    let bench = Bench::new();
+    PATHS.into_iter().for_each(check_sizes);
+}
+
+fn check_sizes(path: &'static str) {
+    let bench = Bench::on(path);
     let comment = |kib: usize| format!("# {}\n", "x".repeat(1021)).repeat(kib);
     for kib in [15, 16, 17, 64, 1024] {
         let dockerfile = format!("{}FROM scratch\nCOPY busybox /b\n", comment(kib));

@@ -237,6 +237,12 @@ fn a_guest_refuses_a_layer_that_is_not_whole_on_the_kernels_driver() {
 /// A real agent whose hello says something else.
 #[track_caller]
 fn check_greeting(change: fn(Hello) -> Hello, texts: &[&str]) {
+    for path in [Transport::Ring, Transport::Kernel] {
+        check_greeting_on(path, change, texts);
+    }
+}
+
+fn check_greeting_on(path: Transport, change: fn(Hello) -> Hello, texts: &[&str]) {
     let seam = Seam::judged(move |passing| {
         if passing.way == Way::ToGuest || passing.header.kind != Kind::Hello {
             return Fate::Passes;
@@ -245,7 +251,7 @@ fn check_greeting(change: fn(Hello) -> Hello, texts: &[&str]) {
         let hello = change(message::decode(&frame).unwrap());
         Fate::Replaced(message::encode(0, &hello).unwrap())
     });
-    let Some(build) = build_on(Transport::Auto, seam) else {
+    let Some(build) = build_on(path, seam) else {
         return;
     };
     let failed = within(BOUND, || {
