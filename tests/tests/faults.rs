@@ -219,14 +219,12 @@ fn a_step_gets_no_socket_to_the_host_whoever_drives_the_device() {
     const AF_UNIX: u8 = 1;
     const AF_VSOCK: u8 = 40;
     for transport in ["ring", "kernel"] {
-        let bench = Bench::new();
+        let bench = Bench::on(transport);
         bench.write("vsock", refused_socket(AF_VSOCK));
         bench.write("unix", refused_socket(AF_UNIX));
         let text = "COPY --chmod=755 vsock unix /\nRUN /vsock && ! /unix && ! ls /dev/vsock\n";
-        bench.write("Dockerfile", format!("{BUSYBOX}{text}"));
-        let mut command = bench.build_command(&[]);
-        command.env("COFFERDAM_TRANSPORT", transport);
-        let _built = run(command).expect_status(0);
+        let dockerfile = format!("{BUSYBOX}{text}");
+        let _built = bench.build(&dockerfile, &[]).expect_status(0);
         bench.check_clean();
     }
 }

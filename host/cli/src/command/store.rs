@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ::store::{CheckReport, Finding, Store, StoreError};
+use ::store::{CheckReport, Store, StoreError};
 use clap::Subcommand;
 
 use super::{Common, complain};
@@ -42,25 +42,19 @@ enum Action {
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let Action::Check { repair } = args.action;
-    let looked = match look(repair, common) {
-        Err(failure) if repair && is_damaged(&failure) => {
-            complain(&format!("{:#}", failure.error));
-            None
-        }
-        Ok((_, report)) if repair && report.database_is_damaged() => {
-            let mut found = report.findings.iter();
-            let damage = found.find(|(what, _)| matches!(what, Finding::Database(_)));
-            damage.inspect(|(what, _)| complain(&what.to_string()));
-            None
-        }
-        looked => Some(looked?),
+    let looked = look(repair, common);
+    let damage = match &looked {
+        Err(failure) if is_damaged(failure) => Some(format!("{:#}", failure.error)),
+        Err(_) => None,
+        Ok((_, report)) => report.database_damage().map(ToString::to_string),
     };
-    let (vms, report) = match looked {
-        Some(looked) => looked,
-        None => {
+    let (vms, report) = match damage {
+        Some(damage) if repair => {
+            complain(&damage);
             rebuild(common)?;
             look(repair, common)?
         }
+        Some(_) | None => looked?,
     };
     show(&vms, &report)?;
     let are_mended = vms.iter().all(|(_, mended)| *mended);

@@ -6,7 +6,7 @@
 use store::Mtime;
 
 use super::chmod::ModeChange;
-use super::draft::{Body, Bytes, Draft, Meta, Planned};
+use super::draft::{Body, Bytes, Draft, Meta, Planned, Spot};
 use super::select;
 use super::source::{Node, Source, Thing, UNDATED, inline};
 use super::walk::{Filter, Walk};
@@ -14,7 +14,7 @@ use super::{CopyError, CopySource, CopySpec};
 use crate::Cancel;
 use crate::context::ignore::Ignore;
 use crate::download::{Downloads, WebSource};
-use crate::rootfs::resolve::{Kind, Tree, resolve};
+use crate::rootfs::resolve::{Kind, Place, Tree, resolve};
 use crate::rootfs::{Rootfs, path};
 
 /// Mode of a directory that is made on the way.
@@ -253,7 +253,9 @@ impl<'a> Planner<'a> {
         }
         let name = match source.address.name() {
             Ok(name) => name,
-            Err(reason) if self.is_into()? => return Err(CopyError::NoName { url: url(), reason }),
+            Err(reason) if self.is_into(&self.place()?) => {
+                return Err(CopyError::NoName { url: url(), reason });
+            }
             Err(_) => Vec::new(),
         };
         let body = Body::File(Bytes::Blob {
@@ -270,17 +272,21 @@ impl<'a> Planner<'a> {
         self.file(&name, Planned { meta, body, same })
     }
 
+    /// Where the destination leads.
+    fn place(&self) -> Result<Place<Spot<'a>>, CopyError> {
+        Ok(resolve(&self.draft, &self.dest.path, true)?)
+    }
+
     /// Whether a file goes into the destination and not into its place.
-    fn is_into(&self) -> Result<bool, CopyError> {
-        let place = resolve(&self.draft, &self.dest.path, true)?;
+    fn is_into(&self, place: &Place<Spot<'a>>) -> bool {
         let is_directory = |spot| self.draft.kind(spot) == Kind::Directory;
-        Ok(self.dest.directory || place.node.is_some_and(is_directory))
+        self.dest.directory || place.node.is_some_and(is_directory)
     }
 
     /// Puts anything but a directory at the destination, or into it if that is a directory.
     fn file(&mut self, name: &[u8], planned: Planned) -> Result<(), CopyError> {
-        let place = resolve(&self.draft, &self.dest.path, true)?;
-        let (dir, name) = if self.is_into()? {
+        let place = self.place()?;
+        let (dir, name) = if self.is_into(&place) {
             (place.path.as_slice(), name)
         } else {
             path::split(&place.path)
@@ -299,7 +305,7 @@ impl<'a> Planner<'a> {
 
     /// The destination as a directory, made if it is missing.
     pub(super) fn destination(&mut self, changes: &Changes) -> Result<usize, CopyError> {
-        let place = resolve(&self.draft, &self.dest.path, true)?;
+        let place = self.place()?;
         if place
             .node
             .is_some_and(|spot| self.draft.kind(spot) != Kind::Directory)

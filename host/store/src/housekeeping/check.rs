@@ -84,11 +84,11 @@ impl CheckReport {
         self.findings.iter().all(|(_, repaired)| *repaired)
     }
 
-    /// Whether the database itself is wrong, which no repair of single rows mends.
+    /// What is wrong with the database itself, if anything: no repair of single rows mends that.
     #[must_use]
-    pub fn database_is_damaged(&self) -> bool {
-        let mut found = self.findings.iter();
-        found.any(|(what, _)| matches!(what, Finding::Database(_)))
+    pub fn database_damage(&self) -> Option<&Finding> {
+        let mut found = self.findings.iter().map(|(what, _)| what);
+        found.find(|what| matches!(what, Finding::Database(_)))
     }
 
     fn add(&mut self, finding: Finding, repaired: bool) {

@@ -333,7 +333,7 @@ struct Tmpfs {
 }
 
 impl Tmpfs {
-    /// `None` where this process may not mount.
+    /// `None` where this process may not mount, which is said.
     fn new(limits: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -347,9 +347,12 @@ impl Tmpfs {
             .arg(dir.path())
             .stderr(Stdio::null())
             .status();
-        mounted
-            .is_ok_and(|status| status.success())
-            .then_some(Self { dir })
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self { dir });
+        }
+        let skipped = b"skipped: cannot mount a small file system\n";
+        Write::write_all(&mut std::io::stderr(), skipped).unwrap();
+        None
     }
 }
 
@@ -365,11 +368,6 @@ impl Drop for Tmpfs {
 #[test]
 fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
     let Some(small) = Tmpfs::new("size=24m") else {
-        Write::write_all(
-            &mut std::io::stderr(),
-            b"skipped: cannot mount a small file system\n",
-        )
-        .unwrap();
         return;
     };
     let root = small.dir.path().join("store");
@@ -416,11 +414,6 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
 #[test]
 fn without_a_single_file_left_a_prune_frees_some() {
     let Some(small) = Tmpfs::new("size=64m,nr_inodes=200") else {
-        Write::write_all(
-            &mut std::io::stderr(),
-            b"skipped: cannot mount a small file system\n",
-        )
-        .unwrap();
         return;
     };
     let root = small.dir.path().join("store");
