@@ -1,6 +1,8 @@
 //! Bad input: a paragraph with file and line or path, the right exit status, nothing lost.
 
 use std::fs;
+use std::process::Stdio;
+
 use tests::{Bench, run};
 
 #[track_caller]
@@ -181,8 +183,14 @@ fn a_result_that_cannot_be_told_is_a_failure_everywhere() {
     check_history(&reason);
     let mut quiet = bench.build_command(&["-q", "--iidfile", &iid_file]);
     let full = fs::File::options().write(true).open("/dev/full");
-    let ended = quiet.stdout(full.expect("/dev/full")).status();
-    assert_eq!(ended.expect("a build").code(), Some(125));
+    let quiet = quiet.stdout(full.expect("/dev/full"));
+    let ended = quiet.stderr(Stdio::piped()).spawn().expect("a build");
+    let ended = ended.wait_with_output().expect("its end");
+    assert_eq!(ended.status.code(), Some(125));
+    // It is not the disk of the store that is full.
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains("o space left"), "{said}");
+    assert!(!said.contains("prune"), "{said}");
     check_history("cannot write standard output");
     bench.check_clean();
 }

@@ -68,8 +68,10 @@ fn build(
     let report = report.or_else(|| vm.end());
     drop(vm);
     let built = built.map_err(|error| {
+        // A file beside which nothing of the store lies gets no room from pruning.
+        let elsewhere = matches!(error, BuildError::Tell { .. });
         let mut failure = failure(error);
-        if failure.hint.is_none() {
+        if failure.hint.is_none() && !elsewhere {
             failure.hint = room::hint(&store, &failure);
         }
         failure

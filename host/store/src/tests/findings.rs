@@ -125,11 +125,10 @@ fn rows_that_refer_to_what_is_not_valid_are_found() {
         assert_eq!(database.execute(sql, [state]).unwrap(), 1);
     };
     set("condemned");
-    let findings = store.check(false).unwrap().findings;
-    let [(Finding::Database(what), false)] = &findings[..] else {
-        panic!("{findings:?}")
-    };
-    assert_eq!(what, "1 objects are referred to and not valid");
+    let report = store.check(false).unwrap();
+    let wrong = Finding::Database("1 objects are referred to and not valid".to_owned());
+    assert_eq!(report.database_damage(), Some(&wrong));
+    assert_eq!(report.findings, [(wrong, false)]);
     set("valid");
     assert!(store.check(false).unwrap().is_clean());
     store.close().unwrap();

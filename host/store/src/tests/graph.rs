@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::Root;
+use super::{Root, key, step};
 use crate::db::Commit;
-use crate::{PruneEnd, PruneOptions, Store, StoreError};
+use crate::{DiffId, Lookup, Pin, PruneEnd, PruneOptions, Store, StoreError};
 
 /// Rows of objects.
 const VERTICES: i64 = 100_000;
@@ -77,6 +77,45 @@ fn a_hundred_thousand_layers_with_diamonds_are_accounted_for_and_pruned() {
     let rest = super::prune(&store, &PruneOptions::default());
     assert_eq!((rest.end, rest.removed), (PruneEnd::Complete, 99_000));
     assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn each_object_names_what_keeps_it() {
+    let root = Root::new();
+    let store = root.open();
+    let base = step(&store, "base", &[]).diff_id;
+    let left = step(&store, "left", &[base]).diff_id;
+    let right = step(&store, "right", &[base]).diff_id;
+    let top = step(&store, "top", &[left, right]).diff_id;
+    step(&store, "spare", &[right]);
+    let manifest = store.put_blob(b"manifest", "manifest").unwrap();
+    let config = store.put_blob(b"config", "config").unwrap();
+    store.set_image("app", manifest, config, &[top]).unwrap();
+    store.close().unwrap();
+    let store = root.open();
+    assert!(matches!(store.lookup(key("left")).unwrap(), Lookup::Hit(_)));
+    let usage = store.du().unwrap();
+    let pins: Vec<&[Pin]> = usage.items.iter().map(|item| &item.pins[..]).collect();
+    let on_top = |layer: DiffId| Pin::Child(layer.0);
+    let me = Pin::Instance {
+        id: store.instance().to_string(),
+        command: "test".to_owned(),
+    };
+    let app = Pin::Image("app".to_owned());
+    let expected: [&[Pin]; 7] = [
+        &[on_top(left), on_top(right)],
+        &[me, on_top(top)],
+        &[on_top(top)],
+        std::slice::from_ref(&app),
+        &[],
+        std::slice::from_ref(&app),
+        std::slice::from_ref(&app),
+    ];
+    assert_eq!(pins, expected);
+    assert_eq!(usage.reclaimable, usage.items[4].allocated);
+    assert_eq!(super::prune(&store, &PruneOptions::default()).removed, 1);
     store.close().unwrap();
     root.assert_clean();
 }
