@@ -367,3 +367,69 @@ fn too_large(entry: Option<&[u8]>, unit: &'static str, limit: u64) -> IngestErro
         limit,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The header of a file, which is not followed by its content.
+    fn file(size: u64) -> Vec<u8> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("f").unwrap();
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    }
+
+    /// What is too large, if anything, when a file comes after what `parser` has seen.
+    fn too_large_for(mut parser: Parser, size: u64) -> Option<&'static str> {
+        match parser.push(&file(size)) {
+            Ok(()) => None,
+            Err(IngestError::TooLarge { unit, .. }) => Some(unit),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn each_limit_is_the_last_that_passes() {
+        let after = |position, entries, names| Parser {
+            position,
+            entries,
+            names,
+            ..Parser::new()
+        };
+        let check = |parser, size, unit| assert_eq!(too_large_for(parser, size), unit);
+        check(after(MAX_LAYER - 512, 0, 0), 0, None);
+        check(after(MAX_LAYER - 511, 0, 0), 0, Some("bytes"));
+        check(after(0, MAX_ENTRIES - 1, 0), 0, None);
+        check(after(0, MAX_ENTRIES, 0), 0, Some("entries"));
+        check(after(0, 0, MAX_NAMES - 1), 0, None);
+        let names = Some("bytes of names and attributes");
+        check(after(0, 0, MAX_NAMES), 0, names);
+        check(Parser::new(), MAX_FILE, None);
+        check(Parser::new(), MAX_FILE + 1, Some("bytes in one file"));
+    }
+
+    #[test]
+    fn all_that_an_entry_keeps_in_memory_is_counted() {
+        let entry = Entry {
+            path: b"12".to_vec(),
+            kind: EntryKind::Symlink {
+                target: b"123".to_vec(),
+            },
+            mode: 0o777,
+            uid: 0,
+            gid: 0,
+            mtime: crate::Mtime::default(),
+            xattrs: vec![
+                (b"1234".to_vec(), b"12345".to_vec()),
+                (b"1".to_vec(), b"".to_vec()),
+            ],
+        };
+        let mut parser = Parser::new();
+        parser.count(Some(&entry), b"").unwrap();
+        parser.count(None, b"").unwrap();
+        assert_eq!((parser.entries, parser.names), (2, 15));
+    }
+}

@@ -118,7 +118,8 @@ fn prune_stops_when_enough_is_free_and_says_when_it_is_not() {
     };
     let report = prune(&store, &down_to(total - (1 << 19)));
     assert_eq!((report.end, report.removed), (PruneEnd::Complete, 1));
-    assert_eq!(prune(&store, &down_to(total)).removed, 0);
+    let report = prune(&store, &down_to(total));
+    assert_eq!((report.end, report.removed), (PruneEnd::Complete, 0));
     let reserved = PruneOptions {
         reserved: total,
         ..down_to(0)
@@ -269,6 +270,44 @@ fn one_that_cannot_be_removed_stops_nothing_and_goes_later() {
     root.assert_clean();
 }
 
+/// What an earlier pass has left does not count for what is asked of this one.
+#[test]
+fn what_was_condemned_before_goes_beside_what_is_asked_for() {
+    let root = Root::new();
+    let store = root.open();
+    for content in ["a", "b", "c", "d", "e"] {
+        ingest(&store, &tar(&[(content, &vec![0; 1 << 20])])).unwrap();
+    }
+    store.close().unwrap();
+    let store = root.open();
+    backdate(&root, 100);
+    let two = PruneOptions {
+        max_used: Some(store.du().unwrap().total - (3 << 19)),
+        ..Default::default()
+    };
+    let stopped = store.prune(&two, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!((stopped.end, stopped.removed), (PruneEnd::Cancelled, 1));
+    let one_more = PruneOptions {
+        max_used: Some(store.du().unwrap().total - (3 << 19)),
+        ..Default::default()
+    };
+    let report = prune(&store, &one_more);
+    assert_eq!((report.end, report.removed), (PruneEnd::Complete, 2));
+    assert!(report.freed > 2 << 20, "{}", report.freed);
+    let stopped = store
+        .prune(&PruneOptions::default(), &mut |_| ControlFlow::Break(()))
+        .unwrap();
+    assert_eq!(stopped.removed, 1);
+    let more_than_there_is = PruneOptions {
+        max_used: Some(store.du().unwrap().total - (2 << 20)),
+        ..Default::default()
+    };
+    let report = prune(&store, &more_than_there_is);
+    assert_eq!((report.end, report.removed), (PruneEnd::Incomplete, 1));
+    store.close().unwrap();
+    root.assert_clean();
+}
+
 #[test]
 fn a_prune_that_is_stopped_is_finished_by_the_next() {
     let root = Root::new();
@@ -279,7 +318,7 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
     store.close().unwrap();
     let store = root.open();
     let build = ended(&store);
-    store.save_cache("kept", b"x").unwrap();
+    store.save_cache("kept", &[b'x'; 50_000]).unwrap();
     let all = PruneOptions {
         images: true,
         ..PruneOptions::default()
@@ -289,7 +328,9 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
     // Whoever stops it wants to keep the rest.
     assert_eq!(store.builds(9).unwrap()[0].id, build);
     assert!(store.load_cache("kept").is_some());
-    assert_eq!(prune(&store, &all).removed, 2);
+    let report = prune(&store, &all);
+    assert_eq!(report.removed, 2);
+    assert!(report.freed >= 50_000, "{}", report.freed);
     assert_eq!(store.builds(9).unwrap(), []);
     assert_eq!(store.load_cache("kept"), None);
     store.close().unwrap();

@@ -216,6 +216,30 @@ fn long_names_come_in_three_forms() {
 }
 
 #[test]
+fn each_dialect_is_read_as_what_it_is() {
+    // GNU keeps times where ustar keeps the beginning of a long path.
+    let gnu = |part: Raw| part.set(257, b"ustar  \0");
+    let device = raw(b'3', b"tty", b"").set(329, b"0000005\0");
+    taken(
+        vec![
+            gnu(raw(b'0', b"a", b"").set(345, b"00000000001\0")),
+            gnu(device.set(337, b"0000001\0")),
+        ],
+        &["a f0", "tty c5:1"],
+    );
+    // Before ustar there were no extensions.
+    for extension in [b'x', b'g', b'L', b'K'] {
+        let old = raw(extension, b"e", b"").set(257, &[0; 8]);
+        refused(vec![old, raw(b'0', b"a", b"")], "unknown type");
+    }
+    // And star keeps times behind the 131st byte of the beginning.
+    let star = |long: &[u8]| raw(b'0', b"n", b"").set(345, long).set(508, b"tar\0");
+    let name = format!("{}/n f0", "p".repeat(130));
+    taken(vec![star(&[b'p'; 130])], &[&name]);
+    refused(vec![star(&[b'p'; 131])], "dialect");
+}
+
+#[test]
 fn names_that_cannot_be_are_refused() {
     refused(vec![raw(b'0', b"a/../b", b"")], "`..`");
     refused(vec![raw(b'0', b"..", b"")], "`..`");
