@@ -372,19 +372,23 @@ fn too_large(entry: Option<&[u8]>, unit: &'static str, limit: u64) -> IngestErro
 mod tests {
     use super::*;
 
-    /// The header of a file, which is not followed by its content.
-    fn file(size: u64) -> Vec<u8> {
+    const FILE: u8 = b'0';
+    const LONG_NAME: u8 = b'L';
+
+    /// A header which is not followed by its content.
+    fn header(kind: u8, name: &str, size: u64) -> Vec<u8> {
         let mut header = tar::Header::new_ustar();
-        header.set_path("f").unwrap();
+        header.set_path(name).unwrap();
+        header.set_entry_type(tar::EntryType::new(kind));
         header.set_mode(0o644);
         header.set_size(size);
         header.set_cksum();
         header.as_bytes().to_vec()
     }
 
-    /// What is too large, if anything, when a file comes after what `parser` has seen.
-    fn too_large_for(mut parser: Parser, size: u64) -> Option<&'static str> {
-        match parser.push(&file(size)) {
+    /// What is too large, if anything, when such a header comes after what `parser` has seen.
+    fn too_large_for(mut parser: Parser, kind: u8, size: u64) -> Option<&'static str> {
+        match parser.push(&header(kind, "f", size)) {
             Ok(()) => None,
             Err(IngestError::TooLarge { unit, .. }) => Some(unit),
             Err(other) => panic!("{other}"),
@@ -399,16 +403,27 @@ mod tests {
             names,
             ..Parser::new()
         };
-        let check = |parser, size, unit| assert_eq!(too_large_for(parser, size), unit);
-        check(after(MAX_LAYER - 512, 0, 0), 0, None);
-        check(after(MAX_LAYER - 511, 0, 0), 0, Some("bytes"));
-        check(after(0, MAX_ENTRIES - 1, 0), 0, None);
-        check(after(0, MAX_ENTRIES, 0), 0, Some("entries"));
-        check(after(0, 0, MAX_NAMES - 1), 0, None);
+        let check = |parser, unit| assert_eq!(too_large_for(parser, FILE, 0), unit);
+        check(after(MAX_LAYER - 512, 0, 0), None);
+        check(after(MAX_LAYER - 511, 0, 0), Some("bytes"));
+        check(after(0, MAX_ENTRIES - 1, 0), None);
+        check(after(0, MAX_ENTRIES, 0), Some("entries"));
+        check(after(0, 0, MAX_NAMES - 1), None);
         let names = Some("bytes of names and attributes");
-        check(after(0, 0, MAX_NAMES), 0, names);
-        check(Parser::new(), MAX_FILE, None);
-        check(Parser::new(), MAX_FILE + 1, Some("bytes in one file"));
+        check(after(0, 0, MAX_NAMES), names);
+        let check = |kind, size, unit| assert_eq!(too_large_for(Parser::new(), kind, size), unit);
+        check(FILE, MAX_FILE, None);
+        check(FILE, MAX_FILE + 1, Some("bytes in one file"));
+        check(LONG_NAME, MAX_EXTENSION, None);
+        let extension = Some("bytes in an extended header");
+        check(LONG_NAME, MAX_EXTENSION + 1, extension);
+    }
+
+    #[test]
+    fn a_header_that_is_refused_is_named() {
+        let refused = Parser::new().push(&header(b'?', "name", 0)).unwrap_err();
+        let text = refused.to_string();
+        assert!(text.contains("name") && text.contains("`?`"), "{text}");
     }
 
     #[test]

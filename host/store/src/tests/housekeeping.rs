@@ -625,6 +625,7 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     ));
     store.close().unwrap();
     std::fs::write(root.path().join("blobs/100"), b"blob").unwrap();
+    std::fs::write(root.path().join("blobs/0"), b"no number of an object").unwrap();
     std::fs::write(root.path().join("index/103"), b"of a layer that is gone").unwrap();
     std::fs::write(root.path().join("store.db"), vec![0x5a; 20_000]).unwrap();
     std::fs::write(root.path().join("store.db-wal"), vec![0x5a; 20_000]).unwrap();
