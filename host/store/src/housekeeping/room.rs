@@ -98,3 +98,20 @@ impl Store {
         Ok(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Space;
+
+    #[test]
+    fn the_mark_is_a_share_of_small_file_systems_and_some_gigabytes_of_large_ones() {
+        let mark = |size| {
+            let (free, files) = (0, None);
+            Space { free, size, files }.low_mark()
+        };
+        assert_eq!(mark(0), 0);
+        assert_eq!(mark(20 << 20), 1 << 20);
+        assert_eq!(mark(40 << 30), 2 << 30);
+        assert_eq!(mark(400 << 30), 2 << 30);
+    }
+}

@@ -254,6 +254,17 @@ fn names_that_cannot_be_are_refused() {
         vec![pax(&[("path", deep.as_bytes())]), raw(b'0', b"x", b"")],
         "too long",
     );
+    let named = |path: &str| vec![pax(&[("path", path.as_bytes())]), raw(b'0', b"x", b"")];
+    let longest = |last: &str| format!("{}{last}", "a/".repeat(2047));
+    for longest in [longest("b"), "a".repeat(255)] {
+        taken(named(&longest), &[&format!("{longest} f0")]);
+    }
+    refused(named(&longest("bc")), "too long");
+    let leads_to = |text: &[u8]| vec![pax(&[("linkpath", text)]), link(b'2', b"x", b"y")];
+    let far = "b".repeat(4095);
+    taken(leads_to(far.as_bytes()), &[&format!("x l {far}")]);
+    refused(leads_to(&[b'b'; 4096]), "name that cannot be");
+    refused(leads_to(b"a\0b"), "name that cannot be");
     refused(vec![raw(b'0', b"a/", b"")], "name is that of a directory");
     refused(vec![raw(b'0', b"./", b"")], "name is that of a directory");
     refused(vec![link(b'2', b"a", b"")], "link to nowhere");

@@ -390,6 +390,8 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
     let filler = small.dir.path().join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
+    // What is there is in use.
+    assert!(!store.make_room());
     store.close().ok();
     let store = open_full(&root);
     for layer in &kept {
@@ -408,6 +410,30 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
     layer(&store, "works again");
     store.close().unwrap();
     drop(file);
+    drop(store_after(&root));
+}
+
+#[test]
+fn what_does_not_fit_gets_the_room_of_some_that_nothing_keeps() {
+    let Some(small) = Tmpfs::new("size=48m") else {
+        return;
+    };
+    let root = small.dir.path().join("store");
+    let store = open(&root);
+    let of = |n: u32| vec![n.to_le_bytes()[0]; 1 << 20];
+    for n in 0..36 {
+        ingest(&store, &tar(&[("file", &of(n))])).unwrap();
+    }
+    store.close().unwrap();
+    let store = open(&root);
+    assert!(store.space().unwrap().free < 8 << 20);
+    let large = vec![7; 10 << 20];
+    let new = ingest(&store, &tar(&[("file", &large)])).unwrap();
+    let left = store.du().unwrap().items;
+    assert!((2..36).contains(&left.len()), "{} are left", left.len());
+    assert!(left.iter().any(|item| item.digest == new.diff_id.0));
+    assert!(store.check(false).unwrap().is_clean());
+    store.close().unwrap();
     drop(store_after(&root));
 }
 
