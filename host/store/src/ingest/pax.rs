@@ -36,8 +36,8 @@ impl Extensions {
         }
         records(bytes, |key, value| self.apply(key, value))?;
         self.xattrs.sort();
-        let twice = self.xattrs.is_sorted_by(|a, b| a.0 < b.0);
-        if twice {
+        let each_once = self.xattrs.is_sorted_by(|a, b| a.0 < b.0);
+        if each_once {
             Ok(())
         } else {
             Err("an extended attribute stands twice".to_owned())
@@ -189,4 +189,106 @@ fn time(text: &[u8]) -> Option<Mtime> {
             nanos: 1_000_000_000 - nanos,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(key: &[u8], value: &[u8]) -> Vec<u8> {
+        let record = [b" ", key, b"=", value, b"\n"].concat();
+        let mut length = record.len();
+        while length != record.len() + length.to_string().len() {
+            length = record.len() + length.to_string().len();
+        }
+        [length.to_string().as_bytes(), &record].concat()
+    }
+
+    /// One header with these attributes.
+    fn read(attributes: &[(&[u8], &[u8])]) -> Result<Extensions, String> {
+        let records = attributes.iter();
+        let records = records.map(|(name, value)| written(&[XATTR, name].concat(), value));
+        let bytes = records.collect::<Vec<_>>().concat();
+        let mut extensions = Extensions::default();
+        extensions.local(&bytes).map(|()| extensions)
+    }
+
+    #[track_caller]
+    fn refused(attributes: &[(&[u8], &[u8])], why: &str) {
+        let text = read(attributes).unwrap_err();
+        assert!(text.contains(why), "{text}");
+    }
+
+    #[test]
+    fn attributes_have_names_and_sizes_that_linux_accepts() {
+        refused(&[(b"", b"x")], "no name");
+        refused(&[(b"user.\0", b"x")], "no name");
+        refused(&[(&[b'a'; MAX_XATTR_NAME + 1], b"x")], "no name");
+        refused(&[(b"a", &[b'x'; MAX_XATTR_VALUE + 1])], "too large");
+        refused(&[(b"a", b"1"), (b"b", b"2"), (b"a", b"3")], "twice");
+        let most = read(&[(&[b'a'; MAX_XATTR_NAME], &[b'x'; MAX_XATTR_VALUE])]);
+        assert_eq!(most.unwrap().xattrs.len(), 1);
+        let names: Vec<String> = (0..=MAX_XATTRS).map(|n| n.to_string()).collect();
+        let many: Vec<(&[u8], &[u8])> = names.iter().map(|n| (n.as_bytes(), &b""[..])).collect();
+        refused(&many, "too large");
+        let most = read(&many[..MAX_XATTRS]).unwrap();
+        assert_eq!(most.xattrs.len(), MAX_XATTRS);
+    }
+
+    #[test]
+    fn a_global_header_says_nothing_of_entries() {
+        let keys = ["path", "linkpath", "size", "uid", "gid", "mtime"];
+        let odd = ["SCHILY.xattr.user.a", "GNU.sparse.major", "SCHILY.realsize"];
+        for key in keys.into_iter().chain(odd) {
+            let refused = global(&written(key.as_bytes(), b"1")).unwrap_err();
+            assert!(refused.contains(key), "{refused}");
+        }
+        global(&written(b"comment", b"1")).unwrap();
+    }
+
+    #[test]
+    fn times_are_cut_off_towards_the_past() {
+        let at = |secs, nanos| Some(Mtime { secs, nanos });
+        for (text, expected) in [
+            ("0", at(0, 0)),
+            ("12.5", at(12, 500_000_000)),
+            ("12.", at(12, 0)),
+            ("12.0000000019", at(12, 1)),
+            ("-3", at(-3, 0)),
+            ("-3.25", at(-4, 750_000_000)),
+            ("-0.000000001", at(-1, 999_999_999)),
+            ("9223372036854775807", at(i64::MAX, 0)),
+            ("9223372036854775808", None),
+            ("", None),
+            (".5", None),
+            ("--1", None),
+            ("1.5x", None),
+            ("1 ", None),
+        ] {
+            assert_eq!(time(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn records_are_as_long_as_they_say() {
+        let pair = |bytes| record(bytes).map(|((key, value), rest)| (key, value, rest));
+        let whole: (&[u8], &[u8], &[u8]) = (b"a", b"b=c", b"rest");
+        assert_eq!(pair(b"8 a=b=c\nrest"), Some(whole));
+        assert_eq!(pair(b"5 a=\n"), Some((&b"a"[..], &b""[..], &b""[..])));
+        for malformed in [
+            "",
+            "8",
+            " a=b\n",
+            "x a=b\n",
+            "7 a=b\n",
+            "5 a=b\n",
+            "5 ab\n",
+            "5 =b\n",
+            "0 a=b\n",
+            "2 a=b\n",
+            "99999999999999999999 a=b\n",
+        ] {
+            assert_eq!(pair(malformed.as_bytes()), None, "{malformed:?}");
+        }
+    }
 }

@@ -80,6 +80,36 @@ fn what_cannot_be_a_cache_is_a_stray() {
 }
 
 #[test]
+fn a_lock_that_nobody_holds_and_no_row_names_is_a_stray() {
+    let root = Root::new();
+    let store = root.open();
+    let path = store.layout().instance_lock("nobody");
+    let held = Lock::try_exclusive(&path).unwrap().unwrap();
+    // Somebody who is just coming.
+    assert!(store.check(true).unwrap().is_clean());
+    drop(held);
+    let found = Finding::Stray(path);
+    assert_eq!(store.check(true).unwrap().findings, [(found, true)]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn leftovers_are_swept_once_after_each_boot() {
+    let root = Root::new();
+    root.open().close().unwrap();
+    let leftover = root.path().join("blobs").join("77");
+    std::fs::write(&leftover, b"").unwrap();
+    root.open().close().unwrap();
+    assert!(leftover.exists());
+    let sql = "UPDATE fact SET value = 'another' WHERE name = 'swept'";
+    assert_eq!(root.database().execute(sql, []).unwrap(), 1);
+    root.open().close().unwrap();
+    assert!(!leftover.exists());
+    root.assert_clean();
+}
+
+#[test]
 fn every_object_is_counted_with_its_bytes() {
     let root = Root::new();
     let store = root.open();

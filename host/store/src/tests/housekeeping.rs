@@ -1,5 +1,6 @@
 //! Usage, prune and check.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::*;
@@ -23,6 +24,11 @@ fn usage_counts_what_du_counts() {
     ingest(&store, &tar(&[("big", &vec![7; 3 << 20])])).unwrap();
     std::fs::write(store.scratch().join("x"), vec![1; 100_000]).unwrap();
     store.save_cache("c", &[1; 5000]).unwrap();
+    std::fs::write(store.layout().disks().join("d"), vec![1; 100_000]).unwrap();
+    let build = ended(&store);
+    let mut log = store.step_log(build, 1, "RUN x").unwrap();
+    log.append(1, &[1; 100_000]);
+    drop(log);
     let usage = store.du().unwrap();
     let output = std::process::Command::new("du")
         .args(["-s", "--block-size=1"])
@@ -34,7 +40,13 @@ fn usage_counts_what_du_counts() {
         usage.total.to_string(),
         text.split_whitespace().next().unwrap()
     );
-    assert!(usage.blobs > 3 << 20 && usage.scratch > 100_000 && usage.database > 0);
+    let allocated = |name| root.path().join(name).metadata().unwrap().blocks() * 512;
+    let files = ["store.db", "store.db-wal", "store.db-shm"];
+    assert_eq!(usage.database, files.map(allocated).iter().sum::<u64>());
+    assert!(usage.blobs > 3 << 20 && usage.scratch > 100_000);
+    assert!(usage.disks > 100_000 && usage.logs > 100_000 && usage.caches > 5000);
+    let directories = 2 * 4096;
+    assert!(usage.indexes > directories, "{}", usage.indexes);
     assert_eq!((usage.items.len(), usage.reclaimable), (3, 0));
     let owner = Pin::Instance {
         id: store.instance().to_string(),
