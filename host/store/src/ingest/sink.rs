@@ -181,3 +181,31 @@ impl Worker {
 fn gone() -> io::Error {
     io::Error::other("an earlier write failed")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::OpenOptions;
+
+    #[test]
+    fn what_is_kept_is_what_was_pushed() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), &OpenOptions::default()).unwrap();
+        let bytes: Vec<u8> = (0..3 * PIECE + 5)
+            .map(|at| (at / 3).to_le_bytes()[0])
+            .collect();
+        for size in [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, bytes.len()] {
+            let bytes = &bytes[..size];
+            let mut writer = store.blob_writer("test").unwrap();
+            for piece in bytes.chunks(PIECE / 3) {
+                writer.write_all(piece).unwrap();
+            }
+            let kept = writer.finish().unwrap();
+            assert_eq!(kept, (Digest::of(bytes), size as u64));
+            assert!(store.blob(kept.0).unwrap().unwrap() == bytes, "{size}");
+        }
+        store.close().unwrap();
+    }
+}
