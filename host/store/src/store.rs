@@ -33,7 +33,6 @@ pub struct Store {
 pub(crate) struct Inner {
     pub(crate) layout: Layout,
     pub(crate) db: Db,
-    id: String,
     me: Me,
     read_only: bool,
     closed: AtomicBool,
@@ -93,7 +92,6 @@ impl Store {
             }
         }
         let db = Db::open(&layout, read_only)?;
-        let id = db.read(|tx| Ok(tx.query_row("SELECT id FROM store", [], |row| row.get(0))?))?;
         let me = if read_only {
             Me::watching()?
         } else {
@@ -104,7 +102,6 @@ impl Store {
         let inner = Inner {
             layout,
             db,
-            id,
             me,
             read_only,
             closed: AtomicBool::new(false),
@@ -154,12 +151,6 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
-    }
-
-    /// The random id that the store has from its creation, as 32 hexadecimal digits.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.inner.id
     }
 
     /// The instance that this process is.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::lock::Lock;
-use crate::{Finding, ResourceKind};
+use crate::{Finding, ResourceKind, StoreError};
 
 #[test]
 fn a_dead_instance_is_a_finding_until_it_is_settled() {
@@ -95,6 +95,80 @@ fn a_lock_that_nobody_holds_and_no_row_names_is_a_stray() {
 }
 
 #[test]
+fn whoever_opens_the_store_goes_on_with_what_was_stopped() {
+    let root = Root::new();
+    let store = root.open();
+    store.put_blob(b"condemned", "test").unwrap();
+    store.close().unwrap();
+    let condemn = "UPDATE object SET state = 'condemned'";
+    assert_eq!(root.database().execute(condemn, []).unwrap(), 1);
+    let rebuild = root.path().join("tmp").join("rebuild");
+    std::fs::create_dir_all(rebuild.join("of")).unwrap();
+    let store = root.open();
+    assert!(!rebuild.exists());
+    assert_eq!(names(&root.path().join("blobs")), [""; 0]);
+    store.close().unwrap();
+    root.assert_clean();
+}
+
+#[test]
+fn what_the_dead_have_made_goes_and_their_disks_stay() {
+    let root = Root::new();
+    let outside = tempfile::tempdir().unwrap();
+    let place = |name: &str| outside.path().join(name);
+    let made = ["disk", "file", "socket"].map(place);
+    let dead = root.open();
+    for path in &made {
+        std::fs::write(path, b"").unwrap();
+    }
+    std::fs::create_dir_all(place("dir").join("below")).unwrap();
+    let [disk, file, socket] = made.clone();
+    let kinds = [
+        ResourceKind::Disk(disk),
+        ResourceKind::File(file),
+        ResourceKind::Socket(socket),
+        ResourceKind::Directory(place("dir")),
+    ];
+    for kind in kinds {
+        assert!(!kind.is_ended_vm().unwrap());
+        dead.add_resource(kind).unwrap();
+    }
+    drop(dead);
+    root.open().close().unwrap();
+    assert_eq!(names(outside.path()), ["disk"]);
+    root.assert_clean();
+}
+
+#[test]
+fn a_vm_has_ended_when_nobody_holds_its_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = dir.path().join("vm.lock");
+    let vm = ResourceKind::Vm {
+        pid: 1,
+        lock: lock.clone(),
+    };
+    assert!(vm.is_ended_vm().unwrap());
+    let held = Lock::try_exclusive(&lock).unwrap().unwrap();
+    assert!(!vm.is_ended_vm().unwrap());
+    drop(held);
+    assert!(vm.is_ended_vm().unwrap());
+}
+
+#[test]
+fn a_store_of_somebody_else_is_left_alone() {
+    let root = Root::new();
+    if std::os::unix::fs::chown(root.path(), Some(4321), None).is_err() {
+        return; // only root can give it away
+    }
+    let refused = Store::open(root.path(), &OpenOptions::default());
+    assert!(matches!(
+        refused.unwrap_err(),
+        StoreError::NotOurs { owner: 4321, .. }
+    ));
+    assert_eq!(names(root.path()), [""; 0]);
+}
+
+#[test]
 fn leftovers_are_swept_once_after_each_boot() {
     let root = Root::new();
     root.open().close().unwrap();
@@ -106,6 +180,51 @@ fn leftovers_are_swept_once_after_each_boot() {
     assert_eq!(root.database().execute(sql, []).unwrap(), 1);
     root.open().close().unwrap();
     assert!(!leftover.exists());
+    root.assert_clean();
+}
+
+#[test]
+fn a_reader_takes_what_is_doubtful_and_misses_what_is_gone() {
+    let root = Root::new();
+    let store = root.open();
+    let blob = store.put_blob(b"bytes", "test").unwrap();
+    store.close().unwrap();
+    let doubt = "UPDATE object SET suspect = 1";
+    assert_eq!(root.database().execute(doubt, []).unwrap(), 1);
+    let reader = || {
+        let read_only = true;
+        let command = "test".to_owned();
+        Store::open(root.path(), &OpenOptions { command, read_only }).unwrap()
+    };
+    assert!(reader().open_blob(blob).unwrap().is_some());
+    let blobs = root.path().join("blobs");
+    std::fs::remove_file(blobs.join(&names(&blobs)[0])).unwrap();
+    assert!(reader().open_blob(blob).unwrap().is_none());
+}
+
+#[test]
+fn a_draft_that_is_not_needed_goes_at_once() {
+    let root = Root::new();
+    let store = root.open();
+    let blobs = root.path().join("blobs");
+    let objects = || -> (i64, usize) {
+        let sql = "SELECT count(*) FROM object";
+        let rows = root.database().query_row(sql, [], |row| row.get(0));
+        (rows.unwrap(), names(&blobs).len())
+    };
+    layer(&store, "x");
+    layer(&store, "x");
+    assert_eq!(objects(), (1, 1));
+    store.layer_writer("test").unwrap().abandon();
+    store.blob_writer("test").unwrap().abandon();
+    assert_eq!(objects(), (1, 1));
+    // Nor is there a row of what could not be begun, after as many tries as the trouble is worth.
+    let away = root.path().join("away");
+    std::fs::rename(&blobs, &away).unwrap();
+    let error = store.put_blob(b"y", "test").unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error:?}");
+    std::fs::rename(&away, &blobs).unwrap();
+    store.close().unwrap();
     root.assert_clean();
 }
 

@@ -24,7 +24,7 @@ fn usage_counts_what_du_counts() {
     ingest(&store, &tar(&[("big", &vec![7; 3 << 20])])).unwrap();
     std::fs::write(store.scratch().join("x"), vec![1; 100_000]).unwrap();
     store.save_cache("c", &[1; 5000]).unwrap();
-    std::fs::write(store.layout().disks().join("d"), vec![1; 100_000]).unwrap();
+    std::fs::write(store.disks_dir().join("d"), vec![1; 100_000]).unwrap();
     let build = ended(&store);
     let mut log = store.step_log(build, 1, "RUN x").unwrap();
     log.append(1, &[1; 100_000]);
