@@ -251,6 +251,12 @@ fn so_many_events_are_kept_the_newest() {
     assert!(store.trim_history(Keep::DEFAULT).unwrap().failed.is_empty());
     let events = store.events().unwrap();
     assert_eq!(events.len(), 1000);
+    let rows = "SELECT count(*) FROM event";
+    let rows: i64 = root
+        .database()
+        .query_row(rows, [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(rows, 1000);
     assert_eq!((&events[0].text[..], &events[999].text[..]), ("1002", "3"));
     store.close().unwrap();
     root.assert_clean();
