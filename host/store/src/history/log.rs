@@ -246,6 +246,15 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_longer_than_any_is_damage() {
+        for (length, is_torn) in [(MAX_FRAME, false), (MAX_FRAME + 1, true)] {
+            let length = u32::try_from(length).unwrap();
+            let (frames, torn, _) = read(&length.to_le_bytes());
+            assert_eq!((frames.len(), torn), (0, is_torn), "{length}");
+        }
+    }
+
+    #[test]
     fn a_torn_log_is_readable_up_to_the_tear() {
         let dir = tempfile::tempdir().unwrap();
         let whole = std::fs::read(log(dir.path()).path()).unwrap();
