@@ -155,6 +155,21 @@ fn a_vm_has_ended_when_nobody_holds_its_lock() {
 }
 
 #[test]
+fn what_is_set_aside_stays_where_there_is_room() {
+    let root = Root::new();
+    let made = || {
+        let room = root.path().join("reserve").join("room");
+        std::os::unix::fs::MetadataExt::ino(&room.metadata().unwrap())
+    };
+    root.open().close().unwrap();
+    let first = made();
+    let store = root.open();
+    prune(&store, &PruneOptions::default());
+    store.close().unwrap();
+    assert_eq!(made(), first);
+}
+
+#[test]
 fn a_store_of_somebody_else_is_left_alone() {
     let root = Root::new();
     if std::os::unix::fs::chown(root.path(), Some(4321), None).is_err() {

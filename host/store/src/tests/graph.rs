@@ -89,7 +89,9 @@ fn each_object_names_what_keeps_it() {
     let left = step(&store, "left", &[base]).diff_id;
     let right = step(&store, "right", &[base]).diff_id;
     let top = step(&store, "top", &[left, right]).diff_id;
-    step(&store, "spare", &[right]);
+    let spare = step(&store, "spare", &[right]).diff_id;
+    let above = step(&store, "above", &[spare]).diff_id;
+    step(&store, "uppermost", &[above]);
     let manifest = store.put_blob(b"manifest", "manifest").unwrap();
     let config = store.put_blob(b"config", "config").unwrap();
     store.set_image("app", manifest, config, &[top]).unwrap();
@@ -104,18 +106,21 @@ fn each_object_names_what_keeps_it() {
         command: "test".to_owned(),
     };
     let app = Pin::Image("app".to_owned());
-    let expected: [&[Pin]; 7] = [
+    let expected: [&[Pin]; 9] = [
         &[on_top(left), on_top(right)],
         &[me, on_top(top)],
         &[on_top(top)],
         std::slice::from_ref(&app),
         &[],
+        &[],
+        &[],
         std::slice::from_ref(&app),
         std::slice::from_ref(&app),
     ];
     assert_eq!(pins, expected);
-    assert_eq!(usage.reclaimable, usage.items[4].allocated);
-    assert_eq!(super::prune(&store, &PruneOptions::default()).removed, 1);
+    let spare = usage.items[4..7].iter().map(|item| item.allocated);
+    assert_eq!(usage.reclaimable, spare.sum());
+    assert_eq!(super::prune(&store, &PruneOptions::default()).removed, 3);
     store.close().unwrap();
     root.assert_clean();
 }
