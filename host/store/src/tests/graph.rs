@@ -119,7 +119,7 @@ fn each_object_names_what_keeps_it() {
     ];
     assert_eq!(pins, expected);
     let spare = usage.items[4..7].iter().map(|item| item.allocated);
-    assert_eq!(usage.reclaimable, spare.sum());
+    assert_eq!(usage.reclaimable, spare.sum::<u64>());
     assert_eq!(super::prune(&store, &PruneOptions::default()).removed, 3);
     store.close().unwrap();
     root.assert_clean();
