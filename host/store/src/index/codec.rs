@@ -281,3 +281,72 @@ impl<'a> Reader<'a> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &[u8], kind: EntryKind) -> Entry {
+        Entry {
+            path: path.to_vec(),
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Mtime::default(),
+            xattrs: Vec::new(),
+        }
+    }
+
+    /// Whether an index of these entries is read again.
+    fn is_read(entries: &[Entry]) -> bool {
+        let entries = entries.to_vec();
+        let index = Index { entries };
+        let read = decode(&encode(&index));
+        assert!(read.as_ref().is_none_or(|read| *read == index));
+        read.is_some()
+    }
+
+    #[test]
+    fn modes_and_times_have_bounds() {
+        let with = |mode, nanos| Entry {
+            mode,
+            mtime: Mtime { secs: 0, nanos },
+            ..entry(b"a", EntryKind::Fifo)
+        };
+        assert!(is_read(&[with(0o7777, 999_999_999)]));
+        assert!(!is_read(&[with(0o10000, 0)]));
+        assert!(!is_read(&[with(0, 1_000_000_000)]));
+    }
+
+    #[test]
+    fn paths_have_bounds_however_much_they_share() {
+        let path = |n| entry(&b"a/".repeat(n)[..2 * n - 1], EntryKind::Directory);
+        assert!(is_read(&[path(100), path(200), path(2048)]));
+        assert!(!is_read(&[path(100), path(2049)]));
+    }
+
+    #[test]
+    fn only_an_opaque_mark_follows_an_entry_of_its_path() {
+        let [dir, mark] = [EntryKind::Directory, EntryKind::Opaque];
+        let pair = |one: &EntryKind, two: &EntryKind| {
+            is_read(&[entry(b"a", one.clone()), entry(b"a", two.clone())])
+        };
+        assert!(pair(&dir, &mark));
+        assert!(!pair(&dir, &dir) && !pair(&mark, &mark) && !pair(&mark, &dir));
+    }
+
+    #[test]
+    fn numbers_have_64_bits() {
+        for number in [0, 127, 128, u64::MAX - 1, u64::MAX] {
+            let mut bytes = Vec::new();
+            put(&mut bytes, number);
+            assert_eq!(Reader(&bytes).number(), Some(number));
+        }
+        let mut bytes = [0xff; 10];
+        for last in [2, 3, 0x7f, 0x81] {
+            bytes[9] = last;
+            assert_eq!(Reader(&bytes).number(), None, "{last}");
+        }
+    }
+}

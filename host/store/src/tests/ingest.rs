@@ -607,6 +607,8 @@ fn the_content_id_leaves_out_times_and_nothing_else() {
     assert_ne!(id(raw(b'0', b"b", b"x")), base);
     assert_ne!(id(raw(b'0', b"a", b"y")), base);
     assert_ne!(id(raw(b'5', b"a", b"")), id(raw(b'6', b"a", b"")));
+    let device = |minor| id(raw(b'3', b"a", b"").set(337, minor));
+    assert_ne!(device(b"0000001\0"), device(b"0000002\0"));
     store.close().unwrap();
 }
 

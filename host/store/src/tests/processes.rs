@@ -427,7 +427,17 @@ fn what_does_not_fit_gets_the_room_of_some_that_nothing_keeps() {
     store.close().unwrap();
     let store = open(&root);
     assert!(store.space().unwrap().free < 8 << 20);
-    let large = vec![7; 10 << 20];
+    // Whoever prunes just now is waited for.
+    let pruner = crate::lock::Lock::try_exclusive(&store.layout().prune_lock());
+    let pruner = pruner.unwrap().unwrap();
+    let is_made = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| store.make_room());
+        std::thread::sleep(Duration::from_millis(120));
+        drop(pruner);
+        waits.join().unwrap()
+    });
+    assert!(is_made);
+    let large = vec![7; 24 << 20];
     let new = ingest(&store, &tar(&[("file", &large)])).unwrap();
     let left = store.du().unwrap().items;
     assert!((2..36).contains(&left.len()), "{} are left", left.len());
