@@ -1,5 +1,8 @@
 //! What a check finds, counts and repairs.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+
 use super::*;
 use crate::lock::Lock;
 use crate::{Finding, ResourceKind, StoreError};
@@ -129,13 +132,51 @@ fn what_the_dead_have_made_goes_and_their_disks_stay() {
         ResourceKind::Socket(socket),
         ResourceKind::Directory(place("dir")),
     ];
-    for kind in kinds {
+    for kind in &kinds {
         assert!(!kind.is_ended_vm().unwrap());
-        dead.add_resource(kind).unwrap();
+        dead.add_resource(kind.clone()).unwrap();
     }
+    assert_eq!(dead.live_resources().unwrap(), kinds);
     drop(dead);
     root.open().close().unwrap();
     assert_eq!(names(outside.path()), ["disk"]);
+    root.assert_clean();
+}
+
+/// A process, which has the file open and locked if there is one.
+fn sleeper(locked: Option<&Path>) -> Child {
+    let stdin = locked.map_or_else(Stdio::null, |path| {
+        let file = std::fs::File::create(path).unwrap();
+        file.try_lock().unwrap();
+        file.into()
+    });
+    let mut sleep = Command::new("sleep");
+    sleep.arg("60").stdin(stdin).spawn().unwrap()
+}
+
+#[test]
+fn a_process_is_ended_only_if_it_holds_the_lock_of_its_vm() {
+    let root = Root::new();
+    let outside = tempfile::tempdir().unwrap();
+    let outside = outside.path().canonicalize().unwrap();
+    let [mine, others] = ["mine.lock", "others.lock"].map(|name| outside.join(name));
+    let mut monitor = sleeper(Some(&mine));
+    let mut stranger = sleeper(None);
+    let alive = Lock::try_exclusive(&others).unwrap().unwrap();
+    for (process, lock) in [(&monitor, mine), (&stranger, others)] {
+        let dead = root.open();
+        let pid = process.id();
+        dead.add_resource(ResourceKind::Vm { pid, lock }).unwrap();
+    }
+    root.open().close().unwrap();
+    assert_eq!(monitor.wait().unwrap().signal(), Some(9));
+    assert_eq!(stranger.try_wait().unwrap(), None);
+    drop(alive);
+    root.open().close().unwrap();
+    assert_eq!(stranger.try_wait().unwrap(), None);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert_eq!(names(&outside), [""; 0]);
     root.assert_clean();
 }
 
