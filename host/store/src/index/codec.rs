@@ -287,15 +287,7 @@ mod tests {
     use super::*;
 
     fn entry(path: &[u8], kind: EntryKind) -> Entry {
-        Entry {
-            path: path.to_vec(),
-            kind,
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Mtime::default(),
-            xattrs: Vec::new(),
-        }
+        Entry::bare(path.to_vec(), kind)
     }
 
     /// Whether an index of these entries is read again.
@@ -317,6 +309,21 @@ mod tests {
         assert!(is_read(&[with(0o7777, 999_999_999)]));
         assert!(!is_read(&[with(0o10000, 0)]));
         assert!(!is_read(&[with(0, 1_000_000_000)]));
+    }
+
+    #[test]
+    fn times_before_1970_and_far_from_it_are_kept() {
+        let times = [i64::MIN, -2, -1, 0, 1, i64::MAX];
+        let entries = times.iter().zip(b'a'..).map(|(&secs, name)| Entry {
+            mode: 0o7777,
+            uid: u32::MAX,
+            mtime: Mtime {
+                secs,
+                nanos: 999_999_999,
+            },
+            ..entry(&[name], EntryKind::Fifo)
+        });
+        assert!(is_read(&entries.collect::<Vec<_>>()));
     }
 
     #[test]

@@ -38,19 +38,6 @@ pub(super) fn plain(
     })
 }
 
-/// An entry that says something about lower layers. It has no properties of its own.
-pub(super) fn mark(path: Vec<u8>, kind: EntryKind) -> Entry {
-    Entry {
-        path,
-        kind,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: Mtime::default(),
-        xattrs: Vec::new(),
-    }
-}
-
 fn typed(
     kind: Kind,
     header: &Header,

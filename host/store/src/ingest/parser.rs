@@ -276,8 +276,8 @@ impl Parser {
             Name::Whiteout(_) | Name::Opaque(_) if size != 0 || kind == Kind::Directory => {
                 return Err(refuse("it removes something and yet has content"));
             }
-            Name::Whiteout(path) => Some(entry::mark(path, EntryKind::Whiteout)),
-            Name::Opaque(path) => Some(entry::mark(path, EntryKind::Opaque)),
+            Name::Whiteout(path) => Some(Entry::bare(path, EntryKind::Whiteout)),
+            Name::Opaque(path) => Some(Entry::bare(path, EntryKind::Opaque)),
             Name::Plain(_) if kind != Kind::Directory && raw.ends_with(b"/") => {
                 return Err(refuse(
                     "its name is that of a directory, and its type is not",
@@ -428,19 +428,13 @@ mod tests {
 
     #[test]
     fn all_that_an_entry_keeps_in_memory_is_counted() {
+        let target = b"123".to_vec();
         let entry = Entry {
-            path: b"12".to_vec(),
-            kind: EntryKind::Symlink {
-                target: b"123".to_vec(),
-            },
-            mode: 0o777,
-            uid: 0,
-            gid: 0,
-            mtime: crate::Mtime::default(),
             xattrs: vec![
                 (b"1234".to_vec(), b"12345".to_vec()),
                 (b"1".to_vec(), b"".to_vec()),
             ],
+            ..Entry::bare(b"12".to_vec(), EntryKind::Symlink { target })
         };
         let mut parser = Parser::new();
         parser.count(Some(&entry), b"").unwrap();

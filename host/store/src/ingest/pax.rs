@@ -194,20 +194,12 @@ fn time(text: &[u8]) -> Option<Mtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn written(key: &[u8], value: &[u8]) -> Vec<u8> {
-        let record = [b" ", key, b"=", value, b"\n"].concat();
-        let mut length = record.len();
-        while length != record.len() + length.to_string().len() {
-            length = record.len() + length.to_string().len();
-        }
-        [length.to_string().as_bytes(), &record].concat()
-    }
+    use crate::tests::pax_record;
 
     /// One header with these attributes.
     fn read(attributes: &[(&[u8], &[u8])]) -> Result<Extensions, String> {
         let records = attributes.iter();
-        let records = records.map(|(name, value)| written(&[XATTR, name].concat(), value));
+        let records = records.map(|(name, value)| pax_record(&[XATTR, name].concat(), value));
         let bytes = records.collect::<Vec<_>>().concat();
         let mut extensions = Extensions::default();
         extensions.local(&bytes).map(|()| extensions)
@@ -240,10 +232,10 @@ mod tests {
         let keys = ["path", "linkpath", "size", "uid", "gid", "mtime"];
         let odd = ["SCHILY.xattr.user.a", "GNU.sparse.major", "SCHILY.realsize"];
         for key in keys.into_iter().chain(odd) {
-            let refused = global(&written(key.as_bytes(), b"1")).unwrap_err();
+            let refused = global(&pax_record(key.as_bytes(), b"1")).unwrap_err();
             assert!(refused.contains(key), "{refused}");
         }
-        global(&written(b"comment", b"1")).unwrap();
+        global(&pax_record(b"comment", b"1")).unwrap();
     }
 
     #[test]

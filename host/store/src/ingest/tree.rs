@@ -183,15 +183,7 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
     let EntryKind::Hardlink { target } = &link.kind else {
         return Ok(None);
     };
-    let wanted = Entry {
-        path: target.clone(),
-        kind: EntryKind::Directory,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: Mtime::default(),
-        xattrs: Vec::new(),
-    };
+    let wanted = Entry::bare(target.clone(), EntryKind::Directory);
     let found = kept.partition_point(|(_, entry)| order(entry, &wanted).is_lt());
     let Some((made, file)) = kept.get(found).filter(|(_, entry)| entry.path == *target) else {
         return Ok(None);

@@ -114,6 +114,13 @@ fn a_dry_run_tells_and_does_nothing() {
     store.close().unwrap();
 }
 
+fn down_to(max: u64) -> PruneOptions {
+    PruneOptions {
+        max_used: Some(max),
+        ..Default::default()
+    }
+}
+
 #[test]
 fn prune_stops_when_enough_is_free_and_says_when_it_is_not() {
     let root = Root::new();
@@ -124,10 +131,6 @@ fn prune_stops_when_enough_is_free_and_says_when_it_is_not() {
     store.close().unwrap();
     let store = root.open();
     let total = store.du().unwrap().total;
-    let down_to = |max: u64| PruneOptions {
-        max_used: Some(max),
-        ..Default::default()
-    };
     let report = prune(&store, &down_to(total - (1 << 19)));
     assert_eq!((report.end, report.removed), (PruneEnd::Complete, 1));
     let report = prune(&store, &down_to(total));
@@ -293,16 +296,10 @@ fn what_was_condemned_before_goes_beside_what_is_asked_for() {
     store.close().unwrap();
     let store = root.open();
     backdate(&root, 100);
-    let two = PruneOptions {
-        max_used: Some(store.du().unwrap().total - (3 << 19)),
-        ..Default::default()
-    };
+    let two = down_to(store.du().unwrap().total - (3 << 19));
     let stopped = store.prune(&two, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!((stopped.end, stopped.removed), (PruneEnd::Cancelled, 1));
-    let one_more = PruneOptions {
-        max_used: Some(store.du().unwrap().total - (3 << 19)),
-        ..Default::default()
-    };
+    let one_more = down_to(store.du().unwrap().total - (3 << 19));
     let report = prune(&store, &one_more);
     assert_eq!((report.end, report.removed), (PruneEnd::Complete, 2));
     assert!(report.freed > 2 << 20, "{}", report.freed);
@@ -310,10 +307,7 @@ fn what_was_condemned_before_goes_beside_what_is_asked_for() {
         .prune(&PruneOptions::default(), &mut |_| ControlFlow::Break(()))
         .unwrap();
     assert_eq!(stopped.removed, 1);
-    let more_than_there_is = PruneOptions {
-        max_used: Some(store.du().unwrap().total - (2 << 20)),
-        ..Default::default()
-    };
+    let more_than_there_is = down_to(store.du().unwrap().total - (2 << 20));
     let report = prune(&store, &more_than_there_is);
     assert_eq!((report.end, report.removed), (PruneEnd::Incomplete, 1));
     store.close().unwrap();

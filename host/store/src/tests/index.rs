@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Entry, EntryKind, Index, Mtime};
+use crate::{Entry, EntryKind, Index};
 
 /// A layer with names that sort apart by byte and together by path.
 fn index(root: &Root) -> Arc<Index> {
@@ -59,24 +59,4 @@ fn what_a_layer_says_of_a_path_is_found() {
     for (dir, is_opaque) in [("a", true), ("ab", false), ("a/b", false), ("", false)] {
         assert_eq!(index.is_opaque(dir.as_bytes()), is_opaque, "{dir}");
     }
-}
-
-#[test]
-fn times_before_1970_and_far_from_it_are_kept() {
-    let times = [i64::MIN, -2, -1, 0, 1, i64::MAX];
-    let entries = times.iter().enumerate().map(|(n, secs)| Entry {
-        path: vec![b'a' + n.to_le_bytes()[0]],
-        kind: EntryKind::Fifo,
-        mode: 0o7777,
-        uid: u32::MAX,
-        gid: 0,
-        mtime: Mtime {
-            secs: *secs,
-            nanos: 999_999_999,
-        },
-        xattrs: Vec::new(),
-    });
-    let index = Index::from_sorted(entries.collect());
-    let bytes = crate::index::encode(&index);
-    assert_eq!(crate::index::decode(&bytes), Some(index));
 }

@@ -30,18 +30,9 @@ fn link(kind: u8, name: &[u8], target: &[u8]) -> Raw {
 }
 
 fn pax(records: &[(&str, &[u8])]) -> Raw {
-    let mut data = Vec::new();
-    for (key, value) in records {
-        let rest = key.len() + value.len() + 3;
-        let mut length = rest + 1;
-        while length != rest + length.to_string().len() {
-            length += 1;
-        }
-        data.extend_from_slice(format!("{length} {key}=").as_bytes());
-        data.extend_from_slice(value);
-        data.push(b'\n');
-    }
-    raw(b'x', b"pax", &data)
+    let records = records.iter();
+    let records = records.map(|(key, value)| pax_record(key.as_bytes(), value));
+    raw(b'x', b"pax", &records.collect::<Vec<_>>().concat())
 }
 
 impl Raw {

@@ -99,6 +99,16 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// A record of an extended header.
+pub(crate) fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let record = [b" ", key, b"=", value, b"\n"].concat();
+    let mut length = record.len();
+    while length != record.len() + length.to_string().len() {
+        length = record.len() + length.to_string().len();
+    }
+    [length.to_string().as_bytes(), &record].concat()
+}
+
 fn ingest(store: &Store, tar: &[u8]) -> Result<Layer, IngestError> {
     let mut writer = store.layer_writer("test").unwrap();
     // What is refused says so again at the end.

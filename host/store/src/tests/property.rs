@@ -282,13 +282,8 @@ proptest! {
 fn an_index_with_a_path_that_no_layer_has_is_refused() {
     let decoded = |path: &[u8], kind: EntryKind| {
         let entry = Entry {
-            path: path.to_vec(),
-            kind,
             mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime: Mtime::default(),
-            xattrs: Vec::new(),
+            ..Entry::bare(path.to_vec(), kind)
         };
         index::decode(&index::encode(&Index::from_sorted(vec![entry])))
     };
