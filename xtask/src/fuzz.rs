@@ -91,7 +91,7 @@ fn build(workspace: &Workspace, features: &str) -> Result<PathBuf> {
     let target = workspace.target.join("fuzz");
     shell::run(
         shell::command("cargo", words)
-            .current_dir(workspace.root.join("fuzz/libfuzzer"))
+            .current_dir(workspace.root.join("tests/fuzz/libfuzzer"))
             .env("CARGO_TARGET_DIR", &target)
             .env("RUSTFLAGS", COVERAGE),
     )?;
@@ -117,7 +117,7 @@ fn fuzz(workspace: &Workspace, program: &Path, name: &str, seconds: u32) -> Resu
             format!("-artifact_prefix={}/", own.display()),
         ],
     );
-    let corpus = workspace.root.join("fuzz/corpus").join(name);
+    let corpus = workspace.root.join("tests/fuzz/corpus").join(name);
     command
         .args([&found, &seeds])
         .args(corpus.is_dir().then_some(corpus))
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn every_target_is_one_of_the_crate() {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/src/lib.rs");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/src/lib.rs");
         let source = std::fs::read_to_string(source).unwrap();
         let names = source.matches("name: \"").count();
         assert_eq!(names, TARGETS.len());

@@ -75,7 +75,7 @@ pub(crate) fn stock_device(workspace: &Workspace) -> Result<PathBuf> {
 fn vm(workspace: &Workspace) -> Result<PathBuf> {
     let dir = workspace.target.join("conform");
     make_dir(&dir)?;
-    let guest = ["--package", "vsock-ring", "--example", "conform_guest"];
+    let guest = ["--package", "vsock-driver", "--example", "conform_guest"];
     let guest = image::compile_static(workspace, &guest)?.join("examples/conform_guest");
     let other = image::with_program(workspace, &guest, &dir)?;
     update(&dir.join("vmlinuz"), &read(&other.kernel)?)?;

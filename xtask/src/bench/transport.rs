@@ -108,7 +108,7 @@ impl Amounts {
 
 pub(super) fn run(workspace: &Workspace, bench: &Bench) -> Result<Report> {
     let amounts = if bench.quick { QUICK } else { FULL };
-    let guest = ["--package", "vsock-ring", "--example", "bench_guest"];
+    let guest = ["--package", "vsock-driver", "--example", "bench_guest"];
     let guest = image::compile_static(workspace, &guest)?.join("examples/bench_guest");
     let lab = Lab {
         program: build::transport_example(workspace)?,

@@ -4,7 +4,7 @@
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
 use anyhow::Result;
-use vsock_ring::{Chunk, Config, Endpoint, SendBuffer, Stream, pci};
+use vsock_driver::{Chunk, Config, Endpoint, SendBuffer, Stream, pci};
 
 use super::{Connect, Connection, HOST_SLEEPS, patiently};
 

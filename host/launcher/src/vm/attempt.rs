@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use engine::Cancel;
 use nix::sys::signal::Signal;
 use thiserror::Error;
-use vsock::{Config, Device, DeviceError, GuestCid};
+use vsock_device::{Config, Device, DeviceError, GuestCid};
 
 use super::boot::Context;
 use super::home::{HomeError, Thing};

@@ -11,7 +11,7 @@ pub(crate) mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vsock::{Listener, Stream};
+use vsock_device::{Listener, Stream};
 
 pub use attempt::BootError;
 pub(crate) use boot::{Context, boot};

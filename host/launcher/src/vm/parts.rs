@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vsock::Device;
+use vsock_device::Device;
 
 use super::home::{HomeError, Row};
 use crate::disk::Disk;
