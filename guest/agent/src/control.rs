@@ -129,7 +129,7 @@ impl<V: Verbs> Server<V> {
         let started = thread::Builder::new()
             .name("request".into())
             .spawn(move || {
-                let bulk = matches!(request, Request::Put { .. } | Request::Take { .. });
+                let bulk = matches!(request, Request::Import { .. } | Request::ExportDiff { .. });
                 let place = bulk.then(|| transfers.take());
                 let quit = request == Request::Quit;
                 let reply = verbs.serve(request).unwrap_or_else(|err| {

@@ -41,7 +41,7 @@ impl Verbs for Guest {
         let layers = &self.disk.layers;
         let done = match request {
             Request::List => return layers.list().map(Reply::Layers),
-            Request::Put {
+            Request::Import {
                 layer,
                 transfer,
                 size,
@@ -51,13 +51,13 @@ impl Verbs for Guest {
                 .and_then(|tar| layers.put(&layer, tar)),
             Request::Remove { layers: names } => layers.remove(&names),
             Request::Run(step) => return self.steps.run(&step).map(Reply::Exited),
-            Request::Take { step, transfer } => {
+            Request::ExportDiff { step, transfer } => {
                 return self
                     .steps
                     .take(step, transfer)
-                    .map(|size| Reply::Taken { size });
+                    .map(|size| Reply::Exported { size });
             }
-            Request::Seal { step, layer } => self.steps.seal(step, &layer),
+            Request::Commit { step, layer } => self.steps.seal(step, &layer),
             Request::Discard { step } => self.steps.discard(step),
             Request::Cancel { step } => self.steps.cancel(step),
             Request::Stat => return stat::stat(&self.disk).map(Reply::Stat),

@@ -51,7 +51,7 @@ pub enum Request {
     /// Which layers are sealed on the guest disk? → [`Reply::Layers`]
     List,
     /// Receive a layer's tar on `transfer` (host to guest), unpack it, seal it. → [`Reply::Done`]
-    Put {
+    Import {
         /// Name under which it is sealed.
         layer: LayerName,
         /// Transfer on which the guest attaches to receive it.
@@ -67,15 +67,15 @@ pub enum Request {
     /// Run a step to its end. → [`Reply::Exited`] when all its processes are dead
     Run(RunStep),
     /// Send the changes of an exited step as a layer tar on `transfer` (guest to host).
-    /// → [`Reply::Taken`]
-    Take {
+    /// → [`Reply::Exported`]
+    ExportDiff {
         /// The step.
         step: u64,
         /// Transfer on which the guest attaches to send.
         transfer: u64,
     },
     /// Keep the changes of a taken step as a sealed layer. → [`Reply::Done`]
-    Seal {
+    Commit {
         /// The step.
         step: u64,
         /// The name that the host computed from what it took.
@@ -170,8 +170,8 @@ pub enum Reply {
     Layers(Vec<LayerName>),
     /// Answer to [`Request::Run`].
     Exited(Exit),
-    /// Answer to [`Request::Take`]: the whole tar was sent, with its `End`.
-    Taken {
+    /// Answer to [`Request::ExportDiff`]: the whole tar was sent, with its `End`.
+    Exported {
         /// Its length in bytes.
         size: u64,
     },
@@ -361,9 +361,9 @@ impl Message for Request {
             Self::Run(step) => step.check(),
             Self::Remove { layers } => at_most("layers", layers.len(), MAX_NAMES),
             Self::List
-            | Self::Put { .. }
-            | Self::Take { .. }
-            | Self::Seal { .. }
+            | Self::Import { .. }
+            | Self::ExportDiff { .. }
+            | Self::Commit { .. }
             | Self::Discard { .. }
             | Self::Cancel { .. }
             | Self::Stat
@@ -378,7 +378,7 @@ impl Message for Reply {
         match self {
             Self::Layers(layers) => at_most("layers", layers.len(), MAX_NAMES),
             Self::Failed(failure) => failure.check(),
-            Self::Done | Self::Exited(_) | Self::Taken { .. } | Self::Stat(_) => Ok(()),
+            Self::Done | Self::Exited(_) | Self::Exported { .. } | Self::Stat(_) => Ok(()),
         }
     }
 }
@@ -481,12 +481,12 @@ mod tests {
     #[test]
     fn the_bytes_of_requests_are_pinned() {
         check(&Request::List, &[0]);
-        let put = Request::Put {
+        let import = Request::Import {
             layer: [9; 32],
             transfer: 1,
             size: 300,
         };
-        check(&put, &[&[1][..], &[9; 32], &[1, 0xac, 2]].concat());
+        check(&import, &[&[1][..], &[9; 32], &[1, 0xac, 2]].concat());
         check(
             &Request::Remove {
                 layers: vec![[9; 32]],
@@ -505,14 +505,14 @@ mod tests {
         ];
         check(&Request::Run(step()), &run.concat());
         check(
-            &Request::Take {
+            &Request::ExportDiff {
                 step: 1,
                 transfer: 2,
             },
             &[4, 1, 2],
         );
         check(
-            &Request::Seal {
+            &Request::Commit {
                 step: 1,
                 layer: [9; 32],
             },
@@ -538,7 +538,7 @@ mod tests {
             peak_memory: 300,
         };
         check(&Reply::Exited(exit), &[2, 0x92, 2, 1, 18, 1, 0xac, 2]);
-        check(&Reply::Taken { size: 300 }, &[3, 0xac, 2]);
+        check(&Reply::Exported { size: 300 }, &[3, 0xac, 2]);
         let stat = Stat {
             disk_size: 1,
             disk_free: 2,

@@ -60,13 +60,13 @@ fn take(bytes: &[u8], size: u64) -> Result<Vec<u8>, SessionError> {
     let script = thread::spawn(move || {
         guest.hello(wire::PROTOCOL, NONCE);
         let (id, request) = guest.request().unwrap();
-        assert!(matches!(request, Request::Take { transfer: 1, .. }));
+        assert!(matches!(request, Request::ExportDiff { transfer: 1, .. }));
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         guest.door.send(Arc::new(ours)).unwrap();
         theirs.write_all(&bytes).ok();
         drop(theirs);
         // The host may have given up already.
-        let reply = message::encode(id, &Reply::Taken { size }).unwrap();
+        let reply = message::encode(id, &Reply::Exported { size }).unwrap();
         guest.control.write_all(&reply).ok();
         guest.request()
     });
@@ -204,7 +204,7 @@ fn put_cut(taken: usize, layer: &[u8]) -> (Result<(), SessionError>, Session) {
     let script = thread::spawn(move || {
         guest.hello(wire::PROTOCOL, NONCE);
         let (id, request) = guest.request().unwrap();
-        let Request::Put { transfer, .. } = request else {
+        let Request::Import { transfer, .. } = request else {
             panic!("{request:?}")
         };
         let mut link = guest.attach(transfer, NONCE);
@@ -265,7 +265,7 @@ fn a_layer_that_comes_slowly_is_no_reason_to_lose_anything() {
     let script = thread::spawn(move || {
         guest.hello(wire::PROTOCOL, NONCE);
         let (put, request) = guest.request().unwrap();
-        let Request::Put { transfer, .. } = request else {
+        let Request::Import { transfer, .. } = request else {
             panic!("{request:?}")
         };
         begun.send(()).unwrap();
@@ -278,11 +278,11 @@ fn a_layer_that_comes_slowly_is_no_reason_to_lose_anything() {
         while takes < TAKES || !receiving.is_finished() {
             // One frame at a time: also heartbeats show that it may be over.
             if let Some((id, request)) = guest.request_within(1) {
-                let Request::Take { transfer, .. } = request else {
+                let Request::ExportDiff { transfer, .. } = request else {
                     panic!("{request:?}")
                 };
                 guest.send(transfer, &[(0, b"quick")]);
-                guest.reply(id, &Reply::Taken { size: 5 });
+                guest.reply(id, &Reply::Exported { size: 5 });
                 takes += 1;
             }
         }
@@ -317,7 +317,7 @@ fn a_layer_that_is_neither_taken_nor_refused_ends_in_bound() {
         let (session, script) = with(move |mut guest| {
             let mut links = Vec::new();
             while let Some((_, request)) = guest.request() {
-                let Request::Put { transfer, .. } = request else {
+                let Request::Import { transfer, .. } = request else {
                     continue;
                 };
                 let mut link = guest.attach(transfer, NONCE);
@@ -340,7 +340,7 @@ fn a_layer_that_is_neither_taken_nor_refused_ends_in_bound() {
 fn a_layer_that_stands_still_on_its_way_to_the_host_ends_in_bound() {
     let (session, script) = with(|mut guest| {
         let (_, request) = guest.request().unwrap();
-        let Request::Take { transfer, .. } = request else {
+        let Request::ExportDiff { transfer, .. } = request else {
             panic!("{request:?}")
         };
         let mut link = guest.attach(transfer, NONCE);

@@ -58,7 +58,7 @@ fn every_answer_may_come_an_hour_late() {
             stop(clock);
             let reply = match request {
                 Request::List => Reply::Layers(vec![]),
-                Request::Put { transfer, .. } => {
+                Request::Import { transfer, .. } => {
                     // The host sends more than fits on the way, so it waits here as well.
                     let link = guest.attach(transfer, NONCE);
                     stop(clock);
@@ -66,7 +66,7 @@ fn every_answer_may_come_an_hour_late() {
                     stop(clock);
                     Reply::Done
                 }
-                Request::Take { transfer, .. } => {
+                Request::ExportDiff { transfer, .. } => {
                     let mut link = guest.open();
                     stop(clock);
                     let nonce = NONCE;
@@ -76,9 +76,9 @@ fn every_answer_may_come_an_hour_late() {
                     let end = wire::transfer::Sender::new(transfer).end().unwrap();
                     link.write_all(&end).unwrap();
                     stop(clock);
-                    Reply::Taken { size: 0 }
+                    Reply::Exported { size: 0 }
                 }
-                Request::Seal { .. } | Request::Quit => Reply::Done,
+                Request::Commit { .. } | Request::Quit => Reply::Done,
                 Request::Run(_)
                 | Request::Cancel { .. }
                 | Request::Discard { .. }

@@ -91,7 +91,7 @@ fn an_honest_guest_does_every_verb() {
         while let Some((id, request)) = guest.request() {
             let reply = match request {
                 Request::List => Reply::Layers(vec![[1; 32], [2; 32]]),
-                Request::Put { transfer, size, .. } => {
+                Request::Import { transfer, size, .. } => {
                     put = guest.receive(transfer);
                     assert_eq!(put.len() as u64, size);
                     Reply::Done
@@ -100,15 +100,15 @@ fn an_honest_guest_does_every_verb() {
                     guest.send(step.output, &[(0, b"out"), (1, b"err")]);
                     Reply::Exited(EXIT)
                 }
-                Request::Take { transfer, .. } => {
+                Request::ExportDiff { transfer, .. } => {
                     guest.send(transfer, &[(0, b"a layer")]);
-                    Reply::Taken { size: 7 }
+                    Reply::Exported { size: 7 }
                 }
                 Request::Quit => {
                     guest.reply(id, &Reply::Done);
                     break;
                 }
-                Request::Seal { .. }
+                Request::Commit { .. }
                 | Request::Remove { .. }
                 | Request::Discard { .. }
                 | Request::Cancel { .. }
@@ -277,10 +277,10 @@ fn broken_frames_on_the_control_connection_lose_the_guest() {
 fn a_reply_that_does_not_fit_its_request_loses_the_guest() {
     let (session, script) = with(|mut guest| {
         let (id, _) = guest.request().unwrap();
-        guest.reply(id, &Reply::Taken { size: 1 });
+        guest.reply(id, &Reply::Exported { size: 1 });
         guest
     });
-    check_lost(session.list(), "the reply to List is Taken");
+    check_lost(session.list(), "the reply to List is Exported");
     script.join().unwrap();
 }
 
@@ -290,7 +290,7 @@ fn take(
 ) -> Result<u64, SessionError> {
     let (session, script) = with(move |mut guest| {
         let (id, request) = guest.request().unwrap();
-        let Request::Take { transfer, .. } = request else {
+        let Request::ExportDiff { transfer, .. } = request else {
             panic!("{request:?}")
         };
         if let Some(reply) = script(&mut guest, transfer) {
@@ -311,7 +311,7 @@ fn a_layer_without_its_end_mark_is_lost_bytes() {
         let header = transfer::Sender::new(transfer).data(0, b"abc").unwrap();
         link.write_all(&header).unwrap();
         link.write_all(b"abc").unwrap();
-        Some(Reply::Taken { size: 3 })
+        Some(Reply::Exported { size: 3 })
     });
     check_lost(result, "without its end mark");
 }
@@ -322,7 +322,7 @@ fn data_after_the_end_mark_loses_the_guest() {
         let mut link = guest.attach(transfer, NONCE);
         let end = transfer::Sender::new(transfer).end().unwrap();
         link.write_all(&[end.clone(), end].concat()).unwrap();
-        Some(Reply::Taken { size: 0 })
+        Some(Reply::Exported { size: 0 })
     });
     check_lost(result, "after the end");
 }
@@ -343,7 +343,7 @@ fn a_flipped_byte_loses_the_guest() {
 fn a_confirmed_size_that_differs_loses_the_guest() {
     let result = take(|guest, transfer| {
         guest.send(transfer, &[(0, b"abc")]);
-        Some(Reply::Taken { size: 4 })
+        Some(Reply::Exported { size: 4 })
     });
     check_lost(result, "3 bytes and says 4");
 }
@@ -420,11 +420,11 @@ fn a_store_that_fails_ends_the_transfer_but_not_the_guest() {
     }
     let (session, script) = with(|mut guest| {
         let (id, request) = guest.request().unwrap();
-        let Request::Take { transfer, .. } = request else {
+        let Request::ExportDiff { transfer, .. } = request else {
             panic!("{request:?}")
         };
         guest.send(transfer, &[(0, b"abc")]);
-        guest.reply(id, &Reply::Taken { size: 3 });
+        guest.reply(id, &Reply::Exported { size: 3 });
         let (id, request) = guest.request().unwrap();
         assert_eq!(request, Request::Discard { step: 1 });
         guest.reply(id, &Reply::Done);
@@ -444,7 +444,7 @@ fn a_layer_that_is_refused_before_or_while_it_is_sent_comes_with_the_reason() {
     for opens in [false, true] {
         let (session, script) = with(move |mut guest| {
             let (id, request) = guest.request().unwrap();
-            let Request::Put { transfer, .. } = request else {
+            let Request::Import { transfer, .. } = request else {
                 panic!("{request:?}")
             };
             if opens {
@@ -472,7 +472,7 @@ fn a_layer_that_is_refused_before_or_while_it_is_sent_comes_with_the_reason() {
 fn a_layer_that_is_shorter_than_announced_is_given_up_and_is_the_hosts_fault() {
     let (session, script) = with(|mut guest| {
         let (id, request) = guest.request().unwrap();
-        let Request::Put { transfer, .. } = request else {
+        let Request::Import { transfer, .. } = request else {
             panic!("{request:?}")
         };
         let received = thread::scope(|scope| {
@@ -634,7 +634,7 @@ fn a_bulk_transfer_that_nobody_reads_holds_up_nothing_else() {
     let (session, script) = with_limits(patient, |mut guest| {
         let mut stuck = Vec::new();
         while let Some((id, request)) = guest.request() {
-            if let Request::Put { transfer, .. } = request {
+            if let Request::Import { transfer, .. } = request {
                 stuck.push(guest.attach(transfer, NONCE));
             } else {
                 guest.reply(id, &Reply::Layers(vec![]));

@@ -57,9 +57,9 @@ impl Session {
 
     /// Keeps the changes of a step as a sealed layer.
     pub(crate) fn seal(&self, step: u64, layer: LayerName) -> Result<(), SessionError> {
-        let pending = self.ask(&Request::Seal { step, layer })?;
+        let pending = self.ask(&Request::Commit { step, layer })?;
         self.done(
-            "Seal",
+            "Commit",
             &pending.insist("seal a layer", self.limits().remove)?,
         )
     }
@@ -83,7 +83,7 @@ impl Session {
     ) -> Result<(), SessionError> {
         let begin = Instant::now();
         let expected = self.shared.expect();
-        let pending = self.ask(&Request::Put {
+        let pending = self.ask(&Request::Import {
             layer,
             transfer: expected.id,
             size,
@@ -101,7 +101,7 @@ impl Session {
         match pending.wait(Some(cancel), Some(limit))? {
             Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
             Waited::Answer(reply) => {
-                self.done("Put", &reply)?;
+                self.done("Import", &reply)?;
                 self.moved().put.count(size, begin.elapsed());
                 Ok(())
             }
@@ -206,7 +206,7 @@ impl Session {
         match reply {
             Reply::Exited(exit) => Ok(exit),
             Reply::Failed(failure) => Err(SessionError::Refused(failure)),
-            Reply::Done | Reply::Layers(_) | Reply::Taken { .. } | Reply::Stat(_) => {
+            Reply::Done | Reply::Layers(_) | Reply::Exported { .. } | Reply::Stat(_) => {
                 Err(self.unfitting("Run", &reply))
             }
         }
@@ -222,13 +222,13 @@ impl Session {
     ) -> Result<u64, SessionError> {
         let begin = Instant::now();
         let expected = self.shared.expect();
-        let pending = self.ask(&Request::Take {
+        let pending = self.ask(&Request::ExportDiff {
             step,
             transfer: expected.id,
         })?;
         let Some(link) = expected.wait(Some(cancel), || pending.has_come())? else {
             let reply = pending.insist("send a layer", self.limits().short)?;
-            return Err(self.unfitting("Take", &reply));
+            return Err(self.unfitting("ExportDiff", &reply));
         };
         let stall = self.limits().stall;
         let received =
@@ -250,8 +250,8 @@ impl Session {
             }
         };
         let reply = pending.insist("confirm what it sent", self.limits().short)?;
-        let Reply::Taken { size } = reply else {
-            return Err(self.unfitting("Take", &reply));
+        let Reply::Exported { size } = reply else {
+            return Err(self.unfitting("ExportDiff", &reply));
         };
         if size != received {
             let differ = format!("it sent a layer of {received} bytes and says {size}");
@@ -278,7 +278,7 @@ impl Session {
             Reply::Done => "Done",
             Reply::Layers(_) => "Layers",
             Reply::Exited(_) => "Exited",
-            Reply::Taken { .. } => "Taken",
+            Reply::Exported { .. } => "Exported",
             Reply::Stat(_) => "Stat",
             Reply::Failed(_) => "Failed",
         };

@@ -37,7 +37,7 @@ fn end_of_the_output(passing: &Passing<'_>) -> bool {
 }
 
 fn exit_of_the_step(passing: &Passing<'_>) -> bool {
-    // After those to `List` and `Put`.
+    // After those to `List` and `Import`.
     passing.way == Way::ToHost && passing.header.kind == Kind::Reply && passing.header.id == 3
 }
 
