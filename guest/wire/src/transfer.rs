@@ -11,11 +11,33 @@
 //! ```
 //!
 //! The digest of `End` is a chain over the checksums of the data frames, each of which covers its
-//! bytes, their offset and their length. So every byte is hashed once on either side, which is what
-//! an emulated guest can afford, and still no frame can be lost, doubled, swapped or altered
-//! between two honest ends without a notice. The law: bytes count for nothing before
-//! [`Event::End`] was returned. That is why a body may be used while it comes
-//! ([`Receiver::begin`]): who uses it has to wait for the end anyway.
+//! bytes, their offset and their length. So each side hashes every byte only once, which is what an
+//! emulated guest can afford, and two honest ends still detect every lost, repeated, swapped or
+//! altered frame.
+//!
+//! **Law:** received bytes count for nothing until [`Event::End`] was returned. That is why a body
+//! may be used while it arrives ([`Receiver::begin`]): its user has to wait for the end anyway.
+//!
+//! ```
+//! use wire::{Event, Receiver, Sender, frame};
+//!
+//! // The sender writes each header and then its body.
+//! let mut sender = Sender::new(7);
+//! let mut stream = sender.data(0, b"layer")?.to_vec();
+//! stream.extend_from_slice(b"layer");
+//! stream.extend(sender.end()?);
+//!
+//! // The receiver checks every frame of the connection.
+//! let mut receiver = Receiver::new(7, 1024);
+//! let (data, rest) = frame::decode(&stream)?.expect("a whole frame");
+//! assert_eq!(receiver.handle(&data)?, Event::Data { flags: 0, bytes: b"layer" });
+//! assert!(receiver.handle_eof().is_err(), "bytes were lost");
+//!
+//! let (end, _) = frame::decode(rest)?.expect("a whole frame");
+//! assert_eq!(receiver.handle(&end)?, Event::End { total: 5 });
+//! receiver.handle_eof()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -33,8 +55,8 @@ impl Chain {
     }
 }
 
-/// The sending end of a transfer. It hands out headers; the caller writes each header and then
-/// its body.
+/// The sending end of a transfer. It makes the headers; the caller writes each header and then its
+/// body.
 #[derive(Debug)]
 pub struct Sender {
     id: u64,
@@ -43,7 +65,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Begins the transfer with this number.
+    /// Starts the transfer with this number.
     #[must_use]
     pub const fn new(id: u64) -> Self {
         Self {
@@ -59,22 +81,19 @@ impl Sender {
         self.offset
     }
 
-    /// The header for the next piece, which must not be empty.
+    /// The header for the next piece of data, which must not be empty.
     ///
     /// # Errors
     /// If the piece is longer than a frame may be.
     pub fn data(&mut self, flags: u8, body: &[u8]) -> Result<[u8; HEADER_LEN], FrameError> {
-        debug_assert!(
-            !body.is_empty(),
-            "an empty piece would be a violation for the peer"
-        );
+        debug_assert!(!body.is_empty(), "an empty piece would be a violation");
         let header = frame::encode_header(Kind::Data, flags, self.id, self.offset, body)?;
         self.chain.push(Header::parse(&header)?.check);
         self.offset = self.offset.saturating_add(body.len() as u64);
         Ok(header)
     }
 
-    /// The whole end frame. Nothing may follow it.
+    /// The whole `End` frame. Nothing may follow it.
     ///
     /// # Errors
     /// Never in practice: the body has its fixed length.
@@ -88,7 +107,7 @@ impl Sender {
         )
     }
 
-    /// The whole frame that gives up. Nothing may follow it.
+    /// The whole `Abort` frame. Nothing may follow it.
     ///
     /// # Errors
     /// If the failure cannot be encoded.
@@ -97,27 +116,27 @@ impl Sender {
     }
 }
 
-/// What came.
+/// What a frame of a transfer means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The next bytes, without a gap to those before.
+    /// The next bytes, directly after those before.
     Data {
         /// Flags of the frame.
         flags: u8,
         /// The bytes; never empty.
         bytes: &'a [u8],
     },
-    /// The transfer is whole: length and digest agree.
+    /// The transfer is complete: length and digest match.
     End {
         /// Its length in bytes.
         total: u64,
     },
-    /// The sender gave up. What came before must be forgotten.
+    /// The sender gave up. Discard what was received.
     Abort(Failure),
 }
 
-/// How a peer broke the rules of a transfer. Each of these ends the connection and fails what
-/// depended on it; the peer is to blame.
+/// How the peer broke the rules of a transfer. Each of these ends the connection and fails whatever
+/// depends on it. It is always the peer's fault.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum Violation {
     /// A frame of another transfer.
@@ -128,39 +147,39 @@ pub enum Violation {
         /// The one in the frame.
         got: u64,
     },
-    /// Bytes are missing or came twice.
-    #[error("data at offset {got} where {want} was next")]
+    /// Bytes are missing or repeated.
+    #[error("expected data at offset {want}, got offset {got}")]
     Gap {
         /// Where the next byte belongs.
         want: u64,
-        /// Where the frame says it is.
+        /// The offset in the frame.
         got: u64,
     },
-    /// A data frame without data: an endless stream of them would make no progress.
-    #[error("data frame without data")]
+    /// An empty data frame: an endless stream of them would make no progress.
+    #[error("empty data frame")]
     Empty,
-    /// More bytes than were agreed.
+    /// More bytes than agreed.
     #[error("transfer exceeds its limit of {0} bytes")]
     TooMuch(u64),
-    /// The end states another length than what came.
-    #[error("the end states {stated} bytes, {received} came")]
+    /// The length in the end mark differs from what was received.
+    #[error("the end mark says {stated} bytes, but {received} were received")]
     WrongTotal {
-        /// What the end says.
+        /// Length according to the end mark.
         stated: u64,
-        /// What came.
+        /// Bytes received.
         received: u64,
     },
-    /// The end states another digest than what came.
-    #[error("digest of the transfer is wrong")]
+    /// The digest in the end mark differs from that of what was received.
+    #[error("wrong digest at the end of the transfer")]
     WrongDigest,
-    /// Something came after the end.
+    /// A frame after the end.
     #[error("{0:?} frame after the end of the transfer")]
     AfterEnd(Kind),
-    /// A frame that has no place on a transfer connection.
-    #[error("{0:?} frame on a transfer connection")]
+    /// A frame of a kind that does not belong on a transfer connection.
+    #[error("unexpected {0:?} frame on a transfer connection")]
     Misplaced(Kind),
-    /// The reason of an `Abort` cannot be read.
-    #[error("unreadable abort")]
+    /// The body of an `Abort` frame cannot be read.
+    #[error("unreadable Abort frame")]
     BadAbort(#[source] MessageError),
     /// The stream ended without `End` or `Abort`: bytes were lost.
     #[error("the transfer ended after {0} bytes without its end mark")]
@@ -197,23 +216,23 @@ impl Receiver {
         }
     }
 
-    /// How many bytes came.
+    /// How many bytes were received.
     #[must_use]
     pub const fn received(&self) -> u64 {
         self.offset
     }
 
-    /// The transfer came to its end; only the end of the stream may follow.
+    /// Whether the transfer has ended; only the end of the stream may follow.
     #[must_use]
     pub const fn ended(&self) -> bool {
         matches!(self.state, State::Ended | State::Aborted)
     }
 
-    /// Takes the header of the next frame, which is one of data, before its body is there. The
-    /// body must go to [`Self::finish`] before anything else comes here.
+    /// Handles the header of a data frame before its body has arrived. Pass the body to
+    /// [`Self::finish`] before anything else.
     ///
     /// # Errors
-    /// If the peer broke the rules. The receiver must not be used any more then.
+    /// If the peer broke the rules. Do not use the receiver any more then.
     pub fn begin(&self, header: Header) -> Result<Body, Violation> {
         self.check(header.kind, header.id)?;
         if header.kind != Kind::Data {
@@ -223,20 +242,20 @@ impl Receiver {
         Ok(header.body())
     }
 
-    /// Counts a body that has come.
+    /// Handles a body that has arrived.
     ///
     /// # Errors
-    /// If its checksum is wrong. The receiver must not be used any more then.
+    /// If its checksum is wrong. Do not use the receiver any more then.
     pub fn finish(&mut self, body: Body) -> Result<(), FrameError> {
         let Header { len, check, .. } = body.finish()?;
         self.count(len.into(), check);
         Ok(())
     }
 
-    /// Takes the next frame of the connection.
+    /// Handles the next frame of the connection.
     ///
     /// # Errors
-    /// If the peer broke the rules. The receiver must not be used any more then.
+    /// If the peer broke the rules. Do not use the receiver any more then.
     pub fn handle<'a>(&mut self, frame: &Frame<'a>) -> Result<Event<'a>, Violation> {
         self.check(frame.kind, frame.id)?;
         match frame.kind {
@@ -254,7 +273,7 @@ impl Receiver {
         }
     }
 
-    /// The stream ended.
+    /// Handles the end of the stream.
     ///
     /// # Errors
     /// If it ended before the transfer did.
@@ -266,7 +285,7 @@ impl Receiver {
         }
     }
 
-    /// Whether a frame may come now, and here.
+    /// Checks that the transfer is open and the frame belongs to it.
     fn check(&self, kind: Kind, id: u64) -> Result<(), Violation> {
         match self.state {
             State::Open => {}
@@ -281,7 +300,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Whether data may be there.
+    /// Checks that data is next and within the limit.
     fn check_data(&self, offset: u64, len: u64) -> Result<(), Violation> {
         if offset != self.offset {
             return Err(Violation::Gap {
@@ -349,7 +368,7 @@ mod tests {
         frames
     }
 
-    /// The same, with bodies in pieces of at most `size` bytes.
+    /// Receives bodies in pieces of at most `size` bytes.
     fn receive_in_pieces(
         id: u64,
         limit: u64,
@@ -358,7 +377,7 @@ mod tests {
     ) -> Result<Vec<u8>, String> {
         let mut receiver = Receiver::new(id, limit);
         let mut bytes = Vec::new();
-        let mut read = |room: &mut [u8]| std::io::Read::read(&mut stream, room);
+        let mut read = |buf: &mut [u8]| std::io::Read::read(&mut stream, buf);
         while let Some(header) = frame::read_header(&mut read).map_err(|err| err.to_string())? {
             if header.kind == Kind::Data {
                 let mut body = receiver.begin(header).map_err(|err| err.to_string())?;
@@ -386,7 +405,7 @@ mod tests {
         Ok(bytes)
     }
 
-    /// Feeds a stream, in all ways; returns the bytes if the transfer was whole.
+    /// Receives a stream in all ways; returns the bytes if the transfer was complete.
     fn receive(id: u64, limit: u64, stream: &[u8]) -> Result<Vec<u8>, String> {
         let received = receive_whole(id, limit, stream);
         for size in [1, 7, usize::MAX] {
@@ -476,10 +495,7 @@ mod tests {
     #[test]
     fn empty_data_and_data_beyond_the_limit_are_violations() {
         let empty = frame::encode(Kind::Data, 0, 3, 0, b"").unwrap();
-        assert_eq!(
-            receive(3, 100, &empty),
-            Err("data frame without data".into())
-        );
+        assert_eq!(receive(3, 100, &empty), Err("empty data frame".into()));
         let much = receive(3, 2, &send(3, &[b"abc".to_vec()]).concat());
         assert_eq!(much, Err("transfer exceeds its limit of 2 bytes".into()));
     }
@@ -497,7 +513,7 @@ mod tests {
         frames[1] = frame::encode(Kind::End, 0, 3, 3, &[0; 8]).unwrap();
         assert_eq!(
             receive(3, 10, &frames.concat()),
-            Err("digest of the transfer is wrong".into())
+            Err("wrong digest at the end of the transfer".into())
         );
     }
 
