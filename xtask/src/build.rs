@@ -44,7 +44,13 @@ fn release(workspace: &Workspace, package: &str, program: &str) -> Result<PathBu
 
 /// The program that measures ways for bytes between host and guest.
 pub(crate) fn transport_example(workspace: &Workspace) -> Result<PathBuf> {
-    let words = ["build", "--release", "--package", "vsock-device", "--locked"];
+    let words = [
+        "build",
+        "--release",
+        "--package",
+        "vsock-device",
+        "--locked",
+    ];
     cargo(
         workspace,
         &[words.as_slice(), &["--example", "transport"]].concat(),

@@ -13,7 +13,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["vsock-driver", "wire"]),
     ("cli", &["engine", "launcher", "store"]),
     ("engine", &["store"]),
-    ("fuzz", &["engine", "store", "vsock-device", "vsock-driver", "wire"]),
+    (
+        "fuzz",
+        &["engine", "store", "vsock-device", "vsock-driver", "wire"],
+    ),
     ("launcher", &["engine", "store", "vsock-device", "wire"]),
     ("soak", &["engine", "store"]),
     ("store", &[]),

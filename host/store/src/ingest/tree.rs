@@ -17,7 +17,7 @@
 //! is the same file.
 
 use crate::index::{compare, is_below, order};
-use crate::{Entry, EntryKind, Index, IngestError, Mtime};
+use crate::{Entry, EntryKind, Index, IngestError};
 
 /// Entries in the order in which they came.
 #[derive(Debug, Default)]
