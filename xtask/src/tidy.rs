@@ -11,14 +11,15 @@ use cargo_metadata::MetadataCommand;
 /// and the driver in the tests of the device.
 const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["vsock-driver", "wire"]),
-    ("cli", &["engine", "launcher", "store"]),
-    ("engine", &["store"]),
+    ("cli", &["engine", "exec", "launcher", "store"]),
+    ("engine", &["exec", "store"]),
+    ("exec", &["store"]),
     (
         "fuzz",
         &["engine", "store", "vsock-device", "vsock-driver", "wire"],
     ),
-    ("launcher", &["engine", "store", "vsock-device", "wire"]),
-    ("soak", &["engine", "store"]),
+    ("launcher", &["exec", "store", "vsock-device", "wire"]),
+    ("soak", &["engine", "exec", "store"]),
     ("store", &[]),
     ("tests", &[]),
     ("vmimage", &[]),

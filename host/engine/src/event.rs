@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use exec::Stream;
+
 use crate::changes::Changes;
-use crate::executor::Stream;
 
 /// Number of a step within a build, in plan order, stable from run to run.
 pub type StepId = u32;

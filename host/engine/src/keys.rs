@@ -4,10 +4,10 @@
 //! its inputs, which exist before the step does. A content key never refers to another key. Content
 //! ids leave out times, so a parent that was rebuilt with equal content keeps its children cached.
 
+use exec::StepNetwork;
 use sha2::{Digest as _, Sha256};
 use store::{ContentId, Digest, StepKey};
 
-use crate::executor::StepNetwork;
 use crate::image::Platform;
 use crate::plan::RunOp;
 

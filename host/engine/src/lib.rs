@@ -2,28 +2,22 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
-pub mod cancel;
 pub mod changes;
 pub mod context;
 pub mod copy;
 pub mod dockerfile;
 pub mod download;
 pub mod event;
-pub mod executor;
 mod expansion;
 pub mod export;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod halt;
 mod http;
 pub mod image;
 mod keys;
-mod patient;
 pub mod plan;
 mod redact;
 pub mod registry;
 pub mod rootfs;
 mod solver;
-
-pub use cancel::Cancel;

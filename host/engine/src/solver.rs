@@ -10,10 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cancel::Cancel;
-
-/// Longest sleep of a worker before it looks at the state again.
-const TICK: Duration = Duration::from_millis(100);
+use exec::{Cancel, TICK};
 
 /// How long a stage rests after it met a step that another process is running: at least this, and
 /// up to half as much again, so that those who wait for one step do not all look at once, again and
@@ -394,7 +391,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(state.take(now), Some((0, 0)));
         assert_eq!(state.nap(now), TICK);
-        for (left, nap) in [(30, 30), (130, 100)] {
+        for (left, nap) in [(30, 30), (130, 50)] {
             let until = now + Duration::from_millis(left);
             state.resting = BTreeSet::from([(until, 0)]);
             assert_eq!(state.nap(now), Duration::from_millis(nap));

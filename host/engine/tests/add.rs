@@ -10,11 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, BuildResult, Class, DockerfileSource, build, chain};
 use engine::event::{Event, Outcome, Reporter};
-use engine::executor::{Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
 use engine::rootfs::Rootfs;
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
 use store::{Digest, Entry, EntryKind, PruneOptions};
 use support::http::{Answer, Asked, Server};
 use support::{TestStore, amd64, tar_with};

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
 use engine::download::{DownloadError, Fetched, Job, Limits, Origin, WebAddress, WebSource, fetch};
 use engine::image::Progress;
+use exec::Cancel;
 use store::{Digest, Mtime, PruneOptions};
 use support::http::{Answer, Asked, Server};
 use support::{TestStore, noise};

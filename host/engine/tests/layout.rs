@@ -4,8 +4,8 @@ mod support;
 
 use std::fs;
 
-use engine::Cancel;
 use engine::image::{ImageError, ImageSource, Platform, resolve};
+use exec::Cancel;
 use store::Digest;
 use support::{Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, tar_with};
 

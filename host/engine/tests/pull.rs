@@ -11,8 +11,8 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
 use engine::image::{ImageError, ImageSource, resolve};
+use exec::Cancel;
 use store::Digest;
 use support::http::{Answer, Server};
 use support::registry::{Registry, free_port};

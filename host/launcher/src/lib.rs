@@ -1,6 +1,6 @@
 //! Boots builder VMs and runs steps in them.
 //!
-//! [`VmExecutor`] implements the engine's seam for steps. It boots one VM per build, sends it the
+//! [`VmExecutor`] implements [`exec::Executor`]. It boots one VM per build, sends it the
 //! layers that it lacks, runs steps in it, and takes their changes into the store.
 //!
 //! What holds everywhere in this crate:

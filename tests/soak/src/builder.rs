@@ -7,11 +7,10 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
-use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, Class, DockerfileSource, build};
 use engine::event::{Event, Reporter};
-use engine::executor::StepNetwork;
 use engine::image::Platform;
+use exec::{Cancel, StepNetwork};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 use store::{OpenOptions, PruneOptions, Store};

@@ -7,8 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use engine::Cancel;
-use engine::executor::{Executor, Output, StepDone, StepError, StepSpec, Stream};
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stream};
 use store::{ResourceKind, Store};
 
 /// Between two looks whether a step is cancelled.

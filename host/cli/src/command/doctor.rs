@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use engine::Cancel;
+use exec::Cancel;
 use launcher::monitor::qemu::{PROGRAM, Qemu};
 use launcher::{BootError, Options, VmImage};
 use serde_json::{Value, json};

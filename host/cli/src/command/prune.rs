@@ -9,7 +9,7 @@ use std::time::Duration;
 use ::store::{
     Filter, FilterError, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store,
 };
-use engine::Cancel;
+use exec::Cancel;
 use launcher::disk;
 
 use super::{Common, complain, du};

@@ -248,7 +248,7 @@ fn colours() -> bool {
 #[cfg(test)]
 mod tests {
     use engine::event::Outcome;
-    use engine::executor::Stream;
+    use exec::Stream;
 
     use super::*;
 

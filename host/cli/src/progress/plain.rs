@@ -319,7 +319,7 @@ impl<W: Write> Plain<W> {
 #[cfg(test)]
 mod tests {
     use engine::event::{Comparison, Explanation};
-    use engine::executor::Stream;
+    use exec::Stream;
 
     use super::*;
 

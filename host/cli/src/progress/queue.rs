@@ -259,7 +259,8 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use engine::executor::Stream;
+
+    use exec::Stream;
 
     use super::*;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use engine::changes::Listed;
 use engine::event::{Comparison, Event, Explanation, Outcome};
-use engine::executor::Stream;
+use exec::Stream;
 use serde_json::{Value, json};
 
 use super::queue::{Item, What};

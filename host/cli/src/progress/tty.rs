@@ -280,7 +280,7 @@ fn row_style() -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use engine::event::Explanation;
-    use engine::executor::Stream;
+    use exec::Stream;
     use indicatif::InMemoryTerm;
 
     use super::*;

@@ -4,13 +4,13 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
+use exec::StepError;
 use store::{IngestError, StoreError};
 use thiserror::Error;
 
 use crate::context::ContextError;
 use crate::copy::CopyError;
 use crate::dockerfile::{self, DockerfileError};
-use crate::executor::StepError;
 use crate::export::ExportError;
 use crate::image::{ImageError, MAX_LAYERS};
 use crate::registry::RegistryError;

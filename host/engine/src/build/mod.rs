@@ -20,17 +20,15 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use exec::{Cancel, Executor, InterruptibleFile};
 use store::{Layer, Store};
 
-use crate::cancel::Cancel;
 use crate::context::{Context, ContextError};
 use crate::copy::{CopyFrom, CopySpec};
 use crate::dockerfile;
 use crate::event::{Reporter, StepId};
-use crate::executor::Executor;
 use crate::export::{self, OutputSpec};
 use crate::image::{self, Assembled, BaseImage, HistoryEntry, ImageSource};
-use crate::patient::Patient;
 use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Step};
 use crate::solver::{Shape, Solver, Unsolved};
 
@@ -477,7 +475,7 @@ impl Build<'_> {
         };
         let stop = || self.cancel.is_cancelled();
         let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-        let stdout = stdout.and_then(|stdout| Patient::new(stdout.into(), &stop));
+        let stdout = stdout.and_then(|stdout| InterruptibleFile::new(stdout.into(), &stop));
         let mut stdout = stdout.map_err(export::ExportError::Stdout)?;
         let exported = export::export(&request, &mut stdout, &progress, self.cancel)?;
         for warning in exported.warnings {
@@ -519,7 +517,7 @@ fn default_dockerfile(context: &Path) -> PathBuf {
 fn read_bounded(path: &Path, limit: u64, cancel: &Cancel) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let stop = || cancel.is_cancelled();
-    let file = Patient::open(path, &stop)?;
+    let file = InterruptibleFile::open(path, &stop)?;
     file.take(limit + 1).read_to_end(&mut text)?;
     if text.len() as u64 > limit {
         let text = format!("it is larger than {} MiB", limit >> 20);

@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use exec::StepNetwork;
+
 use crate::event::{Comparison, Explanation, Outcome};
-use crate::executor::StepNetwork;
 use crate::export::OutputSpec;
 use crate::image::{Assembled, ImageSource, Platform};
 

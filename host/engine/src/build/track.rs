@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use exec::Stream;
+
 use super::request::StepSummary;
 use crate::event::{Comparison, Event, Explanation, Outcome, Reporter, StepId};
-use crate::executor::Stream;
 
 /// Passes events on and remembers how each step stands.
 pub(super) struct Tracker<'a> {

@@ -38,9 +38,8 @@ pub use ignore::{IgnoreError, IgnoredBy};
 pub use missing::Missing;
 pub(crate) use open::{OpenError, Opened, Reader};
 
-use crate::cancel::Cancel;
-
 use cache::{Record, StatCache};
+use exec::Cancel;
 use ignore::Ignore;
 use scan::{Known, Scan};
 

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use exec::Cancel;
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::fstatat;
@@ -18,7 +19,6 @@ use super::cache::{StatCache, Xattrs};
 use super::descent::{Descent, Names, directory};
 use super::ignore::{Above, Ignore};
 use super::stat::{Stat, Type};
-use crate::cancel::Cancel;
 use crate::rootfs::path;
 use crate::rootfs::resolve::{Kind, Tree};
 

@@ -2,13 +2,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use exec::Cancel;
 use store::{ContentId, Digest, Entry, EntryKind, Index, Store};
 
 use super::draft::{Bytes, Draft, Item, ItemBody, entry_kind};
 use super::planner::{Changes, Planner};
 use super::source::{Source, UNDATED};
 use super::{CopyError, CopySpec, SourceTree};
-use crate::Cancel;
 use crate::context::Context;
 use crate::context::scan::Known;
 use crate::context::stat::Stat;

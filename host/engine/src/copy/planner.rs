@@ -3,6 +3,7 @@
 //! Sources are taken from left to right, and each sees what those in front of it left. Nothing
 //! is read but names and metadata.
 
+use exec::Cancel;
 use store::Mtime;
 
 use super::chmod::ModeChange;
@@ -11,7 +12,6 @@ use super::select;
 use super::source::{Node, Source, Thing, UNDATED, inline};
 use super::walk::{Filter, Walk};
 use super::{CopyError, CopySource, CopySpec};
-use crate::Cancel;
 use crate::context::ignore::Ignore;
 use crate::download::{Downloads, WebSource};
 use crate::rootfs::resolve::{Kind, Place, Tree, resolve};

@@ -245,7 +245,7 @@ impl FromContext<'_> {
 struct Taking<'t> {
     store: &'t Store,
     name: &'t str,
-    cancel: &'t crate::Cancel,
+    cancel: &'t exec::Cancel,
 }
 
 impl Taking<'_> {

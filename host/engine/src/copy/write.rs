@@ -7,12 +7,12 @@
 use std::io::{Read, Write};
 use std::sync::PoisonError;
 
+use exec::Cancel;
 use store::{Digest, EntryKind, Hasher};
 
 use super::draft::{Body, Bytes, Item, ItemBody, Meta, entry_kind};
 use super::tar::Tar;
 use super::{CopyError, CopyPlan};
-use crate::Cancel;
 use crate::context::{Context, ContextError, OpenError, Opened, Reader};
 
 /// Files up to this length are read whole before anything is written, so that they can be read

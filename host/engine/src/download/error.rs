@@ -3,9 +3,9 @@
 use std::io;
 use std::time::Duration;
 
+use exec::Stopped;
 use store::{Digest, StoreError};
 
-use crate::halt::Stopped;
 use crate::http::Cause;
 
 /// See the variants. Addresses are as they may be shown.

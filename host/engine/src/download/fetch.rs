@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Instant;
 
+use exec::{Cancel, CancelScope, Stopped};
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     RANGE,
@@ -13,8 +14,6 @@ use store::{Digest, Store};
 use super::known::Known;
 use super::partial::Partial;
 use super::{DownloadError, Fetched, Limits, Origin, WebSource};
-use crate::cancel::Cancel;
-use crate::halt::{Halt, Stopped};
 use crate::http::{self, Http, Reach};
 use crate::image::{Progress, ProgressFn};
 
@@ -68,7 +67,7 @@ pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError
         job,
         source,
         held,
-        http: Http::open(reach, &Halt::new(job.cancel)).map_err(DownloadError::Setup)?,
+        http: Http::open(reach, &CancelScope::new(job.cancel)).map_err(DownloadError::Setup)?,
         shown: source.address.to_string(),
         begun: Instant::now(),
     };

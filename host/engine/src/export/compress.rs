@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
+use exec::CancelScope;
 use flate2::GzBuilder;
 use sha2::{Digest as _, Sha256};
 use store::{BlobWriter, DiffId, Digest, Store};
 
 use super::ExportError;
 use super::spec::{Compression, MediaTypes};
-use crate::halt::{self, Halt};
 use crate::image::{Descriptor, Progress, ProgressFn, media_type, short_digest};
 
 /// Unit of copying.
@@ -26,7 +26,7 @@ const GZIP_SYSTEM: u8 = 255;
 pub(super) struct Job<'a> {
     pub(super) store: &'a Store,
     pub(super) progress: &'a ProgressFn<'a>,
-    pub(super) halt: &'a Halt,
+    pub(super) scope: &'a CancelScope,
 }
 
 /// A blob of the image that is written.
@@ -59,10 +59,10 @@ pub(super) fn layers(
     distinct.sort_unstable();
     distinct.dedup();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let done = halt::each(
+    let done = exec::each(
         &distinct,
         threads,
-        job.halt,
+        job.scope,
         || Ok(()),
         |(), layer| Ok::<_, ExportError>((*layer, one(job, *layer, compression, types)?)),
     )?;
@@ -220,7 +220,7 @@ pub(super) fn copy(
     let mut done: u64 = 0;
     let mut bytes = source.file.take(source.size);
     loop {
-        if job.halt.is_stopped() {
+        if job.scope.is_stopped() {
             return Err(ExportError::Cancelled);
         }
         let count = match bytes.read(&mut piece) {

@@ -129,7 +129,7 @@ fn fill(
         written: 0,
     };
     for (path, found) in root.walk() {
-        if job.halt.is_stopped() {
+        if job.scope.is_stopped() {
             return Err(ExportError::Cancelled);
         }
         if !path.is_empty() {
@@ -242,7 +242,7 @@ impl<'a> Writer<'a> {
         let mut out = BufWriter::new(File::from(file.map_err(fail)?));
         let job = self.job;
         let mut written = self.written;
-        tree::copy(self.root, found, job.halt, &mut out, &mut |count| {
+        tree::copy(self.root, found, job.scope, &mut out, &mut |count| {
             written = written.saturating_add(count);
             (job.progress)(Progress {
                 what: "writing files".to_owned(),

@@ -14,10 +14,9 @@ mod tree;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use exec::{Cancel, CancelScope, Stopped};
 use store::{DiffId, Digest, Store, StoreError};
 
-use crate::cancel::Cancel;
-use crate::halt::{Halt, Stopped};
 use crate::image::{Assembled, ImageRef, NotAnImageRef, Progress, ProgressFn};
 use crate::rootfs::{ReadError, Rootfs};
 use compress::Job;
@@ -130,11 +129,11 @@ pub fn export(
     progress: &ProgressFn<'_>,
     cancel: &Cancel,
 ) -> Result<Exported, ExportError> {
-    let halt = Halt::new(cancel);
+    let scope = CancelScope::new(cancel);
     let job = Job {
         store: request.store,
         progress,
-        halt: &halt,
+        scope: &scope,
     };
     let done = write(request, &job, stdout);
     // Who is told to stop stops with whatever error it can.
@@ -261,7 +260,7 @@ fn files(
         });
     };
     target::write(job, dest, stdout, |out| {
-        tree::write(&root, request.epoch, job.halt, &report, out)
+        tree::write(&root, request.epoch, job.scope, &report, out)
     })?;
     Ok(exported(request, None))
 }

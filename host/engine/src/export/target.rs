@@ -10,11 +10,11 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
+use exec::InterruptibleFile;
 use store::{ResourceKind, Store};
 
 use super::compress::Job;
 use super::{Destination, ExportError};
-use crate::patient::Patient;
 
 /// Buffer in front of files.
 const BUFFER: usize = 1 << 20;
@@ -74,8 +74,8 @@ fn in_place(
     path: &Path,
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
-    let stop = || job.halt.is_stopped();
-    let file = Patient::create(path, &stop).map_err(|e| write_error(path, e))?;
+    let stop = || job.scope.is_stopped();
+    let file = InterruptibleFile::create(path, &stop).map_err(|e| write_error(path, e))?;
     let mut out = BufWriter::with_capacity(BUFFER, file);
     work(&mut out).map_err(|error| error.at(|source| write_error(path, source)))?;
     out.flush().map_err(|error| write_error(path, error))

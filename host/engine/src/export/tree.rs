@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 
+use exec::CancelScope;
 use store::{EntryKind, Mtime};
 
 use super::ExportError;
 use crate::copy::Meta;
 use crate::copy::tar::Tar;
-use crate::halt::Halt;
 use crate::rootfs::{Found, Inode, Rootfs};
 
 /// Unit of copying.
@@ -21,7 +21,7 @@ const PIECE: usize = 256 << 10;
 pub(super) fn write(
     root: &Rootfs,
     epoch: Option<i64>,
-    halt: &Halt,
+    scope: &CancelScope,
     report: &dyn Fn(u64),
     out: &mut dyn Write,
 ) -> Result<(), ExportError> {
@@ -29,7 +29,7 @@ pub(super) fn write(
     let mut archive = Tar::new(out);
     let mut done = 0;
     for (path, found) in root.walk() {
-        if halt.is_stopped() {
+        if scope.is_stopped() {
             return Err(ExportError::Cancelled);
         }
         if path.is_empty() {
@@ -49,7 +49,7 @@ pub(super) fn write(
             .header(&path, &meta, &found.entry.kind)
             .map_err(ExportError::Output)?;
         if let EntryKind::File { size, .. } = found.entry.kind {
-            copy(root, found, halt, &mut archive, &mut |count| {
+            copy(root, found, scope, &mut archive, &mut |count| {
                 done += count;
                 report(done);
             })?;
@@ -80,14 +80,14 @@ pub(super) fn first_name(
 pub(super) fn copy(
     root: &Rootfs,
     found: Found<'_>,
-    halt: &Halt,
+    scope: &CancelScope,
     out: &mut (impl Write + ?Sized),
     count: &mut dyn FnMut(u64),
 ) -> Result<(), ExportError> {
     let mut data = root.open_data(found)?;
     let mut piece = vec![0; PIECE];
     loop {
-        if halt.is_stopped() {
+        if scope.is_stopped() {
             return Err(ExportError::Cancelled);
         }
         let read = match data.read(&mut piece) {

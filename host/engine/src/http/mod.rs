@@ -11,10 +11,9 @@ use std::error::Error;
 use std::pin::pin;
 use std::time::Duration;
 
+use exec::{CancelScope, Stopped, TICK};
 use reqwest::{IntoUrl, RequestBuilder, Response, Url};
 use tokio::runtime::Runtime;
-
-use crate::halt::{Halt, Stopped, TICK};
 
 /// Longest wait for a connection.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -57,12 +56,12 @@ pub(crate) struct Http {
     /// Some until dropped.
     runtime: Option<Runtime>,
     client: reqwest::Client,
-    halt: Halt,
+    scope: CancelScope,
 }
 
 impl Http {
     /// Gets ready; nothing is sent yet.
-    pub(crate) fn open(reach: Reach, halt: &Halt) -> Result<Self, Cause> {
+    pub(crate) fn open(reach: Reach, scope: &CancelScope) -> Result<Self, Cause> {
         // An error means that a provider is installed already.
         rustls::crypto::ring::default_provider()
             .install_default()
@@ -83,7 +82,7 @@ impl Http {
         Ok(Self {
             runtime: Some(runtime),
             client: builder.build()?,
-            halt: halt.clone(),
+            scope: scope.clone(),
         })
     }
 
@@ -111,10 +110,7 @@ impl Http {
 
     /// Sleeps.
     pub(crate) fn pause(&self, time: Duration) -> Result<(), Stopped> {
-        if self.halt.sleep(time) {
-            return Err(Stopped);
-        }
-        Ok(())
+        self.scope.sleep(time)
     }
 
     /// Does `work` until it works, fails for good, or was tried often enough. `what` is for the log.
@@ -149,9 +145,7 @@ impl Http {
                     done = &mut future => return Ok(done),
                     () = tokio::time::sleep(TICK) => {}
                 }
-                if self.halt.is_stopped() {
-                    return Err(Stopped);
-                }
+                self.scope.check()?;
             }
         })
     }

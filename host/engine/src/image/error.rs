@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use exec::Stopped;
 use store::{Digest, IngestError, StoreError};
 
 use super::platform::Platform;
 use super::reference::NotAnImageRef;
-use crate::halt::Stopped;
 use crate::registry::RegistryError;
 
 /// See the variants; each is something that the caller tells apart.

@@ -7,6 +7,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
+use exec::CancelScope;
 use sha2::{Digest as _, Sha256};
 use store::{DiffId, Digest, IngestError, Layer, LayerWriter, Store};
 
@@ -16,7 +17,6 @@ use super::manifest::Descriptor;
 use super::source::Connection;
 use super::{Progress, ProgressFn};
 use crate::expansion::Allowance;
-use crate::halt::Halt;
 
 /// Unit of reading.
 const PIECE: usize = 256 << 10;
@@ -29,7 +29,7 @@ pub(crate) struct Job<'a> {
     /// Name of the image.
     pub(crate) name: &'a str,
     pub(crate) progress: &'a ProgressFn<'a>,
-    pub(crate) halt: &'a Halt,
+    pub(crate) scope: &'a CancelScope,
 }
 
 /// Reads, unpacks, verifies and stores a layer.
@@ -109,7 +109,7 @@ fn verify(
     if let Some(error) = blob.failure.take() {
         return Err(connection.explain(layer, error));
     }
-    if job.halt.is_stopped() {
+    if job.scope.is_stopped() {
         return Err(ImageError::Cancelled);
     }
     drained.map_err(|error| broken(job, layer, &error.to_string()))?;
@@ -160,9 +160,9 @@ fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError 
 
 /// Unpacks the blob into the pipe. An error is the reason why the stream is at fault.
 fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
-    let halt = blob.job.halt;
+    let scope = blob.job.scope;
     let plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
-    pump(plain, pipe, Allowance::of(compressed), halt)
+    pump(plain, pipe, Allowance::of(compressed), scope)
 }
 
 /// Moves what is allowed into the pipe.
@@ -170,11 +170,11 @@ fn pump(
     mut plain: impl Read,
     pipe: &Pipe,
     mut allowance: Allowance,
-    halt: &Halt,
+    scope: &CancelScope,
 ) -> Result<(), String> {
     loop {
         // A little input can unpack to very much, so it does not suffice to look when reading.
-        if halt.is_stopped() {
+        if scope.is_stopped() {
             return Err("stopped".to_owned());
         }
         let mut piece = pipe.buffer();
@@ -226,7 +226,7 @@ struct Counted<'a, 'b> {
 
 impl Read for Counted<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.failure.is_some() || self.job.halt.is_stopped() {
+        if self.failure.is_some() || self.job.scope.is_stopped() {
             return Err(io::Error::other("stopped"));
         }
         let left = self.layer.size.saturating_sub(self.received);
@@ -259,16 +259,17 @@ pub(crate) fn short_digest(digest: Digest) -> String {
 
 #[cfg(test)]
 mod tests {
+    use exec::Cancel;
+
     use super::*;
-    use crate::cancel::Cancel;
 
     /// Unpacks into memory.
     fn unpacked(blob: &[u8], cancel: &Cancel) -> (Vec<u8>, Result<(), String>) {
         let mut out = Vec::new();
-        let halt = Halt::new(cancel);
+        let scope = CancelScope::new(cancel);
         let plain = decompressor(blob).unwrap();
         let allowance = Allowance::of(blob.len() as u64);
-        let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, allowance, &halt));
+        let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, allowance, &scope));
         written.unwrap();
         (out, done)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 
+use exec::{Cancel, CancelScope};
 use store::{DiffId, Digest, Store};
 
 use super::choose::{NoChoice, choose, suits};
@@ -13,8 +14,6 @@ use super::layout::Layout;
 use super::manifest::{DescribedPlatform, Descriptor, Document, MAX_JSON, Manifest};
 use super::source::{Connection, Source};
 use super::{BaseImage, ImageRef, ImageSource, Platform, ProgressFn};
-use crate::cancel::Cancel;
-use crate::halt::{self, Halt};
 use crate::registry::Token;
 
 /// Layers pulled at the same time.
@@ -134,13 +133,13 @@ impl Request<'_> {
     /// Takes the image from `source`. The manifest is stored last, so that it is there only if
     /// everything that it names is.
     fn take(&self, source: &Source) -> Result<BaseImage, ImageError> {
-        let halt = Halt::new(self.cancel);
-        let connection = source.connect(&halt)?;
+        let scope = CancelScope::new(self.cancel);
+        let connection = source.connect(&scope)?;
         let (bytes, manifest) = self.manifest(&connection, source)?;
         let config_bytes = self.config_bytes(&connection, &manifest.config)?;
         drop(connection);
         let config = self.config(&config_bytes, &manifest)?;
-        self.take_layers(source, &manifest, &config, &halt)?;
+        self.take_layers(source, &manifest, &config, &scope)?;
         self.store.put_blob(&config_bytes, "config")?;
         let digest = self.store.put_blob(&bytes, "manifest")?;
         Ok(self.image(digest, config))
@@ -224,7 +223,7 @@ impl Request<'_> {
         source: &Source,
         manifest: &Manifest,
         config: &ImageConfigFile,
-        halt: &Halt,
+        scope: &CancelScope,
     ) -> Result<(), ImageError> {
         let mut seen = BTreeSet::new();
         let mut missing: Vec<(&Descriptor, DiffId)> = Vec::new();
@@ -237,13 +236,13 @@ impl Request<'_> {
             store: self.store,
             name: &self.name,
             progress: self.progress,
-            halt,
+            scope,
         };
-        halt::each(
+        exec::each(
             &missing,
             PARALLEL,
-            halt,
-            || source.connect(halt),
+            scope,
+            || source.connect(scope),
             |connection, (layer, diff_id)| take_in(&job, connection, layer, *diff_id),
         )?;
         Ok(())

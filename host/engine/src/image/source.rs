@@ -2,11 +2,12 @@
 
 use std::io::{self, Read};
 
+use exec::CancelScope;
+
 use super::error::ImageError;
 use super::layout::Layout;
 use super::manifest::Descriptor;
 use super::reference::ImageRef;
-use crate::halt::Halt;
 use crate::registry::{self, RegistryError, Token};
 
 /// A place that holds one named image.
@@ -37,11 +38,11 @@ pub(crate) enum Connection<'a> {
 
 impl Source {
     /// A connection for the calling thread.
-    pub(crate) fn connect(&self, halt: &Halt) -> Result<Connection<'_>, ImageError> {
+    pub(crate) fn connect(&self, scope: &CancelScope) -> Result<Connection<'_>, ImageError> {
         Ok(match self {
             Self::Registry { image, token } => Connection::Registry {
                 image,
-                connection: registry::Connection::open(image, token, halt)
+                connection: registry::Connection::open(image, token, scope)
                     .map(Box::new)
                     .map_err(|error| registry_error(image, error))?,
             },

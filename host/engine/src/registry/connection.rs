@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use exec::CancelScope;
 use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE};
 use reqwest::{Response, StatusCode};
 use store::Digest;
 
 use super::{BlobReader, RegistryError, Said, Token, token};
-use crate::halt::Halt;
 use crate::http::{self, Http, READ_TIMEOUT, Reach};
 use crate::image::{ImageRef, MAX_JSON, media_type};
 
@@ -32,14 +32,14 @@ impl Connection {
     pub(crate) fn open(
         image: &ImageRef,
         token: &Token,
-        halt: &Halt,
+        scope: &CancelScope,
     ) -> Result<Self, RegistryError> {
         let reach = Reach {
             local: image.is_local(),
             idle: READ_TIMEOUT,
         };
         Ok(Self {
-            http: Http::open(reach, halt).map_err(RegistryError::Setup)?,
+            http: Http::open(reach, scope).map_err(RegistryError::Setup)?,
             image: image.clone(),
             token: token.clone(),
         })

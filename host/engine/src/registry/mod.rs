@@ -16,7 +16,7 @@ pub(crate) use blob::BlobReader;
 pub(crate) use connection::Connection;
 pub(crate) use token::Token;
 
-use crate::halt::Stopped;
+use exec::Stopped;
 
 /// Why a registry gave nothing.
 #[derive(Debug, thiserror::Error)]

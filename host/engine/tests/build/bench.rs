@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, BuildResult, DockerfileSource, build};
 use engine::event::{Comparison, Event, Outcome, Reporter};
-use engine::executor::{Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
 use engine::image::Platform;
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
 use store::{OpenOptions, Store};
 use tempfile::TempDir;
 

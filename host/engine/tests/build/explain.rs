@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
-use engine::Cancel;
 use engine::build::{BuildRequest, DockerfileSource};
+use exec::Cancel;
 use store::PruneOptions;
 
 use crate::bench::{Bench, Built};

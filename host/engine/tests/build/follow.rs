@@ -7,10 +7,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
 use engine::build::BuildError;
 use engine::event::Outcome;
-use engine::executor::StepError;
+use exec::{Cancel, StepError};
 use store::LogReader;
 
 use crate::bench::{Bench, Built, Watch, wait_for};

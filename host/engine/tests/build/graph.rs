@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
 use engine::build::{BuildRequest, Class, DockerfileSource};
+use exec::Cancel;
 
 use crate::bench::Bench;
 

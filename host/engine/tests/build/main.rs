@@ -14,10 +14,9 @@ mod rebuild;
 use std::io;
 use std::time::Duration;
 
-use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, BuildResult, Class, build_and_tell};
 use engine::event::Outcome;
-use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec};
 use store::BuildState;
 
 use bench::Bench;

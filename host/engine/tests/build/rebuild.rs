@@ -4,9 +4,9 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use engine::Cancel;
 use engine::build::{BuildRequest, Class, Rebuild};
 use engine::event::Outcome;
+use exec::Cancel;
 
 use crate::bench::{Bench, Built, Watch, wait_for};
 

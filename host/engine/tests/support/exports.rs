@@ -5,9 +5,9 @@ pub use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 pub use std::os::unix::process::ExitStatusExt;
 pub use std::path::{Path, PathBuf};
 
-pub use engine::Cancel;
 pub use engine::export::{ExportError, Exported, OutputSpec, Request, check, export};
 pub use engine::image::{Assembled, HistoryEntry, ImageConfig, ImageError, ImageSource, assemble};
+pub use exec::Cancel;
 pub use store::{Digest, Layer, Store};
 
 pub use super::tree::{Item, assert_same, list};

@@ -18,10 +18,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use engine::Cancel;
 use engine::image::{
     BaseImage, Descriptor, ImageError, ImageIndex, ImageSource, Manifest, Platform, resolve,
 };
+use exec::Cancel;
 use store::{Digest, OpenOptions, Store};
 use tempfile::TempDir;
 

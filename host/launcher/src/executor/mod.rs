@@ -28,8 +28,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use engine::Cancel;
-use engine::executor::{Executor, Output, StepDone, StepError, StepSpec, Stream};
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stream};
 use store::Store;
 use thiserror::Error;
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use engine::Cancel;
+use exec::Cancel;
 use wire::LayerName;
 
 use super::TICK;

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
-use engine::Cancel;
-use engine::executor::{Output, StepDone, StepError, StepNetwork, StepSpec};
+use exec::{Cancel, Output, StepDone, StepError, StepNetwork, StepSpec};
 use store::{DiffId, IngestError, Layer, LayerWriter, Store};
 use wire::limits::{MAX_STEPS, MAX_TRANSFERS};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
-use engine::executor::{Executor, Output, StepError, StepNetwork, StepScript, StepSpec, Stream};
+use exec::{Cancel, Executor, Output, StepError, StepNetwork, StepScript, StepSpec, Stream};
 use store::{DiffId, Layer, OpenOptions, Store};
 
 use super::VmExecutor;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
+use exec::Cancel;
 use wire::frame::{self, Kind};
 use wire::{Attach, Failure, FailureKind, Reply, Request, message, transfer};
 

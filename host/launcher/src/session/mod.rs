@@ -47,7 +47,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use engine::Cancel;
+use exec::Cancel;
 use wire::{Hello, Reply, Request, message};
 
 use crate::options::Transferred;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::executor::{Output, Stream};
+use exec::{Output, Stream};
 
 use super::stream::ReceiveError;
 use super::{Link, Lost, Session, lock};

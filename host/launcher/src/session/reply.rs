@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
-use engine::Cancel;
+use exec::Cancel;
 use wire::{Failure, FailureKind, Reply, Request, message};
 
 use super::{Lost, SessionError, Shared, TICK, lock};

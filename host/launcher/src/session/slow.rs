@@ -4,8 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
-use engine::executor::{Output, Stream};
+use exec::{Cancel, Output, Stream};
 use wire::{Exit, Reply, Request};
 
 use super::fake::{NONCE, short_limits};

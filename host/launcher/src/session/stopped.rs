@@ -5,7 +5,7 @@ use std::io::{Cursor, Write};
 use std::thread;
 use std::time::Duration;
 
-use engine::Cancel;
+use exec::Cancel;
 use wire::{Attach, Reply, Request, message};
 
 use super::fake::{Guest, NONCE, pair, receive_from};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use engine::Cancel;
+use exec::Cancel;
 use wire::frame::ReadError;
 use wire::transfer::{self, Event, Sender};
 use wire::{Failure, FailureKind};

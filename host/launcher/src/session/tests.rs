@@ -4,8 +4,7 @@ use std::io::{Cursor, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
-use engine::executor::{Output, Stream};
+use exec::{Cancel, Output, Stream};
 use wire::frame::{self, Kind};
 use wire::{Exit, Failure, FailureKind, Network, Reply, Request, RunStep, StepLimits, transfer};
 

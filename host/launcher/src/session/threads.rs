@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TrySendError};
-use engine::Cancel;
+use exec::Cancel;
 use wire::frame::{self, Frame, Kind};
 use wire::{Attach, Reply, message};
 

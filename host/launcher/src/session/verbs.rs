@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
-use engine::executor::Output;
+use exec::{Cancel, Output};
 use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
 
 use super::output::Taking;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
+use exec::Cancel;
 use nix::sys::signal::Signal;
 use thiserror::Error;
 use vsock_device::{Config, Device, DeviceError, GuestCid};

@@ -1,6 +1,6 @@
 //! Boots a VM: chooses the engine by trying, and another disk if the disk may be the reason.
 
-use engine::Cancel;
+use exec::Cancel;
 
 use super::Vm;
 use super::attempt::{BootError, attempt};

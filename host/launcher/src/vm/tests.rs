@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use engine::Cancel;
+use exec::Cancel;
 
 use super::home::{Home, HomeError, Row, Thing};
 use super::{BootError, Context, End, boot};

@@ -11,8 +11,8 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use engine::Cancel;
 use engine::build::{BuildError, BuildRequest, BuildResult, build_and_tell, differing_text};
+use exec::Cancel;
 use serde_json::Value;
 
 pub(super) use args::Args;

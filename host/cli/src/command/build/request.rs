@@ -8,8 +8,8 @@ use std::thread;
 
 use anyhow::Error;
 use engine::build::{BuildRequest, DockerfileSource, Rebuild};
-use engine::executor::StepNetwork;
 use engine::image::{ImageSource, Platform};
+use exec::StepNetwork;
 
 use super::args::{self, Args};
 use crate::exit::{Class, Failure};

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use ::store::{PruneEnd, PruneOptions, PruneReport, Space, Store};
-use engine::Cancel;
+
+use exec::Cancel;
 
 use crate::command::prune;
 use crate::exit::{self, Failure};

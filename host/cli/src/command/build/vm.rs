@@ -4,8 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::store::Store;
-use engine::Cancel;
-use engine::executor::{Executor, Output, StepDone, StepError, StepSpec};
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec};
 use launcher::{Options, Transferred, VmExecutor, VmImage, VmReport, Watcher};
 use serde_json::{Value, json};
 

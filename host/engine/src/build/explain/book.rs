@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
+use exec::StepNetwork;
 use serde::{Deserialize, Serialize};
 use store::{ContentId, DiffId, Digest, Store};
 
-use crate::executor::StepNetwork;
 use crate::plan::{Op, RunOp, looks_secret};
 
 /// Change it when [`Book`] changes; older books are then not read.

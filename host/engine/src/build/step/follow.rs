@@ -5,13 +5,13 @@
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 
+use exec::{Output, Stream};
 use store::{Claim, Failure, LogReader, Owner, Run};
 
 use super::{At, Steps};
 use crate::build::error::BuildError;
 use crate::build::step::run::Tee;
 use crate::event::StepId;
-use crate::executor::{Output, Stream};
 
 /// Frames that are shown at a look, so that a log that grows as fast as it is read holds nobody up.
 const FRAMES: usize = 1024;

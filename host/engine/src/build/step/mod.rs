@@ -12,18 +12,17 @@ mod web;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use exec::{Cancel, Executor};
 use store::{ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
 
 use super::error::{BuildError, Place};
 use super::explain::{self, BaseLayers, Notebook};
 use super::request::{BuildRequest, Rebuild};
 use super::track::Tracker;
-use crate::cancel::Cancel;
 use crate::changes::{self, Changes, Times};
 use crate::context::Context;
 use crate::download::{Fetched, WebSource};
 use crate::event::{Comparison, Explanation, Outcome, StepId};
-use crate::executor::Executor;
 use crate::image::MAX_LAYERS;
 use crate::plan::{Base, Op, Plan, Step};
 use crate::rootfs::Rootfs;

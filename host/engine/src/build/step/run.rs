@@ -1,12 +1,12 @@
 //! RUN: looked for by key, run by the executor.
 
+use exec::{Output, StepError, StepSpec, Stream};
 use store::{Claim, ContentId, Layer, Lookup, StepKey, StepLog};
 
 use super::{At, Steps, Tried, contents, explain, ids, made};
 use crate::build::error::BuildError;
 use crate::build::track::Tracker;
 use crate::event::{Explanation, Outcome, StepId};
-use crate::executor::{Output, StepError, StepSpec, Stream};
 use crate::keys;
 use crate::plan::{Op, RunOp, Step};
 use crate::solver::Attempt;

@@ -10,13 +10,13 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
+use exec::Cancel;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Uid, mkfifo, setfsuid};
 use store::{EntryKind, Layer};
 
 use super::{Kit, check, fails, spec};
-use crate::Cancel;
 use crate::context::Context;
 use crate::copy::{CopyError, SourceTree, plan};
 use crate::download::Downloads;

@@ -1,7 +1,8 @@
 //! What the flags do.
 
+use exec::Cancel;
+
 use super::{Kit, check, fails, spec};
-use crate::Cancel;
 use crate::copy::{SourceTree, plan};
 use crate::download::Downloads;
 use crate::rootfs::Rootfs;

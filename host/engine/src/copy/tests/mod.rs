@@ -14,13 +14,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use exec::Cancel;
 use store::{Entry, EntryKind, Layer, Mtime, OpenOptions, Store};
 use tempfile::TempDir;
 
 use super::draft::Meta;
 use super::tar::Tar;
 use super::{CopyError, CopyFrom, CopyPlan, CopySource, CopySpec, SourceTree, plan};
-use crate::Cancel;
 use crate::context::Context;
 use crate::download::Downloads;
 use crate::rootfs::{Rootfs, path};

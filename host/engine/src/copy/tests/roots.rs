@@ -1,9 +1,9 @@
 //! Copies from other stages, and the directories of WORKDIR.
 
+use exec::Cancel;
 use store::{Entry, EntryKind, Mtime};
 
 use super::{Kit, layer, root, spec};
-use crate::Cancel;
 use crate::copy::{CopyError, SourceTree, plan, plan_workdir};
 use crate::download::Downloads;
 use crate::rootfs::Rootfs;

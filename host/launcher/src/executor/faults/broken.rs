@@ -1,7 +1,7 @@
 //! Frames that are lost, changed, doubled or swapped between a real VM and the host, and greetings
 //! that are not the right ones. Nothing of them becomes a layer, and the failure is the host's.
 
-use engine::executor::StepError;
+use exec::StepError;
 use wire::frame::Header;
 use wire::{Hello, Kind, message};
 

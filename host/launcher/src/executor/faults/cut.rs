@@ -1,9 +1,10 @@
 //! Connections that end after so many frames, or in the middle of one, wherever a build stands.
 
+use exec::StepError;
+
 use super::{BOUND, build_on, chain, within};
 use crate::session::proxy::{Fate, Seam};
 use crate::transport::Transport;
-use engine::executor::StepError;
 
 /// Frames of a build with one step, without heartbeats: greetings, list, put, run, take, seal,
 /// discard. Later ones are of the end.

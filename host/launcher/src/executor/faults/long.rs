@@ -4,13 +4,11 @@
 
 use std::time::Instant;
 
-use engine::Cancel;
-use engine::executor::Executor;
+use exec::{Cancel, Executor, Output, Stream};
 
 use super::{Gate, Gated, OneFile, build_on, end_on, losses, say, step};
 use crate::session::proxy::Seam;
 use crate::transport::Transport;
-use engine::executor::{Output, Stream};
 
 const FIVE_GIB: u64 = 5 << 30;
 

@@ -14,8 +14,7 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
-use engine::executor::{Executor, Output, StepError, Stream};
+use exec::{Cancel, Executor, Output, StepError, Stream};
 
 use super::tests::{Build, Heard, build_with, step};
 use crate::Notice;

@@ -4,8 +4,7 @@ use std::io::Cursor;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::Cancel;
-use engine::executor::{Executor, StepError};
+use exec::{Cancel, Executor, StepError};
 
 use super::{
     BOUND, Build, Gate, Gated, Lines, OneFile, build_on, end_on, losses, say, stall, step, within,

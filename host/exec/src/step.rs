@@ -1,6 +1,6 @@
-//! The seam between the engine and whatever runs steps: the engine knows no VM.
+//! Steps, and the trait of whatever runs them.
 //!
-//! `launcher` implements it with builder VMs; tests implement it with stand-ins.
+//! The launcher implements [`Executor`] with builder VMs; tests implement it with stand-ins.
 
 use std::fmt;
 
@@ -91,7 +91,7 @@ pub struct StepDone {
 /// Why a step gave no layer. Whose fault it is decides the exit status.
 #[derive(Debug)]
 pub enum StepError {
-    /// The user's command failed. Only builds that wait for it at that moment take it over.
+    /// The user's command failed. Only builds that wait for this step at that moment share the result.
     Failed {
         /// Exit status, 128 plus the signal if a signal ended it.
         status: i32,
@@ -104,7 +104,7 @@ pub enum StepError {
     Limit(String),
     /// Cancelled by [`Cancel`].
     Cancelled,
-    /// The host or the VM failed. The text says what to do; the source is in the chain.
+    /// The host or the VM failed. The source says how, and what to do.
     Host(Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -139,9 +139,9 @@ impl std::error::Error for StepError {
     }
 }
 
-/// Runs steps. One value serves one build; it starts its VM when first needed.
+/// Runs steps. One value serves one build; it starts its VM when the first step needs it.
 pub trait Executor: Send + Sync {
-    /// A step will certainly have to run: begin to get ready, without waiting.
+    /// Says that a step will have to run, so that the executor can begin to get ready. Never waits.
     fn prepare(&self);
 
     /// Runs a step and ingests its changes. Called from several threads at once.

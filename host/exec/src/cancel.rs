@@ -1,10 +1,13 @@
 //! Cancellation is a state, not an event: everything that waits or loops looks at it.
 
-use std::sync::Arc;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A shared flag that goes from "go on" to "cancelled" once, and wakes all who sleep on it.
+/// The work was told to stop: the build was cancelled, or another thread of its group failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+/// A shared flag that changes once, to "cancelled", and then wakes every thread that sleeps on it.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<Inner>);
 
@@ -39,6 +42,17 @@ impl Cancel {
             .cancelled
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For waits and loops that end with an error.
+    ///
+    /// # Errors
+    /// When cancelled.
+    pub fn check(&self) -> Result<(), Stopped> {
+        if self.is_cancelled() {
+            return Err(Stopped);
+        }
+        Ok(())
     }
 
     /// Sleeps for `time`, or until cancelled. Returns whether it is cancelled.

@@ -1,8 +1,9 @@
-//! Files that may keep us waiting: pipes whose other end nobody has, or nobody reads.
+//! Files that may keep their user waiting: pipes whose other end nobody has opened, or nobody reads.
 //!
-//! The law: no wait here is longer than a tick without a look at whether to stop. What is read or
-//! written is never more than the file takes at once.
+//! The law: no wait is longer than a [`TICK`](crate::TICK) without a look at whether to stop. A read
+//! or write moves no more than the file takes at once.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -11,24 +12,26 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-/// How long a wait lasts before the next look, in milliseconds.
-const TICK: u8 = 50;
+use crate::wait::poll;
 
-/// What a pipe that can be written to takes without making the writer wait: `PIPE_BUF`.
+/// What a writable pipe takes without making the writer wait: `PIPE_BUF`.
 const PIECE: usize = 4096;
 
-/// A file and whether to stop waiting for it.
-pub(crate) struct Patient<'a> {
+/// A file whose reads and writes fail as soon as `stop` says so. Regular files never wait.
+pub struct InterruptibleFile<'a> {
     file: File,
     regular: bool,
     stop: &'a dyn Fn() -> bool,
 }
 
-impl<'a> Patient<'a> {
+impl<'a> InterruptibleFile<'a> {
     /// Takes an open file.
-    pub(crate) fn new(file: File, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If its type cannot be read.
+    pub fn new(file: File, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
         let regular = file.metadata()?.is_file();
         Ok(Self {
             file,
@@ -38,7 +41,10 @@ impl<'a> Patient<'a> {
     }
 
     /// Opens a file for reading; a pipe need not have a writer yet.
-    pub(crate) fn open(path: &Path, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open(path: &Path, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
         let mut options = File::options();
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         Self::new(
@@ -48,38 +54,62 @@ impl<'a> Patient<'a> {
     }
 
     /// Opens a device or pipe for writing; waits until a pipe has a reader.
-    pub(crate) fn create(path: &Path, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If it cannot be opened, or `stop` says so first.
+    pub fn create(path: &Path, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
         let mut options = File::options();
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        loop {
-            match options.write(true).custom_flags(flags.bits()).open(path) {
-                Err(err) if err.raw_os_error() == Some(Errno::ENXIO as i32) && !stop() => {
-                    std::thread::sleep(std::time::Duration::from_millis(TICK.into()));
+        let opened = poll(
+            || check(stop),
+            |tick| match options.write(true).custom_flags(flags.bits()).open(path) {
+                Err(err) if err.raw_os_error() == Some(Errno::ENXIO as i32) => {
+                    std::thread::sleep(tick);
+                    None
                 }
-                opened => return Self::new(opened?, stop),
-            }
-        }
+                opened => Some(opened),
+            },
+        );
+        Self::new(opened??, stop)
     }
 
+    /// Waits until the file is ready, or one of its ends is gone.
     fn wait(&self, what: PollFlags) -> io::Result<()> {
         if self.regular {
             return Ok(());
         }
-        loop {
-            if (self.stop)() {
-                return Err(io::Error::other("cancelled"));
-            }
-            let mut fds = [PollFd::new(self.file.as_fd(), what)];
-            match poll(&mut fds, PollTimeout::from(TICK)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        check(self.stop)?;
+        poll(
+            || check(self.stop),
+            |tick| {
+                let mut fds = [PollFd::new(self.file.as_fd(), what)];
+                let tick = PollTimeout::try_from(tick).unwrap_or(PollTimeout::ZERO);
+                match nix::poll::poll(&mut fds, tick) {
+                    Ok(0) | Err(Errno::EINTR) => None,
+                    Ok(_) => Some(Ok(())),
+                    Err(errno) => Some(Err(errno.into())),
+                }
+            },
+        )?
     }
 }
 
-/// Does it again when the file was not ready after all.
+impl fmt::Debug for InterruptibleFile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InterruptibleFile")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(stop: &dyn Fn() -> bool) -> io::Result<()> {
+    if stop() {
+        return Err(io::Error::other("cancelled"));
+    }
+    Ok(())
+}
+
+/// Repeats `attempt` while the file turns out not to be ready after all.
 fn ready<T>(
     mut attempt: impl FnMut() -> io::Result<T>,
     mut wait: impl FnMut() -> io::Result<()>,
@@ -93,13 +123,13 @@ fn ready<T>(
     }
 }
 
-impl Read for Patient<'_> {
+impl Read for InterruptibleFile<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         ready(|| (&self.file).read(buf), || self.wait(PollFlags::POLLIN))
     }
 }
 
-impl Write for Patient<'_> {
+impl Write for InterruptibleFile<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let most = if self.regular { buf.len() } else { PIECE };
         let piece = buf.get(..most).unwrap_or(buf);
@@ -145,18 +175,18 @@ mod tests {
     #[test]
     fn a_pipe_without_another_end_can_be_given_up() {
         stopped(|pipe, stop| {
-            Patient::open(pipe, stop)?
+            InterruptibleFile::open(pipe, stop)?
                 .read_to_end(&mut Vec::new())
                 .map(drop)
         });
-        stopped(|pipe, stop| Patient::create(pipe, stop).map(drop));
+        stopped(|pipe, stop| InterruptibleFile::create(pipe, stop).map(drop));
     }
 
     #[test]
     fn a_pipe_that_nobody_reads_can_be_given_up() {
         stopped(|pipe, stop| {
-            let _reader = Patient::open(pipe, stop)?;
-            Patient::create(pipe, stop)?.write_all(&vec![0; 1 << 20])
+            let _reader = InterruptibleFile::open(pipe, stop)?;
+            InterruptibleFile::create(pipe, stop)?.write_all(&vec![0; 1 << 20])
         });
     }
 
@@ -168,8 +198,8 @@ mod tests {
         let data: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let (mut read, go_on) = (Vec::new(), || false);
         thread::scope(|scope| {
-            let writer = scope.spawn(|| Patient::create(&pipe, &go_on)?.write_all(&data));
-            Patient::open(&pipe, &go_on)
+            let writer = scope.spawn(|| InterruptibleFile::create(&pipe, &go_on)?.write_all(&data));
+            InterruptibleFile::open(&pipe, &go_on)
                 .unwrap()
                 .read_to_end(&mut read)
                 .unwrap();

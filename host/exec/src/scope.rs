@@ -1,24 +1,22 @@
-//! When a group of workers stops: the build was cancelled, or one of them failed.
+//! Groups of threads that stop together: when the build is cancelled, or when one of them fails.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Stopped};
+use crate::wait::poll;
 
-/// How long anybody sleeps before looking again.
-pub(crate) const TICK: Duration = Duration::from_millis(50);
-
-/// The stop flag of a group of workers, on top of the build's [`Cancel`].
+/// The stop flag of a group of threads, on top of the build's [`Cancel`].
 #[derive(Debug, Clone)]
-pub(crate) struct Halt {
+pub struct CancelScope {
     cancel: Cancel,
     failed: Arc<AtomicBool>,
 }
 
-impl Halt {
+impl CancelScope {
     /// A new group under `cancel`.
-    pub(crate) fn new(cancel: &Cancel) -> Self {
+    pub fn new(cancel: &Cancel) -> Self {
         Self {
             cancel: cancel.clone(),
             failed: Arc::default(),
@@ -26,41 +24,55 @@ impl Halt {
     }
 
     /// Tells the others of the group to stop.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
     /// Whether to stop.
-    pub(crate) fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         self.failed.load(Ordering::Relaxed) || self.cancel.is_cancelled()
     }
 
-    /// Sleeps for `time` or until stopped. Returns whether it is stopped.
-    #[must_use]
-    pub(crate) fn sleep(&self, time: Duration) -> bool {
-        let mut left = time;
-        while !left.is_zero() && !self.failed.load(Ordering::Relaxed) {
-            let nap = left.min(TICK);
-            if self.cancel.sleep(nap) {
-                return true;
-            }
-            left = left.saturating_sub(nap);
+    /// For waits and loops that end with an error.
+    ///
+    /// # Errors
+    /// When told to stop.
+    pub fn check(&self) -> Result<(), Stopped> {
+        if self.is_stopped() {
+            return Err(Stopped);
         }
-        self.is_stopped()
+        Ok(())
+    }
+
+    /// Sleeps for `time`.
+    ///
+    /// # Errors
+    /// When told to stop meanwhile.
+    pub fn sleep(&self, time: Duration) -> Result<(), Stopped> {
+        let begun = Instant::now();
+        poll(
+            || self.check(),
+            |tick| {
+                let left = time.saturating_sub(begun.elapsed());
+                // Whether it was cancelled is looked at by the check.
+                let _cancelled = self.cancel.sleep(left.min(tick));
+                left.is_zero().then_some(())
+            },
+        )?;
+        self.check()
     }
 }
 
-/// A group of workers was told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stopped;
-
 /// Does `work` for each of `items` on at most `threads` threads, each with a state of its own made
-/// by `start`. The results are in the order of the items. The first error ends the whole; so does
-/// `halt`, with [`Stopped`].
-pub(crate) fn each<T, S, R, E>(
+/// by `start`. The results are in the order of the items.
+///
+/// # Errors
+/// The first error of `start` or `work`, which stops the scope; or [`Stopped`], when the scope was
+/// stopped from outside.
+pub fn each<T, S, R, E>(
     items: &[T],
     threads: usize,
-    halt: &Halt,
+    scope: &CancelScope,
     start: impl Fn() -> Result<S, E> + Sync,
     work: impl Fn(&mut S, &T) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, E>
@@ -73,10 +85,10 @@ where
     let first_error = Mutex::new(None);
     let worker = || {
         let mut done = Vec::new();
-        if let Err(error) = drain(items, &next, halt, &start, &work, &mut done) {
+        if let Err(error) = drain(items, &next, scope, &start, &work, &mut done) {
             let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(error);
-            halt.stop();
+            scope.stop();
         }
         done
     };
@@ -95,7 +107,7 @@ where
 fn drain<T, S, R, E: From<Stopped>>(
     items: &[T],
     next: &AtomicUsize,
-    halt: &Halt,
+    scope: &CancelScope,
     start: &impl Fn() -> Result<S, E>,
     work: &impl Fn(&mut S, &T) -> Result<R, E>,
     done: &mut Vec<(usize, R)>,
@@ -106,17 +118,17 @@ fn drain<T, S, R, E: From<Stopped>>(
         let Some(item) = items.get(at) else {
             return Ok(());
         };
-        if halt.is_stopped() {
+        if scope.is_stopped() {
             return Err(Stopped.into());
         }
         done.push((at, work(&mut state, item)?));
     }
 }
 
-/// Runs `worker` in `count` threads and puts together what they return. A panic goes on here.
+/// Runs `worker` in `count` threads and puts together what they return. A panic continues here.
 fn join_all<R: Send>(count: usize, worker: &(impl Fn() -> Vec<R> + Sync)) -> Vec<R> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..count).map(|_| scope.spawn(worker)).collect();
+    std::thread::scope(|threads| {
+        let threads: Vec<_> = (0..count).map(|_| threads.spawn(worker)).collect();
         let joined = threads.into_iter().map(|thread| thread.join());
         joined
             .flat_map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -145,20 +157,27 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_the_items() {
         let items: Vec<usize> = (0..100).collect();
-        let halt = Halt::new(&Cancel::new());
-        let doubled = each(&items, 4, &halt, || Ok::<_, Failure>(()), |(), n| Ok(n * 2)).unwrap();
+        let scope = CancelScope::new(&Cancel::new());
+        let doubled = each(
+            &items,
+            4,
+            &scope,
+            || Ok::<_, Failure>(()),
+            |(), n| Ok(n * 2),
+        )
+        .unwrap();
         assert_eq!(doubled, items.iter().map(|n| n * 2).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_first_error_stops_the_others() {
         let items: Vec<usize> = (0..1000).collect();
-        let halt = Halt::new(&Cancel::new());
+        let scope = CancelScope::new(&Cancel::new());
         let done = AtomicUsize::new(0);
         let outcome = each(
             &items,
             2,
-            &halt,
+            &scope,
             || Ok(()),
             |(), n| {
                 done.fetch_add(1, Ordering::Relaxed);
@@ -166,17 +185,17 @@ mod tests {
             },
         );
         assert_eq!(outcome, Err(Failure::Three));
-        assert!(halt.is_stopped());
+        assert!(scope.is_stopped());
     }
 
     #[test]
     fn a_cancelled_group_gives_no_partial_result() {
         let cancel = Cancel::new();
-        let halt = Halt::new(&cancel);
+        let scope = CancelScope::new(&cancel);
         let outcome = each(
             &[1, 2, 3],
             1,
-            &halt,
+            &scope,
             || Ok(()),
             |(), n| {
                 cancel.cancel();
@@ -189,14 +208,14 @@ mod tests {
     #[test]
     fn sleep_ends_when_cancelled() {
         let cancel = Cancel::new();
-        let halt = Halt::new(&cancel);
+        let scope = CancelScope::new(&cancel);
         let begun = Instant::now();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
                 std::thread::sleep(Duration::from_millis(20));
                 cancel.cancel();
             });
-            assert!(halt.sleep(Duration::from_secs(60)));
+            assert_eq!(scope.sleep(Duration::from_secs(60)), Err(Stopped));
         });
         assert!(begun.elapsed() < Duration::from_secs(5));
     }
