@@ -1,12 +1,13 @@
-//! `cargo xtask lint`: format, clippy, documentation. Warnings are errors here, not in the source.
+//! `cargo xtask lint`: format, clippy, documentation, dependencies. Warnings are errors here, not in the source.
 
 use anyhow::Result;
 
 use crate::build::cargo;
-use crate::shell;
+use crate::shell::{self, say};
+use crate::tools;
 use crate::workspace::Workspace;
 
-/// Check format, lints and documentation.
+/// Check format, lints, documentation and dependencies.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
@@ -14,27 +15,44 @@ pub(crate) struct Args {}
 pub(crate) fn run(_args: &Args) -> Result<()> {
     let workspace = Workspace::find()?;
     cargo(&workspace, &["fmt", "--all", "--check"])?;
-    cargo(
-        &workspace,
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ],
-    )?;
-    let words = [
-        "doc",
-        "--workspace",
-        "--no-deps",
-        "--document-private-items",
-        "--locked",
-        "--quiet",
-    ];
+    unused_dependencies(&workspace)?;
+    allowed_dependencies(&workspace)?;
+    let all = ["clippy", "--workspace", "--all-targets"];
+    let words = ["--locked", "--quiet", "--", "-D", "warnings"];
+    cargo(&workspace, &[&all[..], &words].concat())?;
+    documentation(&workspace)
+}
+
+/// Dependencies that no source names.
+fn unused_dependencies(workspace: &Workspace) -> Result<()> {
+    let machete = tools::MACHETE.obtain(workspace)?;
+    let mut command = shell::command(machete, [&workspace.root]);
+    // It walks directories: what cargo made is not ours.
+    shell::output(command.current_dir(&workspace.root)).map(drop)
+}
+
+/// Licences and sources as `deny.toml` allows them; advisories, if their list can be fetched.
+fn allowed_dependencies(workspace: &Workspace) -> Result<()> {
+    let deny = tools::DENY.obtain(workspace)?;
+    let run = |words: &[&str]| {
+        let mut command = shell::command(&deny, words);
+        shell::output(command.current_dir(&workspace.root))
+    };
+    run(&["--offline", "check", "bans", "licenses", "sources"])?;
+    match run(&["fetch", "db"]) {
+        Ok(_) => run(&["--offline", "check", "advisories"]).map(drop),
+        Err(error) => {
+            let reason = error.to_string();
+            let last = reason.lines().last().unwrap_or_default();
+            say(format!("advisories were not checked: {last}"));
+            Ok(())
+        }
+    }
+}
+
+fn documentation(workspace: &Workspace) -> Result<()> {
+    let all = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    let words = [&all[..], &["--locked", "--quiet"]].concat();
     shell::run(
         shell::command("cargo", words)
             .current_dir(&workspace.root)

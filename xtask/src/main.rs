@@ -11,12 +11,14 @@ mod fuzz;
 mod image;
 mod lint;
 mod peers;
+mod runner;
 mod setup;
 mod shell;
 mod soak;
 mod test;
 #[cfg(test)]
 mod tidy;
+mod tools;
 mod workspace;
 
 use std::process::ExitCode;

@@ -96,7 +96,7 @@ fn install(packages: &[&str]) -> Result<()> {
 }
 
 /// A program by path, or by name in the search path and where administrators' programs are.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     if program.contains('/') {
         return Some(PathBuf::from(program)).filter(|path| path.is_file());
     }
