@@ -7,8 +7,7 @@ use anyhow::Result;
 use crate::shell;
 use crate::workspace::Workspace;
 
-/// The `cofferdam` command in the development profile, which the tests use as well, so that a
-/// newcomer compiles everything once. Dependencies are optimised in it.
+/// The `cofferdam` command in the development profile, which the tests use as well.
 pub(crate) fn cofferdam(workspace: &Workspace) -> Result<PathBuf> {
     cargo(workspace, &["build", "--package", "cli", "--locked"])?;
     Ok(workspace.target.join("debug/cofferdam"))

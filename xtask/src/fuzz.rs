@@ -41,6 +41,16 @@ pub(crate) struct Args {
     target: Option<String>,
 }
 
+impl Args {
+    /// Every target for this long.
+    pub(crate) fn all(seconds: u32) -> Self {
+        Self {
+            seconds,
+            target: None,
+        }
+    }
+}
+
 /// What a run has done, in libFuzzer's own words.
 #[derive(Debug, PartialEq, Eq)]
 struct Done {

@@ -51,7 +51,12 @@ fn allowed_dependencies(workspace: &Workspace) -> Result<()> {
 }
 
 fn documentation(workspace: &Workspace) -> Result<()> {
-    let all = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    let all = [
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ];
     let words = [&all[..], &["--locked", "--quiet"]].concat();
     shell::run(
         shell::command("cargo", words)

@@ -31,11 +31,11 @@ pub(crate) struct Args {
     pub(crate) processes: u64,
 }
 
-impl Default for Args {
-    /// What is part of the tests.
-    fn default() -> Self {
+impl Args {
+    /// A run of this length, as a part of the tests.
+    pub(crate) fn of(minutes: f64) -> Self {
         Self {
-            minutes: 1.0,
+            minutes,
             seed: 1,
             processes: 4,
         }

@@ -1,83 +1,140 @@
 //! `cargo xtask test` and `cargo xtask vm-test`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::build;
+use crate::fuzz;
 use crate::image;
-use crate::peers::{self, Peers};
+use crate::peers::Peers;
+use crate::runner::{self, Totals};
 use crate::setup;
 use crate::shell::{self, say};
 use crate::soak;
+use crate::tools;
 use crate::workspace::Workspace;
 
 /// VMs at the same time: each emulated one keeps a processor busy.
 const VMS: &str = "2";
+
+/// How many times as many random choices the proofs of the store make in a full run.
+const FULL_PROOF_WIDTH: &str = "4";
+
+/// Seconds that a stalled consumer stands still in a full run.
+const FULL_STALL: &str = "60";
 
 /// Run all tests: unit, integration, and whole builds in VMs.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Only tests whose name contains this.
     filter: Option<String>,
+    /// Also what is too long for every change: more random orders and faults, longer stalls, ten
+    /// minutes of soak, and a minute of each fuzz target.
+    #[arg(long)]
+    full: bool,
+}
+
+/// Programs and places that the tests need.
+struct Bench {
+    workspace: Workspace,
+    cofferdam: PathBuf,
+    vm_image: PathBuf,
 }
 
 /// Everything; the builds in VMs come last.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
     let workspace = Workspace::find()?;
-    let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
-    let cofferdam = build::everything(&workspace)?;
-    // The image first: some integration tests boot it.
-    let vm_image = image::build(&workspace, &image::Args::default())?;
-    let peers = Peers::obtain(&workspace)?;
-    let mut words = vec![
-        "test",
-        "--workspace",
-        "--exclude",
-        "tests",
-        "--locked",
-        "--all-targets",
-    ];
-    words.extend(&filter);
-    let mut command = shell::command("cargo", words);
-    command.current_dir(&workspace.root);
-    command.env("COFFERDAM_VM_IMAGE", &vm_image);
-    shell::run(peers.tell(&mut command))?;
-    if args.filter.is_none() {
-        soak::drive(&workspace, &soak::Args::default())?;
+    let bench = Bench {
+        cofferdam: build::everything(&workspace)?,
+        // Some integration tests boot it.
+        vm_image: image::build(&workspace, &image::Args::default())?,
+        workspace,
+    };
+    let mut totals = Totals::default();
+    let done = all(&bench, args, &mut totals);
+    totals.print();
+    done?;
+    if !args.full {
+        say("(`cargo xtask test --full` also runs what is too long for every change)");
     }
-    builds_in_vms(&workspace, &cofferdam, &vm_image, args)
+    Ok(())
 }
 
 /// Whole builds in VMs.
 pub(crate) fn run_vm(args: &Args) -> Result<()> {
     setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
     let workspace = Workspace::find()?;
-    let cofferdam = build::cofferdam(&workspace)?;
-    let vm_image = image::build(&workspace, &image::Args::default())?;
-    builds_in_vms(&workspace, &cofferdam, &vm_image, args)
+    let bench = Bench {
+        cofferdam: build::cofferdam(&workspace)?,
+        vm_image: image::build(&workspace, &image::Args::default())?,
+        workspace,
+    };
+    let mut totals = Totals::default();
+    let done = builds_in_vms(&bench, args, &mut totals);
+    totals.print();
+    done
 }
 
-fn builds_in_vms(
-    workspace: &Workspace,
-    cofferdam: &Path,
-    vm_image: &Path,
-    args: &Args,
-) -> Result<()> {
-    let accelerator = accelerator(workspace, cofferdam, vm_image)?;
-    let mut words = vec!["test", "--package", "tests", "--locked", "--no-fail-fast"];
-    words.extend(args.filter.as_deref());
-    words.extend(["--", "--test-threads", VMS]);
-    shell::run(
-        shell::command("cargo", words)
-            .current_dir(&workspace.root)
-            .env("COFFERDAM_BIN", cofferdam)
-            .env("COFFERDAM_ACCEL", accelerator)
-            .env("COFFERDAM_STOCK_DEVICE", peers::stock_device(workspace)?)
-            .env("COFFERDAM_VM_IMAGE", vm_image),
-    )
+fn all(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
+    tests_of_crates(bench, args, totals)?;
+    if args.filter.is_none() {
+        let minutes = if args.full { 10.0 } else { 1.0 };
+        soak::drive(&bench.workspace, &soak::Args::of(minutes))?;
+        if args.full {
+            fuzz::run(&fuzz::Args::all(60))?;
+        }
+    }
+    builds_in_vms(bench, args, totals)
+}
+
+fn tests_of_crates(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
+    let peers = Peers::obtain(&bench.workspace)?;
+    let crates = ["--workspace", "--exclude", "tests"];
+    let mut command = cargo_test(bench, args, &[&crates[..], &["--all-targets"]].concat());
+    command.args(["--"]).args(runner::TIMED);
+    if args.full {
+        command.env("STORE_PROOF_WIDTH", FULL_PROOF_WIDTH);
+        command.env("COFFERDAM_STALL", FULL_STALL);
+    }
+    totals.run(peers.tell(&mut command))?;
+    // `--all-targets` leaves the examples of the documentation out.
+    totals.run(&mut cargo_test(
+        bench,
+        args,
+        &[&crates[..], &["--doc"]].concat(),
+    ))
+}
+
+fn builds_in_vms(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
+    let accelerator = accelerator(&bench.workspace, &bench.cofferdam, &bench.vm_image)?;
+    let mut command = cargo_test(bench, args, &["--package", "tests"]);
+    command.args(["--", "--test-threads", VMS]);
+    command
+        .args(runner::TIMED)
+        .env("COFFERDAM_BIN", &bench.cofferdam)
+        .env("COFFERDAM_ACCEL", accelerator)
+        .env(
+            "COFFERDAM_STOCK_DEVICE",
+            tools::STOCK_DEVICE.obtain(&bench.workspace)?,
+        );
+    totals.run(&mut command)
+}
+
+/// `cargo test` with these words. What is wanted behind `--` is the caller's.
+fn cargo_test(bench: &Bench, args: &Args, words: &[&str]) -> Command {
+    let mut command = shell::command("cargo", ["test", "--locked", "--no-fail-fast"]);
+    if !words.contains(&"--doc") {
+        command.args(runner::timing_config());
+    }
+    command.args(words).args(&args.filter);
+    command
+        .current_dir(&bench.workspace.root)
+        .env("COFFERDAM_VM_IMAGE", &bench.vm_image);
+    command
 }
 
 /// Boots the VM once and says by which accelerator. Each test has a store of its own and would
@@ -92,6 +149,12 @@ fn accelerator(workspace: &Workspace, cofferdam: &Path, vm_image: &Path) -> Resu
     let report: Value = serde_json::from_slice(&said).context("report of `doctor --boot`")?;
     let accelerator = report.pointer("/boot/accelerator").and_then(Value::as_str);
     let accelerator = accelerator.context("`doctor --boot` names no accelerator")?;
+    let wanted = std::env::var("COFFERDAM_ACCEL").unwrap_or_else(|_| "auto".to_owned());
+    ensure!(
+        wanted == "auto" || wanted == accelerator,
+        "COFFERDAM_ACCEL asks for {wanted}, but the builder VM boots with {accelerator}; \
+         `cofferdam doctor --boot` says why"
+    );
     say(format!("the builder VM boots with {accelerator}"));
     Ok(accelerator.to_owned())
 }

@@ -67,7 +67,8 @@ impl Tool {
         say(format!("installing {name} {version} in {}", root.display()));
         make_dir(root)?;
         let build = root.join("build");
-        let [to, with] = [root, build.as_path()].map(|path| path.to_str().context("a path is no text"));
+        let [to, with] =
+            [root, build.as_path()].map(|path| path.to_str().context("a path is no text"));
         // What is not measured need not be fast, but soon there.
         let profile = if self.exact { "release" } else { "dev" };
         let words = ["install", "--quiet", "--locked", "--version", version, name];

@@ -5,6 +5,7 @@
 
 mod boot;
 mod cached;
+mod record;
 mod store;
 mod table;
 mod transfer;
@@ -24,6 +25,8 @@ use crate::setup;
 use crate::shell;
 use crate::workspace::Workspace;
 
+use self::table::Report;
+
 /// Measure speed and memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -32,14 +35,20 @@ pub(crate) struct Args {
     /// Less data and fewer rounds: ends within a minute.
     #[arg(long)]
     quick: bool,
-    /// Write the figures to this file as well.
+    /// Write the figures to this file as well, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the figures to this file as well, as a page with the machine they come from. The record
+    /// of the project is docs/benchmarks.md.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
 }
 
 /// The benchmarks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
+    /// All of them, one after the other.
+    All,
     /// Start of the monitor to the agent's greeting, against a bare busybox on the same kernel.
     Boot,
     /// Builds that find everything in the store.
@@ -68,17 +77,40 @@ struct Bench {
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require(&[setup::VM])?;
     let workspace = Workspace::find()?;
-    let report = match args.name {
-        Name::Boot => boot::run(&Bench::new(&workspace, args.quick)?)?,
-        Name::Cached => cached::run(&Bench::new(&workspace, args.quick)?)?,
-        Name::Store => store::run(&workspace, &Bench::new(&workspace, args.quick)?)?,
-        Name::Transfer => transfer::run(&Bench::new(&workspace, args.quick)?)?,
-        Name::Transport => transport::run(&workspace, &Bench::new(&workspace, args.quick)?)?,
-    };
-    report.print();
-    args.json
-        .as_deref()
-        .map_or(Ok(()), |file| report.write(file))
+    let mut reports = Vec::new();
+    for name in args.name.single() {
+        let report = name.measure(&workspace, args.quick)?;
+        report.print();
+        reports.push(report);
+    }
+    if let Some(file) = &args.json {
+        table::write_json(&reports, file)?;
+    }
+    if let Some(file) = &args.markdown {
+        record::write(&reports, args.quick, file)?;
+    }
+    Ok(())
+}
+
+impl Name {
+    /// The benchmarks that this names.
+    fn single(self) -> Vec<Self> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|&name| name != Self::All && (self == Self::All || self == name))
+            .collect()
+    }
+
+    fn measure(self, workspace: &Workspace, quick: bool) -> Result<Report> {
+        let bench = Bench::new(workspace, quick)?;
+        match self {
+            Self::Boot => boot::run(&bench),
+            Self::Cached => cached::run(&bench),
+            Self::Store => store::run(workspace, &bench),
+            Self::Transfer => transfer::run(&bench),
+            Self::Transport => transport::run(workspace, &bench),
+            Self::All => bail!("`all` is no benchmark of its own"),
+        }
+    }
 }
 
 impl Bench {

@@ -67,14 +67,8 @@ impl Report {
 
     /// Prints the table, then the ratios.
     pub(super) fn print(&self) {
-        let mut columns: Vec<&String> = Vec::new();
-        for column in self.rows.iter().flat_map(Map::keys) {
-            if !columns.contains(&column) {
-                columns.push(column);
-            }
-        }
-        columns.sort_by_key(|column| *column != "what");
-        let width = |column: &String| {
+        let columns = self.columns();
+        let width = |column: &str| {
             let cells = self.rows.iter().map(|row| cell(row, column).len());
             cells.chain([column.len()]).max().unwrap_or(0)
         };
@@ -89,7 +83,7 @@ impl Report {
             });
             say(padded.collect::<Vec<_>>().join("  ").trim_end());
         };
-        line(columns.iter().map(|column| (*column).clone()).collect());
+        line(columns.iter().map(|column| (*column).to_owned()).collect());
         for row in &self.rows {
             line(columns.iter().map(|column| cell(row, column)).collect());
         }
@@ -98,12 +92,46 @@ impl Report {
         }
     }
 
-    /// Writes it as JSON.
-    pub(super) fn write(&self, file: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self).context("figures as JSON")?;
-        text.push('\n');
-        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    /// The same as a section of a Markdown page.
+    pub(super) fn markdown(&self) -> String {
+        let columns = self.columns();
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let mut text = format!("## {}\n\n", self.bench);
+        text += &line(columns.iter().map(|column| (*column).to_owned()).collect());
+        text += &line(vec!["---".to_owned(); columns.len()]);
+        for row in &self.rows {
+            text += &line(columns.iter().map(|column| cell(row, column)).collect());
+        }
+        if !self.ratios.is_empty() {
+            text += "\n| ratio | |\n|---|---|\n";
+        }
+        for (name, ratio) in &self.ratios {
+            text += &line(vec![format!("`{name}`"), ratio.to_string()]);
+        }
+        text
     }
+
+    /// The names of the columns, what was measured first.
+    fn columns(&self) -> Vec<&str> {
+        let mut columns: Vec<&str> = Vec::new();
+        for column in self.rows.iter().flat_map(Map::keys) {
+            if !columns.contains(&column.as_str()) {
+                columns.push(column);
+            }
+        }
+        columns.sort_by_key(|column| *column != "what");
+        columns
+    }
+}
+
+/// Writes reports as JSON: one object, or a list if there are several.
+pub(super) fn write_json(reports: &[Report], file: &Path) -> Result<()> {
+    let text = match reports {
+        [one] => serde_json::to_string_pretty(one),
+        several => serde_json::to_string_pretty(several),
+    };
+    let text = text.context("figures as JSON")? + "\n";
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn cell(row: &Map<String, Value>, column: &str) -> String {

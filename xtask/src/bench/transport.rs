@@ -20,8 +20,8 @@ use super::table::{Report, Row};
 use super::{Bench, unpack};
 use crate::build;
 use crate::image::{self, Other};
-use crate::peers;
 use crate::shell;
+use crate::tools;
 use crate::workspace::Workspace;
 
 /// One line of the program that measures: what was measured, and figures.
@@ -113,7 +113,7 @@ pub(super) fn run(workspace: &Workspace, bench: &Bench) -> Result<Report> {
     let lab = Lab {
         program: build::transport_example(workspace)?,
         vm: image::with_program(workspace, &guest, bench.scratch.path())?,
-        stock_device: peers::stock_device(workspace)?,
+        stock_device: tools::STOCK_DEVICE.obtain(workspace)?,
     };
     let mut lines = Vec::new();
     for _ in 0..amounts.rounds {

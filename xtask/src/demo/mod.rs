@@ -35,7 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require(&[setup::VM, setup::CHECKERS, bases])?;
     let workspace = Workspace::find()?;
     let demo = Demo {
-        cofferdam: build::cofferdam(&workspace)?,
+        cofferdam: build::cofferdam_release(&workspace)?,
         image: image::build(&workspace, &image::Args::default())?,
         examples: workspace.root.join("examples"),
         work: workspace.target.join("demo"),
