@@ -1,3 +1,3 @@
-# Debian with a C compiler, from a root file system that mmdebstrap made on this machine.
+# Debian with a C compiler, from a root file system created by mmdebstrap.
 FROM scratch
 ADD toolchain.tar /

@@ -1,4 +1,4 @@
--- Counts primes, so that a wrong compiler or a torn file would show.
+-- Counts primes, to detect a broken compiler or a damaged file.
 local limit, composite, count = 10000, {}, 0
 for n = 2, limit do
   if not composite[n] then

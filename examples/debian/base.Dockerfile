@@ -1,4 +1,4 @@
-# A base image from a root file system that mmdebstrap made on this machine. No VM is needed.
+# A base image from a root file system created by mmdebstrap. This build needs no VM.
 FROM scratch
 ADD debian.tar /
 CMD ["/bin/bash"]

@@ -1,21 +1,21 @@
-//! How a command ends: classes, exit statuses and the text of errors.
+//! How a command ends: error classes, exit statuses and the text of error messages.
 
 use std::io;
 
 use anyhow::Error;
 
-use crate::progress::clean;
+use crate::sanitize::sanitize;
 
-/// Whose fault an error is. Each class has an exit status of its own.
+/// Who has to act on an error. Each class has its own exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// A step failed, or the Dockerfile, the context or an argument about them is wrong.
+    /// A step failed, or the Dockerfile, the build context or an argument is wrong.
     User,
-    /// The command line makes no sense.
+    /// The command line is invalid.
     Usage,
-    /// Nobody's: a step that was done again made something else than before.
+    /// No error: `build --rebuild` found a step with a different result.
     Differs,
-    /// A limit was reached.
+    /// A limit of time, memory or disk space was exceeded.
     Limit,
     /// The host, the VM or a registry failed.
     Host,
@@ -36,7 +36,7 @@ impl Class {
         }
     }
 
-    /// The name in events and files.
+    /// The name of the class in JSON output.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -54,11 +54,11 @@ impl Class {
 pub(crate) struct Failure {
     pub(crate) class: Class,
     pub(crate) error: Error,
-    /// The place in the Dockerfile, with lines around it.
+    /// The lines of the Dockerfile around the error.
     pub(crate) excerpt: Option<String>,
-    /// What to do about it.
+    /// How to fix it.
     pub(crate) hint: Option<String>,
-    /// Where all output of the failed step is.
+    /// The file with the full output of the failed step.
     pub(crate) log: Option<std::path::PathBuf>,
 }
 
@@ -73,21 +73,21 @@ impl Failure {
         }
     }
 
-    /// A wrong command line.
+    /// An invalid command line.
     pub(crate) fn usage(text: impl Into<String>) -> Self {
         Self::new(Class::Usage, Error::msg(text.into()))
     }
 
-    /// Trouble of the host.
+    /// A failure of the host.
     pub(crate) fn host(error: impl Into<Error>) -> Self {
         Self::new(Class::Host, error)
     }
 
-    /// What the user sees: the place, then the error with all its causes, once each. What a guest
-    /// wrote may be part of it, so it is made safe to show.
+    /// The message for the user: the Dockerfile lines, the error with each of its causes once, the
+    /// hint and the log. It may quote output of the guest, so it is sanitized.
     pub(crate) fn lines(&self) -> Vec<String> {
         let text = self.text().join("\n");
-        text.lines().map(|line| clean(line.as_bytes())).collect()
+        text.lines().map(|line| sanitize(line.as_bytes())).collect()
     }
 
     fn text(&self) -> Vec<String> {
@@ -99,7 +99,7 @@ impl Failure {
         lines.extend(self.hint.iter().map(|hint| format!("hint: {hint}")));
         if let Some(log) = &self.log {
             lines.push(format!(
-                "all output of the step is in {}; `cofferdam history logs` shows it",
+                "full output of the step: `cofferdam history logs`, or {}",
                 log.display()
             ));
         }
@@ -107,14 +107,14 @@ impl Failure {
     }
 }
 
-/// An error that is not the fault of anybody in particular is the host's.
+/// I/O errors count as failures of the host unless the caller knows better.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::host(error)
     }
 }
 
-/// The error and its causes in one line.
+/// The error and its causes on one line.
 pub(crate) fn chain(error: &Error) -> String {
     engine::build::chain(error.as_ref())
 }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses_are_the_documented_ones() {
+    fn exit_statuses_match_the_documentation() {
         let classes = [
             Class::User,
             Class::Usage,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_its_place_and_each_cause_once() {
+    fn an_error_names_its_location_and_each_cause_once() {
         let error = Error::msg("disk full")
             .context("cannot write x: disk full")
             .context("export");
@@ -159,7 +159,7 @@ mod tests {
                 " > x",
                 "ERROR: export: cannot write x: disk full",
                 "hint: did you mean y?",
-                "all output of the step is in /logs/1; `cofferdam history logs` shows it",
+                "full output of the step: `cofferdam history logs`, or /logs/1",
             ]
         );
     }

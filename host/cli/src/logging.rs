@@ -1,19 +1,19 @@
-//! Log records of the libraries, on standard error or above the live display.
+//! Log messages of the libraries: on standard error, or above the live display.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Something that shows a line of text.
+/// Shows a line of text.
 type Show = Arc<dyn Fn(String) + Send + Sync>;
 
-/// Where records go while a display is at work.
+/// Where records go while a display is active.
 static DISPLAY: Mutex<Option<Show>> = Mutex::new(None);
 
-/// Sets up logging: warnings, or what `COFFERDAM_LOG` says.
+/// Sets up logging at the level in `COFFERDAM_LOG`, by default `warn`.
 pub(crate) fn start() {
     let filter = env_logger::Env::new().filter_or("COFFERDAM_LOG", "warn");
     let target = env_logger::Target::Pipe(Box::new(Sink));
-    // Fails only if it was done before.
+    // Fails only if logging is already set up.
     env_logger::Builder::from_env(filter)
         .target(target)
         .format_timestamp(None)
@@ -21,12 +21,12 @@ pub(crate) fn start() {
         .ok();
 }
 
-/// Sends records to `show` from now on.
+/// Sends log records to `show` from now on, or to standard error if it is `None`.
 pub(crate) fn send_to(show: Option<Show>) {
     *DISPLAY.lock().unwrap_or_else(PoisonError::into_inner) = show;
 }
 
-/// The logger's output: it writes each record whole.
+/// The output of the logger. It writes each record as a whole.
 struct Sink;
 
 impl Write for Sink {

@@ -1,6 +1,6 @@
-//! The first SIGINT, SIGTERM or SIGHUP cancels; the second ends the process at once.
+//! The first SIGINT, SIGTERM or SIGHUP cancels the command; the second exits immediately.
 //!
-//! What is left behind then is settled by the next command, as after a crash.
+//! After an immediate exit the next command cleans up, as after a crash.
 
 use std::io;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use signal_hook::iterator::Signals;
 
 use crate::exit::Class;
 
-/// Watches for signals for the rest of the process's life. `told` is called at the first one.
-pub(crate) fn watch(cancel: &Cancel, told: impl Fn() + Send + 'static) -> io::Result<()> {
-    let ending = [SIGINT, SIGTERM, SIGHUP];
+/// Handles signals until the process ends. Calls `notify` at the first one.
+pub(crate) fn watch(cancel: &Cancel, notify: impl Fn() + Send + 'static) -> io::Result<()> {
+    let terminating = [SIGINT, SIGTERM, SIGHUP];
     let second = Arc::new(AtomicBool::new(false));
-    for signal in ending {
-        // In this order: the first signal finds the flag unset and sets it. Leaving happens within
-        // the handler, so it works even if every thread is stuck.
+    for signal in terminating {
+        // The order matters: the first signal finds the flag unset, then sets it. The exit happens
+        // in the signal handler, so it works even if every thread hangs.
         flag::register_conditional_shutdown(
             signal,
             Class::Cancelled.status().into(),
@@ -28,14 +28,14 @@ pub(crate) fn watch(cancel: &Cancel, told: impl Fn() + Send + 'static) -> io::Re
         )?;
         flag::register(signal, Arc::clone(&second))?;
     }
-    let mut signals = Signals::new(ending)?;
+    let mut signals = Signals::new(terminating)?;
     let cancel = cancel.clone();
     thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             if signals.forever().next().is_some() {
                 cancel.cancel();
-                told();
+                notify();
             }
         })?;
     Ok(())

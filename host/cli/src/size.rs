@@ -1,17 +1,17 @@
-//! Amounts of bytes and of time as users write and read them.
+//! Sizes and durations as users write and read them.
 //!
-//! Sizes count in powers of 1024 both ways: `512m` on the command line is what is printed as
+//! Sizes use powers of 1024 in both directions: `512m` on the command line is printed as
 //! `512.0MiB`.
 
 use std::time::Duration;
 
 const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/// A size for people, such as `12.3MiB`.
+/// Formats a size in bytes for people, such as `12.3MiB`.
 pub(crate) fn show(bytes: u64) -> String {
     let mut unit = 0;
     let mut scaled = bytes;
-    // The first unit in which the number stays below 1024 also after rounding.
+    // Choose the first unit in which the value is below 1024.
     while scaled >= 1024 && unit + 1 < UNITS.len() {
         scaled /= 1024;
         unit += 1;
@@ -25,8 +25,8 @@ pub(crate) fn show(bytes: u64) -> String {
     format!("{value:.1}{name}")
 }
 
-/// Reads a size: a number, decimals allowed, and `b`, `k`, `m`, `g`, `t` or `p`, also as `kb` or
-/// `kib`, in powers of 1024.
+/// Parses a size: a decimal number and an optional unit `b`, `k`, `m`, `g`, `t` or `p` (also `kb` or
+/// `kib`), in powers of 1024. Returns bytes.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower
@@ -40,11 +40,15 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         "g" | "gb" | "gib" => 3,
         "t" | "tb" | "tib" => 4,
         "p" | "pb" | "pib" => 5,
-        _ => return Err(format!("`{text}` is no size; write it like 512m or 1.5g")),
+        _ => {
+            return Err(format!(
+                "`{text}` is not a valid size; examples: 512m, 1.5g"
+            ));
+        }
     };
     let value: f64 = number
         .parse()
-        .map_err(|_| format!("`{text}` is no size; write it like 512m or 1.5g"))?;
+        .map_err(|_| format!("`{text}` is not a valid size; examples: 512m, 1.5g"))?;
     let bytes = value * 1024_f64.powi(power);
     #[expect(
         clippy::cast_possible_truncation,
@@ -58,9 +62,9 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Reads a time span such as `1h30m`, `20s`, `300ms` or `2d`.
+/// Parses a duration such as `1h30m`, `20s`, `300ms` or `2d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no time span; write it like 24h, 1h30m or 7d");
+    let wrong = || format!("`{text}` is not a valid duration; examples: 24h, 1h30m, 7d");
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(wrong());
@@ -108,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_in_powers_of_1024() {
+    fn sizes_are_parsed_in_powers_of_1024() {
         let cases = [
             ("0", 0),
             ("512m", 512 << 20),
@@ -125,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn time_spans_are_read_as_sums() {
+    fn durations_are_sums_of_their_parts() {
         let cases = [
             ("20s", 20.0),
             ("1h30m", 5400.0),

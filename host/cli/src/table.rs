@@ -1,26 +1,27 @@
-//! Tables as `ls`-like commands print them.
+//! Tables and times for commands that list things.
 
 use std::io::{self, Write};
 
 use jiff::Timestamp;
 
-/// Which side of its column a cell leans to.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+pub(crate) enum Align {
     /// For words.
     Left,
     /// For numbers.
     Right,
 }
 
-/// Writes a table with a heading. Columns are separated by three blanks, and no line ends in one.
+/// Writes a table with a header. Columns are separated by three spaces; lines have no trailing
+/// spaces.
 pub(crate) fn write<const N: usize>(
     out: &mut dyn Write,
-    columns: [(&str, Side); N],
+    columns: [(&str, Align); N],
     rows: &[[String; N]],
 ) -> io::Result<()> {
-    let heading = columns.map(|(name, _)| name.to_owned());
-    let lines = || std::iter::once(&heading).chain(rows);
+    let header = columns.map(|(name, _)| name.to_owned());
+    let lines = || std::iter::once(&header).chain(rows);
     let mut widths = [0; N];
     for line in lines() {
         for (width, cell) in widths.iter_mut().zip(line) {
@@ -28,21 +29,21 @@ pub(crate) fn write<const N: usize>(
         }
     }
     for line in lines() {
-        let cells =
-            line.iter()
-                .zip(widths)
-                .zip(columns)
-                .map(|((cell, width), (_, side))| match side {
-                    Side::Left => format!("{cell:<width$}"),
-                    Side::Right => format!("{cell:>width$}"),
-                });
+        let cells = line
+            .iter()
+            .zip(widths)
+            .zip(columns)
+            .map(|((cell, width), (_, align))| match align {
+                Align::Left => format!("{cell:<width$}"),
+                Align::Right => format!("{cell:>width$}"),
+            });
         let text = cells.collect::<Vec<_>>().join("   ");
         writeln!(out, "{}", text.trim_end())?;
     }
     Ok(())
 }
 
-/// How long ago a moment was, roughly. Both in seconds since 1970.
+/// How long ago `then` was, roughly. Both are in seconds since 1970.
 pub(crate) fn ago(then: i64, now: i64) -> String {
     const STEPS: [(i64, &str); 6] = [
         (365 * 86400, "year"),
@@ -63,7 +64,7 @@ pub(crate) fn ago(then: i64, now: i64) -> String {
     )
 }
 
-/// A moment in seconds since 1970, as RFC 3339 has it; `None` for what no calendar has.
+/// Formats a time in seconds since 1970 as RFC 3339; `None` if it is out of range.
 pub(crate) fn rfc3339(seconds: i64) -> Option<String> {
     Timestamp::from_second(seconds)
         .map(|time| time.to_string())
@@ -79,9 +80,9 @@ mod tests {
         let mut out = Vec::new();
         let rows = [["app:1", "1.0MiB", "x"], ["a", "900B", ""]].map(|row| row.map(str::to_owned));
         let columns = [
-            ("NAME", Side::Left),
-            ("SIZE", Side::Right),
-            ("NOTE", Side::Left),
+            ("NAME", Align::Left),
+            ("SIZE", Align::Right),
+            ("NOTE", Align::Left),
         ];
         write(&mut out, columns, &rows).unwrap();
         assert_eq!(
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_told_roughly() {
+    fn times_are_rounded_down_to_one_unit() {
         let cases = [
             (0, "just now"),
             (-5, "just now"),

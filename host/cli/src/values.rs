@@ -1,4 +1,4 @@
-//! Values of options that are more than a word.
+//! Parsers for structured option values.
 
 /// `KEY=VALUE`, or `KEY` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub(crate) struct Pair {
     pub(crate) value: Option<String>,
 }
 
-/// Reads `KEY=VALUE` or `KEY`.
+/// Parses `KEY=VALUE` or `KEY`.
 pub(crate) fn pair(text: &str) -> Result<Pair, String> {
     let (key, value) = match text.split_once('=') {
         Some((key, value)) => (key, Some(value.to_owned())),
@@ -22,39 +22,39 @@ pub(crate) fn pair(text: &str) -> Result<Pair, String> {
     })
 }
 
-/// Reads `NAME=VALUE`.
+/// Parses `NAME=VALUE`.
 pub(crate) fn assignment(text: &str) -> Result<(String, String), String> {
     match pair(text)? {
         Pair {
             key,
             value: Some(value),
         } => Ok((key, value)),
-        Pair { value: None, .. } => Err("write it as NAME=VALUE".into()),
+        Pair { value: None, .. } => Err("expected NAME=VALUE".into()),
     }
 }
 
-/// Reads `HOST:IP` or `HOST=IP`, where an IPv6 address may stand in brackets. Returns address and
-/// name, the order of `/etc/hosts`.
+/// Parses `HOST:IP` or `HOST=IP`; an IPv6 address may be in brackets. Returns address and name, in
+/// the order of `/etc/hosts`.
 pub(crate) fn host(text: &str) -> Result<(String, String), String> {
     let (name, address) = text
         .split_once('=')
         .or_else(|| text.split_once(':'))
-        .ok_or("write it as HOST:IP")?;
+        .ok_or("expected HOST:IP")?;
     let address = address
         .strip_prefix('[')
         .and_then(|inner| inner.strip_suffix(']'))
         .unwrap_or(address);
     if address == "host-gateway" {
         return Err(
-            "steps run in a VM that does not reach the host, so there is no host-gateway".into(),
+            "`host-gateway` is not supported: steps run in a VM that cannot reach the host".into(),
         );
     }
     if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err(format!("`{name}` is no host name"));
+        return Err(format!("`{name}` is not a valid host name"));
     }
     let parsed: std::net::IpAddr = address
         .parse()
-        .map_err(|_| format!("`{address}` is no IP address"))?;
+        .map_err(|_| format!("`{address}` is not a valid IP address"))?;
     Ok((parsed.to_string(), name.to_owned()))
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_keep_empty_values_apart_from_missing_ones() {
+    fn empty_values_differ_from_missing_ones() {
         let read = |text| pair(text).map(|pair| (pair.key, pair.value));
         assert_eq!(read("a=b=c"), Ok(("a".into(), Some("b=c".into()))));
         assert_eq!(read("a="), Ok(("a".into(), Some(String::new()))));

@@ -1,4 +1,4 @@
-//! `cofferdam doctor`: what this machine lacks.
+//! `cofferdam doctor`: checks that this machine can run builds.
 
 use std::fmt::{self, Display};
 use std::fs::OpenOptions;
@@ -12,29 +12,30 @@ use launcher::monitor::qemu::{PROGRAM, Qemu};
 use launcher::{BootError, Options, VmImage};
 use serde_json::{Value, json};
 
-use super::Common;
+use super::common::Common;
 use crate::exit::{Class, Failure, chain};
-use crate::{places, signals};
+use crate::output::{message, print};
+use crate::{directories, signals};
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam doctor                  looks at the store, the VM image, QEMU and KVM
-  cofferdam doctor --boot           also boots the VM once and says how long that took
-  cofferdam doctor --boot --json    the same for programs
+  cofferdam doctor                  check the store, the guest image, QEMU and KVM
+  cofferdam doctor --boot           also boot the VM and measure how long it takes
+  cofferdam doctor --boot --json    the same as JSON
 
-Exit status: 0 if builds can run here, 125 if something that they need is missing.";
+Exit status: 0 if builds can run, 125 if a requirement is missing.";
 
-/// Check what this machine lacks for building
+/// Check that this machine can run builds
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Boot the VM once
+    /// Also boot the VM
     #[arg(long)]
     boot: bool,
-    /// One JSON object on standard output
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Directory with the image of the builder VM
+    /// Directory of the guest image
     #[arg(
         long,
         value_name = "DIR",
@@ -44,14 +45,14 @@ pub(super) struct Args {
     vm_image: Option<PathBuf>,
 }
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// As it should be.
+    /// Everything is fine.
     Good,
-    /// Builds run, but something is worse than it could be.
+    /// Builds run, but not as well as they could.
     Poor,
-    /// Builds cannot run, or only those that are cached.
+    /// Builds cannot run, except fully cached ones.
     Bad,
 }
 
@@ -65,7 +66,7 @@ impl Display for State {
     }
 }
 
-/// One thing that was looked at.
+/// One check and its result.
 #[derive(Debug)]
 struct Finding {
     what: &'static str,
@@ -101,7 +102,7 @@ impl Finding {
 
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
-    let dir = places::vm_image(args.vm_image.as_deref());
+    let dir = directories::guest_image(args.vm_image.as_deref());
     let mut findings = vec![
         store(common)?,
         image(&dir),
@@ -115,7 +116,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
         booted = report;
     }
     let bad = findings.iter().any(|finding| finding.state == State::Bad);
-    super::print(|out| {
+    print(|out| {
         if args.json {
             return writeln!(out, "{}", object(&findings, bad, booted));
         }
@@ -145,7 +146,7 @@ fn store(common: &Common) -> Result<Finding, Failure> {
     })
 }
 
-/// The image is read whole: a damaged one would fail in ways that are hard to understand.
+/// Reads the whole image: a damaged one would fail later, with an obscure error.
 fn image(dir: &Path) -> Finding {
     let checked = VmImage::open(dir).and_then(|image| image.verify().map(|()| image));
     match checked {
@@ -174,24 +175,24 @@ fn qemu() -> Finding {
     }
 }
 
-/// A device that can be opened is a good sign, and no more: only a boot proves it.
+/// Opens the device. That is no proof that KVM works; only a boot is.
 fn kvm(device: &Path) -> Finding {
-    let slow = "steps run by emulation, slower by an order of magnitude";
+    let slow = "RUN steps are emulated and about ten times slower";
     let name = device.display();
     match OpenOptions::new().read(true).write(true).open(device) {
-        Ok(_) => Finding::good("KVM", format!("{name} can be opened")),
+        Ok(_) => Finding::good("KVM", format!("{name} is usable")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Finding::poor("KVM", format!("{name} does not exist: {slow}"))
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::poor(
             "KVM",
-            format!("{name} may not be opened (add yourself to the group `kvm`): {slow}"),
+            format!("no permission to open {name}: {slow}; add yourself to the group `kvm`"),
         ),
         Err(error) => Finding::poor("KVM", format!("{name}: {error}: {slow}")),
     }
 }
 
-/// What a variable says, as the option of a build that it stands for reads it.
+/// Parses an environment variable like the option of `build` that it sets.
 fn from_environment<T>(variable: &str) -> Result<Option<T>, Failure>
 where
     T: FromStr<Err: Display>,
@@ -203,7 +204,7 @@ where
         .map_err(|error: T::Err| Failure::usage(error.to_string()))
 }
 
-/// Boots the VM as a build would, and ends it.
+/// Boots the VM as a build does, and shuts it down.
 fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failure> {
     let image = match VmImage::open(dir) {
         Ok(image) => image,
@@ -211,7 +212,7 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
     };
     let cancel = Cancel::new();
     signals::watch(&cancel, || {
-        super::complain("cancelling; once more to leave at once");
+        message("cancelling; press Ctrl-C again to exit immediately");
     })?;
     let mut options = Options::new(image);
     if let Some(transport) = from_environment("COFFERDAM_TRANSPORT")? {
@@ -227,7 +228,7 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
         Ok(report) => {
             let took = u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX);
             let text = format!(
-                "{} answered after {took} ms ({}, vsock by {})",
+                "{} ready after {took} ms ({}, vsock driver: {})",
                 report.agent, report.accelerator, report.transport
             );
             let booted = Booted {
@@ -247,9 +248,9 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
     })
 }
 
-/// How a VM has booted.
+/// How the VM booted.
 struct Booted {
-    /// Time to the agent's greeting.
+    /// Time until the agent's hello, in milliseconds.
     ms: u64,
     accelerator: &'static str,
     transport: &'static str,
@@ -279,15 +280,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_image_and_a_missing_device_are_told_apart_by_weight() {
+    fn a_missing_image_fails_and_a_missing_device_is_poor() {
         assert_eq!(image(Path::new("/no/such/image")).state, State::Bad);
         let missing = kvm(Path::new("/no/such/device"));
         assert_eq!(missing.state, State::Poor);
-        assert!(missing.text.contains("emulation"), "{}", missing.text);
+        assert!(missing.text.contains("emulated"), "{}", missing.text);
     }
 
     #[test]
-    fn programs_get_one_object() {
+    fn json_output_is_one_object() {
         let findings = [Finding::good("store", "/s"), Finding::poor("KVM", "none")];
         let booted = Booted {
             ms: 3200,

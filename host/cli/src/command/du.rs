@@ -1,4 +1,4 @@
-//! `cofferdam du`: what the store takes, and who keeps what.
+//! `cofferdam du`: disk usage of the store, and what keeps each object.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -8,36 +8,37 @@ use jiff::Timestamp;
 use launcher::disk::{self, FreeDisk};
 use serde_json::{Value, json};
 
-use super::Common;
-use super::images::Format;
+use super::common::Common;
+use super::format::Format;
 use crate::exit::Failure;
-use crate::progress::clean;
+use crate::output::print;
+use crate::sanitize::sanitize;
 use crate::size;
-use crate::table::{self, Side};
+use crate::table::{self, Align};
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam du                   every object with what keeps it, then the sums
-  cofferdam du --format json     for programs: an object for each item, then one with the sums
+  cofferdam du                   list all objects and what keeps them, then the totals
+  cofferdam du --format json     one JSON object per item, then one with the totals
 
-The total is what the store takes on disk, everything counted: database, disks of builder VMs, logs.";
+The total is the disk usage of the whole store, including the database, guest disks and logs.";
 
-/// Show what the store takes on disk
+/// Show disk usage of the store
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Form of the list
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }
 
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
-    let store = common.open_to_look()?;
-    let usage = look(&store);
+    let store = common.open_to_inspect()?;
+    let usage = usage(&store);
     common.close(store);
     let usage = usage?;
-    super::print(|out| match args.format {
+    print(|out| match args.format {
         Format::Table => table(out, &usage),
         Format::Json => {
             usage
@@ -49,8 +50,8 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     })
 }
 
-/// What takes room, with the disks of VMs that no build has among what can go.
-fn look(store: &Store) -> Result<Usage, Failure> {
+/// Disk usage of the store. Guest disks that no build uses count as reclaimable.
+fn usage(store: &Store) -> Result<Usage, Failure> {
     let mut usage = store.du().map_err(Failure::host)?;
     let idle = disk::free(&store.disks_dir()).map_err(Failure::host)?;
     usage.reclaimable += idle.iter().map(FreeDisk::allocated).sum::<u64>();
@@ -61,19 +62,19 @@ fn table(out: &mut dyn Write, usage: &Usage) -> io::Result<()> {
     let now = Timestamp::now().as_second();
     let rows: Vec<_> = usage.items.iter().map(|item| row(item, now)).collect();
     let columns = [
-        ("ID", Side::Left),
-        ("RECLAIMABLE", Side::Left),
-        ("SIZE", Side::Right),
-        ("LAST ACCESSED", Side::Left),
-        ("KIND", Side::Left),
-        ("KEPT BY", Side::Left),
+        ("ID", Align::Left),
+        ("RECLAIMABLE", Align::Left),
+        ("SIZE", Align::Right),
+        ("LAST ACCESSED", Align::Left),
+        ("KIND", Align::Left),
+        ("KEPT BY", Align::Left),
     ];
     table::write(out, columns, &rows)?;
     let parts = [
         ("Layers and blobs:", usage.blobs),
         ("Indexes:", usage.indexes),
         ("Database:", usage.database),
-        ("Disks of VMs:", usage.disks),
+        ("Guest disks:", usage.disks),
         ("Logs:", usage.logs),
         ("Scratch:", usage.scratch),
         ("Caches:", usage.caches),
@@ -98,10 +99,10 @@ fn row(item: &Item, now: i64) -> [String; 6] {
     ]
 }
 
-/// Why something stays, in a few words.
+/// Why an object is kept, in a few words.
 pub(super) fn kept_by(pin: &Pin) -> String {
     match pin {
-        Pin::Instance { command, .. } => format!("running: {}", clean(command.as_bytes())),
+        Pin::Instance { command, .. } => format!("running: {}", sanitize(command.as_bytes())),
         Pin::Image(name) => format!("image {name}"),
         Pin::Child(digest) => {
             let id: String = digest.hex().chars().take(12).collect();

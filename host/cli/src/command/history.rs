@@ -1,4 +1,4 @@
-//! `cofferdam history`: which builds there were, how they ended, and what their steps printed.
+//! `cofferdam history`: past builds, how they ended, and the logs of their steps.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,24 +11,27 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::Common;
-use super::images::Format;
+use super::common::Common;
+use super::format::Format;
 use crate::exit::{Class, Failure};
-use crate::progress::{Lines, clean, log_time};
-use crate::table::{self, Side};
+use crate::output::{message, print};
+use crate::progress::log_time;
+use crate::sanitize::{LineBuffer, sanitize};
+use crate::table::{self, Align};
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam history                    the builds of this store, newest first
-  cofferdam history logs               what the steps of the newest build printed
-  cofferdam history logs ^1            of the one before it; also while it runs
-  cofferdam history inspect 17         all that is known of build 17
-  cofferdam history rm 17              forget it, and its logs
-  cofferdam history events             results that turned out differently, and what was lost
+  cofferdam history                    list builds, newest first
+  cofferdam history logs               print the logs of the last build
+  cofferdam history logs ^1            print the logs of the build before it
+  cofferdam history inspect 17         show details of build 17
+  cofferdam history rm 17              remove build 17 and its logs
+  cofferdam history events             list results that differ, and damage
 
-A build that was killed is `interrupted`. History keeps the newest builds only, and no layer alive.";
+A killed build has the status `interrupted`. Only the newest builds are kept. The history does not
+keep layers from being pruned.";
 
-/// Show builds of the past and what they printed
+/// Show past builds and their logs
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -38,47 +41,47 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List builds (what `cofferdam history` alone does)
+    /// List builds (default)
     Ls {
-        /// Form of the list
+        /// Output format
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
-    /// Print what the steps of a build printed
+    /// Print the logs of a build's steps
     Logs {
-        /// The build: its number, or ^N for the N-th before the newest
+        /// Build number, or ^N for the Nth build before the last
         #[arg(default_value = "^0")]
-        build: Which,
+        build: BuildRef,
     },
-    /// Print all that is known of a build
+    /// Show details of a build as JSON
     Inspect {
-        /// The build: its number, or ^N for the N-th before the newest
+        /// Build number, or ^N for the Nth build before the last
         #[arg(default_value = "^0")]
-        build: Which,
+        build: BuildRef,
     },
-    /// Forget builds and their logs
+    /// Remove builds and their logs
     Rm {
-        /// Their numbers, or ^N
+        /// Build numbers, or ^N
         #[arg(required = true, value_name = "BUILD")]
-        builds: Vec<Which>,
+        builds: Vec<BuildRef>,
     },
-    /// List what happened to the store: results that differ from the ones before, damage
+    /// List events of the store: results that differ from earlier ones, damage
     Events {
-        /// Form of the list
+        /// Output format
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
 }
 
-/// How a build is named on the command line.
+/// A build as named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Which {
+enum BuildRef {
     Number(i64),
-    /// That many before the newest.
+    /// That many builds before the last.
     Before(usize),
 }
 
-impl FromStr for Which {
+impl FromStr for BuildRef {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -86,7 +89,7 @@ impl FromStr for Which {
             Some(before) => before.parse().ok().map(Self::Before),
             None => text.parse().ok().map(Self::Number),
         };
-        found.ok_or_else(|| "a build is a number, or ^ and a number".to_owned())
+        found.ok_or_else(|| "expected a build number or ^N".to_owned())
     }
 }
 
@@ -100,7 +103,7 @@ pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
             | Action::Logs { .. }
             | Action::Inspect { .. }
             | Action::Events { .. },
-        ) => common.open_to_look()?,
+        ) => common.open_to_inspect()?,
     };
     let done = act(args.action, &store);
     common.close(store);
@@ -115,30 +118,30 @@ fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
         Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?),
         Some(Action::Inspect { build }) => {
             let object = object(find(&builds()?, build)?);
-            super::print(|out| writeln!(out, "{object:#}"))
+            print(|out| writeln!(out, "{object:#}"))
         }
         Some(Action::Rm { builds: which }) => remove(store, &builds()?, &which),
         Some(Action::Events { format }) => events(&store.events().map_err(Failure::host)?, format),
     }
 }
 
-fn find(builds: &[Build], which: Which) -> Result<&Build, Failure> {
+fn find(builds: &[Build], which: BuildRef) -> Result<&Build, Failure> {
     let (found, name) = match which {
-        Which::Before(n) => (builds.get(n), format!("^{n}")),
-        Which::Number(n) => (
+        BuildRef::Before(n) => (builds.get(n), format!("^{n}")),
+        BuildRef::Number(n) => (
             builds.iter().find(|build| build.id == BuildId(n)),
             n.to_string(),
         ),
     };
     found.ok_or_else(|| {
-        let text = format!("there is no build {name}; `cofferdam history` lists them");
+        let text = format!("no build {name}; list builds with `cofferdam history`");
         Failure::new(Class::User, Error::msg(text))
     })
 }
 
 fn list(builds: &[Build], format: Format) -> Result<ExitCode, Failure> {
     if format == Format::Json {
-        return super::print(|out| {
+        return print(|out| {
             builds
                 .iter()
                 .try_for_each(|build| writeln!(out, "{}", object(build)))
@@ -147,25 +150,25 @@ fn list(builds: &[Build], format: Format) -> Result<ExitCode, Failure> {
     let now = Timestamp::now().as_second();
     let rows: Vec<_> = builds.iter().map(|build| row(build, now)).collect();
     let columns = [
-        ("BUILD", Side::Right),
-        ("NAME", Side::Left),
-        ("STATUS", Side::Left),
-        ("CREATED", Side::Left),
-        ("DURATION", Side::Right),
+        ("BUILD", Align::Right),
+        ("NAME", Align::Left),
+        ("STATUS", Align::Left),
+        ("CREATED", Align::Left),
+        ("DURATION", Align::Right),
     ];
-    super::print(|out| table::write(out, columns, &rows))
+    print(|out| table::write(out, columns, &rows))
 }
 
 fn events(events: &[Event], format: Format) -> Result<ExitCode, Failure> {
     let now = Timestamp::now().as_second();
-    super::print(|out| match format {
+    print(|out| match format {
         Format::Table => {
             let row = |event: &Event| {
-                let text = clean(event.text.as_bytes());
+                let text = sanitize(event.text.as_bytes());
                 [table::ago(event.at, now), event.kind.clone(), text]
             };
             let rows: Vec<_> = events.iter().map(row).collect();
-            let columns = ["WHEN", "EVENT", "DETAILS"].map(|name| (name, Side::Left));
+            let columns = ["WHEN", "EVENT", "DETAILS"].map(|name| (name, Align::Left));
             table::write(out, columns, &rows)
         }
         Format::Json => events.iter().try_for_each(|event| {
@@ -191,11 +194,11 @@ fn row(build: &Build, now: i64) -> [String; 5] {
     ]
 }
 
-/// The context, and the target if it is not the last stage.
+/// The build context, and the target stage if one was given.
 fn name(build: &Build) -> String {
-    let mut name = clean(build.info.context.as_bytes());
+    let mut name = sanitize(build.info.context.as_bytes());
     if !build.info.target.is_empty() {
-        name.push_str(&format!(" ({})", clean(build.info.target.as_bytes())));
+        name.push_str(&format!(" ({})", sanitize(build.info.target.as_bytes())));
     }
     name
 }
@@ -232,11 +235,13 @@ fn logs(store: &Store, build: &Build) -> Result<ExitCode, Failure> {
     let (id, is_running) = (build.id, build.state == BuildState::Running);
     let logs = store.step_logs(id).map_err(Failure::host)?;
     if logs.is_empty() {
-        super::complain(&format!("build {id} ran no step, or its logs are gone"));
+        message(&format!("build {id} has no logs"));
     } else if build.state == BuildState::Interrupted {
-        super::complain(&format!("build {id} was interrupted: its logs end there"));
+        message(&format!(
+            "build {id} was interrupted; its logs may be incomplete"
+        ));
     }
-    super::print(|out| {
+    print(|out| {
         for (number, (step, path)) in logs.iter().enumerate() {
             if number > 0 {
                 writeln!(out)?;
@@ -248,22 +253,19 @@ fn logs(store: &Store, build: &Build) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Prints a log in the form of the plain progress.
+/// Prints a log in the format of `--progress plain`.
 fn show(out: &mut dyn Write, step: u32, mut log: LogReader, is_running: bool) -> io::Result<()> {
-    let mut lines = Lines::default();
+    let mut lines = LineBuffer::default();
     let mut began = None;
     let mut time = String::new();
     while let Some(frame) = log.next_frame()? {
         let began = *began.get_or_insert(frame.at);
         time = log_time(Duration::from_millis(frame.at.saturating_sub(began)));
         match frame.stream {
-            StepLog::NAME => writeln!(out, "#{step} {}", clean(&frame.data))?,
+            StepLog::NAME => writeln!(out, "#{step} {}", sanitize(&frame.data))?,
             StepLog::DROPPED => {
-                let lost = clean(&frame.data);
-                writeln!(
-                    out,
-                    "#{step} {time} [{lost} bytes were lost: the disk was full]"
-                )?;
+                let lost = sanitize(&frame.data);
+                writeln!(out, "#{step} {time} [{lost} bytes lost: the disk was full]")?;
             }
             _ => {
                 let mut whole = Vec::new();
@@ -280,20 +282,20 @@ fn show(out: &mut dyn Write, step: u32, mut log: LogReader, is_running: bool) ->
         writeln!(out, "#{step} {time} {line}")?;
     }
     if log.is_torn() || (log.is_cut() && !is_running) {
-        writeln!(out, "#{step} [the rest of this log is missing or damaged]")?;
+        writeln!(out, "#{step} [the rest of the log is missing or damaged]")?;
     }
     Ok(())
 }
 
-fn remove(store: &Store, builds: &[Build], which: &[Which]) -> Result<ExitCode, Failure> {
-    // All of them first: `^0` is another build once one is gone.
+fn remove(store: &Store, builds: &[Build], which: &[BuildRef]) -> Result<ExitCode, Failure> {
+    // Look up all builds first: `^0` changes when one is removed.
     let ids: Vec<BuildId> = which
         .iter()
         .map(|which| find(builds, *which).map(|build| build.id))
         .collect::<Result<_, _>>()?;
     for id in ids {
         store.remove_build(id).map_err(Failure::host)?;
-        super::complain(&format!("removed build {id}"));
+        message(&format!("removed build {id}"));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -303,11 +305,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn builds_are_named_by_number_or_from_the_newest() {
-        assert_eq!("17".parse(), Ok(Which::Number(17)));
-        assert_eq!("^2".parse(), Ok(Which::Before(2)));
+    fn builds_are_named_by_number_or_relative_to_the_last() {
+        assert_eq!("17".parse(), Ok(BuildRef::Number(17)));
+        assert_eq!("^2".parse(), Ok(BuildRef::Before(2)));
         for wrong in ["", "^", "x", "^-1"] {
-            assert!(wrong.parse::<Which>().is_err(), "{wrong}");
+            assert!(wrong.parse::<BuildRef>().is_err(), "{wrong}");
         }
     }
 }

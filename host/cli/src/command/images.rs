@@ -1,25 +1,27 @@
-//! `cofferdam images`: what is in the store under a name.
+//! `cofferdam images`: lists and removes the images in the store.
 
 use std::collections::HashSet;
 use std::process::ExitCode;
 
 use ::store::{Image, Store};
 use anyhow::Error;
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use engine::image::ImageRef;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Common;
+use super::common::Common;
+use super::format::Format;
 use crate::exit::{Class, Failure};
+use crate::output::{message, print};
 use crate::size;
-use crate::table::{self, Side};
+use crate::table::{self, Align};
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam images                          all images, newest first
-  cofferdam images ls --format json         for programs: sizes in bytes, times as in RFC 3339
-  cofferdam images rm app:latest            forget a name; `cofferdam prune` then frees the room";
+  cofferdam images                          list images, newest first
+  cofferdam images ls --format json         one JSON object per image
+  cofferdam images rm app:latest            remove an image; `cofferdam prune` then frees the space";
 
 /// List or remove images
 #[derive(Debug, clap::Args)]
@@ -33,41 +35,32 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List images (what `cofferdam images` alone does)
+    /// List images (default)
     Ls(List),
-    /// Remove names of images
+    /// Remove images
     Rm {
-        /// The names
+        /// Image names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<ImageRef>,
     },
 }
 
-/// How to list
+/// Options of the list
 #[derive(Debug, clap::Args)]
 struct List {
-    /// Form of the list
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Nothing but image ids
+    /// Only print image IDs
     #[arg(short, long)]
     quiet: bool,
-}
-
-/// Form of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
-    /// For people
-    Table,
-    /// One JSON object on each line
-    Json,
 }
 
 /// Runs the command.
 pub(super) fn run(args: Args, common: &Common) -> Result<ExitCode, Failure> {
     let store = match args.action {
         Some(Action::Rm { .. }) => common.open_to_prune()?,
-        None | Some(Action::Ls(_)) => common.open_to_look()?,
+        None | Some(Action::Ls(_)) => common.open_to_inspect()?,
     };
     let done = match args.action {
         None => list(&store, &args.list),
@@ -86,14 +79,14 @@ fn list(store: &Store, how: &List) -> Result<ExitCode, Failure> {
         sized.push((size_of(store, &image)?, image));
     }
     if how.quiet {
-        return super::print(|out| {
+        return print(|out| {
             sized
                 .iter()
                 .try_for_each(|(_, image)| writeln!(out, "{}", image.config))
         });
     }
     match how.format {
-        Format::Json => super::print(|out| {
+        Format::Json => print(|out| {
             sized
                 .iter()
                 .try_for_each(|(size, image)| writeln!(out, "{}", object(image, *size)))
@@ -105,17 +98,17 @@ fn list(store: &Store, how: &List) -> Result<ExitCode, Failure> {
                 .map(|(size, image)| row(image, *size, now))
                 .collect();
             let columns = [
-                ("NAME", Side::Left),
-                ("IMAGE ID", Side::Left),
-                ("CREATED", Side::Left),
-                ("SIZE", Side::Right),
+                ("NAME", Align::Left),
+                ("IMAGE ID", Align::Left),
+                ("CREATED", Align::Left),
+                ("SIZE", Align::Right),
             ];
-            super::print(|out| table::write(out, columns, &rows))
+            print(|out| table::write(out, columns, &rows))
         }
     }
 }
 
-/// Bytes of an image's layers, each counted once.
+/// Size of an image's layers in bytes. A layer that occurs twice counts once.
 fn size_of(store: &Store, image: &Image) -> Result<u64, Failure> {
     let mut seen = HashSet::new();
     let mut size = 0;
@@ -153,7 +146,7 @@ fn remove(store: &Store, names: &[ImageRef]) -> Result<ExitCode, Failure> {
     let mut missing = Vec::new();
     for name in names.iter().map(ToString::to_string) {
         if store.remove_image(&name).map_err(Failure::host)? {
-            super::complain(&format!("removed {name}"));
+            message(&format!("removed {name}"));
         } else {
             missing.push(name);
         }
@@ -161,6 +154,6 @@ fn remove(store: &Store, names: &[ImageRef]) -> Result<ExitCode, Failure> {
     if missing.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    let text = format!("no image is called {}", missing.join(", "));
+    let text = format!("no such image: {}", missing.join(", "));
     Err(Failure::new(Class::User, Error::msg(text)))
 }

@@ -1,8 +1,12 @@
-//! The commands, one file each.
+//! The commands, one file each: the options, whose doc comments are the help, and `run`.
+//!
+//! [`main`] parses the command line, runs the command and turns its result into an exit status.
 
 mod build;
+mod common;
 mod doctor;
 mod du;
+mod format;
 mod history;
 mod images;
 mod prune;
@@ -10,18 +14,17 @@ mod store;
 mod version;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ::store::{OpenOptions, Store, StoreError};
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::exit::{Class, Failure};
-use crate::{logging, places};
+use crate::logging;
+use crate::output::message;
+use common::Common;
 
-/// Builds container images in a disposable virtual machine: no daemon, no root, any Dockerfile.
+/// Build container images in a disposable virtual machine, without a daemon and without root
 #[derive(Debug, Parser)]
 #[command(
     name = "cofferdam",
@@ -32,7 +35,7 @@ use crate::{logging, places};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Directory of the store [default: cofferdam in $XDG_DATA_HOME]
+    /// Store directory [default: $XDG_DATA_HOME/cofferdam]
     #[arg(
         long,
         global = true,
@@ -45,14 +48,14 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam build -t app .                     build the Dockerfile here, keep the image as app:latest
-  cofferdam build -o type=oci,dest=app.tar .   write the image as an OCI archive
-  cofferdam images                             what was built
-  cofferdam prune                              make room
-  cofferdam doctor                             what this machine lacks
+  cofferdam build -t app .                     build ./Dockerfile and tag the image app:latest
+  cofferdam build -o type=oci,dest=app.tar .   build and export an OCI archive
+  cofferdam images                             list images
+  cofferdam prune                              remove unused build cache
+  cofferdam doctor                             check that this machine can run builds
 
-Exit status: 0 success, 1 the build failed, 2 wrong usage, 3 a step of `build --rebuild` made
-something else, 124 a limit was reached, 125 the host or the VM failed, 130 cancelled.";
+Exit status: 0 success, 1 the build failed, 2 invalid command line, 3 `build --rebuild` found a
+different result, 124 limit exceeded, 125 the host or the VM failed, 130 cancelled.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -67,63 +70,7 @@ enum Command {
     Version(version::Args),
 }
 
-/// What a command has of the common options.
-#[derive(Debug)]
-struct Common {
-    store: Option<PathBuf>,
-    /// For messages of other processes about this one.
-    line: String,
-}
-
-impl Common {
-    fn store_dir(&self) -> Result<PathBuf, Failure> {
-        places::store(self.store.as_deref())
-    }
-
-    /// Opens the store. That settles what dead processes left.
-    fn open(&self) -> Result<Store, Failure> {
-        Store::open(&self.store_dir()?, &self.options()).map_err(Failure::host)
-    }
-
-    /// Opens the store even if the disk is full, to make room.
-    fn open_to_prune(&self) -> Result<Store, Failure> {
-        Store::open_to_prune(&self.store_dir()?, &self.options()).map_err(Failure::host)
-    }
-
-    /// Opens the store in order to look at it. On a full disk that is all that can be done, so nothing
-    /// is written then.
-    fn open_to_look(&self) -> Result<Store, Failure> {
-        let root = self.store_dir()?;
-        match Store::open(&root, &self.options()) {
-            Err(StoreError::Full { path }) => {
-                log::warn!("the disk with {} is full: only looking", path.display());
-                let options = OpenOptions {
-                    read_only: true,
-                    ..self.options()
-                };
-                Store::open(&root, &options)
-            }
-            opened => opened,
-        }
-        .map_err(Failure::host)
-    }
-
-    fn options(&self) -> OpenOptions {
-        OpenOptions {
-            command: self.line.clone(),
-            read_only: false,
-        }
-    }
-
-    /// Leaves the store. If that fails, the next command settles it.
-    fn close(&self, store: Store) {
-        if let Err(error) = store.close() {
-            log::warn!("{}: cannot leave the store in order: {error}", self.line);
-        }
-    }
-}
-
-/// Runs the program.
+/// Runs the command that `args` name, or the VM monitor.
 pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.collect();
     if args
@@ -155,16 +102,17 @@ pub(crate) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     done.unwrap_or_else(|failure| report(&failure))
 }
 
-/// The VM's monitor is started through this program, so that it ends with it.
+/// Replaces this process by the VM monitor. The program starts the monitor through itself, so that the
+/// monitor ends with it.
 fn become_monitor(args: impl Iterator<Item = OsString>) -> ExitCode {
     let Err(error) = launcher::monitor::become_monitor(args);
-    complain(&format!("cannot start the VM's monitor: {error}"));
+    message(&format!("cannot start the VM monitor: {error}"));
     ExitCode::from(Class::Host.status())
 }
 
-/// Prints what clap has to say: help to standard output, mistakes to standard error.
+/// Prints the message of clap: help on standard output, errors on standard error.
 fn usage(error: &clap::Error) -> ExitCode {
-    // A closed output changes nothing.
+    // A closed output does not change the exit status.
     error.print().ok();
     if error.use_stderr() {
         ExitCode::from(Class::Usage.status())
@@ -175,35 +123,14 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn report(failure: &Failure) -> ExitCode {
     for line in failure.lines() {
-        complain(&line);
+        message(&line);
     }
     ExitCode::from(failure.class.status())
 }
 
-/// Writes a line to standard error.
-fn complain(line: &str) {
-    writeln!(io::stderr(), "{line}").ok();
-}
-
-/// Writes data to standard output, as [`try_print`] does, for a command that has nothing else to do.
-fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<ExitCode, Failure> {
-    let printed = try_print(write).context("cannot write to standard output");
-    printed.map_err(Failure::host)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Writes data to standard output. A reader that has gone has read enough: that is success.
-fn try_print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match write(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-/// The command line, for people; at most a line or two of it.
+/// The command line for display, shortened, without the values of build arguments.
 fn command_line(args: &[OsString]) -> String {
-    const MOST: usize = 200;
+    const MAX_CHARS: usize = 200;
     let name = |arg: &OsString| {
         Path::new(arg)
             .file_name()
@@ -217,7 +144,7 @@ fn command_line(args: &[OsString]) -> String {
             _ if words.last().is_some_and(|word| word == BUILD_ARG) => (0, Some(word.as_str())),
             _ => (0, None),
         };
-        // The value is nobody's business, and may be a secret.
+        // The value may be a secret.
         if let Some((name, value)) = argument.and_then(|argument| argument.split_once('='))
             && !value.is_empty()
         {
@@ -226,7 +153,7 @@ fn command_line(args: &[OsString]) -> String {
         }
         words.push(word);
     }
-    words.join(" ").chars().take(MOST).collect()
+    words.join(" ").chars().take(MAX_CHARS).collect()
 }
 
 const BUILD_ARG: &str = "--build-arg";
@@ -241,7 +168,7 @@ mod tests {
         Cli::try_parse_from(std::iter::once("cofferdam").chain(words.split_whitespace()))
     }
 
-    /// The help of every command, one below the other.
+    /// The help of all commands.
     fn help() -> String {
         let mut program = Cli::command().term_width(100);
         program.build();
@@ -266,22 +193,22 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_of_the_options_is_sound() {
+    fn the_option_definitions_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn help_is_as_it_was_agreed() {
+    fn help_matches_the_snapshot() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/command/help.txt");
-        let agreed = std::fs::read_to_string(path).unwrap_or_default();
+        let snapshot = std::fs::read_to_string(path).unwrap_or_default();
         let now = help();
-        // Set this to take over a change that is meant.
+        // Set this variable to accept the new text.
         if std::env::var_os("COFFERDAM_BLESS").is_some() {
             std::fs::write(path, &now).unwrap();
         } else {
             assert_eq!(
-                now, agreed,
-                "if the change is meant, run the test with COFFERDAM_BLESS=1"
+                now, snapshot,
+                "if the change is intended, run the test with COFFERDAM_BLESS=1"
             );
         }
     }
@@ -294,12 +221,12 @@ mod tests {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             let fine = examples.contains("cofferdam ") || command.get_name() == "version";
-            assert!(fine, "{} shows no example", command.get_name());
+            assert!(fine, "the help of {} has no example", command.get_name());
         }
     }
 
     #[test]
-    fn usual_command_lines_are_understood() {
+    fn common_command_lines_are_accepted() {
         for words in [
             "build .",
             "b -t a -t b:2 -f x/Dockerfile --build-arg A=1 --build-arg B --target t .",
@@ -331,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_lines_are_refused_with_the_reason() {
+    fn invalid_command_lines_are_rejected_with_the_reason() {
         for (words, reason) in [
             ("build", "<PATH>"),
             ("build --tagg x .", "--tag"),
@@ -357,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_told_without_the_programs_directory_and_not_at_length() {
+    fn the_displayed_command_line_has_no_directory_no_secret_and_a_maximum_length() {
         let args = ["/usr/bin/cofferdam", "build", "."].map(OsString::from);
         assert_eq!(command_line(&args), "cofferdam build .");
         let secret = "c build --build-arg A=s3cret --build-arg=B=s3=cret --build-arg C . D=e";

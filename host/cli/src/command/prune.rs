@@ -1,4 +1,4 @@
-//! `cofferdam prune`: makes room.
+//! `cofferdam prune`: removes unused build cache.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, IsTerminal as _};
@@ -12,71 +12,73 @@ use ::store::{
 use exec::Cancel;
 use launcher::disk;
 
-use super::{Common, complain, du};
+use super::common::Common;
+use super::du;
 use crate::exit::{Class, Failure};
-use crate::progress::clean;
-use crate::table::{self, Side};
+use crate::output::{message, print};
+use crate::sanitize::sanitize;
+use crate::table::{self, Align};
 use crate::{signals, size};
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam prune                        what no named image and no running build needs
-  cofferdam prune --all -f               images and logs of builds too, without asking
-  cofferdam prune --until 7d             only what was not used for a week
-  cofferdam prune --keep-storage 10g     the oldest first, until 10 GiB are left
+  cofferdam prune                        remove cache that no image and no running build uses
+  cofferdam prune --all -f               also remove images and history, without confirmation
+  cofferdam prune --until 7d             remove cache not used for a week
+  cofferdam prune --keep-storage 10g     remove the oldest cache until 10 GiB are left
   cofferdam prune --filter type=layer --filter 'description~=^RUN apt'
-                                         only what was made so
-  cofferdam prune --dry-run              only say what would go
+                                         remove only matching cache
+  cofferdam prune --dry-run              show what would be removed
 
-A filter is until=TIME, or FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN. Fields are id,
-type (the column KIND) and description (`origin` in `cofferdam du --format json`).
+A filter is until=TIME, FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN. FIELD is id, type (the
+column KIND) or description (`origin` in `cofferdam du --format json`).
 
-What a running build uses is never taken. Sizes count in powers of 1024.";
+Cache in use by running builds is never removed. Sizes are in powers of 1024.";
 
-/// The type of the disk of a builder VM, as filters and lists have it.
+/// The type of a guest disk in filters and lists.
 const DISK: &str = "disk";
 
-/// Remove what is not needed
+/// Remove unused build cache
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Also images that have names, and without limits or filters caches, and the history of builds with
-    /// its logs
+    /// Also remove images and, without limits or filters, the build history with its logs and all other
+    /// caches
     #[arg(short, long)]
     all: bool,
-    /// Do not ask
+    /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
-    /// Only say what would go
+    /// Show what would be removed without removing it
     #[arg(long)]
     dry_run: bool,
-    /// Only what was not used for this long, such as 24h or 7d
+    /// Only remove cache not used for TIME, for example 24h or 7d
     #[arg(long, value_name = "TIME", value_parser = size::parse_duration)]
     until: Option<Duration>,
-    /// Only what passes this; can be given more than once
-    #[arg(long = "filter", value_name = "FILTER", value_parser = Wanted::parse)]
-    filters: Vec<Wanted>,
-    /// Stop when the store takes no more than this
+    /// Only remove cache that matches FILTER; repeatable
+    #[arg(long = "filter", value_name = "FILTER", value_parser = FilterArg::parse)]
+    filters: Vec<FilterArg>,
+    /// Maximum amount of disk space to keep for the store
     #[arg(long, alias = "max-used-space", value_name = "SIZE", value_parser = size::parse)]
     keep_storage: Option<u64>,
-    /// Stop when the file system has this much room
+    /// Target amount of free disk space after pruning
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     min_free_space: Option<u64>,
-    /// Never take the store below this
+    /// Amount of disk space always allowed to keep for the store
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0")]
     reserved_space: u64,
 }
 
-/// What a filter of the command line asks for.
+/// A value of `--filter`.
 #[derive(Debug, Clone)]
-enum Wanted {
-    /// Not used for this long.
+enum FilterArg {
+    /// Objects not used for this long.
     Until(Duration),
-    /// Objects of some kind.
+    /// Objects with matching properties.
     Objects(Filter),
 }
 
-impl Wanted {
+impl FilterArg {
     fn parse(text: &str) -> Result<Self, String> {
         if let Some(("until" | "unused-for", time)) = text.split_once('=') {
             return size::parse_duration(time).map(Self::Until);
@@ -86,7 +88,7 @@ impl Wanted {
     }
 }
 
-/// What the arguments ask the store for.
+/// The prune options of the store that the arguments describe.
 fn options(args: &Args) -> PruneOptions {
     let mut options = PruneOptions {
         images: args.all,
@@ -97,11 +99,11 @@ fn options(args: &Args) -> PruneOptions {
         reserved: args.reserved_space,
         dry_run: args.dry_run,
     };
-    for wanted in &args.filters {
-        match wanted {
-            // All filters must pass.
-            Wanted::Until(time) => options.unused_for = options.unused_for.max(Some(*time)),
-            Wanted::Objects(filter) => options.filters.push(filter.clone()),
+    for filter in &args.filters {
+        match filter {
+            // All filters must match, so the longest time counts.
+            FilterArg::Until(time) => options.unused_for = options.unused_for.max(Some(*time)),
+            FilterArg::Objects(filter) => options.filters.push(filter.clone()),
         }
     }
     options
@@ -113,7 +115,9 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let cancel = Cancel::new();
-    signals::watch(&cancel, || complain("stopping; once more to leave at once"))?;
+    signals::watch(&cancel, || {
+        message("stopping; press Ctrl-C again to exit immediately");
+    })?;
     let store = common.open_to_prune()?;
     let free = || store.space().map(|space| space.free).map_err(Failure::host);
     let before = free()?;
@@ -124,20 +128,20 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     if !args.dry_run
         && let Some(text) = shortfall(report.freed, after.saturating_sub(before))
     {
-        complain(&text);
+        message(&text);
     }
     explain(&report)
 }
 
-/// What is to be said if the file system has `gained` far less than was removed, in bytes.
+/// The warning if free space has grown by far less than was removed. Both are in bytes.
 fn shortfall(removed: u64, gained: u64) -> Option<String> {
-    /// Less than this is lost among what others write meanwhile.
-    const TELLING: u64 = 64 << 20;
-    (removed >= TELLING && gained < removed / 2).then(|| {
+    /// Below this, the difference may come from other writers.
+    const THRESHOLD: u64 = 64 << 20;
+    (removed >= THRESHOLD && gained < removed / 2).then(|| {
         let gained = size::show(gained);
         format!(
-            "the file system has only {gained} more room than before: others write to it, or still \
-             have open what was removed"
+            "free disk space grew by only {gained}: other processes write to the disk or keep removed \
+             files open"
         )
     })
 }
@@ -145,21 +149,23 @@ fn shortfall(removed: u64, gained: u64) -> Option<String> {
 fn confirmed(images: bool) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::usage(
-            "there is nobody to ask; add --force to go on without asking",
+            "cannot prompt for confirmation without a terminal; use --force",
         ));
     }
     let what = if images {
-        "everything that no running build needs"
+        "all images and all build cache that no running build uses"
     } else {
-        "everything that no named image and no running build needs"
+        "all build cache that no image and no running build uses"
     };
-    complain(&format!("This removes {what} from the store. Go on? [y/N]"));
+    message(&format!(
+        "WARNING! This will remove {what}. Are you sure you want to continue? [y/N]"
+    ));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y"))
 }
 
-/// Nothing is printed during the pass: a terminal that does not read must not hold it up.
+/// Prints nothing while pruning, so that a stopped terminal cannot block it.
 fn prune(
     args: &Args,
     store: &Store,
@@ -170,7 +176,7 @@ fn prune(
     let disks: u64 = tried.iter().map(freed).sum();
     let stuck: Vec<String> = tried.iter().filter_map(why_not).collect();
     if options.dry_run {
-        // They are there still, and must not count a second time.
+        // The disks still exist, and must not count twice.
         options.max_used = options.max_used.map(|most| most.saturating_add(disks));
         options.min_free = options.min_free.map(|least| least.saturating_sub(disks));
     }
@@ -189,7 +195,7 @@ fn prune(
     Ok((tried, report))
 }
 
-/// Disks of VMs go first: what is on them is in the store too.
+/// Removes guest disks. They go first because they only hold copies of layers in the store.
 pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<Pruned>, Failure> {
     let mut goal = store.prune_goal(options).map_err(Failure::host)?;
     let mut tried = Vec::new();
@@ -241,12 +247,12 @@ pub(super) fn freed(one: &Pruned) -> u64 {
 fn show(tried: &[Pruned], report: &PruneReport, dry_run: bool) -> Result<(), Failure> {
     let rows: Vec<_> = tried.iter().map(row).collect();
     let columns = [
-        ("ID", Side::Left),
-        ("RECLAIMABLE", Side::Left),
-        ("SIZE", Side::Right),
-        ("KIND", Side::Left),
+        ("ID", Align::Left),
+        ("RECLAIMABLE", Align::Left),
+        ("SIZE", Align::Right),
+        ("KIND", Align::Left),
     ];
-    super::print(|out| {
+    print(|out| {
         if !rows.is_empty() {
             table::write(out, columns, &rows)?;
         }
@@ -273,23 +279,23 @@ fn row(one: &Pruned) -> [String; 4] {
     ]
 }
 
-/// How much of the store builds use that run, and which.
+/// How much of the store running builds use, and which builds.
 pub(super) fn in_use(report: &PruneReport) -> Option<String> {
-    /// Owners that are named.
-    const MOST: usize = 5;
+    /// Builds that are named.
+    const MAX_NAMED: usize = 5;
     let bytes = sum(&report.in_use);
     let pins = report.in_use.iter().flat_map(|item| &item.pins);
     let running = pins.filter(|pin| matches!(pin, Pin::Instance { .. }));
     let owners: BTreeSet<String> = running.map(du::kept_by).collect();
-    let mut named: Vec<String> = owners.iter().take(MOST).cloned().collect();
-    if let Some(more) = owners.len().checked_sub(MOST).filter(|more| *more > 0) {
+    let mut named: Vec<String> = owners.iter().take(MAX_NAMED).cloned().collect();
+    if let Some(more) = owners.len().checked_sub(MAX_NAMED).filter(|more| *more > 0) {
         named.push(format!("and {more} more"));
     }
     let owners = named.join(", ");
-    (bytes > 0).then(|| format!("{} are in use ({owners})", size::show(bytes)))
+    (bytes > 0).then(|| format!("{} in use ({owners})", size::show(bytes)))
 }
 
-/// How much of the store images with names keep.
+/// How much of the store images keep.
 fn kept(report: &PruneReport) -> Option<String> {
     let bytes = sum(&report.kept);
     let pins = report.kept.iter().flat_map(|item| &item.pins);
@@ -297,9 +303,7 @@ fn kept(report: &PruneReport) -> Option<String> {
     let names: BTreeSet<String> = named.map(du::kept_by).collect();
     (!names.is_empty()).then(|| {
         let (bytes, n) = (size::show(bytes), names.len());
-        format!(
-            "{bytes} are kept for {n} image names; `cofferdam du` says which, `--all` takes them"
-        )
+        format!("{bytes} kept for {n} image names; see `cofferdam du`, or add --all to remove them")
     })
 }
 
@@ -307,24 +311,24 @@ fn sum(items: &[Item]) -> u64 {
     items.iter().map(|item| item.allocated).sum()
 }
 
-/// Says what stayed and why, and decides the exit status.
+/// Prints what was kept and why, and returns the exit status.
 fn explain(report: &PruneReport) -> Result<ExitCode, Failure> {
-    for trouble in &report.failed {
-        complain(&format!("could not remove {}", clean(trouble.as_bytes())));
+    for error in &report.failed {
+        message(&format!("cannot remove {}", sanitize(error.as_bytes())));
     }
     for text in in_use(report).into_iter().chain(kept(report)) {
-        complain(&text);
+        message(&text);
     }
     match report.end {
         PruneEnd::Complete if report.failed.is_empty() => Ok(ExitCode::SUCCESS),
         PruneEnd::Complete => Ok(ExitCode::from(Class::Host.status())),
         PruneEnd::Incomplete => {
-            complain("less could be freed than was asked for");
+            message("could not free as much disk space as requested");
             Ok(ExitCode::from(Class::Host.status()))
         }
         PruneEnd::Cancelled => Ok(ExitCode::from(Class::Cancelled.status())),
         PruneEnd::AlreadyRunning => {
-            complain("another process is pruning this store already");
+            message("another process is already pruning this store");
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -335,21 +339,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prune_that_gave_no_room_says_so() {
+    fn a_prune_that_freed_no_space_warns() {
         const MIB: u64 = 1 << 20;
         assert_eq!(shortfall(0, 0), None);
         assert_eq!(shortfall(63 * MIB, 0), None);
         assert_eq!(shortfall(100 * MIB, 50 * MIB), None);
         let text = shortfall(100 * MIB, 49 * MIB).unwrap();
-        assert!(text.contains("only 49.0MiB more"), "{text}");
+        assert!(text.contains("only 49.0MiB"), "{text}");
     }
 
     #[test]
-    fn filters_are_read_and_the_longest_time_counts() {
-        let parse = |text: &str| Wanted::parse(text);
-        assert!(matches!(parse("until=1h"), Ok(Wanted::Until(time)) if time.as_secs() == 3600));
-        assert!(matches!(parse("unused-for=2h"), Ok(Wanted::Until(_))));
-        assert!(matches!(parse("type=layer"), Ok(Wanted::Objects(_))));
+    fn filters_are_parsed_and_the_longest_time_counts() {
+        let parse = |text: &str| FilterArg::parse(text);
+        assert!(matches!(parse("until=1h"), Ok(FilterArg::Until(time)) if time.as_secs() == 3600));
+        assert!(matches!(parse("unused-for=2h"), Ok(FilterArg::Until(_))));
+        assert!(matches!(parse("type=layer"), Ok(FilterArg::Objects(_))));
         for wrong in ["until=soon", "private", "size=3"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -1,26 +1,26 @@
-//! `cofferdam store`: looks after the store itself.
+//! `cofferdam store`: checks and repairs the store.
 
 use std::process::ExitCode;
 
 use ::store::{CheckReport, Store, StoreError};
 use clap::Subcommand;
 
-use super::{Common, complain};
+use super::common::Common;
 use crate::exit::{Class, Failure};
-use crate::progress::clean;
+use crate::output::{message, print};
+use crate::sanitize::sanitize;
 use crate::size;
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam store check             compare the database with what is on disk, with the VMs that run,
-                                    and hash everything
-  cofferdam store check --repair    also remove what belongs to nothing and forget what is damaged;
-                                    a database that is damaged is made anew from the layers
+  cofferdam store check             verify the database, all files of the store and running VMs
+  cofferdam store check --repair    also remove orphaned and damaged files; rebuild a damaged
+                                    database from the layers
 
-Exit status of check: 0 if nothing is wrong (any more), 125 otherwise. What is damaged is made
-anew by the next build that needs it.";
+Exit status: 0 if no problems were found or all were repaired, 125 otherwise. Builds recreate
+damaged results when they need them.";
 
-/// Look after the store
+/// Check and repair the store
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
@@ -30,10 +30,10 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Compare the database with what is really there
+    /// Verify the database, all files of the store and running VMs
     #[command(after_help = EXAMPLES)]
     Check {
-        /// Put in order what is wrong
+        /// Repair the problems found
         #[arg(long)]
         repair: bool,
     },
@@ -42,38 +42,38 @@ enum Action {
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let Action::Check { repair } = args.action;
-    let looked = look(repair, common);
-    let damage = match &looked {
+    let checked = check(repair, common);
+    let damage = match &checked {
         Err(failure) if is_damaged(failure) => Some(format!("{:#}", failure.error)),
         Err(_) => None,
         Ok((_, report)) => report.database_damage().map(ToString::to_string),
     };
     let (vms, report) = match damage {
         Some(damage) if repair => {
-            complain(&damage);
+            message(&damage);
             rebuild(common)?;
-            look(repair, common)?
+            check(repair, common)?
         }
-        Some(_) | None => looked?,
+        Some(_) | None => checked?,
     };
     show(&vms, &report)?;
-    let are_mended = vms.iter().all(|(_, mended)| *mended);
-    let fine = (report.is_clean() || (repair && report.is_repaired())) && are_mended;
-    Ok(if fine {
+    let vms_are_fine = vms.iter().all(|(_, repaired)| *repaired);
+    let store_is_fine = report.is_clean() || (repair && report.is_repaired());
+    Ok(if vms_are_fine && store_is_fine {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(Class::Host.status())
     })
 }
 
-/// What is wrong with VMs, and with the store.
-type Looked = (Vec<(launcher::Finding, bool)>, CheckReport);
+/// Problems with VMs, each with whether it was repaired, and the report on the store.
+type Checked = (Vec<(launcher::Finding, bool)>, CheckReport);
 
-fn look(repair: bool, common: &Common) -> Result<Looked, Failure> {
+fn check(repair: bool, common: &Common) -> Result<Checked, Failure> {
     let store = if repair {
         common.open_to_prune()?
     } else {
-        common.open_to_look()?
+        common.open_to_inspect()?
     };
     let vms = launcher::audit(&store, repair).map_err(Failure::host);
     let report = store.check(repair).map_err(Failure::host);
@@ -81,18 +81,18 @@ fn look(repair: bool, common: &Common) -> Result<Looked, Failure> {
     Ok((vms?, report?))
 }
 
-/// Whether the database cannot be read.
+/// Whether the database is damaged.
 fn is_damaged(failure: &Failure) -> bool {
     let error = failure.error.downcast_ref::<StoreError>();
     matches!(error, Some(StoreError::Corrupt { .. }))
 }
 
 fn rebuild(common: &Common) -> Result<(), Failure> {
-    complain("making a new database from the layers and blobs; all of them are read");
+    message("rebuilding the database from the layers and blobs; this reads all of them");
     let kept = Store::rebuild(&common.store_dir()?).map_err(Failure::host)?;
-    complain(&format!(
-        "kept {} layers, {} other blobs and the logs of {} builds; names of images, results of steps \
-         and the rest of the history are lost",
+    message(&format!(
+        "kept {} layers, {} other blobs and the logs of {} builds; image names, step results and the \
+         rest of the build history are lost",
         kept.layers, kept.blobs, kept.builds
     ));
     Ok(())
@@ -103,15 +103,17 @@ fn show(vms: &[(launcher::Finding, bool)], report: &CheckReport) -> Result<ExitC
     let rows = report.findings.iter();
     let rows = rows.map(|(what, done)| (what.to_string(), *done));
     let findings: Vec<(String, bool)> = vms.chain(rows).collect();
-    super::print(|out| {
+    print(|out| {
         for (finding, repaired) in &findings {
             let end = if *repaired { " (repaired)" } else { "" };
-            writeln!(out, "{}{end}", clean(finding.as_bytes()))?;
+            writeln!(out, "{}{end}", sanitize(finding.as_bytes()))?;
         }
         let bytes = size::show(report.bytes);
-        match findings.len() {
-            0 => writeln!(out, "{} objects, {bytes}: all in order", report.objects),
-            wrong => writeln!(out, "{} objects, {bytes}: {wrong} findings", report.objects),
-        }
+        let problems = match findings.len() {
+            0 => "no problems".to_owned(),
+            1 => "1 problem".to_owned(),
+            many => format!("{many} problems"),
+        };
+        writeln!(out, "{} objects, {bytes}: {problems} found", report.objects)
     })
 }

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use launcher::VmImage;
 
+use crate::directories;
 use crate::exit::Failure;
-use crate::places;
+use crate::output::print;
 
-/// Show the version of cofferdam and of its VM image
+/// Show version information
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Directory with the image of the builder VM
+    /// Directory of the guest image
     #[arg(
         long,
         value_name = "DIR",
@@ -23,7 +24,7 @@ pub(super) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let dir = places::vm_image(args.vm_image.as_deref());
+    let dir = directories::guest_image(args.vm_image.as_deref());
     let image = match VmImage::open(&dir) {
         Ok(image) => format!(
             "agent {}, protocol {}, Linux {} ({})",
@@ -32,10 +33,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             image.manifest.kernel_version,
             dir.display()
         ),
-        Err(error) => format!("none: {error}"),
+        Err(error) => format!("unavailable: {error}"),
     };
-    super::print(|out| {
+    print(|out| {
         writeln!(out, "cofferdam {}", env!("CARGO_PKG_VERSION"))?;
-        writeln!(out, "VM image: {image}")
+        writeln!(out, "guest image: {image}")
     })
 }

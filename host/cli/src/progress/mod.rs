@@ -1,11 +1,12 @@
-//! Shows what a build does, without ever being in its way.
+//! Shows the progress of a build without slowing it down.
 //!
-//! The engine's threads put events into a bounded [`queue`]; a thread of its own takes them out
-//! and writes. A terminal that is slow, stopped or gone makes that thread wait or end, and nothing
-//! else: the build cannot notice. At the end the program waits for the display only while it
-//! makes progress.
+//! The threads of the engine put events into a bounded [`queue`]; a renderer thread takes them out
+//! and writes. A slow, stopped or closed terminal blocks or ends the renderer thread only, never the
+//! build. At the end the program waits for the renderer only as long as it makes progress.
+//!
+//! [`plain`], [`tty`], [`quiet`] and [`rawjson`] are the displays; [`text`] has the lines that they
+//! share.
 
-mod lines;
 mod plain;
 mod queue;
 mod quiet;
@@ -23,7 +24,6 @@ use clap::ValueEnum;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use engine::event::{Event, Reporter};
 
-pub(crate) use lines::{Lines, clean};
 pub(crate) use rawjson::{comparison, explanation, with};
 pub(crate) use text::log_time;
 
@@ -35,32 +35,32 @@ use rawjson::RawJson;
 use text::Ending;
 use tty::Tty;
 
-/// How often the live display is drawn.
+/// Interval between redraws of the live display.
 const TICK: Duration = Duration::from_millis(100);
 /// How long the program waits at its end for a display that makes no progress.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STALL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How progress is shown, on standard error.
+/// How to show progress on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
-    /// `tty` on a terminal, else `plain`
+    /// `tty` on a terminal, otherwise `plain`
     Auto,
-    /// Line by line
+    /// One line after the other
     Plain,
-    /// A live display; needs a terminal
+    /// Live display; requires a terminal
     Tty,
-    /// Nothing but errors
+    /// Errors only
     Quiet,
-    /// One JSON object on each line
+    /// One JSON object per line
     Rawjson,
 }
 
-/// How the build ended, for the display to say last.
+/// How the build ended: the last thing to show.
 #[derive(Debug)]
 pub(crate) struct End {
-    /// What went wrong, if something did.
+    /// The error class, or `None` after a success.
     pub(crate) class: Option<Class>,
-    /// Lines to show last, such as the error.
+    /// The last lines, such as the error message.
     pub(crate) closing: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 struct Shared {
     queue: Queue,
-    /// Grows with each thing that was shown.
+    /// Number of items shown, to see whether the renderer makes progress.
     shown: AtomicU64,
     end: Mutex<Option<End>>,
 }
@@ -92,30 +92,30 @@ impl Progress {
             end: Mutex::new(None),
         });
         let (finished, done) = bounded(1);
-        let theirs = Arc::clone(&shared);
+        let renderer = Arc::clone(&shared);
         thread::Builder::new()
             .name("renderer".into())
             .spawn(move || {
-                // A closed output ends the display, and nothing else.
-                if render(display, &theirs).is_err() {
-                    theirs.queue.desert();
+                // A closed output ends the display only.
+                if render(display, &renderer).is_err() {
+                    renderer.queue.abandon();
                 }
                 finished.try_send(()).ok();
             })?;
         Ok(Self { shared, done })
     }
 
-    /// Shows a line of the program itself.
+    /// Shows a message of the program itself.
     pub(crate) fn note(&self, text: impl Into<String>) {
         self.shared.queue.note(text.into());
     }
 
-    /// Shows the end, and waits for the display as long as that makes progress.
+    /// Shows the end, and waits for the display as long as it makes progress.
     pub(crate) fn finish(&self, end: End) {
-        self.finish_within(end, PATIENCE);
+        self.finish_within(end, STALL_LIMIT);
     }
 
-    fn finish_within(&self, end: End, patience: Duration) {
+    fn finish_within(&self, end: End, stall_limit: Duration) {
         *self
             .shared
             .end
@@ -129,7 +129,7 @@ impl Progress {
                 return;
             }
             before = Some(shown);
-            match self.done.recv_timeout(patience) {
+            match self.done.recv_timeout(stall_limit) {
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -143,7 +143,7 @@ impl Reporter for Progress {
     }
 }
 
-/// The renderer's thread.
+/// The body of the renderer thread.
 fn render(mut display: Display, shared: &Shared) -> io::Result<()> {
     loop {
         let (items, closed) = shared.queue.take(TICK);
@@ -164,7 +164,7 @@ fn render(mut display: Display, shared: &Shared) -> io::Result<()> {
     end.map_or(Ok(()), |end| display.finish(shared.queue.now(), &end))
 }
 
-/// Where a display writes, if it does so line by line.
+/// The output of a display that writes line by line.
 type Out = Box<dyn Write + Send>;
 
 /// One of the displays.
@@ -184,7 +184,7 @@ impl Display {
         Ok(match mode {
             Mode::Tty if !terminal => {
                 return Err(io::Error::other(
-                    "--progress tty needs a terminal on standard error",
+                    "--progress tty requires a terminal on standard error",
                 ));
             }
             Mode::Auto if terminal && !dumb => Self::Tty(Box::new(Tty::on_stderr(colours()))),
@@ -240,7 +240,8 @@ impl Display {
     }
 }
 
-/// Whether standard error shows colours: a terminal, and `NO_COLOR` and its kin do not object.
+/// Whether to use colours on standard error: it is a terminal, and neither `NO_COLOR` nor a similar
+/// variable forbids them.
 fn colours() -> bool {
     anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never
 }
@@ -252,7 +253,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader that never reads: the first write blocks until the test is over.
+    /// A reader that never reads: the first write blocks until the end of the test.
     struct Stuck(Receiver<()>);
 
     impl Write for Stuck {
@@ -266,10 +267,10 @@ mod tests {
         }
     }
 
-    /// A reader that has gone.
-    struct Gone;
+    /// A reader that has closed the pipe.
+    struct Closed;
 
-    impl Write for Gone {
+    impl Write for Closed {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(io::ErrorKind::BrokenPipe.into())
         }
@@ -279,11 +280,11 @@ mod tests {
         }
     }
 
-    /// Keeps what was written.
+    /// Captures what is written.
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Kept {
+    impl Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -326,28 +327,28 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_never_reads_holds_up_neither_the_build_nor_its_end() {
-        let (let_go, held) = bounded(1);
+    fn a_reader_that_never_reads_blocks_neither_the_build_nor_its_end() {
+        let (release, held) = bounded(1);
         let progress = plain(Stuck(held));
         report_a_lot(&progress);
         progress.finish_within(end(&[]), Duration::from_millis(50));
-        drop(let_go);
+        drop(release);
     }
 
     #[test]
-    fn a_reader_that_has_gone_changes_nothing() {
-        let progress = plain(Gone);
+    fn a_closed_output_does_not_affect_the_build() {
+        let progress = plain(Closed);
         report_a_lot(&progress);
         progress.finish(end(&["ERROR: never seen"]));
     }
 
     #[test]
     fn the_closing_lines_come_last() {
-        let kept = Kept::default();
-        let progress = plain(kept.clone());
+        let captured = Captured::default();
+        let progress = plain(captured.clone());
         progress.note("booting");
         progress.finish(end(&["ERROR: no"]));
-        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "booting\nERROR: no\n");
     }
 }

@@ -1,10 +1,9 @@
-//! What lies between the engine and the renderer.
+//! The queue between the engine and the renderer.
 //!
-//! **Law:** reporting an event never waits for a reader. The lock is held for the moment of an
-//! insertion only, never while something is written. Memory is bounded: output beyond
-//! [`MAX_LOG`] that the renderer has not taken yet is counted and left out of the display (the
-//! step's log in the store has it), a newer status replaces an older one, and of the rest there is
-//! at most a handful per step.
+//! **Rule:** reporting an event never waits for a reader. The lock is held for an insertion only,
+//! never during a write. Memory is bounded: at most [`MAX_LOG`] of output waits for the renderer,
+//! and the rest is counted but not shown (the step's log in the store has all of it). A newer status
+//! replaces an older one. Of all other events there are only a few per step.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,52 +11,52 @@ use std::time::{Duration, Instant};
 
 use engine::event::{Event, Outcome, StepId};
 
-/// Most bytes of step output that wait to be shown.
+/// Maximum size of the step output that waits to be shown, in bytes.
 const MAX_LOG: usize = 4 << 20;
-/// What an item costs besides its bytes, generously, so that a million writes of one byte are
-/// bounded too.
-const ITEM: usize = 256;
-/// Output of one step is put together up to about this size while it waits.
+/// Size that an item counts in addition to its bytes, so that a million one-byte writes are bounded
+/// too.
+const ITEM_OVERHEAD: usize = 256;
+/// Waiting output of one step is merged into pieces of about this size, in bytes.
 const MAX_PIECE: usize = 64 << 10;
-/// How many events back a status may be replaced in place.
+/// How far back, in items, an older status is replaced in place.
 const STATUS_REACH: usize = 64;
-/// How much of the end of a step's output is kept for the message about its failure.
+/// How much of the end of a step's output is kept for its error message, in bytes.
 const MAX_TAIL: usize = 32 << 10;
 
-/// Output of a step in pieces, cut anywhere, with the time of each.
+/// Output of a step in pieces, split at arbitrary bytes, with the time of each.
 pub(crate) type Pieces = Vec<(Duration, Vec<u8>)>;
 
-/// One thing to show.
+/// Something to show.
 #[derive(Debug, Clone)]
-pub(crate) enum What {
-    /// Of the build.
+pub(crate) enum Payload {
+    /// An event of the build.
     Event(Event),
-    /// The display is lagging: this much of the step's output is not shown.
+    /// Output that is not shown, because the display is too slow.
     Skipped {
         /// The step.
         step: StepId,
-        /// How many bytes.
+        /// Size of the output.
         bytes: u64,
     },
-    /// The step failed, and this was the end of its output.
+    /// The end of a failed step's output.
     Tail {
         /// The step.
         step: StepId,
         /// The end of its output.
         output: Pieces,
     },
-    /// A line of the program itself.
+    /// A message of the program itself.
     Note(String),
 }
 
-/// One thing to show and when it happened, since the start of the build.
+/// Something to show and when it happened, as time since the start of the build.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
     pub(crate) at: Duration,
-    pub(crate) what: What,
+    pub(crate) payload: Payload,
 }
 
-/// See the module's documentation.
+/// The queue between the engine and the renderer.
 #[derive(Debug)]
 pub(crate) struct Queue {
     start: Instant,
@@ -71,10 +70,10 @@ struct State {
     log_bytes: usize,
     skipped: BTreeMap<StepId, u64>,
     tails: BTreeMap<StepId, Tail>,
-    /// The build has ended: nothing more will come.
+    /// The build has ended: no more items will come.
     closed: bool,
-    /// Nobody reads any more: whatever comes is dropped.
-    deserted: bool,
+    /// The renderer has ended: new items are dropped.
+    abandoned: bool,
 }
 
 impl Queue {
@@ -95,47 +94,47 @@ impl Queue {
     pub(crate) fn event(&self, event: Event) {
         let at = self.now();
         let mut state = self.lock();
-        if !state.deserted {
+        if !state.abandoned {
             state.add(at, event);
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Adds a line of the program itself.
+    /// Adds a message of the program itself.
     pub(crate) fn note(&self, text: String) {
         let at = self.now();
         let mut state = self.lock();
-        if !state.deserted {
+        if !state.abandoned {
             state.items.push_back(Item {
                 at,
-                what: What::Note(text),
+                payload: Payload::Note(text),
             });
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// The build has ended.
+    /// Marks the end of the build.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_one();
     }
 
-    /// The reader has gone.
-    pub(crate) fn desert(&self) {
+    /// Marks the end of the renderer.
+    pub(crate) fn abandon(&self) {
         let mut state = self.lock();
-        state.deserted = true;
+        state.abandoned = true;
         state.items.clear();
     }
 
-    /// Waits for something to show, at most for `patience`. Returns what there is, and whether
-    /// nothing more will come.
-    pub(crate) fn take(&self, patience: Duration) -> (VecDeque<Item>, bool) {
+    /// Waits for items, but no longer than `timeout`. Returns all items, and whether the build has
+    /// ended.
+    pub(crate) fn take(&self, timeout: Duration) -> (VecDeque<Item>, bool) {
         let state = self.lock();
         let (mut state, _) = self
             .changed
-            .wait_timeout_while(state, patience, |state| {
+            .wait_timeout_while(state, timeout, |state| {
                 state.items.is_empty() && !state.closed
             })
             .unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +153,7 @@ impl State {
             Event::Log { step, data, .. } => {
                 let (step, length) = (*step, data.len());
                 self.tails.entry(step).or_default().push(at, data);
-                if self.log_bytes + length + ITEM > MAX_LOG {
+                if self.log_bytes + length + ITEM_OVERHEAD > MAX_LOG {
                     *self.skipped.entry(step).or_default() += length as u64;
                     return;
                 }
@@ -165,14 +164,14 @@ impl State {
             Event::Status { step, what, .. } => {
                 let newer = (*step, what.clone());
                 let old = self.items.iter_mut().rev().take(STATUS_REACH).find(|item| {
-                    matches!(&item.what, What::Event(Event::Status { step, what, .. })
+                    matches!(&item.payload, Payload::Event(Event::Status { step, what, .. })
                         if (*step, what) == (newer.0, &newer.1))
                 });
                 match old {
                     Some(old) => {
                         *old = Item {
                             at,
-                            what: What::Event(event),
+                            payload: Payload::Event(event),
                         }
                     }
                     None => self.push(at, event),
@@ -187,7 +186,7 @@ impl State {
                     let output = tail.pieces.into();
                     self.items.push_back(Item {
                         at,
-                        what: What::Tail { step, output },
+                        payload: Payload::Tail { step, output },
                     });
                 }
             }
@@ -198,12 +197,12 @@ impl State {
         }
     }
 
-    /// Adds output, to the item before it if that is output of the same stream.
+    /// Adds output. It is appended to the last item if that is output of the same stream.
     fn append(&mut self, at: Duration, event: Event) {
         if let Event::Log { step, stream, data } = &event
             && let Some(Item {
-                what:
-                    What::Event(Event::Log {
+                payload:
+                    Payload::Event(Event::Log {
                         step: s,
                         stream: f,
                         data: d,
@@ -216,14 +215,14 @@ impl State {
             d.extend_from_slice(data);
             return;
         }
-        self.log_bytes += ITEM;
+        self.log_bytes += ITEM_OVERHEAD;
         self.push(at, event);
     }
 
     fn push(&mut self, at: Duration, event: Event) {
         self.items.push_back(Item {
             at,
-            what: What::Event(event),
+            payload: Payload::Event(event),
         });
     }
 
@@ -231,7 +230,7 @@ impl State {
         if let Some(bytes) = self.skipped.remove(&step) {
             self.items.push_back(Item {
                 at,
-                what: What::Skipped { step, bytes },
+                payload: Payload::Skipped { step, bytes },
             });
         }
     }
@@ -280,17 +279,17 @@ mod tests {
         }
     }
 
-    fn taken(queue: &Queue) -> Vec<What> {
+    fn taken(queue: &Queue) -> Vec<Payload> {
         queue
             .take(Duration::ZERO)
             .0
             .into_iter()
-            .map(|item| item.what)
+            .map(|item| item.payload)
             .collect()
     }
 
     #[test]
-    fn output_that_nobody_takes_is_bounded_and_counted() {
+    fn waiting_output_is_bounded_and_the_rest_counted() {
         let queue = Queue::new(Instant::now());
         for _ in 0..100 {
             queue.event(log(7, &[b'x'; 1 << 20]));
@@ -300,7 +299,7 @@ mod tests {
         let shown: usize = items
             .iter()
             .map(|what| {
-                if let What::Event(Event::Log { data, .. }) = what {
+                if let Payload::Event(Event::Log { data, .. }) = what {
                     data.len()
                 } else {
                     0
@@ -312,29 +311,29 @@ mod tests {
         assert!(
             items
                 .iter()
-                .any(|what| matches!(what, What::Skipped { step: 7, bytes } if *bytes == rest))
+                .any(|what| matches!(what, Payload::Skipped { step: 7, bytes } if *bytes == rest))
         );
     }
 
     #[test]
-    fn there_is_room_again_after_a_take() {
+    fn output_is_accepted_again_after_a_take() {
         let queue = Queue::new(Instant::now());
-        queue.event(log(1, &vec![0; MAX_LOG - ITEM]));
+        queue.event(log(1, &vec![0; MAX_LOG - ITEM_OVERHEAD]));
         queue.event(log(1, b"lost"));
         queue.take(Duration::ZERO);
         queue.event(log(1, b"shown"));
         let items = taken(&queue);
         assert!(
             matches!(items.as_slice(), [
-            What::Skipped { step: 1, bytes: 4 },
-            What::Event(Event::Log { data, .. })
+            Payload::Skipped { step: 1, bytes: 4 },
+            Payload::Event(Event::Log { data, .. })
         ] if data == b"shown"),
             "{items:?}"
         );
     }
 
     #[test]
-    fn a_million_writes_of_one_byte_are_a_few_pieces() {
+    fn a_million_one_byte_writes_are_merged() {
         let queue = Queue::new(Instant::now());
         for _ in 0..1_000_000 {
             queue.event(log(1, b"x"));
@@ -358,18 +357,18 @@ mod tests {
         let items = taken(&queue);
         assert!(matches!(
             items.as_slice(),
-            [What::Event(Event::Status { current: 9_999, .. })]
+            [Payload::Event(Event::Status { current: 9_999, .. })]
         ));
     }
 
     #[test]
-    fn a_failed_step_comes_with_the_end_of_its_output_even_if_the_display_lags() {
+    fn a_failed_step_keeps_the_end_of_its_output_even_if_the_display_is_slow() {
         let queue = Queue::new(Instant::now());
         queue.event(log(1, &vec![b'x'; 2 * MAX_LOG]));
         queue.event(log(1, b"the reason"));
         queue.event(ended(1, Outcome::Failed("exit code: 1".into())));
         let items = taken(&queue);
-        let Some(What::Tail { step: 1, output }) = items.last() else {
+        let Some(Payload::Tail { step: 1, output }) = items.last() else {
             panic!("{items:?}")
         };
         assert_eq!(output.last().unwrap().1, b"the reason");
@@ -378,9 +377,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_for_a_reader_that_has_gone() {
+    fn an_abandoned_queue_keeps_nothing() {
         let queue = Queue::new(Instant::now());
-        queue.desert();
+        queue.abandon();
         queue.event(log(1, b"x"));
         queue.note("y".into());
         assert!(taken(&queue).is_empty());

@@ -1,14 +1,13 @@
-//! The display that shows nothing, except the end of a failed step's output.
+//! The `quiet` display: shows only the end of a failed step's output.
 
 use std::collections::BTreeMap;
 
 use engine::event::{Event, StepId};
 
-use super::lines::clean;
-use super::queue::{Item, Pieces, What};
+use super::queue::{Item, Payload, Pieces};
 use super::text::{self, Step};
 
-/// See the module's documentation.
+/// The `quiet` display.
 #[derive(Debug, Default)]
 pub(crate) struct Quiet {
     steps: BTreeMap<StepId, Step>,
@@ -16,31 +15,20 @@ pub(crate) struct Quiet {
 }
 
 impl Quiet {
-    /// Takes one thing not to show.
+    /// Takes an item. Nothing is shown yet.
     pub(crate) fn item(&mut self, item: Item) {
-        match item.what {
-            What::Event(Event::Started { step, name }) => {
-                let step_view = Step {
-                    name: clean(name.as_bytes()),
-                    started: item.at,
-                    ended: None,
-                };
-                self.steps.insert(step, step_view);
+        match item.payload {
+            Payload::Event(Event::Started { step, name }) => {
+                self.steps.insert(step, Step::new(&name, item.at));
             }
-            What::Tail { step, output } => self.tails.push((step, output)),
-            What::Event(_) | What::Skipped { .. } | What::Note(_) => {}
+            Payload::Tail { step, output } => self.tails.push((step, output)),
+            Payload::Event(_) | Payload::Skipped { .. } | Payload::Note(_) => {}
         }
     }
 
-    /// What must be said all the same.
+    /// The last lines of output of the failed steps.
     pub(crate) fn finish(&self) -> Vec<String> {
-        let failed = self
-            .tails
-            .iter()
-            .filter_map(|(id, output)| Some((self.steps.get(id)?, output)));
-        failed
-            .flat_map(|(step, output)| text::failure(step, output))
-            .collect()
+        text::failures(&self.tails, |id| self.steps.get(&id))
     }
 }
 
@@ -60,13 +48,13 @@ mod tests {
         };
         quiet.item(Item {
             at,
-            what: What::Event(event),
+            payload: Payload::Event(event),
         });
         assert!(quiet.finish().is_empty());
         let output = vec![(at, b"no\n".to_vec())];
         quiet.item(Item {
             at,
-            what: What::Tail { step: 1, output },
+            payload: Payload::Tail { step: 1, output },
         });
         assert_eq!(
             quiet.finish(),

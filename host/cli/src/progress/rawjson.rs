@@ -1,9 +1,8 @@
-//! Events as JSON, one object on each line, for programs.
+//! The `rawjson` display: one JSON object per line, for programs.
 //!
 //! Each object has `v` (the version of this format), `t` (seconds since the start) and `event`.
-//! The last one is `build_end`, with the class of the outcome and the exit status. Nothing else
-//! is written to that stream. Output comes as text with escapes and all; bytes that are no UTF-8
-//! are replaced.
+//! The last event is `build_end`, with the class of the outcome and the exit status. Nothing else
+//! is written to that stream. Step output keeps its escape sequences; invalid UTF-8 is replaced.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -13,12 +12,12 @@ use engine::event::{Comparison, Event, Explanation, Outcome};
 use exec::Stream;
 use serde_json::{Value, json};
 
-use super::queue::{Item, What};
+use super::queue::{Item, Payload};
 
-/// Version of the format. A reader refuses another one.
+/// Version of the format. Readers should refuse other versions.
 const VERSION: u32 = 1;
 
-/// See the module's documentation.
+/// The `rawjson` display.
 #[derive(Debug)]
 pub(crate) struct RawJson<W> {
     out: W,
@@ -29,21 +28,21 @@ impl<W: Write> RawJson<W> {
         Self { out }
     }
 
-    /// Takes one thing to show.
+    /// Writes one item.
     pub(crate) fn item(&mut self, item: Item) -> io::Result<()> {
-        let value = match item.what {
-            What::Event(event) => of_event(event),
-            What::Skipped { step, bytes } => {
+        let value = match item.payload {
+            Payload::Event(event) => of_event(event),
+            Payload::Skipped { step, bytes } => {
                 json!({"event": "skipped", "step": step, "bytes": bytes})
             }
-            // Its pieces were sent already.
-            What::Tail { .. } => return Ok(()),
-            What::Note(text) => json!({"event": "note", "text": text}),
+            // Already written as log events.
+            Payload::Tail { .. } => return Ok(()),
+            Payload::Note(text) => json!({"event": "note", "text": text}),
         };
         self.write(item.at, value)
     }
 
-    /// The end of the build.
+    /// Writes the end of the build.
     pub(crate) fn finish(
         &mut self,
         now: Duration,
@@ -116,7 +115,7 @@ fn of_event(event: Event) -> Value {
     }
 }
 
-/// An object with the members of another one added.
+/// Adds the members of `more` to the object `value`.
 pub(crate) fn with(mut value: Value, more: Value) -> Value {
     if let (Value::Object(members), Value::Object(more)) = (&mut value, more) {
         members.extend(more);
@@ -124,12 +123,12 @@ pub(crate) fn with(mut value: Value, more: Value) -> Value {
     value
 }
 
-/// Why a step was found or not. `files` is how the files of a COPY or ADD changed.
+/// Why a step was or was not cached. `files` tells how the files of a COPY or ADD changed.
 pub(crate) fn explanation(why: &Explanation) -> Value {
     json!({"hit": why.hit, "reasons": why.reasons, "files": listed(&why.changes.content)})
 }
 
-/// What came of doing a step again.
+/// The result of running a cached step again.
 pub(crate) fn comparison(comparison: &Comparison) -> Value {
     json!({
         "differs": comparison.differs(),
@@ -138,7 +137,7 @@ pub(crate) fn comparison(comparison: &Comparison) -> Value {
     })
 }
 
-/// Paths that differ: all by number, the first ones by name.
+/// Changed paths: how many, and the names of the first ones.
 fn listed(list: &Listed) -> Value {
     let first = list.first.iter().map(|change| {
         let kinds: Vec<&str> = change.aspects.iter().map(|aspect| aspect.name()).collect();
@@ -154,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_line_is_an_object_and_the_last_one_tells_the_end() {
+    fn each_line_is_an_object_and_the_last_one_is_the_end() {
         let mut raw = RawJson::new(Vec::new());
         let at = Duration::from_millis(1500);
         let event = Event::Started {
@@ -163,7 +162,7 @@ mod tests {
         };
         raw.item(Item {
             at,
-            what: What::Event(event),
+            payload: Payload::Event(event),
         })
         .unwrap();
         raw.finish(at, "user", 1, Some("no")).unwrap();

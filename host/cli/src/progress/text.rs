@@ -1,15 +1,16 @@
-//! Numbers and blocks as all displays write them.
+//! Times and blocks of lines that the displays share.
 
 use std::time::Duration;
 
-use engine::event::Outcome;
+use engine::event::{Outcome, StepId};
 
-use super::lines::Lines;
+use super::queue::Pieces;
+use crate::sanitize::{LineBuffer, sanitize};
 
-/// How a build ended, for the line that sums it up.
+/// How a build ended, for the summary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// The result is there.
+    /// It succeeded.
     Built,
     /// It failed.
     Failed,
@@ -17,21 +18,32 @@ pub(crate) enum Ending {
     Cancelled,
 }
 
-/// What is known of a step.
+/// A step and how it ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
-    /// Its name, clean.
+    /// Its name, sanitized.
     pub(crate) name: String,
-    /// When it began.
+    /// When it started, since the start of the build.
     pub(crate) started: Duration,
     /// How it ended and how long it took.
     pub(crate) ended: Option<(Outcome, Duration)>,
 }
 
-/// Lines of output that the message about a failed step repeats.
+impl Step {
+    /// A step that starts at `at`.
+    pub(crate) fn new(name: &str, at: Duration) -> Self {
+        Self {
+            name: sanitize(name.as_bytes()),
+            started: at,
+            ended: None,
+        }
+    }
+}
+
+/// How many lines of output are repeated after a step has failed.
 const TAIL_LINES: usize = 10;
 
-/// Time of a line within its step: three decimals below ten seconds, two below a hundred, then one.
+/// Time of a line since its step started: three decimals below 10 s, two below 100 s, then one.
 pub(crate) fn log_time(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     match seconds {
@@ -41,23 +53,34 @@ pub(crate) fn log_time(time: Duration) -> String {
     }
 }
 
-/// How long something took.
+/// Formats a duration with one decimal.
 pub(crate) fn took(time: Duration) -> String {
     format!("{:.1}s", time.as_secs_f64())
 }
 
-/// The block that repeats the end of a failed step's output; nothing if there was none.
-pub(crate) fn failure(step: &Step, output: &[(Duration, Vec<u8>)]) -> Vec<String> {
+/// The blocks of all failed steps. `find` returns a step by its id.
+pub(crate) fn failures<'a>(
+    tails: &[(StepId, Pieces)],
+    find: impl Fn(StepId) -> Option<&'a Step>,
+) -> Vec<String> {
+    let blocks = tails
+        .iter()
+        .filter_map(|(id, output)| Some(failure(find(*id)?, output)));
+    blocks.flatten().collect()
+}
+
+/// The block that repeats the end of a failed step's output; empty if there was no output.
+fn failure(step: &Step, output: &[(Duration, Vec<u8>)]) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut cutter = Lines::default();
+    let mut buffer = LineBuffer::default();
     let mut last = step.started;
     for (at, data) in output {
         last = *at;
         let time = log_time(at.saturating_sub(step.started));
-        cutter.push(data, |line| lines.push(format!("{time} {line}")));
+        buffer.push(data, |line| lines.push(format!("{time} {line}")));
     }
     let time = log_time(last.saturating_sub(step.started));
-    cutter.finish(|line| lines.push(format!("{time} {line}")));
+    buffer.finish(|line| lines.push(format!("{time} {line}")));
     if lines.is_empty() {
         return lines;
     }
@@ -82,7 +105,7 @@ pub(crate) fn warnings(found: &[(String, Option<usize>)]) -> Vec<String> {
     block
 }
 
-/// The lines that sum up a build: in all, then each step.
+/// The summary of a build: one line in total, then one for each step.
 pub(crate) fn summary<'a>(
     ending: Ending,
     took_in_all: Duration,
@@ -111,7 +134,7 @@ pub(crate) fn summary<'a>(
     lines
 }
 
-/// A step in one line: how it ended or how long it took, and its name.
+/// A step on one line: how it ended or how long it took, and its name.
 pub(crate) fn step_line(step: &Step) -> String {
     format!("  {:>10}  {}", ending_of(step), step.name)
 }
@@ -140,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn times_get_shorter_as_they_grow() {
+    fn longer_times_have_fewer_decimals() {
         let times = [0.0, 3.1204, 12.3456, 99.994, 1234.56];
         let texts = times.map(|seconds| log_time(Duration::from_secs_f64(seconds)));
         assert_eq!(texts, ["0.000", "3.120", "12.35", "99.99", "1234.6"]);
@@ -166,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_tells_each_steps_end() {
+    fn a_summary_shows_how_each_step_ended() {
         let steps = [
             step("[1/4] FROM base", Some((Outcome::Cached, 0.0))),
             step("[2/4] RUN a", Some((Outcome::Done, 3.42))),
@@ -190,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings_are_counted_and_say_their_line() {
+    fn warnings_are_counted_and_name_their_line() {
         assert!(warnings(&[]).is_empty());
         let found = [
             ("unused ARG x".to_owned(), Some(3)),

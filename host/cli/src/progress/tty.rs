@@ -1,5 +1,5 @@
-//! The live display of a terminal: ended steps scroll away above, running ones are at the bottom
-//! with the last lines of their output.
+//! The `tty` display: finished steps scroll away at the top, running ones stay at the bottom with the
+//! last lines of their output.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -10,36 +10,39 @@ use console::Term;
 use engine::event::{Event, Outcome, StepId};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::lines::{Lines, clean};
-use super::queue::{Item, Pieces, What};
+use super::queue::{Item, Payload, Pieces};
 use super::text::{self, Ending, Step};
+use crate::sanitize::{LineBuffer, sanitize};
 use crate::size;
 
-/// Lines of output under each running step.
+/// Lines of output below each running step.
 const RECENT: usize = 6;
-/// Redraws in a second: enough to look alive, few enough for a slow line.
+/// Redraws per second: often enough to look alive, rarely enough for a slow connection.
 const RATE: u8 = 10;
 
-/// See the module's documentation.
+/// The `tty` display.
 #[derive(Debug)]
 pub(crate) struct Tty {
     screen: MultiProgress,
+    /// The lines of the live part.
     rows: Vec<ProgressBar>,
+    /// Height of the terminal in lines.
     height: usize,
     colours: bool,
-    steps: BTreeMap<StepId, View>,
+    steps: BTreeMap<StepId, StepView>,
     tails: Vec<(StepId, Pieces)>,
     warnings: Vec<(String, Option<usize>)>,
 }
 
+/// A step and what is shown below it.
 #[derive(Debug)]
-struct View {
+struct StepView {
     step: Step,
-    lines: Lines,
+    lines: LineBuffer,
     recent: VecDeque<String>,
-    /// What goes on within the step, in order of appearance.
+    /// Progress within the step: name and line, in order of appearance.
     status: Vec<(String, String)>,
-    /// What is said of the step itself, also when it has ended.
+    /// Lines about the step that stay when it has ended.
     remarks: Vec<String>,
 }
 
@@ -67,34 +70,30 @@ impl Tty {
         }
     }
 
-    /// Takes one thing to show.
+    /// Shows one item.
     pub(crate) fn item(&mut self, item: Item) -> io::Result<()> {
         let at = item.at;
-        match item.what {
-            What::Event(event) => self.event(at, event),
-            What::Skipped { step, bytes } => {
+        match item.payload {
+            Payload::Event(event) => self.event(at, event),
+            Payload::Skipped { step, bytes } => {
                 let line = format!("… {} of output not shown", size::show(bytes));
                 self.recent(step, line);
                 Ok(())
             }
-            What::Tail { step, output } => {
+            Payload::Tail { step, output } => {
                 self.tails.push((step, output));
                 Ok(())
             }
-            What::Note(text) => self.screen.println(text),
+            Payload::Note(text) => self.screen.println(text),
         }
     }
 
     fn event(&mut self, at: Duration, event: Event) -> io::Result<()> {
         match event {
             Event::Started { step, name } => {
-                let view = View {
-                    step: Step {
-                        name: clean(name.as_bytes()),
-                        started: at,
-                        ended: None,
-                    },
-                    lines: Lines::default(),
+                let view = StepView {
+                    step: Step::new(&name, at),
+                    lines: LineBuffer::default(),
                     recent: VecDeque::new(),
                     status: Vec::new(),
                     remarks: Vec::new(),
@@ -129,7 +128,7 @@ impl Tty {
             }
             Event::Explained { step, why } => self.remark(step, why.to_string()),
             Event::Compared { step, comparison } => self.remark(step, comparison.summary()),
-            Event::Warning { text, line } => self.warnings.push((clean(text.as_bytes()), line)),
+            Event::Warning { text, line } => self.warnings.push((sanitize(text.as_bytes()), line)),
         }
         Ok(())
     }
@@ -149,11 +148,11 @@ impl Tty {
 
     fn remark(&mut self, step: StepId, text: String) {
         if let Some(view) = self.steps.get_mut(&step) {
-            view.remarks.push(clean(text.as_bytes()));
+            view.remarks.push(sanitize(text.as_bytes()));
         }
     }
 
-    /// What was said of a step, for below its line.
+    /// The remarks of a step, indented for display below its line.
     fn remarks(&self, step: StepId) -> Vec<String> {
         let remarks = self.steps.get(&step).map_or(&[][..], |view| &view.remarks);
         let dim = self.style_of(Style::new().dimmed());
@@ -171,20 +170,20 @@ impl Tty {
         let Some(view) = self.steps.get_mut(&step) else {
             return;
         };
-        let mut line = clean(what.as_bytes());
+        let mut line = sanitize(what.as_bytes());
         if total > 0 {
             line.push_str(&format!(" {} / {}", size::show(current), size::show(total)));
         } else if current > 0 {
             line.push_str(&format!(" {}", size::show(current)));
         }
         view.status.retain(|(name, _)| *name != what);
-        // What is done needs no line.
+        // Finished transfers need no line.
         if total == 0 || current < total {
             view.status.push((what, line));
         }
     }
 
-    /// Time has passed: draws the live part anew.
+    /// Redraws the live part.
     pub(crate) fn tick(&mut self, now: Duration) {
         let lines = self.live(now);
         while self.rows.len() > lines.len() {
@@ -228,29 +227,24 @@ impl Tty {
         lines
     }
 
-    /// Everything was said: the live part goes, and how it ended is shown.
+    /// Removes the live part and shows how the build ended.
     pub(crate) fn finish(
         &mut self,
         now: Duration,
         ending: Ending,
-        last_words: &[String],
+        closing_lines: &[String],
     ) -> io::Result<()> {
         for row in self.rows.drain(..) {
             row.finish_and_clear();
         }
         let steps = self.steps.values().map(|view| &view.step);
-        // Each step's line was shown when it ended: only the total is new.
+        // Each step's line was shown when it ended; only the total is new.
         let mut closing = text::summary(ending, now, steps);
         closing.truncate(1);
-        for (id, output) in &self.tails {
-            let step = self.steps.get(id).map(|view| &view.step);
-            closing.extend(
-                step.into_iter()
-                    .flat_map(|step| text::failure(step, output)),
-            );
-        }
+        let find = |id| self.steps.get(&id).map(|view| &view.step);
+        closing.extend(text::failures(&self.tails, find));
         closing.extend(text::warnings(&self.warnings));
-        let mut lines = closing.iter().chain(last_words);
+        let mut lines = closing.iter().chain(closing_lines);
         lines.try_for_each(|line| self.screen.println(line))
     }
 
@@ -272,7 +266,7 @@ impl Tty {
     }
 }
 
-/// One line, cut at the width of the terminal.
+/// One line, truncated to the width of the terminal.
 fn row_style() -> ProgressStyle {
     ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -293,7 +287,7 @@ mod tests {
             let at = Duration::from_secs(at);
             tty.item(Item {
                 at,
-                what: What::Event(event),
+                payload: Payload::Event(event),
             })
             .unwrap();
             tty.tick(at);
@@ -331,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn ended_steps_are_above_and_running_ones_below_with_their_output() {
+    fn ended_steps_are_above_running_ones_and_their_output() {
         let (terminal, _tty) = play(build());
         assert_eq!(
             terminal.contents(),
@@ -369,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_the_live_part_is_gone() {
+    fn the_live_part_is_removed_at_the_end() {
         let mut events = build();
         let took = Duration::from_secs(3);
         events.push(Event::Ended {
@@ -389,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn more_running_steps_than_rows_do_not_overflow_the_terminal() {
+    fn many_running_steps_do_not_overflow_the_terminal() {
         let events = (1..50)
             .map(|step| Event::Started {
                 step,
@@ -403,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_cut_at_the_width_of_the_terminal() {
+    fn long_lines_are_truncated_to_the_width_of_the_terminal() {
         let data = vec![b'x'; 500];
         let mut events = build();
         events.push(Event::Log {

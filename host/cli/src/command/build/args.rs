@@ -11,64 +11,63 @@ use crate::progress::Mode;
 use crate::size;
 use crate::values::{Pair, assignment, host, pair};
 
-/// What counts when steps are done again.
+/// What `--rebuild` compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Rebuild {
-    /// Everything but times
+    /// Everything except file times
     Content,
-    /// Times, too
+    /// Everything including file times
     Strict,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam build -t app .                        keep the image in the store as app:latest
-  cofferdam build -f docker/Dockerfile .          another Dockerfile, the same context
-  cofferdam build --target test .                 up to the stage `test`
-  cofferdam build -o out .                        the files of the image in the directory out/
-  cofferdam build -o type=oci,dest=app.tar .      the image as an OCI archive
-  cofferdam build -q . > image-id                 nothing but the image id
-  cofferdam build --explain .                     which steps have to be done, and why
-  cofferdam build --rebuild .                     do them again: is the result the same?
-  cofferdam build - < Dockerfile                  a Dockerfile without a context
+  cofferdam build -t app .                        build and tag the image app:latest
+  cofferdam build -f docker/Dockerfile .          use another Dockerfile
+  cofferdam build --target test .                 build the stage `test`
+  cofferdam build -o out .                        export the files of the image to out/
+  cofferdam build -o type=oci,dest=app.tar .      export an OCI archive
+  cofferdam build -q . > image-id                 print only the image ID
+  cofferdam build --explain .                     show why steps are or are not cached
+  cofferdam build --rebuild .                     check that cached steps are reproducible
+  cofferdam build - < Dockerfile                  build without a context
   cofferdam build --build-context base=oci-layout:///images/debian .
-                                                  FROM base means that layout
+                                                  use a local OCI layout for `FROM base`
 
-The image id is the digest of the image's configuration, as `docker images` shows it.
-Steps run in a VM, which is started only if one of them is not cached.";
+The image ID is the digest of the image configuration, as in `docker images`.
+RUN steps run in a VM. It starts only if one of them is not cached.";
 
 /// Build an image from a Dockerfile
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(in crate::command) struct Args {
-    /// Directory of the build context; `-` reads a Dockerfile from standard input instead
+    /// Build context directory, or `-` to read a Dockerfile from standard input
     #[arg(value_name = "PATH")]
     pub(super) context: PathBuf,
-    /// The Dockerfile [default: Dockerfile in PATH]; `-` is standard input
+    /// Path of the Dockerfile, or `-` for standard input [default: PATH/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
-    /// Name of the image, as NAME or NAME:TAG; may be repeated
+    /// Image name, NAME or NAME:TAG; repeatable
     #[arg(short, long = "tag", value_name = "NAME")]
     pub(super) tags: Vec<ImageRef>,
-    /// Value for an ARG of the Dockerfile; NAME alone takes it from the environment; may be repeated
+    /// Set a build-time variable; NAME alone takes its value from the environment; repeatable
     #[arg(long = "build-arg", value_name = "NAME=VALUE", value_parser = pair)]
     pub(super) build_args: Vec<Pair>,
-    /// Stage to build [default: the last one]
+    /// Target stage to build [default: the last stage]
     #[arg(long, value_name = "STAGE")]
     pub(super) target: Option<String>,
-    /// Do every step again, even if its result is in the store
+    /// Do not use cached results
     #[arg(long)]
     pub(super) no_cache: bool,
-    /// Say for each step why its result was found in the store or not: which input of the step
-    /// changed since the last time
+    /// Explain for each step why it was or was not cached
     #[arg(long, conflicts_with = "quiet")]
     pub(super) explain: bool,
-    /// Do steps that are in the store again and compare: content, or with `strict` times, too
+    /// Run cached steps again and compare the results; `strict` also compares file times
     ///
-    /// RUN, COPY, ADD and WORKDIR steps are done again, each on top of what is stored, and what they
-    /// make is compared with what is stored, path by path. Nothing that is stored is replaced, and
-    /// the image is made of it as always. If anything differs, the exit status is 3. Times of files
-    /// do not count unless with `strict`; those after SOURCE_DATE_EPOCH, if it is set, count as it.
+    /// Runs cached RUN, COPY, ADD and WORKDIR steps again on top of the stored layers and compares
+    /// the results with the stored ones, path by path. Nothing in the store is replaced, and the
+    /// image is made from the stored results. If a result differs, the exit status is 3. File times
+    /// are compared only with `strict`; if SOURCE_DATE_EPOCH is set, later times count as equal to it.
     #[arg(
         long,
         value_name = "HOW",
@@ -78,17 +77,16 @@ pub(in crate::command) struct Args {
         conflicts_with = "no_cache"
     )]
     pub(super) rebuild: Option<Rebuild>,
-    /// Ask registries for newer versions of base images
+    /// Always check the registry for newer base images
     #[arg(long)]
     pub(super) pull: bool,
-    /// Label of the image; wins over LABEL; may be repeated
+    /// Set an image label; overrides LABEL; repeatable
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = pair)]
     pub(super) labels: Vec<Pair>,
-    /// Where else the result goes: a directory, `-`, or type=oci|docker|tar|local,dest=PATH; may be
-    /// repeated
+    /// Output destination: a directory, `-`, or type=oci|docker|tar|local,dest=PATH; repeatable
     #[arg(short, long = "output", value_name = "SPEC")]
     pub(super) outputs: Vec<OutputSpec>,
-    /// How progress is shown on standard error
+    /// Type of progress output on standard error
     #[arg(
         long,
         value_name = "MODE",
@@ -97,39 +95,38 @@ pub(in crate::command) struct Args {
         default_value = "auto"
     )]
     pub(super) progress: Mode,
-    /// Show nothing but errors; print the image id on standard output
+    /// Suppress progress output and print the image ID
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Platform of the image [default: this machine's]
+    /// Target platform [default: the platform of this machine]
     #[arg(long, value_name = "OS/ARCH")]
     pub(super) platform: Option<Platform>,
-    /// Name for an image that FROM and --from then mean: docker-image://REF or
-    /// oci-layout://DIR{:TAG}{@DIGEST}; may be repeated
+    /// Additional named build context: docker-image://REF or oci-layout://DIR{:TAG}{@DIGEST};
+    /// repeatable
     #[arg(long = "build-context", value_name = "NAME=VALUE", value_parser = assignment)]
     pub(super) build_contexts: Vec<(String, String)>,
-    /// Line for /etc/hosts of RUN steps; may be repeated
+    /// Add a host-to-IP mapping to /etc/hosts of RUN steps; repeatable
     #[arg(long = "add-host", value_name = "HOST:IP", value_parser = host, value_delimiter = ',')]
     pub(super) hosts: Vec<(String, String)>,
-    /// Network of RUN steps that do not say: default or none
+    /// Network of RUN steps without --network: default or none
     #[arg(long, value_name = "NETWORK", default_value = "default")]
     pub(super) network: String,
-    /// Write the image id to this file
+    /// Write the image ID to FILE
     #[arg(long, value_name = "FILE")]
     pub(super) iidfile: Option<PathBuf>,
-    /// Write digests, outcome and times to this file, as JSON, also after a failure
+    /// Write build result metadata to FILE as JSON, also after a failure
     #[arg(long, value_name = "FILE")]
     pub(super) metadata_file: Option<PathBuf>,
-    /// Most steps at work at the same time [default: the number of processors]
+    /// Maximum number of steps to run in parallel [default: number of CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) jobs: Option<u16>,
-    /// Memory of the VM, such as 2g
+    /// Memory of the VM, for example 2g
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
-    /// Processors of the VM [default: those of this machine]
+    /// Number of CPUs of the VM [default: all CPUs of this machine]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub(super) cpus: Option<u16>,
-    /// Directory with the image of the builder VM [default: beside the program, at home, in the
-    /// system]
+    /// Guest image directory [default: searched next to the program, in $XDG_DATA_HOME, in /usr/lib]
     #[arg(
         long,
         value_name = "DIR",
@@ -137,8 +134,8 @@ pub(in crate::command) struct Args {
         hide_env_values = true
     )]
     pub(super) vm_image: Option<PathBuf>,
-    /// Room to keep on the file system of the store: below it what no build uses and no image needs is
-    /// removed while building, oldest first; 0 for never [default: a twentieth of it, at most 2g]
+    /// Prune unused cache when free space drops below SIZE; 0 disables this [default: 5% of the file
+    /// system, at most 2g]
     #[arg(
         long,
         value_name = "SIZE",
@@ -147,7 +144,7 @@ pub(in crate::command) struct Args {
         value_parser = size::parse
     )]
     pub(super) min_free_space: Option<u64>,
-    /// How the VM's processor is run: auto, kvm or tcg
+    /// VM accelerator: auto, kvm or tcg (emulation)
     #[arg(
         long,
         value_name = "ACCEL",
@@ -156,7 +153,7 @@ pub(in crate::command) struct Args {
         default_value = "auto"
     )]
     pub(super) accel: Accel,
-    /// By which driver the VM reaches its vsock device: auto, ring or kernel
+    /// vsock driver in the VM: auto, ring (built in) or kernel
     #[arg(
         long,
         value_name = "TRANSPORT",
@@ -165,12 +162,12 @@ pub(in crate::command) struct Args {
         default_value = "auto"
     )]
     pub(super) transport: Transport,
-    /// Who makes that device: embedded, host, DEVICE,uds=PATH or DEVICE,port=PATH
+    /// vsock device of the VM: embedded, host, DEVICE,uds=PATH or DEVICE,port=PATH
     ///
-    /// `embedded` is this program, the fastest way by far. `host` is the kernel of this machine
-    /// (/dev/vhost-vsock). DEVICE is the vhost-user socket of a device that is running already, such
-    /// as vhost-device-vsock; it brings the connections of the VM to the Unix socket PATH_3325, or
-    /// to PATH itself with `port=`. It serves one build at a time.
+    /// `embedded` is part of this program and by far the fastest. `host` is the kernel of this
+    /// machine (/dev/vhost-vsock). DEVICE is the vhost-user socket of a running device such as
+    /// vhost-device-vsock. With `uds=`, that device forwards connections to the Unix socket
+    /// PATH_3325; with `port=`, to PATH. It serves one build at a time.
     #[arg(
         long,
         value_name = "VSOCK",
@@ -181,7 +178,7 @@ pub(in crate::command) struct Args {
     pub(super) vsock: Bridge,
 }
 
-/// Memory of a VM: as much as this machine can give it.
+/// Parses the memory size of a VM and checks that this machine can provide it.
 fn parse_memory(text: &str) -> Result<u64, String> {
     let bytes = size::parse(text).map_err(|error| error.to_string())?;
     let range = launcher::memory_range();

@@ -1,4 +1,7 @@
 //! `cofferdam build`.
+//!
+//! [`args`] defines the options, [`request`] turns them into a request for the engine, [`vm`] starts the
+//! VM when the engine needs it, and [`results`] writes the result files.
 
 mod args;
 mod request;
@@ -16,19 +19,20 @@ use exec::Cancel;
 use serde_json::Value;
 
 pub(super) use args::Args;
-use vm::Vm;
+use vm::LazyVm;
 
-use super::Common;
+use super::common::Common;
 use crate::exit::{Class, Failure};
-use crate::progress::{End, Mode, Progress, clean};
+use crate::progress::{End, Mode, Progress};
+use crate::sanitize::sanitize;
 use crate::{logging, signals};
 
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let request = request::from(args)?;
     refuse_terminal(&request)?;
-    refuse_equal_places(&request)?;
-    results::forget(args)?;
+    refuse_equal_destinations(&request)?;
+    results::remove_old(args)?;
     let mode = if args.quiet {
         Mode::Quiet
     } else {
@@ -38,7 +42,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let cancel = Cancel::new();
     let display = Arc::clone(&progress);
     signals::watch(&cancel, move || {
-        display.note("cancelling the build; once more to leave at once");
+        display.note("cancelling the build; press Ctrl-C again to exit immediately");
     })?;
     let display = Arc::clone(&progress);
     logging::send_to(Some(Arc::new(move |line| display.note(line))));
@@ -47,7 +51,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     finish(args, &progress, done)
 }
 
-/// Builds with everything that a build needs, and settles it all whatever comes of the build.
+/// Opens the store, builds, and releases everything again, whether or not the build succeeds.
 fn build(
     args: &Args,
     request: &BuildRequest,
@@ -56,19 +60,19 @@ fn build(
     cancel: &Cancel,
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
-    let vm = Vm::new(args, &store, Arc::clone(progress));
+    let vm = LazyVm::new(args, &store, Arc::clone(progress));
     let mut report = None;
     let built = room::kept(&store, args.min_free_space, progress, cancel, || {
-        // Before the history says that it worked, everything else has said so.
+        // The history records success only after all other results are written.
         build_and_tell(request, &store, &vm, &**progress, cancel, |built| {
-            report = vm.end();
+            report = vm.shut_down();
             results::write(args, built, report.as_ref())
         })
     });
-    let report = report.or_else(|| vm.end());
+    let report = report.or_else(|| vm.shut_down());
     drop(vm);
     let built = built.map_err(|error| {
-        // A file beside which nothing of the store lies gets no room from pruning.
+        // A result file may be on another file system, where pruning does not help.
         let elsewhere = matches!(error, BuildError::Tell { .. });
         let mut failure = failure(error);
         if failure.hint.is_none() && !elsewhere {
@@ -80,7 +84,7 @@ fn build(
     built.map_err(|failure| (failure, report))
 }
 
-/// An archive on a terminal helps nobody.
+/// Refuses to write an archive to a terminal, and two archives to standard output.
 fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
     let stdout = request
         .outputs
@@ -88,29 +92,30 @@ fn refuse_terminal(request: &BuildRequest) -> Result<(), Failure> {
         .filter(|output| output.uses_stdout())
         .count();
     if stdout > 1 {
-        return Err(Failure::usage("only one output can go to standard output"));
+        let text = "only one output can use standard output; add dest=FILE to the others";
+        return Err(Failure::usage(text));
     }
     if stdout == 1 && io::stdout().is_terminal() {
-        let text = "will not write an archive to a terminal; add dest=FILE to --output";
+        let text = "refusing to write an archive to the terminal; add dest=FILE to --output";
         return Err(Failure::usage(text));
     }
     Ok(())
 }
 
-/// Of two results in one place only one could be there in the end.
-fn refuse_equal_places(request: &BuildRequest) -> Result<(), Failure> {
-    let mut places = HashSet::new();
+/// Refuses two outputs with the same destination: one would overwrite the other.
+fn refuse_equal_destinations(request: &BuildRequest) -> Result<(), Failure> {
+    let mut destinations = HashSet::new();
     let mut paths = request.outputs.iter().filter_map(|output| output.path());
-    match paths.find(|path| !places.insert(*path)) {
+    match paths.find(|path| !destinations.insert(*path)) {
         None => Ok(()),
         Some(path) => Err(Failure::usage(format!(
-            "two outputs go to {}; give each a place of its own",
+            "two outputs go to {}; give each its own destination",
             path.display()
         ))),
     }
 }
 
-/// Shows how it ended and decides the exit status.
+/// Shows how the build ended and returns the exit status.
 fn finish(
     args: &Args,
     progress: &Progress,
@@ -137,10 +142,10 @@ fn finish(
     }
 }
 
-/// Most paths that are named of each step that made something else.
+/// How many paths are listed for each step with a different result.
 const MAX_PATHS: usize = 20;
 
-/// What differs in steps that were done again.
+/// The paths that differ in steps that `--rebuild` ran again.
 fn differences(built: &BuildResult) -> Vec<String> {
     let mut lines = Vec::new();
     for step in &built.steps {
@@ -148,9 +153,9 @@ fn differences(built: &BuildResult) -> Vec<String> {
             continue;
         };
         lines.push("------".to_owned());
-        lines.push(clean(format!(" > {}:", step.name).as_bytes()));
+        lines.push(sanitize(format!(" > {}:", step.name).as_bytes()));
         let paths = compared.lines(MAX_PATHS).into_iter();
-        lines.extend(paths.map(|line| clean(line.as_bytes())));
+        lines.extend(paths.map(|line| sanitize(line.as_bytes())));
     }
     if !lines.is_empty() {
         lines.push("------".to_owned());
@@ -159,7 +164,7 @@ fn differences(built: &BuildResult) -> Vec<String> {
     lines
 }
 
-/// The engine's error as the user sees it.
+/// Turns an error of the engine into a message for the user.
 fn failure(error: BuildError) -> Failure {
     let class = match error.class() {
         engine::build::Class::User => Class::User,

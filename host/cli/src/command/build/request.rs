@@ -1,5 +1,5 @@
-//! From what the user typed to what the engine is asked for: everything that comes from the
-//! environment, the current directory or standard input is settled here.
+//! Turns the options into a request for the engine. Everything that comes from the environment, the
+//! current directory or standard input is read here.
 
 use std::env;
 use std::io::{self, Read as _};
@@ -15,19 +15,19 @@ use super::args::{self, Args};
 use crate::exit::{Class, Failure};
 use crate::values::Pair;
 
-/// Longest Dockerfile on standard input, in bytes; the engine has the same limit for files.
+/// Maximum size of a Dockerfile on standard input, in bytes. The engine has the same limit for files.
 const MAX_DOCKERFILE: u64 = 16 << 20;
-/// The variable, and build argument, that dates what a build makes.
+/// The environment variable and build argument that sets the times in the image.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
-/// The request for what `args` say.
+/// The request that `args` describe.
 pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
     let build_args = build_args(&args.build_args, |name| env::var(name).ok());
     let epoch = epoch(&build_args)?;
     let network = network(&args.network)?;
     let named_contexts: Result<Vec<_>, Failure> = args.build_contexts.iter().map(named).collect();
     let named_contexts = named_contexts?;
-    // Last: it may read standard input.
+    // This comes last because it may read standard input.
     let (context, dockerfile) = sources(args)?;
     Ok(BuildRequest {
         context,
@@ -53,7 +53,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
     })
 }
 
-/// How many processors this process may use.
+/// Number of CPUs that this process may use.
 pub(super) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
@@ -68,7 +68,7 @@ fn sources(args: &Args) -> Result<(Option<PathBuf>, DockerfileSource), Failure> 
             Err(Failure::usage(text))
         }
         (true, Some(_)) => {
-            let text = "standard input holds the Dockerfile, so --file cannot name another one";
+            let text = "the Dockerfile comes from standard input (PATH is `-`); remove --file";
             Err(Failure::usage(text))
         }
         (true, None) => Ok((None, DockerfileSource::Text(read_stdin()?))),
@@ -90,14 +90,14 @@ fn directory(context: &Path) -> Result<PathBuf, Failure> {
     }
     let name = context.display().to_string();
     let text = if context.exists() {
-        format!("the build context {name} is not a directory (a Dockerfile goes to --file)")
+        format!("build context {name} is not a directory; use --file to name a Dockerfile")
     } else if looks_remote(&name) {
         format!(
-            "the build context {name} is not on this machine; contexts from git or the web are \
-             not supported yet: clone or download it first"
+            "build context {name}: Git and HTTP contexts are not supported yet; clone or download \
+             it first"
         )
     } else {
-        format!("the build context {name} does not exist")
+        format!("build context {name} does not exist")
     };
     Err(user(text))
 }
@@ -122,27 +122,28 @@ fn read_stdin() -> Result<Vec<u8>, Failure> {
         ));
     }
     if is_archive(&text) {
-        let what = "standard input holds an archive; unpack it and name its directory instead";
-        return Err(user(what.into()));
+        let text =
+            "archives on standard input are not supported yet; unpack it and pass the directory";
+        return Err(user(text.into()));
     }
     Ok(text)
 }
 
-/// Whether the bytes begin as gzip, bzip2, xz, zstd or a tar archive do.
+/// Whether the bytes start like a gzip, bzip2, xz, zstd or tar file.
 fn is_archive(bytes: &[u8]) -> bool {
     let magic: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
     magic.iter().any(|magic| bytes.starts_with(magic))
         || bytes.get(257..262).is_some_and(|magic| magic == b"ustar")
 }
 
-/// Build arguments. One without a value takes the environment's, and is left out if there is none.
+/// Build arguments. One without a value takes it from the environment, and is dropped if unset there.
 fn build_args(given: &[Pair], lookup: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
     let value = |pair: &Pair| pair.value.clone().or_else(|| lookup(&pair.key));
     let mut args: Vec<(String, String)> = given
         .iter()
         .filter_map(|pair| Some((pair.key.clone(), value(pair)?)))
         .collect();
-    // The variable becomes a build argument by itself.
+    // The environment variable becomes a build argument unless one is given.
     if !args.iter().any(|(name, _)| name == EPOCH) {
         let value = lookup(EPOCH).filter(|value| !value.is_empty());
         args.extend(value.map(|value| (EPOCH.to_owned(), value)));
@@ -155,11 +156,8 @@ fn epoch(build_args: &[(String, String)]) -> Result<Option<i64>, Failure> {
         .iter()
         .rev()
         .find(|(name, value)| name == EPOCH && !value.is_empty());
-    let wrong = |value: &str| {
-        Failure::usage(format!(
-            "{EPOCH} is `{value}`, which is no number of seconds since 1970"
-        ))
-    };
+    let wrong =
+        |value: &str| Failure::usage(format!("{EPOCH} is `{value}`; expected seconds since 1970"));
     given
         .map(|(_, value)| value.parse().map_err(|_| wrong(value)))
         .transpose()
@@ -177,10 +175,10 @@ fn network(name: &str) -> Result<StepNetwork, Failure> {
         "default" => Ok(StepNetwork::Default),
         "none" => Ok(StepNetwork::None),
         "host" => Err(Failure::usage(
-            "--network host is not offered: steps run in a VM of their own; use default or none",
+            "--network host is not supported because steps run in a VM; use default or none",
         )),
         other => Err(Failure::usage(format!(
-            "there is no network `{other}`; use default or none"
+            "unknown network `{other}`; use default or none"
         ))),
     }
 }
@@ -192,14 +190,14 @@ fn named((name, value): &(String, String)) -> Result<(String, ImageSource), Fail
         layout_source(layout)?
     } else {
         return Err(Failure::usage(format!(
-            "--build-context {name}={value}: write docker-image://REF or oci-layout://DIR[:TAG]; \
-             directories and URLs are not supported yet"
+            "--build-context {name}={value}: directories and URLs are not supported yet; use \
+             docker-image://REF or oci-layout://DIR[:TAG]"
         )));
     };
     Ok((name.clone(), source))
 }
 
-/// `DIR[:TAG][@DIGEST]`
+/// Parses `DIR[:TAG][@DIGEST]`.
 fn layout_source(text: &str) -> Result<ImageSource, Failure> {
     let (rest, digest) = match text.rsplit_once('@') {
         Some((rest, digest)) if digest.starts_with("sha256:") => {
@@ -275,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn archives_are_told_from_dockerfiles() {
+    fn archives_are_distinguished_from_dockerfiles() {
         let mut tar = vec![0; 512];
         tar[257..262].copy_from_slice(b"ustar");
         assert!(is_archive(&tar) && is_archive(b"\x1f\x8b\x08"));

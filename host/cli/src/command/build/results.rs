@@ -1,4 +1,4 @@
-//! The files that tell other programs what a build came to.
+//! The result files of a build, `--iidfile` and `--metadata-file`, and the output of `--quiet`.
 
 use std::fmt::Display;
 use std::fs;
@@ -11,12 +11,12 @@ use engine::event::Outcome;
 use serde_json::{Value, json};
 
 use super::args::Args;
-use crate::command;
 use crate::exit::{Class, Failure, chain};
+use crate::output::try_print;
 use crate::progress::{comparison, explanation, with};
 
-/// Removes what an earlier build left: a script must not take it for this one's.
-pub(super) fn forget(args: &Args) -> Result<(), Failure> {
+/// Removes the files of an earlier build, so that scripts do not mistake them for those of this one.
+pub(super) fn remove_old(args: &Args) -> Result<(), Failure> {
     for path in [&args.iidfile, &args.metadata_file].into_iter().flatten() {
         check_directory(path)?;
         match fs::remove_file(path) {
@@ -32,7 +32,7 @@ pub(super) fn forget(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What cannot be written at the end is better said at the beginning.
+/// Checks before the build that the file can be written after it.
 fn check_directory(path: &Path) -> Result<(), Failure> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -42,14 +42,14 @@ fn check_directory(path: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let text = format!(
-        "cannot write {}: there is no directory {}",
+        "cannot write {}: the directory {} does not exist",
         path.display(),
         dir.display()
     );
     Err(Failure::new(Class::User, anyhow::Error::msg(text)))
 }
 
-/// Writes the description and the image id of a build that worked, where they were asked for.
+/// Writes the requested result files of a successful build.
 pub(super) fn write(
     args: &Args,
     built: &BuildResult,
@@ -60,11 +60,11 @@ pub(super) fn write(
     }
     let id = built.image.config.to_string();
     if let Some(path) = &args.iidfile {
-        // No line end: scripts compare the content as it is.
+        // Without a newline, as `docker build` does.
         replace(path, id.as_bytes()).map_err(|source| cannot(path.display(), source))?;
     }
     if args.quiet {
-        command::try_print(|out| writeln!(out, "{id}"))
+        try_print(|out| writeln!(out, "{id}"))
             .map_err(|source| cannot("standard output", source))?;
     }
     Ok(())
@@ -75,14 +75,14 @@ fn cannot(to: impl Display, source: io::Error) -> BuildError {
     BuildError::Tell { to, source }
 }
 
-/// Writes the description of a build that failed, perhaps only now, and takes back its image id.
+/// Writes the metadata file of a failed build and removes its image ID file.
 pub(super) fn write_failure(
     args: &Args,
     failure: &Failure,
     vm: Option<&Value>,
 ) -> Result<(), Failure> {
     if let Some(path) = &args.iidfile {
-        // Nearly always there is none.
+        // It exists only if the build failed after writing it.
         fs::remove_file(path).ok();
     }
     let Some(path) = &args.metadata_file else {
@@ -132,7 +132,7 @@ fn of_success(built: &BuildResult) -> Value {
     value
 }
 
-/// Writes the description, with what is known of the VM if there was one.
+/// Writes the metadata file, with the description of the VM if there was one.
 fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> io::Result<()> {
     if let (Value::Object(members), Some(vm)) = (&mut value, vm) {
         members.insert("cofferdam.vm".into(), vm.clone());
@@ -140,17 +140,17 @@ fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> io::Result<()>
     replace(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Writes a file beside its place and renames it there.
+/// Writes a temporary file next to `path` and renames it to `path`.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let beside = Path::new(&beside);
-    let written = fs::File::create_new(beside)
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = Path::new(&temporary);
+    let written = fs::File::create_new(temporary)
         .and_then(|mut file| file.write_all(bytes))
-        .and_then(|()| fs::rename(beside, path));
+        .and_then(|()| fs::rename(temporary, path));
     if written.is_err() {
-        // It may not exist; the error below is the one to tell.
-        fs::remove_file(beside).ok();
+        // It may not exist. The error of the write matters more.
+        fs::remove_file(temporary).ok();
     }
     written
 }

@@ -1,5 +1,5 @@
-//! The builder VM of a build, which is looked for only when a step must run: a build that is all
-//! cached needs neither image nor monitor.
+//! The VM of a build. It is set up only when a step has to run: a fully cached build needs neither a
+//! guest image nor a monitor.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,18 +9,18 @@ use launcher::{Options, Transferred, VmExecutor, VmImage, VmReport, Watcher};
 use serde_json::{Value, json};
 
 use super::args::Args;
-use crate::places;
+use crate::directories;
 use crate::progress::Progress;
 
-/// Makes the executor when a step must run, and ends its VM.
-pub(super) struct Vm<'a> {
+/// Creates the executor when the first step has to run, and shuts down its VM.
+pub(super) struct LazyVm<'a> {
     args: &'a Args,
     store: &'a Store,
     progress: Arc<Progress>,
     executor: Mutex<Option<Arc<VmExecutor>>>,
 }
 
-impl<'a> Vm<'a> {
+impl<'a> LazyVm<'a> {
     pub(super) fn new(args: &'a Args, store: &'a Store, progress: Arc<Progress>) -> Self {
         Self {
             args,
@@ -30,13 +30,13 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Ends the VM, if there is one, and waits until nothing of it is left. Returns what there is to
-    /// say about it.
-    pub(super) fn end(&self) -> Option<Value> {
+    /// Shuts down the VM, if there is one, and waits until all its resources are released. Returns
+    /// its description for the metadata file.
+    pub(super) fn shut_down(&self) -> Option<Value> {
         let executor = self.lock().take()?;
-        for trouble in executor.finish() {
+        for error in executor.finish() {
             self.progress
-                .note(format!("cleaning up after the builder VM: {trouble}"));
+                .note(format!("cannot clean up after the VM: {error}"));
         }
         executor.report().as_ref().map(described)
     }
@@ -53,7 +53,7 @@ impl<'a> Vm<'a> {
     }
 
     fn options(&self) -> Result<Options, StepError> {
-        let dir = places::vm_image(self.args.vm_image.as_deref());
+        let dir = directories::guest_image(self.args.vm_image.as_deref());
         let image = VmImage::open(&dir).map_err(|error| StepError::Host(Box::new(error)))?;
         let mut options = Options::new(image);
         options.accel = self.args.accel;
@@ -71,7 +71,7 @@ impl<'a> Vm<'a> {
     }
 }
 
-/// What programs may want to know of a VM.
+/// The description of a VM in the metadata file.
 fn described(report: &VmReport) -> Value {
     let layers =
         |moved: Transferred| json!({ "bytes": moved.bytes, "seconds": moved.time.as_secs_f64() });
@@ -86,9 +86,9 @@ fn described(report: &VmReport) -> Value {
     })
 }
 
-impl Executor for Vm<'_> {
+impl Executor for LazyVm<'_> {
     fn prepare(&self) {
-        // A failure shows when the step runs, where it can be told.
+        // A failure is reported when the step runs.
         if let Ok(executor) = self.executor() {
             executor.prepare();
         }

@@ -1,48 +1,48 @@
-//! Turns the bytes that a step wrote into lines that are safe to show.
+//! Makes untrusted output safe to print.
 //!
-//! **Law:** no byte of a step reaches the terminal with a meaning other than text. Escape
-//! sequences and control characters are taken out; the step's log in the store keeps them.
+//! **Rule:** output of a step reaches the terminal as text only. Escape sequences and control
+//! characters are removed here; the step's log in the store keeps them.
 
 use std::borrow::Cow;
 
-/// Longest line that is shown as one. Output without line ends is cut into pieces of this size, so
-/// that a step that writes a gigabyte without a newline costs no memory.
+/// Longest line, in bytes. Longer lines are split, so that a step that writes a gigabyte without a
+/// newline needs no more memory than this.
 const MAX_LINE: usize = 64 << 10;
 
-/// Cuts a stream of bytes into clean lines.
+/// Splits a byte stream into sanitized lines.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct LineBuffer {
     partial: Vec<u8>,
 }
 
-impl Lines {
-    /// Takes the next bytes and passes on every line that they complete.
+impl LineBuffer {
+    /// Appends bytes and passes every line that they complete to `line`.
     pub(crate) fn push(&mut self, mut data: &[u8], mut line: impl FnMut(String)) {
         while !data.is_empty() {
-            let room = MAX_LINE.saturating_sub(self.partial.len());
-            let end = data.iter().take(room).position(|byte| *byte == b'\n');
-            let (piece, rest) = data.split_at(end.unwrap_or_else(|| room.min(data.len())));
+            let space = MAX_LINE.saturating_sub(self.partial.len());
+            let end = data.iter().take(space).position(|byte| *byte == b'\n');
+            let (piece, rest) = data.split_at(end.unwrap_or_else(|| space.min(data.len())));
             self.partial.extend_from_slice(piece);
             data = rest;
             if end.is_some() {
                 data = data.get(1..).unwrap_or_default();
             }
             if end.is_some() || self.partial.len() >= MAX_LINE {
-                line(clean(&std::mem::take(&mut self.partial)));
+                line(sanitize(&std::mem::take(&mut self.partial)));
             }
         }
     }
 
-    /// Passes on what is left when the stream has ended.
+    /// Passes the last, unterminated line to `line` at the end of the stream.
     pub(crate) fn finish(&mut self, line: impl FnOnce(String)) {
         if !self.partial.is_empty() {
-            line(clean(&std::mem::take(&mut self.partial)));
+            line(sanitize(&std::mem::take(&mut self.partial)));
         }
     }
 }
 
-/// The text that a terminal would show in the end for these bytes of one line.
-pub(crate) fn clean(bytes: &[u8]) -> String {
+/// One line as a terminal would finally show it, without escape sequences and control characters.
+pub(crate) fn sanitize(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text = overwritten(&text);
     let mut shown = String::with_capacity(text.len());
@@ -59,19 +59,19 @@ pub(crate) fn clean(bytes: &[u8]) -> String {
     shown
 }
 
-/// A carriage return starts the line over, as progress bars do; one at the end belongs to the line
-/// end. Only what comes after the last one is left.
+/// Keeps only the text after the last carriage return, which restarts the line (progress bars use
+/// this). Carriage returns at the end belong to the line ending.
 fn overwritten(text: &str) -> Cow<'_, str> {
     let line = text.trim_end_matches('\r');
     Cow::Borrowed(line.rsplit_once('\r').map_or(line, |(_, last)| last))
 }
 
-/// Skips the rest of an escape sequence (ECMA-48). One that does not end takes the rest of its line.
+/// Skips the rest of an escape sequence (ECMA-48). An unterminated one extends to the end of the line.
 fn skip_escape(rest: &mut std::str::Chars<'_>) {
     match rest.next() {
         // Control sequence: parameters, then one final byte.
         Some('[') => drop(rest.find(|c| ('\u{40}'..='\u{7e}').contains(c))),
-        // Strings of the operating system, the device, the program: up to BEL or ESC \.
+        // OSC, DCS, SOS, PM and APC strings: up to BEL or ESC \.
         Some(']' | 'P' | 'X' | '^' | '_') => skip_string(rest),
         // Intermediate bytes, then one final byte.
         Some('\u{20}'..='\u{2f}') => drop(rest.find(|c| !('\u{20}'..='\u{2f}').contains(c))),
@@ -98,7 +98,7 @@ mod tests {
 
     #[track_caller]
     fn check(pieces: &[&[u8]], want: &[&str]) {
-        let mut lines = Lines::default();
+        let mut lines = LineBuffer::default();
         let mut got = Vec::new();
         for piece in pieces {
             lines.push(piece, |line| got.push(line));
@@ -108,19 +108,19 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_put_together_from_pieces_cut_anywhere() {
+    fn lines_are_joined_from_arbitrary_chunks() {
         check(&[b"a", b"b\nc", b"\n\nd"], &["ab", "c", "", "d"]);
         check(&[b"gr\xc3", b"\xbcn\n"], &["grün"]);
         check(&[b"a\r", b"\nb"], &["a", "b"]);
     }
 
     #[test]
-    fn a_progress_bar_leaves_its_last_state() {
+    fn a_progress_bar_shows_its_last_state() {
         check(&[b"10%\r50%\r100%\n"], &["100%"]);
     }
 
     #[test]
-    fn escapes_and_controls_are_taken_out() {
+    fn escapes_and_controls_are_removed() {
         check(
             &[b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;http://e\x1b\\y\n"],
             &["red xy"],
@@ -133,18 +133,18 @@ mod tests {
     }
 
     #[test]
-    fn an_escape_without_end_takes_its_line_only() {
+    fn an_unterminated_escape_ends_with_its_line() {
         check(&[b"a\x1b[12\nb\x1b]x\nc\x1b"], &["a", "b", "c"]);
     }
 
     #[test]
-    fn bytes_that_are_not_text_are_replaced() {
+    fn invalid_utf8_is_replaced() {
         check(&[b"\xff\xfe\n"], &["\u{fffd}\u{fffd}"]);
     }
 
     #[test]
-    fn output_without_line_ends_is_cut_into_pieces() {
-        let mut lines = Lines::default();
+    fn output_without_newlines_is_split() {
+        let mut lines = LineBuffer::default();
         let mut sizes = Vec::new();
         for _ in 0..10 {
             lines.push(&[b'x'; 40_000], |line| sizes.push(line.len()));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_leave_a_control_character() {
+    fn no_input_yields_a_control_character() {
         let mut state = 1_u32;
         let mut noise = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -164,7 +164,7 @@ mod tests {
         };
         for _ in 0..2000 {
             let bytes: Vec<u8> = (0..40).map(|_| noise()).collect();
-            let line = clean(&bytes);
+            let line = sanitize(&bytes);
             assert!(
                 !line.chars().any(|c| c.is_control() && c != '\t'),
                 "{bytes:?} → {line:?}"

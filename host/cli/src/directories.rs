@@ -1,28 +1,28 @@
-//! Where things are on this machine: the store and the image of the builder VM.
+//! Default locations of the store and of the guest image.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::exit::Failure;
 
-/// Where the VM's image is installed for all users.
+/// Where the guest image is installed for all users.
 const INSTALLED: &str = "/usr/lib/cofferdam/vm";
 
-/// The directory of the store: as given, else by the XDG rules.
+/// The store directory: `given`, or the default of the XDG specification.
 pub(crate) fn store(given: Option<&Path>) -> Result<PathBuf, Failure> {
     given
         .map(Path::to_owned)
         .or_else(|| data(&Environment::real()))
         .ok_or_else(|| {
             Failure::usage(
-                "neither HOME nor XDG_DATA_HOME is set; say where the store is with --store",
+                "no default store directory: neither HOME nor XDG_DATA_HOME is set; use --store DIR",
             )
         })
 }
 
-/// The directory of the VM image: as given, else the first of the usual ones that has an image;
-/// without any, the one where it is expected first, for the message.
-pub(crate) fn vm_image(given: Option<&Path>) -> PathBuf {
+/// The guest image directory: `given`, or the first default directory that holds an image. If none
+/// does, the first default directory, so that the error message names it.
+pub(crate) fn guest_image(given: Option<&Path>) -> PathBuf {
     let has_image = |dir: &Path| dir.join("image.json").is_file();
     given.map_or_else(
         || choose(&candidates(&Environment::real()), has_image),
@@ -30,7 +30,7 @@ pub(crate) fn vm_image(given: Option<&Path>) -> PathBuf {
     )
 }
 
-/// What these rules read, so that they can be tested.
+/// The inputs of the default locations, apart from the process so that tests can set them.
 #[derive(Debug, Default)]
 struct Environment {
     data_home: Option<PathBuf>,
@@ -40,7 +40,7 @@ struct Environment {
 
 impl Environment {
     fn real() -> Self {
-        // A relative path in these variables means nothing, by the XDG specification.
+        // The XDG specification says to ignore relative paths in these variables.
         let absolute = |name: &str| {
             env::var_os(name)
                 .map(PathBuf::from)
@@ -69,11 +69,14 @@ fn data(environment: &Environment) -> Option<PathBuf> {
 }
 
 fn candidates(environment: &Environment) -> Vec<PathBuf> {
-    let beside = environment
+    let next_to_program = environment
         .program
         .as_ref()
         .and_then(|program| program.parent()?.parent());
-    let mut dirs: Vec<PathBuf> = beside.map(|dir| dir.join("vmimage")).into_iter().collect();
+    let mut dirs: Vec<PathBuf> = next_to_program
+        .map(|dir| dir.join("vmimage"))
+        .into_iter()
+        .collect();
     dirs.extend(data(environment).map(|data| data.join("vm")));
     dirs.push(INSTALLED.into());
     dirs
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_image_is_looked_for_beside_the_program_then_at_home_then_in_the_system() {
+    fn the_image_is_searched_next_to_the_program_then_at_home_then_in_the_system() {
         let dirs = candidates(&environment());
         let want = [
             "/work/target/vmimage",

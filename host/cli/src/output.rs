@@ -1,0 +1,31 @@
+//! Writes data to standard output and messages to standard error.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::exit::Failure;
+
+/// Writes a line to standard error.
+pub(crate) fn message(line: &str) {
+    writeln!(io::stderr(), "{line}").ok();
+}
+
+/// Writes the data of a command to standard output, as [`try_print`] does, and succeeds.
+pub(crate) fn print(
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<ExitCode, Failure> {
+    let printed = try_print(write).context("cannot write to standard output");
+    printed.map_err(Failure::host)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes data to standard output. A closed pipe is no error: the reader has seen enough.
+pub(crate) fn try_print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
