@@ -1,7 +1,8 @@
-//! The console: the agent's last word when nothing else works.
+//! The console: where the agent reports when nothing else works.
 //!
-//! The launcher keeps the end of it for its error reports. The law: nothing that a step printed
-//! goes here, and a console that fails stops nothing.
+//! The launcher keeps the last lines of it for its error reports.
+//!
+//! **Law:** no output of a step goes here, and a broken console stops nothing.
 
 use std::convert::Infallible;
 use std::fs::OpenOptions;
@@ -13,11 +14,12 @@ use std::time::Duration;
 use log::{LevelFilter, Log, Metadata, Record};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// Writes one line. Opened anew each time: it must work before /dev is mounted and after a panic.
+/// Writes one line. The console is opened each time: this must work before /dev is mounted and after
+/// a panic.
 pub(crate) fn print(line: &str) {
     let console = OpenOptions::new().write(true).open("/dev/console");
     if let Ok(mut console) = console {
-        // There is nobody else to tell that the console is broken.
+        // Nobody else can be told that the console is broken.
         console.write_all(format!("{line}\n").as_bytes()).ok();
     }
 }
@@ -45,9 +47,9 @@ pub(crate) fn install() {
     }));
 }
 
-/// Ends the VM. What is on the guest disk may be lost: it is a cache.
+/// Powers off the VM. Data on the guest disk may be lost: the disk is a cache.
 pub(crate) fn power_off() -> ! {
-    // The console's last bytes are still on their way to the host.
+    // The last bytes of the console are still on their way to the host.
     thread::sleep(Duration::from_millis(20));
     let refused = match reboot(RebootMode::RB_POWER_OFF) {
         Err(refused) => refused,
@@ -59,7 +61,7 @@ pub(crate) fn power_off() -> ! {
     }
 }
 
-/// Runs PID 1's work, which can only end in failure, and then ends the VM.
+/// Runs `serve`, the work of PID 1, which can only end in failure, and then powers off the VM.
 pub(crate) fn pid1(serve: impl FnOnce() -> anyhow::Result<Infallible>) -> ! {
     match serve() {
         Err(err) => print(&format!("agent: {err:#}")),

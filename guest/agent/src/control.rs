@@ -1,8 +1,9 @@
 //! The control connection: greeting, requests and heartbeats.
 //!
-//! One thread reads. It answers heartbeats itself and gives every request to a thread of its own,
-//! so nothing that takes time can keep a heartbeat or a cancellation waiting. The law: when this
-//! connection is lost, the VM has no owner any more, and ends.
+//! One thread reads. It answers heartbeats itself and starts a thread for every request, so that no
+//! slow request delays a heartbeat or a cancellation.
+//!
+//! **Law:** a VM whose control connection is lost has no owner any more, and ends.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,22 +20,22 @@ use wire::{Failure, FailureKind, Frame, Hello, Kind, PROTOCOL, Reply, Request, f
 use crate::fault;
 use crate::transport::{Connection, retry};
 
-/// Most requests that are worked on at the same time: all steps, and a few requests about each.
+/// Most concurrent requests: all steps, and a few requests about each.
 const MAX_REQUESTS: usize = 256;
 
-/// How long the host may take to read the last reply before the power goes off.
+/// How long the host may take to read the last reply before the VM powers off.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// What carries out requests.
-pub(crate) trait Verbs: Send + Sync + 'static {
-    /// Does what is asked, whatever time it takes.
-    fn serve(&self, request: Request) -> Result<Reply>;
+/// Carries out requests.
+pub(crate) trait RequestHandler: Send + Sync + 'static {
+    /// Carries out a request, however long that takes.
+    fn handle(&self, request: Request) -> Result<Reply>;
 }
 
-/// Reads the host's greeting and answers it with these features; returns the nonce of this VM.
+/// Reads the host's greeting and answers it with these features. Returns the nonce of this VM.
 pub(crate) fn greet(connection: &mut dyn Connection, features: u64) -> Result<[u8; 16]> {
     let mut buf = Vec::new();
-    let frame = frame::read(&mut buf, |room| retry(|| connection.read(room)))?;
+    let frame = frame::read(&mut buf, |buf| retry(|| connection.read(buf)))?;
     let frame = frame.context("the host closed the connection without a greeting")?;
     let theirs: Hello = message::decode(&frame)?;
     let ours = Hello {
@@ -44,11 +45,11 @@ pub(crate) fn greet(connection: &mut dyn Connection, features: u64) -> Result<[u
         max_body: MAX_BODY,
         nonce: theirs.nonce,
     };
-    // Also if they do not match: so the host can name both versions.
+    // Sent also if the versions differ, so that the host can name both.
     connection.write_all(&message::encode(0, &ours)?)?;
     ensure!(
         theirs.protocol == PROTOCOL,
-        "{} speaks protocol {}, this agent {PROTOCOL}",
+        "{} speaks protocol {}, but this agent speaks protocol {PROTOCOL}",
         theirs.software,
         theirs.protocol
     );
@@ -75,31 +76,32 @@ impl Replies {
 /// Serves the connection until it is lost or the host asks to quit.
 pub(crate) fn serve(
     mut connection: Box<dyn Connection>,
-    verbs: Arc<impl Verbs>,
+    handler: Arc<impl RequestHandler>,
 ) -> Result<Infallible> {
     let server = Server {
-        replies: Replies(Arc::new(Mutex::new(connection.handle()?))),
-        verbs,
+        replies: Replies(Arc::new(Mutex::new(connection.try_clone()?))),
+        handler,
         active: Arc::default(),
-        transfers: Places::new(MAX_TRANSFERS),
+        transfers: Semaphore::new(MAX_TRANSFERS),
     };
     let mut buf = Vec::new();
     loop {
-        let frame = frame::read(&mut buf, |room| retry(|| connection.read(room)));
+        let frame = frame::read(&mut buf, |buf| retry(|| connection.read(buf)));
         let frame = frame.context("the control connection is broken")?;
         let frame = frame.context("the host closed the control connection")?;
         server.handle(&frame)?;
     }
 }
 
-struct Server<V> {
+struct Server<H> {
     replies: Replies,
-    verbs: Arc<V>,
+    handler: Arc<H>,
     active: Arc<AtomicUsize>,
-    transfers: Places,
+    /// Permits for requests that transfer a layer.
+    transfers: Semaphore,
 }
 
-impl<V: Verbs> Server<V> {
+impl<H: RequestHandler> Server<H> {
     fn handle(&self, frame: &Frame<'_>) -> Result<()> {
         match frame.kind {
             Kind::Ping => {
@@ -114,29 +116,32 @@ impl<V: Verbs> Server<V> {
             | Kind::Attach
             | Kind::Data
             | Kind::End
-            | Kind::Abort => bail!("{:?} frame on the control connection", frame.kind),
+            | Kind::Abort => bail!(
+                "unexpected {:?} frame on the control connection",
+                frame.kind
+            ),
         }
     }
 
     fn dispatch(&self, id: u64, request: Request) -> Result<()> {
         let active = Active::begin(&self.active);
         if active.number > MAX_REQUESTS {
-            let failure = Failure::new(FailureKind::Violation, "too many requests at once");
+            let failure = Failure::new(FailureKind::Violation, "too many concurrent requests");
             return self.replies.reply(id, &Reply::Failed(failure));
         }
-        let (replies, verbs) = (self.replies.clone(), Arc::clone(&self.verbs));
+        let (replies, handler) = (self.replies.clone(), Arc::clone(&self.handler));
         let transfers = self.transfers.clone();
         let started = thread::Builder::new()
             .name("request".into())
             .spawn(move || {
                 let bulk = matches!(request, Request::Import { .. } | Request::ExportDiff { .. });
-                let place = bulk.then(|| transfers.take());
+                let permit = bulk.then(|| transfers.acquire());
                 let quit = request == Request::Quit;
-                let reply = verbs.serve(request).unwrap_or_else(|err| {
+                let reply = handler.handle(request).unwrap_or_else(|err| {
                     log::warn!("request {id}: {err:#}");
                     Reply::Failed(fault::failure(&err))
                 });
-                drop((place, active));
+                drop((permit, active));
                 if let Err(err) = replies.reply(id, &reply) {
                     // The reader notices that the connection is gone, and ends the VM.
                     log::warn!("cannot reply to request {id}: {err:#}");
@@ -146,7 +151,7 @@ impl<V: Verbs> Server<V> {
                 }
             });
         if let Err(err) = started {
-            let text = format!("no thread for this request: {err}");
+            let text = format!("cannot start a thread for this request: {err}");
             let failure = Failure::new(FailureKind::Internal, text);
             return self.replies.reply(id, &Reply::Failed(failure));
         }
@@ -155,8 +160,8 @@ impl<V: Verbs> Server<V> {
 }
 
 impl Replies {
-    /// Ends our direction, and the connection when the host had time to take everything. The
-    /// host, which waits for this, closes it earlier.
+    /// Ends our direction, and then the whole connection after the host had time to read everything.
+    /// The host waits for the first and usually closes the connection itself.
     fn farewell(&self) {
         let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         connection.finish();
@@ -165,10 +170,10 @@ impl Replies {
     }
 }
 
-/// A request that is being worked on.
+/// A request that is being carried out.
 struct Active {
     all: Arc<AtomicUsize>,
-    /// How many there were with it when it began.
+    /// How many requests were active when it started, itself included.
     number: usize,
 }
 
@@ -188,33 +193,34 @@ impl Drop for Active {
     }
 }
 
-/// A number of places, each taken by one thread at a time.
+/// A counting semaphore: a channel with one message for each permit that is held.
 #[derive(Debug, Clone)]
-struct Places {
-    take: Sender<()>,
-    give: Receiver<()>,
+struct Semaphore {
+    acquire: Sender<()>,
+    release: Receiver<()>,
 }
 
-/// A place; dropping it frees it.
-struct Place(Receiver<()>);
+/// A permit of a [`Semaphore`]; dropping it releases it.
+struct Permit(Receiver<()>);
 
-impl Places {
-    fn new(number: usize) -> Self {
-        let (take, give) = bounded(number);
-        Self { take, give }
+impl Semaphore {
+    fn new(permits: usize) -> Self {
+        let (acquire, release) = bounded(permits);
+        Self { acquire, release }
     }
 
-    /// Waits for a place. Others free theirs in bounded time or when the host closes a transfer.
-    fn take(&self) -> Place {
+    /// Waits for a permit. The wait is bounded: every holder finishes, or the host closes its
+    /// transfer.
+    fn acquire(&self) -> Permit {
         // Never fails, since we hold the other end.
-        self.take.send(()).ok();
-        Place(self.give.clone())
+        self.acquire.send(()).ok();
+        Permit(self.release.clone())
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        // There is one message for each place that is taken.
+        // Never empty, since this permit has its message in the channel.
         self.0.try_recv().ok();
     }
 }
@@ -228,13 +234,13 @@ mod tests {
     use super::*;
     use crate::transport::Socket;
 
-    /// `Stat` waits until it is told; everything else is done at once.
-    struct FakeVerbs(Receiver<()>);
+    /// `Stat` waits for a message; every other request is done at once.
+    struct FakeHandler(Receiver<()>);
 
-    impl Verbs for FakeVerbs {
-        fn serve(&self, request: Request) -> Result<Reply> {
+    impl RequestHandler for FakeHandler {
+        fn handle(&self, request: Request) -> Result<Reply> {
             if request == Request::Stat {
-                self.0.recv().context("told nothing")?;
+                self.0.recv().context("the test is over")?;
             }
             Ok(Reply::Done)
         }
@@ -258,7 +264,7 @@ mod tests {
         }
         fn next(&mut self) -> Option<(u64, Option<Reply>)> {
             let Self { stream, buf } = self;
-            let frame = frame::read(buf, |room| stream.read(room)).unwrap()?;
+            let frame = frame::read(buf, |buf| stream.read(buf)).unwrap()?;
             Some((frame.id, message::decode(&frame).ok()))
         }
     }
@@ -271,7 +277,7 @@ mod tests {
         let (tell, told) = bounded(1000);
         let connection = Box::new(Socket::from(OwnedFd::from(ours)));
         let serving = thread::spawn(move || {
-            let Err(err) = serve(connection, Arc::new(FakeVerbs(told)));
+            let Err(err) = serve(connection, Arc::new(FakeHandler(told)));
             format!("{err:#}")
         });
         (
@@ -302,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_requests_are_refused_and_not_queued() {
+    fn too_many_requests_are_refused_instead_of_queued() {
         let (mut host, tell, _serving) = start();
         for id in 0..=MAX_REQUESTS as u64 {
             host.send(id, &Request::Stat);
@@ -321,14 +327,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_has_no_place_there_ends_the_connection() {
+    fn an_unexpected_frame_ends_the_connection() {
         let (mut host, _tell, serving) = start();
         host.stream
             .write_all(&frame::encode(Kind::Data, 0, 1, 0, b"x").unwrap())
             .unwrap();
         assert_eq!(
             serving.join().unwrap(),
-            "Data frame on the control connection"
+            "unexpected Data frame on the control connection"
         );
     }
 
@@ -357,7 +363,7 @@ mod tests {
                 .unwrap();
             let greeted = greet(&mut Socket::from(OwnedFd::from(ours)), 0);
             let mut buf = Vec::new();
-            let frame = frame::read(&mut buf, |room| host.read(room))
+            let frame = frame::read(&mut buf, |buf| host.read(buf))
                 .unwrap()
                 .unwrap();
             let answer: Hello = message::decode(&frame).unwrap();

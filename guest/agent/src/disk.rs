@@ -1,17 +1,22 @@
 //! The guest disk.
 //!
 //! ```text
-//! /disk/layers/<hex>   sealed layers, by diff_id         /disk/steps/<n>/{upper,work}   of steps
-//! /disk/tmp            layers that are being unpacked    /disk/graves                   of trees
-//! /disk/skeleton       lowest layer of every step        /disk/old   rest of an earlier boot
+//! /disk/layers/<hex>             committed layers, by diff_id
+//! /disk/tmp                      layers that are being unpacked
+//! /disk/steps/<n>/{upper,work}   the changes of steps
+//! /disk/skeleton                 the lowest layer of every step
+//! /disk/graves                   the trash: trees that are being deleted
+//! /disk/old                      leftovers of an earlier boot
 //! ```
 //!
-//! It is a cache and never the truth: what was not sealed when an earlier VM ended is removed, and
-//! a disk that cannot be mounted is the host's to replace.
+//! **Law:** the disk is a cache and never the truth. Whatever an earlier VM left uncommitted is
+//! deleted, and a disk that cannot be mounted is for the host to replace.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -24,44 +29,49 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::syncfs;
+use wire::LayerName;
 
-use crate::layers::Layers;
-use crate::sandbox::make_skeleton;
+use crate::layers::{Layers, file_name};
 use crate::sys;
-use crate::tree::{self, Graveyard};
+use crate::tree::{self, Trash};
 
-/// The block device.
+/// The block device of the guest disk.
 const DEVICE: &str = "/dev/vda";
 
 /// Where it is mounted.
 pub(crate) const MOUNT: &str = "/disk";
 
-/// Sealed layers.
+/// Committed layers.
 pub(crate) const LAYERS: &str = "/disk/layers";
 
-/// What lies below the lowest layer of every step.
+/// The lowest layer of every step, below those that the host names.
 pub(crate) const SKELETON: &str = "/disk/skeleton";
 
 const STEPS: &str = "/disk/steps";
 const SCRATCH: &str = "/disk/tmp";
-const GRAVES: &str = "/disk/graves";
+const TRASH: &str = "/disk/graves";
 const OLD: &str = "/disk/old";
 
 /// How long the device may take to appear after its driver was loaded.
-const APPEARANCE: Duration = Duration::from_secs(10);
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the kernel may take to let go of the disk when all steps are dead.
-const RELEASE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to release the disk after all steps are dead.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Block size of the file systems that we accept. With smaller ones growing stops early, and says
-/// that it succeeded.
-const BLOCK: u64 = 4096;
+/// Required block size of the file system, in bytes. With smaller blocks, growing stops early and
+/// still reports success.
+const BLOCK_SIZE: u64 = 4096;
 
-/// Bytes that wait in memory before the kernel begins to write them to the disk, while more come.
-/// By default it is a tenth of the memory, and sealing a layer then waits for all of that.
-const WRITE_EARLY: u64 = 64 << 20;
+/// Dirty bytes in memory at which the kernel starts to write to the disk in the background. Its
+/// default is a tenth of the memory, and committing a layer then waits for all of that.
+const DIRTY_BACKGROUND_BYTES: u64 = 64 << 20;
 
-/// Directory of a step.
+/// The directory of a layer.
+pub(crate) fn layer_dir(layer: &LayerName) -> Result<PathBuf> {
+    Ok(Path::new(LAYERS).join(OsStr::from_bytes(file_name(layer)?.to_bytes())))
+}
+
+/// The directory of a step.
 pub(crate) fn step_dir(step: u64) -> PathBuf {
     Path::new(STEPS).join(step.to_string())
 }
@@ -70,28 +80,28 @@ pub(crate) fn step_dir(step: u64) -> PathBuf {
 #[derive(Debug)]
 pub(crate) struct Disk {
     root: OwnedFd,
-    /// Where trees are taken apart.
-    pub(crate) graves: Arc<Graveyard>,
-    /// The layers on it.
+    trash: Arc<Trash>,
+    /// The layers on the disk.
     pub(crate) layers: Arc<Layers>,
 }
 
 impl Disk {
-    /// Mounts the disk, lets its file system fill the device, and clears what was not sealed.
+    /// Mounts the disk, grows its file system to the size of the device, and deletes everything that
+    /// is not committed.
     pub(crate) fn attach() -> Result<Self> {
         let mut device = wait_for_device()?;
         let size = device
             .seek(SeekFrom::End(0))
-            .context("cannot tell the size of the guest disk")?;
+            .context("cannot read the size of the guest disk")?;
         drop(device);
         fs::write(
             "/proc/sys/vm/dirty_background_bytes",
-            WRITE_EARLY.to_string(),
+            DIRTY_BACKGROUND_BYTES.to_string(),
         )
-        .context("cannot say when to write to the guest disk")?;
+        .context("cannot set dirty_background_bytes")?;
         fs::create_dir_all(MOUNT)?;
-        // Times of access would be writes. What is freed goes back to the host. Inode tables are
-        // not zeroed in the background: their checksums tell unused ones.
+        // Access times would be writes. Freed space goes back to the host. Inode tables are not zeroed
+        // in the background, since their checksums tell unused ones.
         let options = "discard,noinit_itable";
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
         mount(Some(DEVICE), MOUNT, Some("ext4"), flags, Some(options))
@@ -101,73 +111,72 @@ impl Disk {
         Self::open(root)
     }
 
-    /// Makes the directories anew that hold nothing sealed.
+    /// Recreates the directories that hold nothing committed.
     fn open(root: OwnedFd) -> Result<Self> {
         fs::create_dir_all(LAYERS)?;
         fs::create_dir_all(OLD)?;
-        for dir in [STEPS, SCRATCH, GRAVES, SKELETON] {
-            put_aside(Path::new(dir), Path::new(OLD))?;
+        for dir in [STEPS, SCRATCH, TRASH, SKELETON] {
+            move_aside(Path::new(dir), Path::new(OLD))?;
             fs::create_dir(dir)?;
         }
-        make_skeleton(Path::new(SKELETON)).context("cannot make the lowest layer")?;
-        let graves = Arc::new(Graveyard::new(open_dir(GRAVES)?));
-        let layers = Layers::new(open_dir(LAYERS)?, open_dir(SCRATCH)?, Arc::clone(&graves));
+        let trash = Arc::new(Trash::new(open_dir(TRASH)?));
+        let layers = Layers::new(open_dir(LAYERS)?, open_dir(SCRATCH)?, Arc::clone(&trash));
         layers.sweep()?;
-        let old = Graveyard::new(open_dir(OLD)?);
-        // Its names cannot be met any more, so nobody has to wait for its bytes.
+        let old = Trash::new(open_dir(OLD)?);
+        // Nothing uses these names any more, so nobody has to wait until the bytes are gone.
         thread::Builder::new().name("sweep".into()).spawn(move || {
             if let Err(err) = old.sweep() {
-                log::warn!("cannot remove what an earlier boot left: {err:#}");
+                log::warn!("cannot remove the leftovers of an earlier boot: {err:#}");
             }
         })?;
         Ok(Self {
             root,
-            graves,
+            trash,
             layers: Arc::new(layers),
         })
     }
 
-    /// Makes the directories of a step; an error if they are there.
+    /// Creates the directories of a step. It is an error if they exist.
     pub(crate) fn make_step(&self, step: u64) -> Result<()> {
         let dir = step_dir(step);
         for dir in [dir.clone(), dir.join("upper"), dir.join("work")] {
-            fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         Ok(())
     }
 
-    /// The directory of a step and its upper one.
+    /// The directory of a step and its upper directory.
     pub(crate) fn open_step(&self, step: u64) -> Result<(OwnedFd, OwnedFd)> {
         let dir = step_dir(step);
         Ok((open_dir(&dir)?, open_dir(dir.join("upper"))?))
     }
 
-    /// Removes the directories of a step, if there are any.
+    /// Removes the directories of a step, if they exist.
     pub(crate) fn remove_step(&self, step: u64) -> Result<()> {
         let name = std::ffi::CString::new(step.to_string())?;
-        self.graves.remove(open_dir(STEPS)?.as_fd(), &name)
+        self.trash.remove(open_dir(STEPS)?.as_fd(), &name)
     }
 
-    /// Size and free room in bytes.
+    /// Size and free space in bytes.
     pub(crate) fn usage(&self) -> Result<(u64, u64)> {
         let stat = fstatvfs(&self.root)?;
         let unit = stat.fragment_size();
         Ok((stat.blocks() * unit, stat.blocks_available() * unit))
     }
 
-    /// Writes everything out and forbids further writing.
+    /// Syncs the disk and makes it read-only.
     pub(crate) fn detach(&self) -> Result<()> {
-        syncfs(&self.root).context("cannot write to the guest disk")?;
+        syncfs(&self.root).context("cannot sync the guest disk")?;
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let finish = || mount(None::<&str>, MOUNT, None::<&str>, flags, None::<&str>);
-        let deadline = Instant::now() + RELEASE;
+        let remount = || mount(None::<&str>, MOUNT, None::<&str>, flags, None::<&str>);
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
         loop {
-            match finish() {
-                // The kernel takes the mounts of a dead step apart in its own time.
+            match remount() {
+                // The kernel unmounts what a dead step had mounted in its own time.
                 Err(Errno::EBUSY) if Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(10));
                 }
-                done => return done.context("cannot finish the guest disk"),
+                done => return done.context("cannot remount the guest disk read-only"),
             }
         }
     }
@@ -179,7 +188,7 @@ fn open_dir(path: impl AsRef<Path>) -> Result<OwnedFd> {
 }
 
 fn wait_for_device() -> Result<File> {
-    let deadline = Instant::now() + APPEARANCE;
+    let deadline = Instant::now() + DEVICE_TIMEOUT;
     loop {
         match File::open(DEVICE) {
             Err(err) if err.kind() == io::ErrorKind::NotFound && Instant::now() < deadline => {
@@ -190,37 +199,37 @@ fn wait_for_device() -> Result<File> {
     }
 }
 
-/// Lets the file system fill a device of `size` bytes. The kernel's word for it is not enough.
+/// Grows the file system to a device of `size` bytes, and checks that it did grow.
 fn grow(root: &OwnedFd, size: u64) -> Result<()> {
     let stat = fstatvfs(root)?;
     ensure!(
-        stat.block_size() == BLOCK,
-        "it has blocks of {} bytes",
+        stat.block_size() == BLOCK_SIZE,
+        "its block size is {} bytes, not {BLOCK_SIZE}",
         stat.block_size()
     );
-    sys::ext4_resize(root.as_fd(), size / BLOCK)?;
+    sys::ext4_resize(root.as_fd(), size / BLOCK_SIZE)?;
     let now = fstatvfs(root)?;
     let got = now.blocks() * now.fragment_size();
-    // Tables of inodes and the like take a few hundredths.
+    // Metadata such as inode tables takes a few percent.
     ensure!(
         got >= size / 10 * 9,
-        "it has {got} bytes on a device of {size}"
+        "it has {got} bytes on a device of {size} bytes"
     );
     Ok(())
 }
 
-/// Moves a directory, if it is there, under a free name in another one.
-fn put_aside(dir: &Path, old: &Path) -> Result<()> {
+/// Moves a directory, if it exists, to a free name in another one.
+fn move_aside(dir: &Path, old: &Path) -> Result<()> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     for number in 0..u32::MAX {
         match fs::rename(dir, old.join(format!("{name}-{number}"))) {
             Ok(()) => return Ok(()),
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(err) => return Err(err).context("cannot put a directory aside"),
+            Err(err) => return Err(err).context("cannot move a directory aside"),
         }
     }
-    bail!("too many directories were put aside")
+    bail!("cannot move a directory aside: no name is free")
 }
 
 #[cfg(test)]
@@ -228,14 +237,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_are_put_aside_under_free_names() {
+    fn directories_are_moved_aside_to_free_names() {
         let temp = tempfile::tempdir().unwrap();
         let (dir, old) = (temp.path().join("steps"), temp.path().join("old"));
         fs::create_dir(&old).unwrap();
-        put_aside(&dir, &old).unwrap();
+        move_aside(&dir, &old).unwrap();
         for _ in 0..3 {
             fs::create_dir_all(dir.join("1/upper")).unwrap();
-            put_aside(&dir, &old).unwrap();
+            move_aside(&dir, &old).unwrap();
             assert!(!dir.exists());
         }
         assert_eq!(fs::read_dir(&old).unwrap().count(), 3);

@@ -1,8 +1,8 @@
 //! Whose fault an error is.
 //!
-//! Inside the agent errors are chains of causes; where one leaves it, it becomes a
-//! [`Failure`] with the kind that decides what the host does. A cause that says whose fault it is
-//! counts, wherever in the chain it stands; a full disk speaks for itself.
+//! Inside the agent, errors are chains of causes. An error that is sent to the host becomes a
+//! [`Failure`], whose kind decides how the host reacts. The kind comes from the first cause in the
+//! chain that tells it: a [`Fault`], a violation of the protocol or a full disk.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use thiserror::Error;
 use wire::frame::ReadError;
 use wire::{Failure, FailureKind, FrameError, MessageError, Violation};
 
-/// A cause that says whose fault it is.
+/// A cause that tells whose fault it is.
 #[derive(Debug, Error)]
 #[error("{text}")]
 pub(crate) struct Fault {
@@ -19,7 +19,7 @@ pub(crate) struct Fault {
     text: String,
 }
 
-/// The step's specification or the image cannot be carried out: the user must change something.
+/// The step cannot be set up as specified: the user must change something.
 pub(crate) fn setup(text: impl Into<String>) -> anyhow::Error {
     Fault {
         kind: FailureKind::Setup,
@@ -46,7 +46,7 @@ pub(crate) fn cancelled() -> anyhow::Error {
     .into()
 }
 
-/// Passes on what another part of the agent reported.
+/// Passes on a failure that another process reported.
 pub(crate) fn reported(failure: Failure) -> anyhow::Error {
     Fault {
         kind: failure.kind,
@@ -55,7 +55,7 @@ pub(crate) fn reported(failure: Failure) -> anyhow::Error {
     .into()
 }
 
-/// What the host is told.
+/// The failure that the host is told.
 pub(crate) fn failure(err: &anyhow::Error) -> Failure {
     let kind = err.chain().find_map(blame).unwrap_or(FailureKind::Internal);
     Failure::new(kind, format!("{err:#}"))
@@ -89,7 +89,7 @@ fn is_violation(cause: &(dyn std::error::Error + 'static)) -> bool {
         || cause.is::<ReadError<io::Error>>() && cause.source().is_none()
 }
 
-/// Takes an error through an interface that only knows those of I/O.
+/// Wraps an error to pass it through an interface that only has I/O errors.
 pub(crate) fn carry(err: anyhow::Error) -> io::Error {
     io::Error::other(Carried(err))
 }
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_that_says_whose_fault_it_is_counts() {
+    fn the_cause_that_tells_whose_fault_it_is_decides() {
         let err = setup("no such program").context("step 3");
         check(&err, FailureKind::Setup, "step 3: no such program");
         check(&cancelled(), FailureKind::Cancelled, "cancelled");
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_recognised_below_other_causes() {
+    fn a_full_disk_is_found_below_other_causes() {
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
         let text = "writing: No space left on device (os error 28)";
         check(

@@ -1,19 +1,31 @@
 //! PID 1 of the builder VM.
 //!
-//! The agent carries out what the host asks and decides nothing: it unpacks layers onto the guest
-//! disk, runs steps in sandboxes over them, and sends back what they changed. Where to start
-//! reading: [`control`] for how requests come in, [`steps`] for what becomes of them, [`sandbox`]
-//! for what a step sees.
+//! The agent carries out the requests of the host and decides nothing: it unpacks layers onto the
+//! guest disk, runs steps in sandboxes on top of them, and sends back their changes.
 //!
-//! Laws of the whole program:
+//! **Laws** of the whole program:
 //!
-//! * PID 1 never returns and never panics into nothing: every end is a power off.
-//! * It listens on nothing, and the loss of the control connection ends the VM.
+//! * PID 1 never returns, and a panic is reported on the console: every end is a power-off.
+//! * The agent listens on nothing, and losing the control connection ends the VM.
 //! * Exactly one thread reaps child processes.
 //! * The guest disk is a cache: a name in `layers/` means a whole layer, and nothing else counts.
-//! * Nothing of the agent, no descriptor and no word of memory, gets into a step.
+//! * Nothing of the agent, no descriptor and no memory, gets into a step.
+//!
+//! Start reading with [`control`] (how requests arrive), [`requests`] (what each of them does),
+//! [`steps`] (the life of a step) and [`sandbox`] (what a step sees).
+//!
+//! | module | content |
+//! |---|---|
+//! | [`boot`], [`modules`], [`console`] | from the kernel's hand-over to a machine in which steps run |
+//! | [`control`], [`requests`] | the control connection; one arm for each request |
+//! | [`transport`] | connections and transfers, over our own vsock driver or the kernel's |
+//! | [`disk`], [`layers`], [`tree`] | the guest disk, its layers, deleting trees |
+//! | [`archive`], [`attributes`], [`diff`] | layer tars, file attributes, the changes of a step |
+//! | [`steps`], [`sandbox`], [`network`], [`output`] | running a step |
+//! | [`reap`], [`stat`], [`fault`], [`sys`] | child processes, resource use, errors, system calls |
 
 mod archive;
+mod attributes;
 mod boot;
 mod console;
 mod control;
@@ -21,18 +33,22 @@ mod diff;
 mod disk;
 mod fault;
 mod layers;
+mod modules;
 mod network;
 mod output;
 mod reap;
+mod requests;
 mod sandbox;
 mod stat;
 mod steps;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod transport;
 mod tree;
-mod verbs;
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -40,14 +56,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::boot::Modules;
 use crate::disk::Disk;
+use crate::modules::{ModuleGroups, Modules};
 use crate::network::Uplink;
 use crate::reap::Reaper;
+use crate::requests::Guest;
 use crate::sandbox::Sandboxes;
 use crate::steps::Steps;
-use crate::transport::{Transfers, Wanted};
-use crate::verbs::Guest;
+use crate::transport::{DriverChoice, Transfers};
 
 fn main() {
     let mut args = std::env::args_os();
@@ -60,16 +76,19 @@ fn main() {
     }
 }
 
-/// How long disk and network may take before the console says what they wait for.
+/// How long disk and network may take before the console says where the threads wait.
 const LATE: Duration = Duration::from_secs(20);
 
+/// Sets up the guest disk and the network.
 fn devices(modules: Modules) -> Result<(Disk, Option<Uplink>)> {
     modules.load()?;
-    Ok((Disk::attach()?, Uplink::set_up()?))
+    let disk = Disk::attach()?;
+    sandbox::make_skeleton(Path::new(disk::SKELETON)).context("cannot create the lowest layer")?;
+    Ok((disk, Uplink::set_up()?))
 }
 
-/// Tells where in the kernel each thread is, for whoever has to find out why a VM hangs.
-fn tell_where_threads_are() {
+/// Logs where in the kernel each thread is, to find out why a VM hangs.
+fn log_thread_stacks() {
     log::error!("disk and network are not ready after {} s", LATE.as_secs());
     for task in std::fs::read_dir("/proc/self/task").into_iter().flatten() {
         let Ok(task) = task else { continue };
@@ -80,26 +99,28 @@ fn tell_where_threads_are() {
     }
 }
 
-/// Makes the machine ready and serves the host.
+/// Sets up the machine and serves the host.
 fn serve() -> Result<Infallible> {
-    let modules = boot::boot()?;
+    let modules = ModuleGroups::find()?;
+    boot::boot(modules.first)?;
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
-    let wanted = Wanted::from_cmdline(&cmdline);
+    let choice = DriverChoice::from_cmdline(&cmdline);
     let reaper = Reaper::start()?;
-    // Disk and network become ready while host and agent greet each other.
+    // Disk and network are set up while host and agent greet each other.
     let (tell, ready) = mpsc::sync_channel(1);
+    let later = modules.later;
     thread::Builder::new()
         .name("devices".into())
-        .spawn(move || tell.send(devices(modules.later)))?;
-    let (connect, features) = transport::choose(wanted, modules.ring, modules.fallback)?;
+        .spawn(move || tell.send(devices(later)))?;
+    let (connect, features) = transport::choose(choice, modules.ring, modules.fallback)?;
     let mut connection = connect.connect()?;
-    let nonce = control::greet(&mut *connection, features).context("greeting")?;
+    let nonce = control::greet(&mut *connection, features).context("cannot greet the host")?;
     let (disk, uplink) = match ready.recv_timeout(LATE) {
         Err(RecvTimeoutError::Timeout) => {
-            tell_where_threads_are();
-            ready.recv().context("the devices")?
+            log_thread_stacks();
+            ready.recv().context("cannot set up the devices")?
         }
-        devices => devices.context("the devices")?,
+        devices => devices.context("cannot set up the devices")?,
     }?;
     let (disk, sandboxes) = (Arc::new(disk), Sandboxes::new(uplink, reaper)?);
     let transfers = Arc::new(Transfers::new(connect, nonce));

@@ -1,8 +1,8 @@
-//! The output of a step on its way to the host.
+//! Forwards the output of a step to the host.
 //!
-//! One thread per step reads both pipes and sends every byte. It never waits for anything but the
-//! pipes and the host: a host that reads slowly fills the pipes, and then the step waits, as it
-//! would for a terminal.
+//! One thread per step reads both pipes and sends every byte. It waits only for the pipes and the
+//! host: if the host reads slowly, the pipes fill up, and then the step waits, as it would for a
+//! terminal.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -14,14 +14,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::transport::{Outgoing, retry};
 
-/// Size of the pieces that are read: what a pipe holds.
+/// Size of a read in bytes: the capacity of a pipe.
 const PIECE: usize = 64 << 10;
 
-/// Flags of a data frame: which stream it belongs to.
+/// Flags of a data frame: its stream.
 const STDOUT: u8 = 0;
 const STDERR: u8 = 1;
 
-/// Sends all that comes from both pipes, then the end of the transfer.
+/// Sends everything from both pipes, then the end of the transfer.
 pub(crate) fn pump(stdout: OwnedFd, stderr: OwnedFd, mut to: Outgoing) -> Result<()> {
     let mut open = vec![(STDOUT, File::from(stdout)), (STDERR, File::from(stderr))];
     let mut buf = vec![0; PIECE];
@@ -43,7 +43,7 @@ pub(crate) fn pump(stdout: OwnedFd, stderr: OwnedFd, mut to: Outgoing) -> Result
     to.finish().map(drop)
 }
 
-/// Waits until a pipe has something or is at its end; returns which ones.
+/// Waits until a pipe has data or has ended; returns the indexes of these pipes.
 fn wait(open: &[(u8, File)]) -> Result<Vec<usize>> {
     let mut polled: Vec<PollFd<'_>> = open
         .iter()
@@ -72,10 +72,10 @@ mod tests {
     use wire::{Event, Receiver, frame};
 
     use super::*;
-    use crate::transport::fake::host;
+    use crate::testing::host;
 
     #[test]
-    fn every_byte_arrives_under_its_own_stream() {
+    fn every_byte_arrives_on_its_own_stream() {
         let (transfers, accepted) = host();
         let (out_reader, out) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let (err_reader, err) = pipe2(OFlag::O_CLOEXEC).unwrap();
@@ -92,12 +92,12 @@ mod tests {
         let writers = [write(out, b'o'), write(err, b'e')];
         let mut connection = accepted.recv().unwrap();
         let mut buf = Vec::new();
-        frame::read(&mut buf, |room| connection.read(room))
+        frame::read(&mut buf, |buf| connection.read(buf))
             .unwrap()
             .unwrap();
         let mut receiver = Receiver::new(9, u64::MAX);
         let mut counts = [0, 0];
-        while let Some(frame) = frame::read(&mut buf, |room| connection.read(room)).unwrap() {
+        while let Some(frame) = frame::read(&mut buf, |buf| connection.read(buf)).unwrap() {
             if let Event::Data { flags, bytes } = receiver.handle(&frame).unwrap() {
                 let want = [b'o', b'e'][usize::from(flags)];
                 assert!(bytes.iter().all(|byte| *byte == want));

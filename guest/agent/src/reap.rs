@@ -1,7 +1,8 @@
-//! The end of child processes: exactly one thread waits for them.
+//! Reaping child processes.
 //!
-//! PID 1 is the parent of every process whose own parent died, so waiting must be for any child.
-//! A second waiter, such as the standard library's `Child::wait`, would take results away from it.
+//! **Law:** exactly one thread waits for children. PID 1 is the parent of every process whose own
+//! parent died, so it has to wait for any child. A second waiter, such as the standard library's
+//! `Child::wait`, would take results away from it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,13 +18,13 @@ use nix::unistd::Pid;
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// By itself, with this status.
+    /// It exited with this status.
     Exited(i32),
-    /// By this signal.
+    /// This signal killed it.
     Killed(Signal),
 }
 
-/// Starts children and tells how they ended.
+/// Starts children and reports how they ended.
 #[derive(Debug, Clone)]
 pub(crate) struct Reaper(Arc<Shared>);
 
@@ -39,9 +40,9 @@ struct Shared {
 pub(crate) struct Child(Receiver<Ended>);
 
 impl Child {
-    /// Waits until it is dead and was reaped.
+    /// Waits until the child is dead and reaped.
     pub(crate) fn wait(self) -> Result<Ended> {
-        self.0.recv().context("the reaper is gone")
+        self.0.recv().context("the reaper thread is gone")
     }
 }
 
@@ -50,7 +51,7 @@ impl Shared {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for children for ever.
+    /// Waits for children forever.
     fn reap(&self) {
         loop {
             match waitpid(None, None) {
@@ -63,9 +64,10 @@ impl Shared {
     }
 
     fn tell(&self, pid: Pid, ended: Ended) {
-        // A process that is not in the table was adopted from somewhere; nobody asks for it.
+        // A process that is not in the table was adopted; nobody waits for it.
         if let Some(waiter) = self.children().remove(&pid) {
-            // Its place is free: this is the only message. Fails only if nobody waits any more.
+            // The channel has space, since this is its only message. This fails only if nobody waits
+            // any more.
             waiter.try_send(ended).ok();
         }
     }
@@ -88,12 +90,12 @@ impl Reaper {
         Ok(Self(shared))
     }
 
-    /// Starts a child with `start`, which returns its number and whatever else.
+    /// Starts a child with `start`, which returns its process id and a value of its own.
     pub(crate) fn spawn<T>(
         &self,
         start: impl FnOnce() -> Result<(Pid, T), Errno>,
     ) -> Result<(Child, T), Errno> {
-        // The lock is held while the child starts: it may end before it is in the table.
+        // The lock is held while the child starts, since it may end before it is in the table.
         let mut children = self.0.children();
         let (pid, other) = start()?;
         let (sender, receiver) = bounded(1);

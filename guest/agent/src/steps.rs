@@ -1,15 +1,15 @@
-//! The steps of this VM, and what the host may ask about each.
+//! The steps of this VM, from `Run` to `Discard`.
 //!
 //! ```text
-//!  Cancel ──► Refused          (known before Run: it will never run)
-//!  Run ─────► Running ──► Exited ──► Sealed
+//!  Cancel ──► Refused          (before Run: the step will never run)
+//!  Run ─────► Running ──► Exited ──► Committed
 //!                └──────► Failed
-//!  Discard: kills, waits for the end, removes the directories and forgets the step
+//!  Discard: kills the step, waits for its end, removes its directories and forgets it
 //! ```
 //!
-//! Cancelling is a state, not an event: it is looked at again after everything that takes time, so
-//! a kill that comes before there is a process is not lost. A step has ended only when all of its
-//! processes are dead: its changes are never read before.
+//! **Laws:** cancellation is a state, not an event. It is checked again after everything that takes
+//! time, so a kill that comes before the process exists is not lost. A step has ended only when all
+//! of its processes are dead; its changes are never read before.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -21,52 +21,53 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use wire::limits::MAX_STEPS;
 use wire::{Exit, LayerName, RunStep};
 
+use crate::attributes::Attributes;
 use crate::diff::{self, Lower};
 use crate::disk::Disk;
 use crate::fault;
-use crate::layers::{self, Attributes, Chain, Implicit};
+use crate::layers::{Chain, Implicit};
 use crate::output;
 use crate::reap::Ended;
 use crate::sandbox::{Address, Cgroup, Running, Sandboxes, wait_for_start};
 use crate::transport::{Outgoing, Transfers};
 
-/// Most cancelled numbers that are remembered for steps that never came.
+/// Most cancelled steps that are remembered without ever having been run.
 const MAX_REFUSED: usize = 100_000;
 
-/// The steps.
+/// All steps of this VM.
 #[derive(Debug)]
 pub(crate) struct Steps {
     disk: Arc<Disk>,
     sandboxes: Sandboxes,
     transfers: Arc<Transfers>,
-    known: Mutex<HashMap<u64, Phase>>,
-    /// A step changed its phase.
+    phases: Mutex<HashMap<u64, Phase>>,
+    /// Signalled when a step changes its phase.
     changed: Condvar,
 }
 
-/// How far a step is.
+/// The phase of a step.
 #[derive(Debug)]
 enum Phase {
-    /// It was cancelled before it came.
+    /// It was cancelled before it was run.
     Refused,
-    /// It runs; once there is something to kill, it is in here.
+    /// It runs. `cgroup` is set as soon as there is something to kill.
     Running {
         cancelled: bool,
         cgroup: Option<Arc<Cgroup>>,
     },
-    /// All of its processes are dead, and its changes are there to be taken.
+    /// All of its processes are dead, and its changes can be exported.
     Exited(Arc<Changes>),
-    /// Its changes are a layer.
-    Sealed,
-    /// It did not come to an end of its own. Nothing of it can be taken.
+    /// Its changes are a committed layer.
+    Committed,
+    /// It did not exit by itself. Its changes cannot be exported.
     Failed,
 }
 
-/// What a step left.
+/// The changes of a step.
 #[derive(Debug)]
 struct Changes {
     chain: Chain,
-    /// What its root directory was like before.
+    /// The attributes of its root directory before it ran.
     root: Attributes,
 }
 
@@ -77,17 +78,17 @@ impl Steps {
             disk,
             sandboxes,
             transfers,
-            known: Mutex::default(),
+            phases: Mutex::default(),
             changed: Condvar::new(),
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<u64, Phase>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn phases(&self) -> MutexGuard<'_, HashMap<u64, Phase>> {
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(&self, step: u64, phase: Phase) {
-        self.known().insert(step, phase);
+        self.phases().insert(step, phase);
         self.changed.notify_all();
     }
 
@@ -108,21 +109,21 @@ impl Steps {
     }
 
     fn begin(&self, step: u64) -> Result<()> {
-        let mut known = self.known();
-        match known.get(&step) {
+        let mut phases = self.phases();
+        match phases.get(&step) {
             None => {}
             Some(Phase::Refused) => return Err(fault::cancelled()),
-            Some(_) => return Err(fault::violation(format!("step {step} is known already"))),
+            Some(_) => return Err(fault::violation(format!("step {step} exists already"))),
         }
-        let running = known
+        let running = phases
             .values()
             .filter(|phase| matches!(phase, Phase::Running { .. }))
             .count();
         ensure!(
             running < MAX_STEPS,
-            fault::violation("too many steps at once")
+            fault::violation("too many concurrent steps")
         );
-        known.insert(
+        phases.insert(
             step,
             Phase::Running {
                 cancelled: false,
@@ -134,7 +135,7 @@ impl Steps {
 
     fn cancelled(&self, step: u64) -> bool {
         matches!(
-            self.known().get(&step),
+            self.phases().get(&step),
             Some(Phase::Running {
                 cancelled: true,
                 ..
@@ -148,7 +149,7 @@ impl Steps {
         let (root, address, cgroup) = match self.prepare(step, &chain) {
             Ok(ready) => ready,
             Err(err) => {
-                // The reply says it too, so the transfer may be beyond hearing.
+                // The reply has the same failure, so the host need not receive this one.
                 output.abort(&fault::failure(&err)).ok();
                 return Err(err);
             }
@@ -166,7 +167,7 @@ impl Steps {
         chain: &Chain,
     ) -> Result<(Attributes, Option<Address<'_>>, Arc<Cgroup>)> {
         self.disk.make_step(step.step)?;
-        let root = self.describe_root(step, chain)?;
+        let root = self.prepare_root(step, chain)?;
         let address = self.sandboxes.address(step.network)?;
         Ok((
             root,
@@ -175,17 +176,16 @@ impl Steps {
         ))
     }
 
-    /// The upper root directory is the root directory that the step sees: it gets what the
-    /// topmost layer that describes it says.
-    fn describe_root(&self, step: &RunStep, chain: &Chain) -> Result<Attributes> {
+    /// Prepares the root of the upper directory, which is the root directory that the step sees: it
+    /// gets the attributes from the topmost layer that describes it.
+    fn prepare_root(&self, step: &RunStep, chain: &Chain) -> Result<Attributes> {
         let attributes = chain.root_attributes()?;
         let (_, upper) = self.disk.open_step(step.step)?;
-        layers::describe(upper.as_fd(), &attributes)?;
-        layers::set_time(upper.as_fd(), attributes.mtime)?;
-        diff::describe(upper.as_fd())
+        attributes.apply_with_time(upper.as_fd())?;
+        Attributes::read(upper.as_fd())
     }
 
-    /// Starts the step and sees it dead, whatever happens.
+    /// Starts the step; when this returns, it is dead, whatever happens.
     fn start_and_watch(
         &self,
         step: &RunStep,
@@ -195,8 +195,8 @@ impl Steps {
     ) -> Result<Exit> {
         let running = self.sandboxes.start(step, address, cgroup)?;
         let ended = self.watch(step.step, running, cgroup, output);
-        // The end of its first process ends the namespace; this is for what the kernel is late with,
-        // and for a step that could not be watched.
+        // The end of its first process ends the namespace. This is for processes that the kernel is slow
+        // to kill, and for a step that could not be watched.
         cgroup.kill_and_wait()?;
         Ok(exit(ended?, cgroup))
     }
@@ -219,34 +219,34 @@ impl Steps {
             .name("output".into())
             .spawn(move || {
                 let done = output::pump(stdout, stderr, output);
-                // A step that cannot be heard is not left running.
+                // A step whose output is lost must not go on running.
                 if done.is_err() {
                     killer.kill().and(done)
                 } else {
                     done
                 }
             })?;
-        self.arm(step, cgroup)?;
+        self.register(step, cgroup)?;
         let started = wait_for_start(report);
         if started.is_err() {
             cgroup.kill()?;
         }
         let ended = child.wait()?;
-        // Whoever else holds the pipes dies now, so the pump comes to their end.
+        // Every other process that holds the pipes dies now, so they end.
         cgroup.kill_and_wait()?;
-        let heard = pump
+        let pumped = pump
             .join()
             .map_err(|_| anyhow!("the output thread panicked"))?;
         ensure!(!self.cancelled(step), fault::cancelled());
         started?;
-        heard.context("the output of the step was lost")?;
+        pumped.context("the output of the step was lost")?;
         Ok(ended)
     }
 
-    /// Makes the step's processes known to [`Self::cancel`], and looks whether it came before.
-    fn arm(&self, step: u64, group: &Arc<Cgroup>) -> Result<()> {
-        let mut known = self.known();
-        if let Some(Phase::Running { cancelled, cgroup }) = known.get_mut(&step) {
+    /// Registers the step's processes for [`Self::cancel`], and kills them if it was called before.
+    fn register(&self, step: u64, group: &Arc<Cgroup>) -> Result<()> {
+        let mut phases = self.phases();
+        if let Some(Phase::Running { cancelled, cgroup }) = phases.get_mut(&step) {
             *cgroup = Some(Arc::clone(group));
             if *cancelled {
                 return group.kill();
@@ -255,12 +255,12 @@ impl Steps {
         Ok(())
     }
 
-    /// Kills a step and waits for its end. One that is not known will never run.
+    /// Kills a step and waits for its end. A step that was not run yet will never run.
     pub(crate) fn cancel(&self, step: u64) -> Result<()> {
-        let mut known = self.known();
-        match known.get_mut(&step) {
+        let mut phases = self.phases();
+        match phases.get_mut(&step) {
             None => {
-                let refused = known
+                let refused = phases
                     .values()
                     .filter(|phase| matches!(phase, Phase::Refused))
                     .count();
@@ -268,66 +268,67 @@ impl Steps {
                     refused < MAX_REFUSED,
                     fault::violation("too many cancelled steps")
                 );
-                known.insert(step, Phase::Refused);
+                phases.insert(step, Phase::Refused);
             }
             Some(Phase::Running { cancelled, cgroup }) => {
                 *cancelled = true;
                 if let Some(cgroup) = cgroup {
                     cgroup.kill()?;
                 }
-                drop(self.wait(known, step));
+                drop(self.wait(phases, step));
             }
-            Some(Phase::Refused | Phase::Exited(_) | Phase::Sealed | Phase::Failed) => {}
+            Some(Phase::Refused | Phase::Exited(_) | Phase::Committed | Phase::Failed) => {}
         }
         Ok(())
     }
 
-    /// Waits until a step does not run. Its own thread bounds that.
+    /// Waits until a step does not run any more. The thread of the step bounds that.
     fn wait<'a>(
         &self,
-        known: MutexGuard<'a, HashMap<u64, Phase>>,
+        phases: MutexGuard<'a, HashMap<u64, Phase>>,
         step: u64,
     ) -> MutexGuard<'a, HashMap<u64, Phase>> {
-        let runs = |known: &mut HashMap<u64, Phase>| {
-            matches!(known.get(&step), Some(Phase::Running { .. }))
+        let runs = |phases: &mut HashMap<u64, Phase>| {
+            matches!(phases.get(&step), Some(Phase::Running { .. }))
         };
         self.changed
-            .wait_while(known, runs)
+            .wait_while(phases, runs)
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn changes(&self, step: u64) -> Result<Arc<Changes>> {
-        match self.known().get(&step) {
+        match self.phases().get(&step) {
             Some(Phase::Exited(changes)) => Ok(Arc::clone(changes)),
-            None | Some(Phase::Refused | Phase::Running { .. } | Phase::Sealed | Phase::Failed) => {
+            None
+            | Some(Phase::Refused | Phase::Running { .. } | Phase::Committed | Phase::Failed) => {
                 Err(fault::violation(format!(
-                    "step {step} has no changes to take"
+                    "step {step} has no changes to export"
                 )))
             }
         }
     }
 
-    /// Sends the changes of a step; returns the length of the tar.
-    pub(crate) fn take(&self, step: u64, transfer: u64) -> Result<u64> {
+    /// Sends the changes of a step. Returns the length of the tar in bytes.
+    pub(crate) fn export_diff(&self, step: u64, transfer: u64) -> Result<u64> {
         let changes = self.changes(step)?;
         let mut output = self.transfers.send(transfer)?;
         let (_, upper) = self.disk.open_step(step)?;
         let lower = Lower::new(changes.chain.open()?);
-        match diff::take(upper, &lower, &changes.root, &mut output) {
+        match diff::export(upper, &lower, &changes.root, &mut output) {
             Ok(_) => output.finish(),
             Err(err) => {
-                // The reply says it too, so the transfer may be beyond hearing.
+                // The reply has the same failure, so the host need not receive this one.
                 output.abort(&fault::failure(&err)).ok();
                 Err(err)
             }
         }
     }
 
-    /// Keeps the changes of a step as a sealed layer.
-    pub(crate) fn seal(&self, step: u64, layer: &LayerName) -> Result<()> {
+    /// Commits the changes of a step as a layer.
+    pub(crate) fn commit(&self, step: u64, layer: &LayerName) -> Result<()> {
         let changes = self.changes(step)?;
         let (dir, upper) = self.disk.open_step(step)?;
-        // What `take` left out of the tar is no part of the layer either.
+        // If the tar has no entry for the root, neither has the layer.
         let described = diff::root_changed(upper.as_fd(), &changes.root)?;
         let implicit = if described {
             Implicit::default()
@@ -336,25 +337,25 @@ impl Steps {
         };
         self.disk
             .layers
-            .seal(dir.as_fd(), &CString::new("upper")?, layer, &implicit)?;
-        self.enter(step, Phase::Sealed);
+            .commit(dir.as_fd(), &CString::new("upper")?, layer, &implicit)?;
+        self.enter(step, Phase::Committed);
         Ok(())
     }
 
-    /// Removes all that is left of a step, and forgets it.
+    /// Kills a step, removes everything that belongs to it, and forgets it.
     pub(crate) fn discard(&self, step: u64) -> Result<()> {
-        if !self.known().contains_key(&step) {
+        if !self.phases().contains_key(&step) {
             return Ok(());
         }
         self.cancel(step)?;
         self.disk.remove_step(step)?;
-        self.known().remove(&step);
+        self.phases().remove(&step);
         Ok(())
     }
 
     /// Kills all steps and waits for their end.
     pub(crate) fn cancel_all(&self) -> Result<()> {
-        let steps: Vec<u64> = self.known().keys().copied().collect();
+        let steps: Vec<u64> = self.phases().keys().copied().collect();
         let done: Vec<Result<()>> = steps.iter().map(|step| self.cancel(*step)).collect();
         done.into_iter().collect()
     }

@@ -1,10 +1,10 @@
-//! The system calls that have no safe wrapper elsewhere, and nothing but them.
+//! System calls that have no safe wrapper elsewhere, and nothing else.
 //!
-//! All unsafe code of the agent is here. Each function takes and returns owned or borrowed
-//! descriptors and plain values, so that no caller can break a promise made in a SAFETY comment.
+//! **Law:** all unsafe code of the agent is here. Each function takes and returns owned or borrowed
+//! descriptors and plain values, so that no caller can break a promise of a SAFETY comment.
 #![expect(
     unsafe_code,
-    reason = "raw system calls; this is the one module that may"
+    reason = "raw system calls; the only such module of the agent"
 )]
 
 use std::ffi::CStr;
@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use seccompiler::sock_filter;
 
-/// First descriptor number that is free in a program started by [`spawn`]: those below are the
-/// ones given to it.
+/// First descriptor number that is free in a program started by [`spawn`]: those below are passed to
+/// it.
 pub(crate) const SPAWN_FDS: RawFd = 16;
 
 /// `CLONE_INTO_CGROUP`, which does not fit into the type that `libc` gives it.
@@ -32,18 +32,18 @@ pub(crate) struct Spawn<'a> {
     pub(crate) args: &'a [&'a CStr],
     /// Descriptors that it gets as 0, 1, 2, …; each must be numbered [`SPAWN_FDS`] or above.
     pub(crate) files: &'a [BorrowedFd<'a>],
-    /// Control group in which it starts.
+    /// Cgroup in which it starts.
     pub(crate) cgroup: BorrowedFd<'a>,
     /// New namespaces, as `CLONE_NEW*`.
     pub(crate) namespaces: libc::c_int,
 }
 
-/// Starts a program in a control group and new namespaces. Its environment is empty.
+/// Starts a program in a cgroup and new namespaces. Its environment is empty.
 pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
     if spawn.files.iter().any(|file| file.as_raw_fd() < SPAWN_FDS) {
         return Err(Errno::EBADF);
     }
-    // All that the child reads is made before the fork: it may not allocate.
+    // Everything that the child reads is prepared before the fork, since the child may not allocate.
     let mut args: Vec<*const libc::c_char> = spawn.args.iter().map(|arg| arg.as_ptr()).collect();
     args.push(std::ptr::null());
     let mut pidfd: RawFd = -1;
@@ -103,9 +103,9 @@ fn exec_child(spawn: &Spawn<'_>, args: &[*const libc::c_char]) -> ! {
     unsafe { libc::_exit(127) }
 }
 
-/// Takes over the descriptors from 0 that [`spawn`] left to this program.
+/// Takes ownership of descriptors that [`spawn`] passed to this program, from number `first` on.
 ///
-/// Must be called once, before anything else of the program opens or closes a descriptor.
+/// Call it once for each number, before anything else in the program opens or closes a descriptor.
 pub(crate) fn inherited<const N: usize>(first: RawFd) -> [OwnedFd; N] {
     let mut number = first;
     [(); N].map(|()| {
@@ -117,14 +117,14 @@ pub(crate) fn inherited<const N: usize>(first: RawFd) -> [OwnedFd; N] {
     })
 }
 
-/// A copy of a descriptor, numbered [`SPAWN_FDS`] or above.
+/// A duplicate of a descriptor, numbered [`SPAWN_FDS`] or above.
 pub(crate) fn duplicate_above(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let number = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(SPAWN_FDS))?;
     // SAFETY: the kernel has just returned this new descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Makes all descriptors from `first` on close at the next `exec`.
+/// Sets close-on-exec for all descriptors from `first` on.
 pub(crate) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     // SAFETY: plain numbers; descriptors stay open until the program ends by `exec`.
     let done = unsafe {
@@ -138,7 +138,7 @@ pub(crate) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// A detached copy of one mount or file, to be placed with [`move_mount`].
+/// A detached copy of a mount or file, to be attached with [`move_mount`].
 pub(crate) fn open_tree(path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
     // SAFETY: the path ends in NUL and is only read.
@@ -199,7 +199,7 @@ pub(crate) fn ext4_resize(dir: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno>
     unsafe { request::ext4_resize(dir.as_raw_fd(), &raw const blocks) }.map(drop)
 }
 
-/// Clears the flags of an inode that forbid to change or delete it.
+/// Clears the flags of an inode that forbid changing or deleting it.
 pub(crate) fn clear_immutable(file: BorrowedFd<'_>) -> Result<(), Errno> {
     const PROTECTED: libc::c_long = 0x10 | 0x20; // FS_IMMUTABLE_FL, FS_APPEND_FL
     let mut flags: libc::c_long = 0;
@@ -210,14 +210,14 @@ pub(crate) fn clear_immutable(file: BorrowedFd<'_>) -> Result<(), Errno> {
     unsafe { request::set_flags(file.as_raw_fd(), &raw const flags) }.map(drop)
 }
 
-/// Options of a vsock socket, at the level of its own address family.
+/// Socket options of vsock, at the level of its address family.
 const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
 const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
 const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
 
 /// Sets the size of a vsock socket's receive buffer.
 pub(crate) fn set_vsock_buffer(socket: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    // The maximum goes first: the size is cut to it.
+    // The maximum comes first, since the size is cut to it.
     set_vsock_option(socket, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &size)?;
     set_vsock_option(socket, SO_VM_SOCKETS_BUFFER_SIZE, &size)
 }
@@ -256,8 +256,8 @@ fn set_vsock_option<T: Copy>(
     Errno::result(done).map(drop)
 }
 
-/// Removes a capability from the bounding set. `EINVAL` means that the kernel has none of this
-/// number.
+/// Removes a capability from the bounding set. `EINVAL` means that the kernel has no capability with
+/// this number.
 pub(crate) fn drop_bounding(capability: u32) -> Result<(), Errno> {
     // SAFETY: plain numbers.
     let done = unsafe {
@@ -328,7 +328,7 @@ pub(crate) fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// Leaves the session keyring of the parent for a new one.
+/// Replaces the parent's session keyring by a new one.
 pub(crate) fn join_new_keyring() -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: a null name asks for a new anonymous keyring.
@@ -342,7 +342,7 @@ pub(crate) fn join_new_keyring() -> Result<(), Errno> {
     Errno::result(done).map(drop)
 }
 
-/// Gives a signal its default effect again.
+/// Restores the default action of a signal.
 pub(crate) fn default_signal(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: SIG_DFL installs no handler of ours.
     if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {

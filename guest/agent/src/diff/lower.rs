@@ -1,4 +1,4 @@
-//! What lies below an upper directory.
+//! The layers below an upper directory.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,18 +8,18 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
-use crate::layers::{OPAQUE_XATTR, by_number, is_type, is_whiteout};
+use crate::attributes::{is_opaque, is_type, is_whiteout};
 
 /// The layers of a chain, topmost first.
 #[derive(Debug)]
 pub(crate) struct Lower(Vec<OwnedFd>);
 
-/// What one layer says about a path.
+/// What one layer has at a path.
 #[derive(Debug)]
-pub(crate) struct Says {
-    /// What it has there, whiteouts included.
-    pub(crate) has: Option<FileStat>,
-    /// What lower layers say about it does not show.
+pub(crate) struct Lookup {
+    /// The file there, which may be a whiteout.
+    pub(crate) found: Option<FileStat>,
+    /// It hides what lower layers have at this path.
     pub(crate) hides: bool,
 }
 
@@ -30,13 +30,13 @@ impl Lower {
         Self(chain)
     }
 
-    /// Whether the merged view of the layers has something at `path`.
+    /// Whether the merged view of the layers has a file at `path`.
     pub(crate) fn has(&self, path: &[u8]) -> Result<bool> {
         for layer in &self.0 {
-            let says = look(layer.as_fd(), path)?;
-            if let Some(found) = says.has {
+            let lookup = look_up(layer.as_fd(), path)?;
+            if let Some(found) = lookup.found {
                 return Ok(!is_whiteout(&found));
-            } else if says.hides {
+            } else if lookup.hides {
                 return Ok(false);
             }
         }
@@ -44,8 +44,8 @@ impl Lower {
     }
 }
 
-/// Asks the layer with this root.
-pub(crate) fn look(root: BorrowedFd<'_>, path: &[u8]) -> Result<Says> {
+/// Looks up a path in the layer with this root. No link is followed.
+pub(crate) fn look_up(root: BorrowedFd<'_>, path: &[u8]) -> Result<Lookup> {
     let mut at = root.try_clone_to_owned()?;
     let mut hides = false;
     for name in path.split(|byte| *byte == b'/') {
@@ -54,28 +54,21 @@ pub(crate) fn look(root: BorrowedFd<'_>, path: &[u8]) -> Result<Says> {
         let name = CString::new(name)?;
         at = match openat(at.as_fd(), name.as_c_str(), flags, Mode::empty()) {
             Ok(at) => at,
-            Err(Errno::ENOENT) => return Ok(Says { has: None, hides }),
-            // Something else than a directory is above it.
+            Err(Errno::ENOENT) => return Ok(Lookup { found: None, hides }),
+            // A parent of the path is not a directory.
             Err(Errno::ENOTDIR) => {
-                return Ok(Says {
-                    has: None,
+                return Ok(Lookup {
+                    found: None,
                     hides: true,
                 });
             }
-            Err(errno) => return Err(errno).context("cannot look into a layer"),
+            Err(errno) => return Err(errno).context("cannot look up a path in a layer"),
         };
     }
     let found = fstat(at.as_fd())?;
     hides |= !is_type(&found, SFlag::S_IFDIR);
-    Ok(Says {
-        has: Some(found),
+    Ok(Lookup {
+        found: Some(found),
         hides,
     })
-}
-
-fn is_opaque(dir: BorrowedFd<'_>) -> Result<bool> {
-    if !is_type(&fstat(dir)?, SFlag::S_IFDIR) {
-        return Ok(false);
-    }
-    Ok(xattr::get_deref(by_number(dir), OPAQUE_XATTR)?.is_some_and(|value| value == b"y"))
 }

@@ -1,6 +1,6 @@
 //! The names in one directory, sorted.
 //!
-//! A step can make a directory with a million names, so they lie packed in one buffer.
+//! A step can create a directory with a million names, so they are packed into one buffer.
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
@@ -12,11 +12,11 @@ use nix::sys::stat::Mode;
 
 use crate::tree;
 
-/// Sorted names, handed out one by one.
+/// An iterator over sorted names.
 #[derive(Debug)]
 pub(super) struct Names {
     bytes: Vec<u8>,
-    /// Where each name begins, last name first. It ends at its NUL.
+    /// Where each name starts, last name first. A name ends at its NUL.
     starts: Vec<u32>,
 }
 
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_sorted_by_bytes() {
+    fn names_are_sorted_by_bytes() {
         let temp = tempfile::tempdir().unwrap();
         for name in ["b", "a", "a b", "ab", "ü", "B"] {
             File::create(temp.path().join(name)).unwrap();

@@ -1,13 +1,13 @@
-//! A layer that is unpacked over its parents must be what the step saw.
+//! A layer that is unpacked over its parents shows what the step saw.
 
 use super::*;
-use crate::layers::testing::{Tree, require_root, unpack};
+use crate::testing::{Tree, require_root, unpack};
 
-/// Takes the diff of `upper` over `lower` and unpacks it as a layer.
+/// Exports the diff of `upper` over `lower` and unpacks it as a layer.
 fn round_trip(upper: &Tree, lower: &[&Tree]) -> Tree {
     let chain = lower.iter().map(|tree| tree.open()).collect();
-    let root = describe(upper.open().as_fd()).unwrap();
-    let tar = take(upper.open(), &Lower::new(chain), &root, Vec::new()).unwrap();
+    let root = Attributes::read(upper.open().as_fd()).unwrap();
+    let tar = export(upper.open(), &Lower::new(chain), &root, Vec::new()).unwrap();
     unpack(&tar).unwrap().0
 }
 
@@ -42,13 +42,13 @@ fn everything_in_an_upper_directory_survives() {
     assert_eq!(round_trip(&upper, &[&Tree::new()]).list(), upper.list());
 }
 
-/// `cap_net_raw=ep` in revision 2; its bytes hold no newline, so one stands in `user.a b` above.
+/// `cap_net_raw=ep` in revision 2. Its bytes hold no newline, so `user.a b` above has one.
 const CAPABILITY: &[u8] = &[
     1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
 #[test]
-fn opaque_is_said_only_where_a_lower_layer_has_the_directory() {
+fn a_directory_is_opaque_only_where_a_lower_layer_has_it() {
     require_root!();
     let lower = Tree::new();
     lower.dir("old", 0o755).dir("a/b", 0o755);
@@ -88,9 +88,9 @@ fn the_root_is_in_the_tar_only_if_it_changed() {
     require_root!();
     let upper = Tree::new();
     upper.time("", 1, 0);
-    let before = describe(upper.open().as_fd()).unwrap();
+    let before = Attributes::read(upper.open().as_fd()).unwrap();
     let entries = |before: &Attributes| {
-        let tar = take(upper.open(), &Lower::new(Vec::new()), before, Vec::new()).unwrap();
+        let tar = export(upper.open(), &Lower::new(Vec::new()), before, Vec::new()).unwrap();
         tar.len() / 512
     };
     assert_eq!(entries(&before), 2);
@@ -104,36 +104,36 @@ fn the_root_is_in_the_tar_only_if_it_changed() {
 }
 
 #[test]
-fn content_that_is_elsewhere_is_refused() {
+fn files_whose_content_is_elsewhere_are_refused() {
     require_root!();
     for name in ["trusted.overlay.redirect", "trusted.overlay.metacopy"] {
         let upper = Tree::new();
         upper.dir("d", 0o755).xattr("d", name, b"x");
-        let root = describe(upper.open().as_fd()).unwrap();
-        assert!(take(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).is_err());
+        let root = Attributes::read(upper.open().as_fd()).unwrap();
+        assert!(export(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).is_err());
     }
 }
 
 #[test]
-fn two_takes_of_one_tree_are_the_same_bytes() {
+fn exporting_one_tree_twice_gives_the_same_bytes() {
     require_root!();
     let upper = Tree::new();
     for n in 0..50 {
         upper.file(&format!("file{}", n * 7 % 50), 0o644, b"x");
     }
-    let take = || {
-        let root = describe(upper.open().as_fd()).unwrap();
-        take(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap()
+    let bytes = || {
+        let root = Attributes::read(upper.open().as_fd()).unwrap();
+        export(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap()
     };
-    assert_eq!(take(), take());
+    assert_eq!(bytes(), bytes());
 }
 
 #[test]
-fn what_no_layer_can_hold_is_named_as_the_steps_mistake() {
+fn files_that_a_layer_cannot_hold_are_the_fault_of_the_step() {
     require_root!();
     let refused = |upper: &Tree, said: &str| {
-        let root = describe(upper.open().as_fd()).unwrap();
-        let err = take(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap_err();
+        let root = Attributes::read(upper.open().as_fd()).unwrap();
+        let err = export(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap_err();
         let failure = fault::failure(&err);
         assert_eq!(failure.kind, wire::FailureKind::Setup, "{}", failure.text);
         assert!(failure.text.contains(said), "{}", failure.text);

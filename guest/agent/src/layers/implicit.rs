@@ -1,9 +1,9 @@
 //! Directories that a layer needs but does not describe.
 //!
-//! A tar may hold `srv/www/index.html` without `srv` and `srv/www`. Applied on top of its parents
-//! it would leave theirs as they are; as a lower directory of overlayfs it hides their owner and
-//! mode. So the names of such directories are kept beside the layer, and before a step runs they
-//! get in its upper directory what the nearest layer that does describe them says.
+//! A tar may hold `srv/www/index.html` without `srv` and `srv/www`. Extracted on top of its parent
+//! layers it would leave their directories unchanged; as a lower directory of overlayfs it hides
+//! their owner and mode. So the names of such directories are stored next to the layer. Before a
+//! step runs, its upper directory gets their attributes from the nearest layer that describes them.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-/// Paths of directories without an entry of their own; the empty path is the root.
+/// Paths of directories that have no entry of their own; the empty path is the root.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Implicit(pub(crate) BTreeSet<Vec<u8>>);
 
@@ -26,17 +26,17 @@ impl Implicit {
         Self(BTreeSet::from([Vec::new()]))
     }
 
-    /// Whether the layer says what its root directory is like.
+    /// Whether the layer has an entry for its root directory.
     pub(crate) fn describes_root(&self) -> bool {
         !self.0.contains(b"".as_slice())
     }
 
-    /// Name of the file beside the layer's directory.
+    /// Name of the file next to the layer's directory.
     pub(super) fn file_name(layer: &CStr) -> Result<CString> {
         Ok(CString::new([layer.to_bytes(), b".implicit"].concat())?)
     }
 
-    /// Reads what was written beside a layer; no file means nothing.
+    /// Reads the file next to a layer; no file means no paths.
     pub(crate) fn read(dir: BorrowedFd<'_>, layer: &CStr) -> Result<Self> {
         let name = Self::file_name(layer)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -44,7 +44,10 @@ impl Implicit {
         match openat(dir, name.as_c_str(), flags, Mode::empty()) {
             Ok(file) => File::from(file).read_to_end(&mut bytes)?,
             Err(Errno::ENOENT) => return Ok(Self::default()),
-            Err(errno) => return Err(errno).context("cannot read what a layer left implicit"),
+            Err(errno) => {
+                return Err(errno)
+                    .context("cannot read the list of implicit directories of a layer");
+            }
         };
         let paths = bytes.split_inclusive(|byte| *byte == 0);
         Ok(Self(
@@ -54,7 +57,7 @@ impl Implicit {
         ))
     }
 
-    /// Writes it beside the layer, whole or with an error.
+    /// Writes the file next to the layer.
     pub(super) fn write(&self, dir: BorrowedFd<'_>, layer: &CStr) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
@@ -77,13 +80,13 @@ impl Implicit {
 pub(crate) struct View {
     /// A directory.
     pub(crate) directory: bool,
-    /// What lower layers have there does not show.
+    /// It hides what lower layers have at this path.
     pub(crate) hides: bool,
 }
 
-/// The directories of a chain whose attributes must be taken from a lower layer, each with the
-/// place of that layer in the chain. `implicit` is what each layer left implicit, lowest first;
-/// `look` tells what a layer has at a path.
+/// Plans which directories of a chain get their attributes from a lower layer: their paths, each with
+/// the index of that layer in the chain. `implicit` has the implicit directories of each layer, lowest
+/// first; `look` tells what a layer has at a path.
 pub(crate) fn plan(
     implicit: &[Implicit],
     mut look: impl FnMut(usize, &[u8]) -> Result<View>,
@@ -97,7 +100,7 @@ pub(crate) fn plan(
             if layer.0.contains(path) {
                 hidden = true;
             } else if view.directory {
-                // The topmost layer that describes it; nothing to do if it is on top anyway.
+                // The topmost layer that describes it. If it is not hidden, there is nothing to do.
                 fixes.extend(hidden.then(|| (path.clone(), at)));
                 break;
             }
@@ -117,8 +120,8 @@ mod tests {
         Implicit(paths.iter().map(|path| path.as_bytes().to_vec()).collect())
     }
 
-    /// Layers as (implicit paths, described paths and `!` before hidden ones), lowest first, and
-    /// the fixes.
+    /// Layers as (implicit paths, described paths, those that hide lower layers with a `!`), lowest
+    /// first, and the expected plan.
     #[track_caller]
     fn check(layers: &[(&[&str], &[&str])], want: &[(&str, usize)]) {
         let chain: Vec<Implicit> = layers.iter().map(|layer| implicit(layer.0)).collect();

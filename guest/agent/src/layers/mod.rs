@@ -1,19 +1,20 @@
-//! The sealed layers on the guest disk.
+//! The committed layers on the guest disk.
 //!
-//! A layer is a directory tree that overlayfs can use as a lower one. The law: a name in
-//! `layers/` means that the whole tree was unpacked, checked and written to the disk before the name
-//! appeared; nothing ever changes below it; and it goes away only as a whole, by a rename.
+//! A layer is a directory tree that overlayfs can use as a lower directory.
+//!
+//! **Law:** a name in `layers/` means that the whole tree was unpacked, checked and written to the
+//! disk before the name appeared. Nothing ever changes in the tree, and it goes away only as a
+//! whole, by a rename.
 
 mod implicit;
-#[cfg(test)]
-pub(crate) mod testing;
 mod unpack;
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::errno::Errno;
@@ -22,30 +23,28 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::syncfs;
 use wire::LayerName;
 
-use crate::diff;
+use crate::attributes::Attributes;
 use crate::fault;
-use crate::transport::Incoming;
-use crate::tree::{self, Graveyard};
+use crate::tree::{self, Trash};
 
 pub(crate) use implicit::{Implicit, View, plan};
-pub(crate) use unpack::{
-    Attributes, OPAQUE_XATTR, by_number, describe, is_type, is_whiteout, set_time,
-};
+#[cfg(test)]
+pub(crate) use unpack::unpack as unpack_tar;
 
-/// The layers on the disk.
+/// The layers on the guest disk.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    /// `layers/`: sealed ones, by name.
-    sealed: OwnedFd,
-    /// `tmp/`: what is being unpacked.
+    /// `layers/`: committed layers, by name.
+    committed: OwnedFd,
+    /// `tmp/`: layers that are being unpacked.
     scratch: OwnedFd,
-    graves: Arc<Graveyard>,
-    /// How many steps use a layer.
+    trash: Arc<Trash>,
+    /// How many steps use each layer.
     used: Mutex<HashMap<LayerName, usize>>,
     next: AtomicU64,
 }
 
-/// A chain of layers that stays on the disk as long as this lives.
+/// A chain of layers that stay on the disk as long as this exists.
 #[derive(Debug)]
 pub(crate) struct Chain {
     layers: Arc<Layers>,
@@ -67,7 +66,7 @@ impl Drop for Chain {
 }
 
 impl Chain {
-    /// The roots of the layers, lowest first, to look into them.
+    /// The roots of the layers, lowest first, for reading.
     pub(crate) fn open(&self) -> Result<Vec<OwnedFd>> {
         self.names
             .iter()
@@ -75,12 +74,12 @@ impl Chain {
             .collect()
     }
 
-    /// What the topmost layer that describes it says about the root directory.
+    /// The attributes of the root directory, from the topmost layer that describes it.
     pub(crate) fn root_attributes(&self) -> Result<Attributes> {
         for name in self.names.iter().rev() {
-            let implicit = Implicit::read(self.layers.sealed.as_fd(), &file_name(name)?)?;
+            let implicit = Implicit::read(self.layers.committed.as_fd(), &file_name(name)?)?;
             if implicit.describes_root() {
-                return diff::describe(self.layers.open(name)?.as_fd());
+                return Attributes::read(self.layers.open(name)?.as_fd());
             }
         }
         Ok(Attributes::implicit())
@@ -111,26 +110,24 @@ fn parse_name(name: &[u8]) -> Option<LayerName> {
 }
 
 impl Layers {
-    /// Uses these directories, which nothing else writes to. What is unsealed must be gone from
-    /// them already.
-    pub(crate) fn new(sealed: OwnedFd, scratch: OwnedFd, graves: Arc<Graveyard>) -> Self {
-        let used = Mutex::default();
+    /// Uses these directories, which nothing else writes to. The scratch directory must be empty.
+    pub(crate) fn new(committed: OwnedFd, scratch: OwnedFd, trash: Arc<Trash>) -> Self {
         Self {
-            sealed,
+            committed,
             scratch,
-            graves,
-            used,
+            trash,
+            used: Mutex::default(),
             next: AtomicU64::new(0),
         }
     }
 
-    fn used(&self) -> std::sync::MutexGuard<'_, HashMap<LayerName, usize>> {
+    fn used(&self) -> MutexGuard<'_, HashMap<LayerName, usize>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The names of the sealed layers.
+    /// The names of the committed layers.
     pub(crate) fn list(&self) -> Result<Vec<LayerName>> {
-        let names = tree::names(self.sealed.as_fd())?;
+        let names = tree::names(self.committed.as_fd())?;
         Ok(names
             .iter()
             .filter_map(|name| parse_name(name.to_bytes()))
@@ -155,7 +152,7 @@ impl Layers {
     fn open(&self, name: &LayerName) -> Result<OwnedFd> {
         let file = file_name(name)?;
         match openat(
-            self.sealed.as_fd(),
+            self.committed.as_fd(),
             file.as_c_str(),
             tree::LIST,
             Mode::empty(),
@@ -167,37 +164,43 @@ impl Layers {
         }
     }
 
-    /// Receives the tar of a layer, unpacks it while it comes, and seals it.
-    pub(crate) fn put(&self, name: &LayerName, mut tar: Incoming) -> Result<()> {
+    /// Unpacks the tar of a layer while it arrives, and commits the layer. `finish` reads the rest of
+    /// the source and checks that it ended as it should: only then does the layer count.
+    pub(crate) fn import<R: BufRead>(
+        &self,
+        name: &LayerName,
+        mut tar: R,
+        finish: impl FnOnce(R) -> Result<()>,
+    ) -> Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let scratch = CString::new(format!("put-{number}"))?;
+        let scratch = CString::new(format!("import-{number}"))?;
         let done = self.unpack(&scratch, &mut tar).and_then(|implicit| {
-            tar.finish()?;
-            self.seal(self.scratch.as_fd(), &scratch, name, &implicit)
+            finish(tar)?;
+            self.commit(self.scratch.as_fd(), &scratch, name, &implicit)
         });
-        // Nothing is left under the scratch name if it was sealed.
-        let removed = self.graves.remove(self.scratch.as_fd(), &scratch);
+        // After a commit nothing has the scratch name any more.
+        let removed = self.trash.remove(self.scratch.as_fd(), &scratch);
         done.and(removed)
     }
 
-    fn unpack(&self, scratch: &CString, tar: &mut Incoming) -> Result<Implicit> {
+    fn unpack(&self, scratch: &CString, tar: &mut impl BufRead) -> Result<Implicit> {
         mkdirat(
             self.scratch.as_fd(),
             scratch.as_c_str(),
             Mode::from_bits_truncate(0o755),
         )
-        .context("cannot make a directory to unpack into")?;
+        .context("cannot create a directory to unpack a layer into")?;
         let root = openat(
             self.scratch.as_fd(),
             scratch.as_c_str(),
             tree::LIST,
             Mode::empty(),
         )?;
-        unpack::unpack(root, &self.graves, tar)
+        unpack::unpack(root, &self.trash, tar)
     }
 
-    /// Makes a finished tree, which is an entry of `parent`, a sealed layer.
-    pub(crate) fn seal(
+    /// Commits a finished tree, which is an entry of `parent`, as a layer.
+    pub(crate) fn commit(
         &self,
         parent: BorrowedFd<'_>,
         from: &CString,
@@ -205,23 +208,23 @@ impl Layers {
         implicit: &Implicit,
     ) -> Result<()> {
         let file = file_name(name)?;
-        let written = implicit.write(self.sealed.as_fd(), &file);
-        // The data first, then the name: after a power cut a name without data would be a lie. Here
-        // the kernel also tells whether the disk took all that was written before: a failure is never
-        // one of room alone, whatever its number.
-        syncfs(self.sealed.as_fd())
+        let written = implicit.write(self.committed.as_fd(), &file);
+        // Data first, then the name: after a power cut, a name without data would be a lie. This is
+        // also where the kernel reports whether the disk took everything that was written before. That
+        // failure is never reported as a full disk, whatever its error number, since data may be lost.
+        syncfs(self.committed.as_fd())
             .map_err(|errno| anyhow!("cannot write a layer to the guest disk: {errno}"))?;
         written?;
-        let sealed = self.sealed.as_fd();
+        let committed = self.committed.as_fd();
         let flags = RenameFlags::RENAME_NOREPLACE;
-        match renameat2(parent, from.as_c_str(), sealed, file.as_c_str(), flags) {
-            // The same content was sealed meanwhile; one of both is enough.
+        match renameat2(parent, from.as_c_str(), committed, file.as_c_str(), flags) {
+            // The same content was committed meanwhile; one copy is enough.
             Err(Errno::EEXIST) => Ok(()),
-            done => done.context("cannot seal a layer"),
+            done => done.context("cannot commit a layer"),
         }
     }
 
-    /// Deletes sealed layers; those that are absent are deleted already.
+    /// Deletes committed layers. It is no error if one does not exist.
     pub(crate) fn remove(&self, names: &[LayerName]) -> Result<()> {
         let files = names.iter().map(file_name).collect::<Result<Vec<_>>>()?;
         {
@@ -234,16 +237,16 @@ impl Layers {
             );
         }
         for file in &files {
-            self.graves.remove(self.sealed.as_fd(), file)?;
-            self.graves
-                .remove(self.sealed.as_fd(), &Implicit::file_name(file)?)?;
+            self.trash.remove(self.committed.as_fd(), file)?;
+            self.trash
+                .remove(self.committed.as_fd(), &Implicit::file_name(file)?)?;
         }
         Ok(())
     }
 
-    /// Removes what an earlier boot left in `layers/` that is no sealed layer.
+    /// Removes everything that an earlier boot left in `layers/` and that is not a committed layer.
     pub(crate) fn sweep(&self) -> Result<()> {
-        let names = tree::names(self.sealed.as_fd())?;
+        let names = tree::names(self.committed.as_fd())?;
         let layers: Vec<&CString> = names
             .iter()
             .filter(|name| parse_name(name.to_bytes()).is_some())
@@ -253,7 +256,7 @@ impl Layers {
                 *layer == name || Implicit::file_name(layer).is_ok_and(|n| n == *name)
             });
             if !belongs {
-                self.graves.remove(self.sealed.as_fd(), name)?;
+                self.trash.remove(self.committed.as_fd(), name)?;
             }
         }
         Ok(())

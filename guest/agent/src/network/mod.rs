@@ -8,11 +8,13 @@
 //!                                                                 └────────────────────┘
 //! ```
 //!
-//! Each step has a network namespace of its own, with loopback and perhaps one end of a veth pair.
-//! The network card is in a namespace where no process lives, which only forwards. The law: what a
-//! step may reach is decided by the routing table there, which no step can change, and not by what
-//! the step sends. The monitor's own addresses are forbidden but for its name server: 10.0.2.2
-//! would be the host's loopback. Steps do not reach each other.
+//! Each step has a network namespace of its own, with loopback and, if it has network access, one end
+//! of a veth pair. The network device of the VM is in a namespace without processes, which only
+//! forwards.
+//!
+//! **Law:** the routing table of that namespace decides what a step can reach. No step can change it,
+//! and nothing that a step sends gets around it. The monitor's own addresses are prohibited except
+//! for its name server: 10.0.2.2 would be the host's loopback. Steps cannot reach each other.
 
 mod netlink;
 
@@ -24,43 +26,46 @@ use std::thread;
 use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use netlink::{Link, Netlink, Route, Table};
+use netlink::{InterfaceChange, Netlink, Route, Table};
 
-/// The monitor's network, as QEMU and its like have it.
+/// The monitor's network, with the addresses that QEMU and similar monitors use.
 const NETWORK: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 2, 0), 24);
 
-/// Our own address there.
+/// The address of the VM in it.
 const UPLINK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
-/// The monitor's name server. It also serves as the gateway: the monitor takes whatever reaches it.
+/// The monitor's name server. It also serves as the gateway, since the monitor handles every packet
+/// that reaches it.
 pub(crate) const NAMESERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// The gateway as steps see it: an address of no real machine, known by its hardware address only.
+/// The gateway as steps see it: an address that no machine has. Steps have a neighbour entry for it.
 const STEP_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
-/// Last byte of the address of the first step.
+/// Last byte of the first step's address.
 const FIRST_STEP: u8 = 32;
 
-/// Hardware addresses of both ends of a veth pair: locally administered, and the same in all pairs,
-/// since no two pairs share a link.
+/// Hardware addresses of the two ends of a veth pair: locally administered, and the same for all
+/// pairs, since no two pairs are connected.
 const UPLINK_MAC: [u8; 6] = [0x02, 0xcf, 0xda, 0, 0, 1];
 const STEP_MAC: [u8; 6] = [0x02, 0xcf, 0xda, 0, 0, 2];
 
-/// Index of the loopback device in every namespace.
+/// Index of the loopback interface in every namespace.
 const LOOPBACK: u32 = 1;
 
-/// The namespace with the network card.
+/// The network namespace with the network device of the VM.
 #[derive(Debug)]
 pub(crate) struct Uplink(OwnedFd);
 
 impl Uplink {
-    /// Moves the network card, if there is one, into a namespace of its own.
+    /// Moves the network device, if there is one, into a namespace of its own.
     pub(crate) fn set_up() -> Result<Option<Self>> {
-        let Some(card) = card()? else { return Ok(None) };
-        // A thread's namespace is its own, and ours must stay what it is.
+        let Some(device) = device()? else {
+            return Ok(None);
+        };
+        // A thread has a namespace of its own; that of the agent must not change.
         let thread = thread::Builder::new()
             .name("uplink".into())
-            .spawn(move || isolate(&card))?;
+            .spawn(move || isolate(&device))?;
         let uplink = thread
             .join()
             .map_err(|_| anyhow!("the uplink thread panicked"))?;
@@ -75,9 +80,9 @@ impl Uplink {
     }
 }
 
-/// The network device that is not loopback.
-fn card() -> Result<Option<String>> {
-    for entry in fs::read_dir("/sys/class/net").context("cannot list network devices")? {
+/// The name of the network interface that is not loopback.
+fn device() -> Result<Option<String>> {
+    for entry in fs::read_dir("/sys/class/net").context("cannot list the network interfaces")? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name != "lo" {
             return Ok(Some(name));
@@ -90,31 +95,31 @@ fn own_namespace() -> Result<OwnedFd> {
     Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
 }
 
-fn isolate(card: &str) -> Result<OwnedFd> {
+fn isolate(device: &str) -> Result<OwnedFd> {
     let mut outside = Netlink::open()?;
-    let index = index_of(card)?;
+    let index = index_of(device)?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     let namespace = own_namespace()?;
-    outside.change(&Link {
+    outside.change(&InterfaceChange {
         index,
         namespace: Some(namespace.as_raw_fd()),
-        ..Link::default()
+        ..InterfaceChange::default()
     })?;
     for (path, value) in SYSCTLS {
         set(path, value)?;
     }
     let mut inside = Netlink::open()?;
-    let index = index_of(card)?;
+    let index = index_of(device)?;
     inside.up(LOOPBACK)?;
-    set(&format!("ipv4/conf/{card}/proxy_arp"), "1")?;
-    // The monitor asks for the hardware address of a step under an address that steps may not
-    // reach. To the reverse path filter that looks forged, and the question would go unanswered.
-    set(&format!("ipv4/conf/{card}/rp_filter"), "0")?;
-    set(&format!("ipv4/neigh/{card}/proxy_delay"), "0")?;
+    set(&format!("ipv4/conf/{device}/proxy_arp"), "1")?;
+    // The monitor asks for the hardware addresses of steps from an address that steps cannot reach. The
+    // reverse path filter would take that for forged and drop the question.
+    set(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
+    set(&format!("ipv4/neigh/{device}/proxy_delay"), "0")?;
     inside.address(index, UPLINK)?;
     inside.up(index)?;
-    // Steps use a table of their own, where what they must not reach is forbidden. What comes in by
-    // the card is looked up in the main one, which has the way to each step.
+    // Packets from steps are routed by a table of their own, which prohibits what steps must not reach.
+    // Packets from the device are routed by the main table, which has a route to each step.
     for table in [Table::Main, Table::Steps] {
         inside.route(&Route {
             table,
@@ -130,7 +135,7 @@ fn isolate(card: &str) -> Result<OwnedFd> {
         })?;
     }
     inside.prohibit(Table::Steps, NETWORK)?;
-    inside.rule(100, Some(card), Table::Main)?;
+    inside.rule(100, Some(device), Table::Main)?;
     inside.rule(101, Some("lo"), Table::Main)?;
     inside.rule(102, None, Table::Steps)?;
     Ok(namespace)
@@ -143,8 +148,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("ipv6/conf/all/disable_ipv6", "1"),
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_forward", "1"),
-    // A step that sends with another step's address is ignored: `default` is what the devices of
-    // steps begin with, and `all` would hold for the card as well.
+    // Drops packets that a step sends from another step's address. The interfaces of steps start with
+    // `default`; `all` would affect the device as well.
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "1"),
     ("ipv4/conf/all/accept_source_route", "0"),
@@ -159,16 +164,16 @@ fn set(path: &str, value: &str) -> Result<()> {
 }
 
 fn index_of(name: &str) -> Result<u32> {
-    nix::net::if_::if_nametoindex(name).with_context(|| format!("no network device {name}"))
+    nix::net::if_::if_nametoindex(name).with_context(|| format!("no network interface {name}"))
 }
 
 /// Sets up the network of the calling process, which is alone in a new network namespace. With an
-/// uplink it gets the address with this number.
+/// uplink, it gets the address with this number.
 pub(crate) fn set_up_step(uplink: Option<(BorrowedFd<'_>, u8)>) -> Result<()> {
-    // As other tools have it: no privilege is needed to ping, nor for low ports.
+    // As with other builders, neither ping nor low ports need a privilege.
     set("ipv4/ping_group_range", "0 2147483647")?;
     set("ipv4/ip_unprivileged_port_start", "0")?;
-    // Only the loopback device speaks IPv6: the monitor's own would lead to the host's loopback.
+    // IPv6 on loopback only: through the monitor it would lead to the host's loopback.
     set("ipv6/conf/default/disable_ipv6", "1")?;
     if let Some((uplink, number)) = uplink {
         connect(uplink, number).context("cannot connect the step to the network")?;
@@ -179,8 +184,8 @@ pub(crate) fn set_up_step(uplink: Option<(BorrowedFd<'_>, u8)>) -> Result<()> {
 fn connect(uplink: BorrowedFd<'_>, number: u8) -> Result<()> {
     let address = step_address(number)?;
     let ours = own_namespace()?;
-    // Names are only reused when the kernel has got rid of the device of an earlier step; so the
-    // name has the process's own number, which is new each time.
+    // The kernel may still have the interface of an earlier step, so the name has the process id, which
+    // is new each time.
     let name = format!("step{}", outer_pid()?);
     setns(uplink, CloneFlags::CLONE_NEWNET)?;
     let mut outside = Netlink::open()?;
@@ -208,9 +213,9 @@ fn connect(uplink: BorrowedFd<'_>, number: u8) -> Result<()> {
     })
 }
 
-/// This process's number outside its namespace, from a /proc that was mounted there.
+/// The process id of this process outside its namespace, from the /proc that is mounted there.
 fn outer_pid() -> Result<String> {
-    let link = fs::read_link("/proc/self").context("no /proc")?;
+    let link = fs::read_link("/proc/self").context("cannot read /proc/self")?;
     Ok(link.to_string_lossy().into_owned())
 }
 
@@ -220,6 +225,6 @@ fn step_address(number: u8) -> Result<Ipv4Addr> {
         10,
         0,
         2,
-        last.context("too many steps with a network")?,
+        last.context("too many concurrent steps with network access")?,
     ))
 }

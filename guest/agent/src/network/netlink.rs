@@ -1,7 +1,7 @@
-//! The few requests to the kernel's routing socket that the network of steps needs.
+//! The few rtnetlink requests that the network of steps needs.
 //!
-//! Messages are built by a small writer that keeps lengths and alignment right; each request waits
-//! for its acknowledgement.
+//! A small writer builds the messages and keeps lengths and alignment right. Each request waits for
+//! its acknowledgement.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -14,11 +14,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 const _: () = assert!(
     cfg!(target_endian = "little"),
-    "netlink speaks the machine's byte order"
+    "netlink uses the byte order of the machine"
 );
 
-/// Numbers of the routing socket's interface. `libc` has some of them for some C libraries.
-mod number {
+/// Constants of rtnetlink. `libc` has some of them, but not for every C library.
+mod constants {
     pub(super) const RTM_NEWLINK: u16 = 16;
     pub(super) const RTM_NEWADDR: u16 = 20;
     pub(super) const RTM_NEWROUTE: u16 = 24;
@@ -63,7 +63,7 @@ mod number {
 
     pub(super) const AF_INET: u8 = 2;
 }
-use number::{
+use constants::{
     AF_INET, FR_ACT_TO_TBL, FRA_IIFNAME, FRA_PRIORITY, IFA_ADDRESS, IFA_LOCAL, IFF_UP,
     IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_NET_NS_FD,
     NDA_DST, NDA_LLADDR, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR,
@@ -75,9 +75,9 @@ use number::{
 /// A routing table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
-    /// The one that is there from the start.
+    /// The kernel's main table.
     Main = 254,
-    /// The one for what steps send.
+    /// The table for packets that steps send.
     Steps = 100,
 }
 
@@ -90,15 +90,18 @@ pub(super) struct Route {
     pub(super) device: u32,
 }
 
-/// What to change about a network device.
+/// A change of a network interface.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Link {
+pub(super) struct InterfaceChange {
+    /// The interface.
     pub(super) index: u32,
+    /// Brings it up.
     pub(super) up: bool,
+    /// Moves it to this network namespace.
     pub(super) namespace: Option<RawFd>,
 }
 
-/// A connection to the kernel, about the network namespace in which it was opened.
+/// An rtnetlink socket. It acts on the network namespace in which it was opened.
 #[derive(Debug)]
 pub(super) struct Netlink {
     socket: File,
@@ -117,25 +120,25 @@ impl Netlink {
     }
 
     pub(super) fn up(&mut self, index: u32) -> Result<()> {
-        self.change(&Link {
+        self.change(&InterfaceChange {
             index,
             up: true,
             namespace: None,
         })
-        .context("cannot switch a device on")
+        .context("cannot bring up a network interface")
     }
 
-    pub(super) fn change(&mut self, link: &Link) -> Result<()> {
+    pub(super) fn change(&mut self, change: &InterfaceChange) -> Result<()> {
         let mut message = Message::new(RTM_NEWLINK, 0);
-        let flags = if link.up { IFF_UP } else { 0 };
-        message.interface(link.index, flags);
-        if let Some(namespace) = link.namespace {
+        let flags = if change.up { IFF_UP } else { 0 };
+        message.interface(change.index, flags);
+        if let Some(namespace) = change.namespace {
             message.attribute(IFLA_NET_NS_FD, &namespace.to_le_bytes());
         }
         self.request(message)
     }
 
-    /// Makes a pair of devices, the first here, the second in another namespace.
+    /// Creates a veth pair: one end here, the other in another namespace.
     pub(super) fn make_veth(
         &mut self,
         here: (&str, [u8; 6]),
@@ -155,10 +158,10 @@ impl Netlink {
                 });
             });
         });
-        self.request(message).context("cannot make a veth pair")
+        self.request(message).context("cannot create a veth pair")
     }
 
-    /// Gives a device an address, with nothing else on its link.
+    /// Gives an interface an address with a prefix length of 32: it has no neighbours of its own.
     pub(super) fn address(&mut self, index: u32, address: Ipv4Addr) -> Result<()> {
         let mut message = Message::new(RTM_NEWADDR, CREATE);
         // ifaddrmsg: family, prefix length, flags, scope, index
@@ -169,7 +172,7 @@ impl Netlink {
         self.request(message).context("cannot set an address")
     }
 
-    /// Says once and for all which hardware address a neighbour has.
+    /// Adds a permanent entry for the hardware address of a neighbour.
     pub(super) fn neighbour(&mut self, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
         let mut message = Message::new(RTM_NEWNEIGH, CREATE);
         // ndmsg: family, padding, index, state, flags, type
@@ -179,7 +182,7 @@ impl Netlink {
         message.bytes(&[0, 0]);
         message.attribute(NDA_DST, &address.octets());
         message.attribute(NDA_LLADDR, &mac);
-        self.request(message).context("cannot name a neighbour")
+        self.request(message).context("cannot add a neighbour")
     }
 
     pub(super) fn route(&mut self, route: &Route) -> Result<()> {
@@ -200,18 +203,18 @@ impl Netlink {
         if let Some(via) = route.via {
             message.attribute(RTA_GATEWAY, &via.octets());
         }
-        self.request(message).context("cannot set a route")
+        self.request(message).context("cannot add a route")
     }
 
-    /// Forbids a network.
+    /// Prohibits packets to a network.
     pub(super) fn prohibit(&mut self, table: Table, to: (Ipv4Addr, u8)) -> Result<()> {
         let mut message = Message::new(RTM_NEWROUTE, CREATE);
         message.route(to.1, table, RT_SCOPE_UNIVERSE, RTN_PROHIBIT, 0);
         message.attribute(RTA_DST, &to.0.octets());
-        self.request(message).context("cannot forbid a network")
+        self.request(message).context("cannot prohibit a network")
     }
 
-    /// Has what comes in by a device, or everything, looked up in a table.
+    /// Routes packets that arrive on an interface, or all packets, by a table.
     pub(super) fn rule(&mut self, priority: u32, from: Option<&str>, table: Table) -> Result<()> {
         let mut message = Message::new(RTM_NEWRULE, CREATE);
         // fib_rule_hdr: family, lengths, tos, table, two reserved, action, flags
@@ -221,7 +224,7 @@ impl Netlink {
         if let Some(from) = from {
             message.attribute(FRA_IIFNAME, &[from.as_bytes(), b"\0"].concat());
         }
-        self.request(message).context("cannot set a rule")
+        self.request(message).context("cannot add a routing rule")
     }
 
     /// Sends a request and waits for its acknowledgement.
@@ -246,7 +249,7 @@ fn acknowledged(answer: &[u8], sequence: u32) -> Result<()> {
         bail!("the kernel's answer is too short");
     };
     if kind & 0xffff != u32::from(NLMSG_ERROR) || number != sequence {
-        bail!("the kernel answers something else");
+        bail!("the kernel answered another request");
     }
     match error.cast_signed() {
         0 => Ok(()),
@@ -258,7 +261,7 @@ const REQUEST: u16 = NLM_F_REQUEST | NLM_F_ACK;
 const CREATE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 const HEADER: usize = 16;
 
-/// A message that is being written.
+/// A message under construction.
 struct Message {
     bytes: Vec<u8>,
 }
@@ -323,7 +326,7 @@ impl Message {
         self.nested(kind, |message| message.bytes(value));
     }
 
-    /// An attribute whose value is written by `fill`; its length is known only then.
+    /// An attribute whose value `fill` writes; its length is known only afterwards.
     fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes(&[0; 2]);
@@ -340,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_aligned_and_know_their_length() {
+    fn attributes_are_aligned_and_have_their_length() {
         let mut message = Message::new(RTM_NEWLINK, CREATE);
         message.nested(7, |inner| {
             inner.attribute(1, b"abcde");

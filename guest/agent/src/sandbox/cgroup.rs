@@ -1,4 +1,4 @@
-//! Control groups: what holds all processes of a step together.
+//! Cgroups: what holds the processes of a step together.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,27 +10,28 @@ use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use wire::StepLimits;
 
-/// Where control groups are mounted.
+/// Where the cgroup file system is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 
-/// The group of all steps; the agent itself is outside of it.
+/// The parent of all cgroups of steps. The agent itself is outside of it.
 const STEPS: &str = "/sys/fs/cgroup/steps";
 
-/// What is kept from the steps, so that the agent answers whatever they do: a 32nd of the memory,
-/// but at least this much.
+/// Memory that steps cannot use, in bytes, so that the agent answers whatever they do: a 32nd of all
+/// memory, but at least this much.
 const RESERVE: u64 = 96 << 20;
 
-/// Most processes of a step if the host does not say.
+/// Most processes of a step if the host sets no limit.
 const DEFAULT_PIDS: u64 = 32_768;
 
-/// The kernel's own bound of process numbers.
-const MOST_PIDS: &str = "4194304";
+/// The kernel's own maximum for process ids.
+const MAX_PID: &str = "4194304";
 
-/// How long the processes of a step may take to die. They are killed, so only the kernel can keep
-/// one: when its disk does not answer.
-const DEATH: Duration = Duration::from_secs(60);
+/// How long killed processes may take to die. Only the kernel can delay that, when a disk does not
+/// answer.
+const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Makes the group of all steps, which together may use all but the agent's share of `memory`.
+/// Creates the parent of all cgroups of steps. Together they may use all but the agent's share of
+/// `memory`, in bytes.
 pub(crate) fn set_up(memory: u64) -> Result<()> {
     let wanted = ["memory", "pids", "cpu", "io"];
     for dir in [MOUNT, STEPS] {
@@ -45,18 +46,19 @@ pub(crate) fn set_up(memory: u64) -> Result<()> {
     }
     let share = memory.saturating_sub(RESERVE.max(memory / 32));
     write(Path::new(STEPS), "memory.max", &share.to_string())?;
-    // Numbers of processes are not to run out before the processes do, and the agent is to have
-    // some left whatever all steps do together.
-    fs::write("/proc/sys/kernel/pid_max", MOST_PIDS).context("cannot raise pid_max")?;
-    let threads = fs::read_to_string("/proc/sys/kernel/threads-max").context("threads-max")?;
-    let threads: u64 = threads.trim().parse().context("threads-max")?;
+    // Process ids must not run out before the limit on processes, and steps must leave some of them
+    // to the agent.
+    fs::write("/proc/sys/kernel/pid_max", MAX_PID).context("cannot raise pid_max")?;
+    let threads =
+        fs::read_to_string("/proc/sys/kernel/threads-max").context("cannot read threads-max")?;
+    let threads: u64 = threads.trim().parse().context("cannot read threads-max")?;
     write(Path::new(STEPS), "pids.max", &(threads / 4 * 3).to_string())
 }
 
 fn make(dir: &Path) -> Result<()> {
     match fs::create_dir(dir) {
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        done => done.with_context(|| format!("cannot make {}", dir.display())),
+        done => done.with_context(|| format!("cannot create {}", dir.display())),
     }
 }
 
@@ -65,27 +67,27 @@ fn write(dir: &Path, name: &str, value: &str) -> Result<()> {
     fs::write(&path, value).with_context(|| format!("cannot write {value:?} to {}", path.display()))
 }
 
-/// The group of one step.
+/// The cgroup of one step.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
     dir: File,
 }
 
-/// What a group has used.
+/// The resources that a step has used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Usage {
     /// The kernel killed a process because memory ran out.
     pub(crate) out_of_memory: bool,
-    /// Most memory at a time, in bytes; zero if the kernel does not tell.
+    /// Peak memory in bytes; zero if the kernel does not report it.
     pub(crate) peak_memory: u64,
 }
 
 impl Cgroup {
-    /// Makes the group of a step.
+    /// Creates the cgroup of a step.
     pub(crate) fn create(step: u64, limits: StepLimits) -> Result<Self> {
         let path = Path::new(STEPS).join(step.to_string());
-        fs::create_dir(&path).context("cannot make the control group of a step")?;
+        fs::create_dir(&path).context("cannot create the cgroup of a step")?;
         let cgroup = Self {
             dir: File::open(&path)?,
             path,
@@ -102,50 +104,50 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// To start a process in it.
+    /// The directory of the cgroup, to start a process in it.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Kills all that is in it, also what is just being forked.
+    /// Kills all processes in the cgroup, including those that are just being forked.
     pub(crate) fn kill(&self) -> Result<()> {
         write(&self.path, "cgroup.kill", "1")
     }
 
-    /// Kills and waits until nothing is in it any more.
+    /// Kills all processes and waits until the cgroup is empty.
     pub(crate) fn kill_and_wait(&self) -> Result<()> {
         self.kill()?;
-        let deadline = Instant::now() + DEATH;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         let events = File::open(self.path.join("cgroup.events"))?;
         loop {
-            // Read before each wait: the change may have come between two of them.
+            // Read before each wait, since the change may come between two waits.
             let text = fs::read_to_string(self.path.join("cgroup.events"))?;
             if value(&text, "populated") == Some(0) {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!("a process of the step does not die");
+                bail!("a process of the step cannot be killed");
             }
-            // Short, in case the notice of a change is lost.
+            // Short, in case a notification is lost.
             let left = PollTimeout::try_from(left.min(Duration::from_millis(200)))?;
             poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], left)?;
         }
     }
 
-    /// What the step has used.
+    /// The resources that the step has used so far.
     pub(crate) fn usage(&self) -> Usage {
         let read = |name| fs::read_to_string(self.path.join(name)).unwrap_or_default();
         Usage {
             out_of_memory: value(&read("memory.events"), "oom_kill").is_some_and(|count| count > 0),
-            // Kernels before 5.19 do not have it.
+            // Kernels before 5.19 do not have this file.
             peak_memory: read("memory.peak").trim().parse().unwrap_or(0),
         }
     }
 
-    /// Removes the group, which must be empty.
+    /// Removes the cgroup, which must be empty.
     pub(crate) fn remove(&self) -> Result<()> {
-        fs::remove_dir(&self.path).context("cannot remove the control group of a step")
+        fs::remove_dir(&self.path).context("cannot remove the cgroup of a step")
     }
 }
 

@@ -9,19 +9,19 @@ use nix::unistd::{AccessFlags, access, execve};
 
 use crate::fault;
 
-/// Where programs are looked for if the environment has no `PATH`.
+/// Where programs are looked up if the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Becomes the program. Returns only if that fails.
+/// Executes the program in place of this one. Returns only if that fails.
 pub(super) fn exec(args: &[Vec<u8>], env: &[Vec<u8>]) -> Result<Infallible> {
     let Some(program) = args.first() else {
-        return Err(fault::setup("the step has no program"));
+        return Err(fault::setup("the step has no command"));
     };
     let args = c_strings(args, "an argument")?;
     let env_c = c_strings(env, "an environment entry")?;
     let mut worst = Refusal::Absent;
     for path in candidates(program, env) {
-        let path = CString::new(path).map_err(|_| fault::setup("PATH holds a NUL byte"))?;
+        let path = CString::new(path).map_err(|_| fault::setup("PATH contains a NUL byte"))?;
         let errno = match execve(&path, &args, &env_c) {
             Err(errno) => errno,
             Ok(never) => match never {},
@@ -30,7 +30,7 @@ pub(super) fn exec(args: &[Vec<u8>], env: &[Vec<u8>]) -> Result<Infallible> {
         if absent && exists(&path) {
             worst = Refusal::Interpreter;
         } else if errno == Errno::EACCES {
-            // Another directory may have one that can be started.
+            // Another directory may have a program that can be started.
             worst = Refusal::Errno(errno);
         } else if !absent {
             return Err(refused(program, &Refusal::Errno(errno)));
@@ -77,13 +77,13 @@ fn candidates(program: &[u8], env: &[Vec<u8>]) -> Vec<Vec<u8>> {
 }
 
 fn c_strings(list: &[Vec<u8>], what: &str) -> Result<Vec<CString>> {
-    let nul = |_| fault::setup(format!("{what} holds a NUL byte"));
+    let nul = |_| fault::setup(format!("{what} contains a NUL byte"));
     list.iter()
         .map(|text| CString::new(text.as_slice()).map_err(nul))
         .collect()
 }
 
-/// Whether there is anything at a path; a link counts by what it leads to.
+/// Whether a file exists at a path. A symbolic link exists if its target does.
 pub(super) fn exists(path: &CStr) -> bool {
     access(path, AccessFlags::F_OK).is_ok()
 }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_says_what_is_wrong() {
+    fn each_error_says_what_is_wrong() {
         let temp = tempfile::tempdir().unwrap();
         let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
         check_refusal(

@@ -1,10 +1,10 @@
-//! The system calls that a step may not make.
+//! Seccomp: the system calls that a step may not make.
 //!
-//! A step runs with the capabilities that other builders give, so the kernel itself refuses most of
-//! what is dangerous. The filter takes away what it would not: interfaces that were often broken,
-//! ways into other namespaces, and the sockets by which a step could talk to the host as the agent
-//! does. It names what is forbidden rather than what is allowed: the kernel is the one in the
-//! image, so no call can appear that nobody looked at. A program of another architecture, whose
+//! A step runs with the capabilities that other builders grant, so the kernel itself refuses most of
+//! what is dangerous. The filter forbids the rest: interfaces with a history of vulnerabilities, ways
+//! into other namespaces, and the sockets with which a step could talk to the host as the agent
+//! does. It is a list of forbidden calls rather than of allowed ones: the kernel is that of the guest
+//! image, so no call appears that nobody has reviewed. A program of another architecture, where
 //! calls have other numbers, is killed.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// Calls that are refused whatever their arguments.
+/// System calls that are refused whatever their arguments.
 const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -60,7 +60,7 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_vhangup,
 ];
 
-/// The same, for calls that only this architecture has.
+/// The same for calls that only this architecture has.
 #[cfg(target_arch = "x86_64")]
 const FORBIDDEN_HERE: &[libc::c_long] = &[
     libc::SYS_ioperm,
@@ -73,7 +73,7 @@ const FORBIDDEN_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const FORBIDDEN_HERE: &[libc::c_long] = &[];
 
-/// Flags of `clone` that make a namespace.
+/// Flags of `clone` that create a namespace.
 const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNS,
     libc::CLONE_NEWCGROUP,
@@ -84,16 +84,16 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNET,
 ];
 
-/// Personalities that a program may take on: Linux, with or without its quirks for old programs,
-/// and the question which one it has.
+/// Allowed arguments of `personality`: Linux, with or without its quirks for old programs, and the
+/// query for the current value.
 const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// The filters, in the order in which they are loaded.
 pub(super) fn filters() -> Result<Vec<BpfProgram>> {
     let errno = |errno: libc::c_int| SeccompAction::Errno(errno.unsigned_abs());
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    // Its arguments lie in memory, where no filter looks: it does not exist, so that the C library
-    // falls back to `clone`.
+    // A filter cannot see the arguments of `clone3`, which are in memory. It reports that the call does
+    // not exist, so that the C library falls back to `clone`.
     Ok(vec![
         filter(clone3, errno(libc::ENOSYS))?,
         filter(rules()?, errno(libc::EPERM))?,
@@ -103,7 +103,7 @@ pub(super) fn filters() -> Result<Vec<BpfProgram>> {
 fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> Result<BpfProgram> {
     let architecture = std::env::consts::ARCH
         .try_into()
-        .context("no filter for this machine")?;
+        .context("no seccomp filter for this architecture")?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, architecture)?;
     Ok(filter.try_into()?)
 }
@@ -114,7 +114,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
         .chain(FORBIDDEN_HERE)
         .map(|call| (*call, Vec::new()))
         .collect();
-    // By number, the host is reached through the agent's own family of sockets only.
+    // The host can only be reached through vsock.
     let vsock = || equal(0, u64::from(libc::AF_VSOCK.unsigned_abs())).and_then(rule_of);
     rules.insert(libc::SYS_socket, vec![vsock()?]);
     rules.insert(libc::SYS_socketpair, vec![vsock()?]);
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filters_compile_and_fit_into_the_kernels_limit() {
+    fn the_filters_compile_and_stay_below_the_kernels_limit() {
         let filters = filters().unwrap();
         assert_eq!(filters.len(), 2);
         for filter in filters {

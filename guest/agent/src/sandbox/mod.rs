@@ -1,12 +1,22 @@
 //! Running one process tree in a sandbox.
 //!
-//! The agent has threads, so it does not build the sandbox itself: it starts its own program anew,
-//! in new namespaces and already inside the step's control group ([`init`]), and waits for the pipe
-//! that reports failures to close.
+//! The agent has threads, so it does not set up the sandbox itself. It starts its own program again,
+//! in new namespaces and already inside the step's cgroup ([`init`]), and waits until the pipe for
+//! failures closes.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`init`] | the first program of a step, which sets up the sandbox from inside |
+//! | [`rootfs`] | the root file system: a plan, and the system calls that carry it out |
+//! | [`implicit`] | attributes that directories inherit from lower layers |
+//! | [`cgroup`] | what holds the processes of a step together |
+//! | [`privileges`], [`filter`] | capabilities, limits and forbidden system calls |
+//! | [`exec`] | looking up and starting the program of the step |
 
 mod cgroup;
 mod exec;
 mod filter;
+mod implicit;
 pub(crate) mod init;
 mod privileges;
 mod rootfs;
@@ -33,14 +43,14 @@ use crate::sys;
 pub(crate) use cgroup::{Cgroup, MOUNT as CGROUP_MOUNT, set_up as set_up_cgroups};
 pub(crate) use rootfs::make_skeleton;
 
-/// New namespaces of a step. That of control groups is entered later, from inside the group.
+/// New namespaces of a step. The cgroup namespace is entered later, from inside the cgroup.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWNET;
 
-/// What is needed to start sandboxes.
+/// Starts sandboxes.
 #[derive(Debug)]
 pub(crate) struct Sandboxes {
     program: OwnedFd,
@@ -57,11 +67,11 @@ pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
-    /// Says how the sandbox is built, and ends when the program starts.
+    /// Reports how the setup of the sandbox goes, and ends when the program starts.
     pub(crate) report: File,
 }
 
-/// A network address, as long as the step runs.
+/// A network address that is reserved as long as the step runs.
 #[derive(Debug)]
 pub(crate) struct Address<'a> {
     all: &'a Mutex<[bool; MAX_STEPS]>,
@@ -78,7 +88,7 @@ impl Drop for Address<'_> {
 }
 
 impl Sandboxes {
-    /// With this network card, if the VM has one.
+    /// Starts sandboxes with this network device, if the VM has one.
     pub(crate) fn new(uplink: Option<Uplink>, reaper: Reaper) -> Result<Self> {
         let program = open(
             "/proc/self/exe",
@@ -95,13 +105,13 @@ impl Sandboxes {
         })
     }
 
-    /// Takes a network address for a step that wants one.
+    /// Reserves a network address for a step that needs one.
     pub(crate) fn address(&self, network: Network) -> Result<Option<Address<'_>>> {
         match network {
             Network::None => return Ok(None),
             Network::Default if self.uplink.is_none() => {
                 return Err(fault::setup(
-                    "the step needs a network, but this VM has no network device",
+                    "the step needs network access, but this VM has no network device",
                 ));
             }
             Network::Default => {}
@@ -119,7 +129,7 @@ impl Sandboxes {
         }))
     }
 
-    /// Starts a step in its control group. Its directories on the guest disk must be there.
+    /// Starts a step in its cgroup. Its directories on the guest disk must exist.
     pub(crate) fn start(
         &self,
         step: &RunStep,
@@ -148,7 +158,7 @@ impl Sandboxes {
             namespaces: NAMESPACES,
         };
         let started = self.reaper.spawn(|| sys::spawn(&spawn));
-        let (child, _pidfd) = started.context("cannot start the process of the step")?;
+        let (child, _pidfd) = started.context("cannot start the first process of the step")?;
         Ok(Running {
             child,
             stdout,
@@ -158,22 +168,22 @@ impl Sandboxes {
     }
 }
 
-/// Waits until the step's program runs, or fails with the reason why it does not.
+/// Waits until the step's program starts, or fails with the reason why it does not.
 pub(crate) fn wait_for_start(mut report: File) -> Result<()> {
     let mut buf = Vec::new();
-    let mut stands = false;
+    let mut ready = false;
     loop {
-        let frame = frame::read(&mut buf, |room| report.read(room));
-        match frame.context("cannot read how the sandbox is built")? {
-            None if stands => return Ok(()),
-            None => bail!("the sandbox ended before it was built"),
-            Some(frame) if frame.kind == Kind::Reply => stands = true,
+        let frame = frame::read(&mut buf, |buf| report.read(buf));
+        match frame.context("cannot read the report of the sandbox")? {
+            None if ready => return Ok(()),
+            None => bail!("the sandbox ended before it was set up"),
+            Some(frame) if frame.kind == Kind::Reply => ready = true,
             Some(frame) => return Err(fault::reported(message::decode(&frame)?)),
         }
     }
 }
 
-/// The step as a file that its first program reads.
+/// The specification of the step, as a file that its first program reads.
 fn spec(step: &RunStep) -> Result<OwnedFd> {
     let mut file = File::from(memfd_create(c"step", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(&message::encode(step.step, &Request::Run(step.clone()))?)?;
@@ -181,7 +191,7 @@ fn spec(step: &RunStep) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// A pipe whose writing end can be given to a child.
+/// A pipe whose writing end can be passed to a child.
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     Ok((reader, sys::duplicate_above(writer.as_fd())?))

@@ -1,4 +1,4 @@
-//! What a step's processes may do, and as whom.
+//! The user and the privileges of a step's processes.
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
@@ -9,7 +9,7 @@ use wire::RunStep;
 use super::filter;
 use crate::sys;
 
-/// Capabilities that a step's root user has: those that other builders give, by number.
+/// Capabilities of a step's root user, by number: those that other builders grant.
 const KEPT: [u32; 14] = [
     0,  // CAP_CHOWN
     1,  // CAP_DAC_OVERRIDE
@@ -27,25 +27,25 @@ const KEPT: [u32; 14] = [
     31, // CAP_SETFCAP
 ];
 
-/// Limits on resources, soft and hard. Many programs close every descriptor that they may have, so
-/// the soft limit is the usual one; a core dump would end up in the layer.
+/// Resource limits, soft and hard. Many programs close every descriptor up to the soft limit, so that
+/// is the usual one; a core dump would end up in the layer.
 const LIMITS: [(Resource, u64, u64); 2] = [
     (Resource::RLIMIT_NOFILE, 1024, 1 << 20),
     (Resource::RLIMIT_CORE, 0, u64::MAX),
 ];
 
-/// Becomes the step's user, with nothing but what a step may have. The order matters: the filter
-/// is loaded while we still may, since loading it without `no_new_privs` needs a privilege, and
-/// `no_new_privs` would break set-id programs.
+/// Switches to the step's user and gives up every privilege that a step must not have. The order
+/// matters: loading the filter without `no_new_privs` needs a privilege, so it comes first.
+/// `no_new_privs` would break set-user-ID programs.
 pub(super) fn give_up(step: &RunStep) -> Result<()> {
     let filters = filter::filters()?;
     for (resource, soft, hard) in LIMITS {
-        setrlimit(resource, soft, hard).context("cannot set a limit")?;
+        setrlimit(resource, soft, hard).context("cannot set a resource limit")?;
     }
-    sys::join_new_keyring().context("cannot leave the keyring")?;
+    sys::join_new_keyring().context("cannot create a keyring")?;
     drop_bounding()?;
     for filter in &filters {
-        sys::load_filter(filter).context("cannot load the filter of system calls")?;
+        sys::load_filter(filter).context("cannot load the seccomp filter")?;
     }
     let groups: Vec<Gid> = step
         .groups
@@ -56,7 +56,7 @@ pub(super) fn give_up(step: &RunStep) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(step.uid), Gid::from_raw(step.gid));
     setresgid(gid, gid, gid).context("cannot set the group")?;
     setresuid(uid, uid, uid).context("cannot set the user")?;
-    // Another user than root has lost them all with that.
+    // Other users than root have lost all capabilities with that.
     let mask = if step.uid == 0 { mask() } else { 0 };
     sys::set_capabilities(mask).context("cannot give up capabilities")
 }
@@ -64,7 +64,7 @@ pub(super) fn give_up(step: &RunStep) -> Result<()> {
 fn drop_bounding() -> Result<()> {
     for capability in (0..64).filter(|number| !KEPT.contains(number)) {
         match sys::drop_bounding(capability) {
-            // The kernel has none of this number, and none above.
+            // The kernel has no capability with this number or above.
             Err(Errno::EINVAL) => break,
             done => done.with_context(|| format!("cannot drop capability {capability}"))?,
         }

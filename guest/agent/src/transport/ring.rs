@@ -1,19 +1,19 @@
-//! Connections through our own vsock driver, which owns the device and receives into slots of
-//! a megabyte where the kernel's driver has pages.
+//! Connections through our own vsock driver, which owns the device. It receives into slots of one
+//! megabyte, where the kernel's driver has pages.
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
 use anyhow::Result;
 use vsock_driver::{Chunk, Config, Endpoint, SendBuffer, Stream, pci};
 
-use super::{Connect, Connection, HOST_SLEEPS, patiently};
+use super::{Connect, Connection, HOST_TIMEOUT, connect_with_retries};
 
-/// The device, driven from here.
+/// The vsock device, driven by the agent itself.
 #[derive(Debug)]
 pub(crate) struct Ring(Endpoint);
 
 impl Ring {
-    /// Takes the device over from the kernel, which has it again if that fails.
+    /// Takes the device over from the kernel; returns it if that fails.
     pub(crate) fn start() -> Result<Self> {
         Self::take().inspect_err(|_| {
             if let Err(err) = pci::give_back() {
@@ -24,7 +24,7 @@ impl Ring {
 
     fn take() -> Result<Self> {
         let config = Config {
-            device_timeout: HOST_SLEEPS,
+            device_timeout: HOST_TIMEOUT,
             ..Config::default()
         };
         let parts = pci::bind(&config)?;
@@ -34,21 +34,21 @@ impl Ring {
 
 impl Connect for Ring {
     fn connect(&self) -> Result<Box<dyn Connection>> {
-        patiently(|| {
-            let stream = self.0.connect(wire::PORT, HOST_SLEEPS)?;
+        connect_with_retries(|| {
+            let stream = self.0.connect(wire::PORT, HOST_TIMEOUT)?;
             Ok(Handle::from(stream))
         })
     }
 }
 
-/// A handle to a connection, with what it has of the device's memory.
+/// A handle to a connection, with the parts of the device's memory that it holds.
 #[derive(Debug)]
 struct Handle {
     stream: Stream,
     received: Option<Chunk>,
-    /// Bytes of that chunk that were consumed.
+    /// Bytes of that chunk that were consumed already.
     consumed: usize,
-    room: Option<SendBuffer>,
+    buffer: Option<SendBuffer>,
 }
 
 impl From<Stream> for Handle {
@@ -57,25 +57,25 @@ impl From<Stream> for Handle {
             stream,
             received: None,
             consumed: 0,
-            room: None,
+            buffer: None,
         }
     }
 }
 
 impl Connection for Handle {
-    fn room(&mut self) -> io::Result<&mut [u8]> {
-        let room = match self.room.take() {
-            Some(room) => room,
+    fn send_buffer(&mut self) -> io::Result<&mut [u8]> {
+        let buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
             None => self.stream.lend(usize::MAX)?,
         };
-        Ok(self.room.insert(room))
+        Ok(self.buffer.insert(buffer))
     }
 
     fn send(&mut self, n: usize) -> io::Result<()> {
-        self.room.take().map_or(Ok(()), |room| room.send(n))
+        self.buffer.take().map_or(Ok(()), |buffer| buffer.send(n))
     }
 
-    fn handle(&self) -> io::Result<Box<dyn Connection>> {
+    fn try_clone(&self) -> io::Result<Box<dyn Connection>> {
         Ok(Box::new(Self::from(self.stream.clone())))
     }
 
@@ -99,7 +99,7 @@ impl BufRead for Handle {
             .unwrap_or_default())
     }
 
-    /// A chunk that was consumed goes back to the device at once.
+    /// A consumed chunk goes back to the device at once.
     fn consume(&mut self, n: usize) {
         self.consumed += n;
         if self
@@ -114,8 +114,8 @@ impl BufRead for Handle {
 }
 
 impl Read for Handle {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let n = self.fill_buf()?.read(room)?;
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.fill_buf()?.read(buf)?;
         self.consume(n);
         Ok(n)
     }

@@ -9,36 +9,36 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr};
 use nix::sys::socket::{connect, shutdown, socket};
 
-use super::{Connect, Connection, HOST_SLEEPS, patiently, retry};
+use super::{Connect, Connection, HOST_TIMEOUT, connect_with_retries, retry};
 use crate::sys;
 
 /// The host's context id.
 const HOST: u32 = 2;
 
-/// Kernel buffer of a connection. The default of 256 KiB halves the throughput; more than a data
-/// frame brings nothing.
+/// Size of the kernel's buffer for a connection, in bytes. The default of 256 KiB halves the
+/// throughput; more than a data frame gains nothing.
 const SOCKET_BUFFER: u64 = 4 << 20;
 
-/// What is read from a socket at a time, and lent: more brings nothing.
-const READ: usize = 256 << 10;
+/// Size of the receive buffer in bytes: more gains nothing.
+const RECEIVE_BUFFER: usize = 256 << 10;
 
-/// What is collected before it is sent: large enough that headers of data frames cost nothing,
-/// small enough that several transfers fit into the agent's memory.
-pub(super) const ROOM: usize = 1 << 20;
+/// Size of the send buffer in bytes: large enough that headers of data frames cost nothing, small
+/// enough that several transfers fit into the agent's memory.
+pub(super) const SEND_BUFFER: usize = 1 << 20;
 
 /// A handle to a connected socket.
 #[derive(Debug)]
 pub(crate) struct Socket {
     reader: BufReader<File>,
-    /// Grows when it is first used: most handles never are.
-    room: Vec<u8>,
+    /// Empty until its first use, since most handles never send from it.
+    buffer: Vec<u8>,
 }
 
 impl From<OwnedFd> for Socket {
     fn from(socket: OwnedFd) -> Self {
         Self {
-            reader: BufReader::with_capacity(READ, File::from(socket)),
-            room: Vec::new(),
+            reader: BufReader::with_capacity(RECEIVE_BUFFER, File::from(socket)),
+            buffer: Vec::new(),
         }
     }
 }
@@ -50,18 +50,18 @@ impl Socket {
 }
 
 impl Connection for Socket {
-    fn room(&mut self) -> io::Result<&mut [u8]> {
-        self.room.resize(ROOM, 0);
-        Ok(&mut self.room)
+    fn send_buffer(&mut self) -> io::Result<&mut [u8]> {
+        self.buffer.resize(SEND_BUFFER, 0);
+        Ok(&mut self.buffer)
     }
 
     fn send(&mut self, n: usize) -> io::Result<()> {
         self.reader
             .get_ref()
-            .write_all(self.room.get(..n).unwrap_or(&self.room))
+            .write_all(self.buffer.get(..n).unwrap_or(&self.buffer))
     }
 
-    fn handle(&self) -> io::Result<Box<dyn Connection>> {
+    fn try_clone(&self) -> io::Result<Box<dyn Connection>> {
         let socket = self.file().try_clone()?;
         Ok(Box::new(Self::from(OwnedFd::from(socket))))
     }
@@ -77,7 +77,7 @@ impl Connection for Socket {
 
 impl BufRead for Socket {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        // The second call only lends what the first has read.
+        // The second call only lends what the first one read.
         retry(|| self.reader.fill_buf().map(drop))?;
         self.reader.fill_buf()
     }
@@ -88,8 +88,8 @@ impl BufRead for Socket {
 }
 
 impl Read for Socket {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        self.reader.read(room)
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buf)
     }
 }
 
@@ -113,7 +113,7 @@ pub(crate) struct Vsock;
 
 impl Connect for Vsock {
     fn connect(&self) -> Result<Box<dyn Connection>> {
-        patiently(|| Ok(Socket::from(connect_once()?)))
+        connect_with_retries(|| Ok(Socket::from(connect_once()?)))
     }
 }
 
@@ -125,7 +125,7 @@ fn connect_once() -> Result<OwnedFd, Errno> {
         None,
     )?;
     sys::set_vsock_buffer(socket.as_fd(), SOCKET_BUFFER)?;
-    sys::set_vsock_connect_timeout(socket.as_fd(), HOST_SLEEPS)?;
+    sys::set_vsock_connect_timeout(socket.as_fd(), HOST_TIMEOUT)?;
     connect(socket.as_raw_fd(), &VsockAddr::new(HOST, wire::PORT))?;
     Ok(socket)
 }

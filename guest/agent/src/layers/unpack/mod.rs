@@ -27,25 +27,17 @@ use nix::unistd::linkat;
 use self::writers::{LARGEST, NewFile, Writers};
 use super::Implicit;
 use crate::archive::{Entry, Kind, OPAQUE, Reader, Time, WHITEOUT, WHITEOUT_META};
+use crate::attributes::{self, Attributes, is_type, is_whiteout, set_opaque, set_time, set_xattrs};
 use crate::fault;
-use crate::tree::{self, Graveyard};
-
-pub(crate) use files::{Attributes, by_number, describe, set_time};
-
-/// The attribute by which overlayfs knows a directory that hides lower ones.
-pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+use crate::tree::{self, Trash};
 
 /// The attribute of a directory that what is made in it inherits.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// Unpacks a tar below `root`, which is empty. Reads to the mark that ends the tar.
-pub(super) fn unpack(
-    root: OwnedFd,
-    graves: &Graveyard,
-    tar: &mut impl BufRead,
-) -> Result<Implicit> {
+pub(crate) fn unpack(root: OwnedFd, trash: &Trash, tar: &mut impl BufRead) -> Result<Implicit> {
     thread::scope(|scope| {
-        let mut target = Target::new(root, graves, Writers::start(scope));
+        let mut target = Target::new(root, trash, Writers::start(scope));
         let mut reader = Reader::new(tar);
         while let Some(entry) = reader.next()? {
             let path = entry.path.clone();
@@ -60,7 +52,7 @@ pub(super) fn unpack(
 /// The tree that is being made.
 struct Target<'a> {
     root: Arc<OwnedFd>,
-    graves: &'a Graveyard,
+    trash: &'a Trash,
     writers: Writers,
     /// The directory of the last entry: the next one is usually in it too.
     parent: (Vec<u8>, Arc<OwnedFd>),
@@ -73,12 +65,12 @@ struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(root: OwnedFd, graves: &'a Graveyard, writers: Writers) -> Self {
+    fn new(root: OwnedFd, trash: &'a Trash, writers: Writers) -> Self {
         let root = Arc::new(root);
         let mut target = Self {
             parent: (Vec::new(), Arc::clone(&root)),
             root,
-            graves,
+            trash,
             writers,
             implicit: Implicit::default(),
             times: Vec::new(),
@@ -123,7 +115,7 @@ impl<'a> Target<'a> {
                 self.replace(parent.as_fd(), &name, || {
                     files::make_special(parent.as_fd(), &name, &entry)
                 })?;
-                files::describe_special(parent.as_fd(), &name, &entry)
+                attributes::apply_to_special(parent.as_fd(), &name, &entry)
             }
         }
     }
@@ -168,7 +160,7 @@ impl<'a> Target<'a> {
             at = openat(at.as_fd(), name.as_c_str(), tree::LIST, Mode::empty())?;
             if made {
                 // Group and its bit come from the directory above, where that has the bit.
-                describe(at.as_fd(), &Attributes::implicit())?;
+                Attributes::implicit().apply(at.as_fd())?;
                 let path = dir.get(..done).unwrap_or(dir);
                 self.implicit.0.insert(path.to_vec());
                 self.remember_time(path, Time::default());
@@ -200,7 +192,7 @@ impl<'a> Target<'a> {
             Err(Errno::EEXIST) => {
                 // Some of what is being made may be below it.
                 self.settle()?;
-                self.graves.remove(parent, name)?;
+                self.trash.remove(parent, name)?;
                 // It may have been above the directory that is remembered.
                 self.parent = (Vec::new(), Arc::clone(&self.root));
                 Ok(make()?)
@@ -238,7 +230,7 @@ impl<'a> Target<'a> {
     ) -> Result<()> {
         let dir = openat(parent, name, tree::LIST, Mode::empty())?;
         self.remember_time(path, entry.mtime);
-        let mut attributes = files::attributes(entry);
+        let mut attributes = Attributes::from(entry);
         // What is made in a directory inherits this one, so it is set when everything is there.
         self.default_acls.remove(path);
         attributes.xattrs.retain(|(name, value)| {
@@ -248,7 +240,7 @@ impl<'a> Target<'a> {
             }
             !deferred
         });
-        describe(dir.as_fd(), &attributes)
+        attributes.apply(dir.as_fd())
     }
 
     /// Makes a file: a small one sometime, and side by side with others.
@@ -277,7 +269,7 @@ impl<'a> Target<'a> {
         }
         let mut file = File::from(self.open_new(parent.as_fd(), &name, &entry)?);
         reader.data(|piece| Ok(file.write_all(piece)?))?;
-        files::describe_new(file.as_fd(), &entry)
+        attributes::apply_to_new(file.as_fd(), &entry)
     }
 
     fn open_new(&mut self, parent: BorrowedFd<'_>, name: &CStr, entry: &Entry) -> Result<OwnedFd> {
@@ -344,7 +336,7 @@ impl<'a> Target<'a> {
         for (path, value) in &self.default_acls {
             match self.below(path, tree::LIST) {
                 Ok(dir) => {
-                    files::set_xattrs(dir.as_fd(), &[(DEFAULT_ACL.to_vec(), value.clone())])?;
+                    set_xattrs(dir.as_fd(), &[(DEFAULT_ACL.to_vec(), value.clone())])?;
                 }
                 // Another entry took its place later.
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
@@ -423,16 +415,6 @@ fn stat(parent: BorrowedFd<'_>, name: &CStr) -> Result<FileStat, Errno> {
     fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)
 }
 
-/// Whether this is overlayfs's mark for a removed name.
-pub(crate) fn is_whiteout(stat: &FileStat) -> bool {
-    is_type(stat, SFlag::S_IFCHR) && stat.st_rdev == 0
-}
-
-/// Whether this is of that type.
-pub(crate) fn is_type(stat: &FileStat, kind: SFlag) -> bool {
-    stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
-}
-
 /// Marks a name as removed. If this layer itself has something there, that stays and hides.
 fn whiteout(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     match mknodat(parent, name, SFlag::S_IFCHR, Mode::empty(), makedev(0, 0)) {
@@ -442,12 +424,6 @@ fn whiteout(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(errno).context("cannot make a whiteout"),
     }
-}
-
-fn set_opaque(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    let dir = openat(parent, name, tree::LIST, Mode::empty())?;
-    let set = xattr::set_deref(by_number(dir.as_fd()), OPAQUE_XATTR, b"y");
-    set.context("cannot mark a directory opaque")
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::archive::Writer;
-use crate::layers::testing::{Tree, require_root, unpack};
+use crate::attributes::OPAQUE_XATTR;
+use crate::testing::{Tree, require_root, unpack};
 
 fn entry(path: &str, kind: Kind) -> Entry {
     let mtime = Time {

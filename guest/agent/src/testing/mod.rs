@@ -1,4 +1,7 @@
-//! Directory trees for tests: made in a line, compared by a listing.
+//! Support for tests: directory trees that are built in a line and compared by a listing, and a
+//! [`host`] to connect to.
+
+mod host;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{self as unix, MetadataExt as _, PermissionsExt as _};
@@ -9,26 +12,29 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mknod, umask, utimensat};
 use nix::sys::time::TimeSpec;
 
-use super::{Implicit, unpack as unpack_module};
-use crate::tree::{Graveyard, LIST};
+use crate::attributes::OPAQUE_XATTR;
+use crate::layers::{self, Implicit};
+use crate::tree::{LIST, Trash};
 
-/// Ends a test that only root can do, and says so.
+pub(crate) use host::host;
+
+/// Skips a test that only root can run, and says so.
 macro_rules! require_root {
     ($($done:expr)?) => {
         if !nix::unistd::geteuid().is_root() {
-            crate::layers::testing::skipped("needs root");
+            crate::testing::skipped("needs root");
             return $($done)?;
         }
     };
 }
 pub(crate) use require_root;
 
-#[expect(clippy::print_stderr, reason = "a test that does nothing says so")]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 pub(crate) fn skipped(why: &str) {
     eprintln!("skipped: {why}");
 }
 
-/// A temporary tree. Methods panic if a call fails.
+/// A temporary directory tree. Its methods panic if a call fails.
 pub(crate) struct Tree(tempfile::TempDir);
 
 impl Tree {
@@ -88,7 +94,7 @@ impl Tree {
         self.node(path, SFlag::S_IFCHR, 0, 0)
     }
     pub(crate) fn opaque(&self, path: &str) -> &Self {
-        self.xattr(path, super::OPAQUE_XATTR, b"y")
+        self.xattr(path, OPAQUE_XATTR, b"y")
     }
     pub(crate) fn xattr(&self, path: &str, name: &str, value: &[u8]) -> &Self {
         xattr::set(self.path(path), name, value).unwrap();
@@ -101,8 +107,8 @@ impl Tree {
         self
     }
 
-    /// A line for each path below the root, sorted: all that a layer must keep. Times of
-    /// directories that were not set on purpose are real times, so they count too.
+    /// A line for each path below the root, sorted, with everything that a layer must keep. That
+    /// includes the times of directories, also of those that no test has set.
     pub(crate) fn list(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut links = std::collections::BTreeMap::new();
@@ -165,9 +171,9 @@ fn crc(data: &[u8]) -> u64 {
 /// Unpacks a tar as a layer.
 pub(crate) fn unpack(tar: &[u8]) -> anyhow::Result<(Tree, Implicit)> {
     let tree = Tree::new();
-    let graves = Tree::new();
-    let graveyard = Graveyard::new(graves.open());
+    let trash_dir = Tree::new();
+    let trash = Trash::new(trash_dir.open());
     let mut source = io::BufReader::with_capacity(700, tar);
-    let implicit = unpack_module::unpack(tree.open(), &graveyard, &mut source)?;
+    let implicit = layers::unpack_tar(tree.open(), &trash, &mut source)?;
     Ok((tree, implicit))
 }

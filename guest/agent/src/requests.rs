@@ -1,17 +1,17 @@
-//! What the host can ask for, one arm each.
+//! Carries out the requests of the host, one arm for each.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use wire::{Reply, Request};
 
-use crate::control::Verbs;
+use crate::control::RequestHandler;
 use crate::disk::Disk;
 use crate::stat;
 use crate::steps::Steps;
-use crate::transport::Transfers;
+use crate::transport::{Incoming, Transfers};
 
-/// Everything that requests are about.
+/// Everything that requests act on.
 #[derive(Debug)]
 pub(crate) struct Guest {
     disk: Arc<Disk>,
@@ -28,16 +28,16 @@ impl Guest {
         }
     }
 
-    /// Leaves nothing running and nothing unwritten.
+    /// Leaves no step running and no data unwritten.
     fn quit(&self) -> Result<()> {
-        // A step that does not die must not keep the disk from being written out.
+        // A step that does not die must not keep the disk from being synced.
         let killed = self.steps.cancel_all();
         self.disk.detach().and(killed)
     }
 }
 
-impl Verbs for Guest {
-    fn serve(&self, request: Request) -> Result<Reply> {
+impl RequestHandler for Guest {
+    fn handle(&self, request: Request) -> Result<Reply> {
         let layers = &self.disk.layers;
         let done = match request {
             Request::List => return layers.list().map(Reply::Layers),
@@ -48,16 +48,16 @@ impl Verbs for Guest {
             } => self
                 .transfers
                 .receive(transfer, size)
-                .and_then(|tar| layers.put(&layer, tar)),
+                .and_then(|tar| layers.import(&layer, tar, Incoming::finish)),
             Request::Remove { layers: names } => layers.remove(&names),
             Request::Run(step) => return self.steps.run(&step).map(Reply::Exited),
             Request::ExportDiff { step, transfer } => {
                 return self
                     .steps
-                    .take(step, transfer)
+                    .export_diff(step, transfer)
                     .map(|size| Reply::Exported { size });
             }
-            Request::Commit { step, layer } => self.steps.seal(step, &layer),
+            Request::Commit { step, layer } => self.steps.commit(step, &layer),
             Request::Discard { step } => self.steps.discard(step),
             Request::Cancel { step } => self.steps.cancel(step),
             Request::Stat => return stat::stat(&self.disk).map(Reply::Stat),
