@@ -1,11 +1,11 @@
-//! Writes the `newc` cpio format that the kernel unpacks as its initramfs.
+//! A writer of the `newc` cpio format, which the kernel unpacks as its initramfs.
 //!
 //! Each header is 110 bytes of ASCII: a magic number and thirteen numbers of eight hexadecimal
-//! digits. Name and data are padded to four bytes each. Whatever could differ between two
-//! machines (inode numbers, times, owners, device numbers) has a fixed value here.
+//! digits. Name and data are each padded to a multiple of four bytes. Whatever could differ between
+//! two machines (inode numbers, times, owners, device numbers) has a fixed value.
 
-/// An archive under construction. Entries appear in the order in which they are added, and the
-/// kernel creates them in that order: a directory comes before what is in it.
+/// An archive under construction. The kernel creates the entries in the order in which they were
+/// added, so a directory comes before its content.
 #[derive(Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
@@ -14,9 +14,9 @@ pub struct Archive {
 
 const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
-/// Marks the end of an archive.
+/// Name of the entry that ends an archive.
 const TRAILER: &str = "TRAILER!!!";
-/// Total size is rounded up to this, as other writers do, so that archives can be concatenated.
+/// The total size is rounded up to this, as other writers do, so that archives can be concatenated.
 const BLOCK: usize = 512;
 
 impl Archive {
@@ -26,7 +26,7 @@ impl Archive {
         Self::default()
     }
 
-    /// Adds a directory, mode 0755.
+    /// Adds a directory with mode 0755.
     pub fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY | 0o755, 2, &[]);
     }
@@ -34,7 +34,7 @@ impl Archive {
     /// Adds a regular file with the permission bits `mode`.
     ///
     /// # Panics
-    /// If `data` is 4 GiB or longer: the format has no room for its length.
+    /// If `data` is 4 GiB or longer, which the format cannot express.
     pub fn file(&mut self, path: &str, mode: u32, data: &[u8]) {
         self.entry(path, FILE | (mode & 0o7777), 1, data);
     }
@@ -50,7 +50,7 @@ impl Archive {
     fn entry(&mut self, path: &str, mode: u32, links: u32, data: &[u8]) {
         #[expect(
             clippy::expect_used,
-            reason = "documented: the caller passes a boot file"
+            reason = "a documented panic: callers pass boot files"
         )]
         let size = u32::try_from(data.len()).expect("a file of an initramfs is below 4 GiB");
         self.entries += 1;
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_small_archive_are_as_the_format_says() {
+    fn a_small_archive_has_the_bytes_of_the_format() {
         let zeros = "0".repeat(8);
         let numbers = |fields: [&str; 13]| format!("070701{}", fields.concat());
         let z = zeros.as_str();

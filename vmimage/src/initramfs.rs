@@ -1,22 +1,22 @@
-//! The contents of the initramfs.
+//! The files of the initramfs.
 //!
-//! | path | what |
+//! | path | content |
 //! |---|---|
 //! | `/init` | the agent |
-//! | `/modules/order` | file names of the modules in load order, one on each line, behind the word for its group ([`Load`]) |
+//! | `/modules/order` | one line for each module in load order: the word for its group ([`Load`]) and its file name |
 //! | `/modules/*.ko` | the modules |
 //! | `/dev` `/proc` `/sys` `/run` `/tmp` | empty, for the agent to mount on |
 //!
-//! It is not compressed: the kernel unpacks plain bytes faster than the host reads fewer of them.
+//! It is not compressed: the kernel takes longer to decompress it than the host saves in reading.
 
 use crate::cpio::Archive;
 use crate::modules::Module;
 use crate::recipe::Load;
 
-/// Where the agent finds its mount points.
+/// Directories of the initramfs. The agent mounts on the empty ones.
 const DIRECTORIES: &[&str] = &["dev", "modules", "proc", "run", "sys", "tmp"];
 
-/// The bytes of the initramfs, with the modules in load order, by group.
+/// The bytes of the initramfs. `groups` has the modules in load order.
 #[must_use]
 pub fn initramfs(agent: &[u8], groups: &[(Load, Vec<Module>)]) -> Vec<u8> {
     let mut archive = Archive::new();
@@ -40,7 +40,7 @@ pub fn initramfs(agent: &[u8], groups: &[(Load, Vec<Module>)]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::info::sha256_hex;
+    use crate::sha256_hex;
 
     fn example() -> Vec<u8> {
         let module = |name: &str| Module {
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_pinned() {
-        // A change here changes every image; it is fine if it is meant.
+        // A change here changes every guest image. Update the digest if that is intended.
         assert_eq!(
             sha256_hex(&example()),
             "4358b39b6fc53f202d0d2f5ebf83b940b0395430d3a4283d47d4d9380049f607"

@@ -1,32 +1,32 @@
-//! Which modules the VM needs, in an order in which they can be loaded.
+//! The kernel modules that the VM needs, in an order in which they can be loaded.
 
 use std::collections::BTreeMap;
 
 use thiserror::Error;
 
-use crate::elf::{ElfError, Modinfo};
+use crate::modinfo::{ElfError, Modinfo};
 
-/// A kernel module that goes into the image.
+/// A kernel module of the guest image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
     /// Its name as the kernel prints it, with underscores.
     pub name: String,
-    /// Its uncompressed file.
+    /// Its uncompressed content.
     pub bytes: Vec<u8>,
 }
 
-/// What a tree of modules has under a name.
+/// The result of looking up a module.
 #[derive(Debug)]
 pub enum Lookup {
-    /// A loadable module, uncompressed.
+    /// A loadable module: its uncompressed content.
     Module(Vec<u8>),
-    /// The kernel has it built in.
+    /// The module is built into the kernel.
     BuiltIn,
-    /// Nothing.
+    /// There is no such module.
     Absent,
 }
 
-/// Why no load order can be made.
+/// Why there is no load order.
 #[derive(Debug, Error)]
 pub enum ModuleError {
     /// The kernel has no such module.
@@ -34,25 +34,25 @@ pub enum ModuleError {
     Absent {
         /// Its name.
         name: String,
-        /// The module that depends on it, if it is not on the list itself.
+        /// The module that depends on it, unless it was asked for itself.
         parent: Option<String>,
     },
-    /// Its file makes no sense.
-    #[error("module {name}")]
+    /// Its file cannot be read as a module.
+    #[error("cannot read module {name}")]
     Unreadable {
         /// Its name.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         source: ElfError,
     },
-    /// It was built for another kernel than the modules before it.
+    /// It was built for another kernel than the others.
     #[error("module {name} was built for kernel {found}, the others for {expected}")]
     OtherKernel {
         /// Its name.
         name: String,
-        /// The kernel that it says.
+        /// The kernel that it was built for.
         found: String,
-        /// The kernel of those before it.
+        /// The kernel of the others.
         expected: String,
     },
     /// It depends on itself.
@@ -67,15 +67,15 @@ fn needed_by(parent: &Option<String>) -> String {
         .unwrap_or_default()
 }
 
-/// The one spelling of a module's name: files use dashes and underscores as they like.
+/// The canonical spelling of a module's name: files use both dashes and underscores.
 #[must_use]
 pub fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The modules called `wanted` and all that they depend on, dependencies first.
+/// The modules in `wanted` and everything that they depend on, dependencies first.
 ///
-/// The order is a function of the list and of the modules' own words only.
+/// The order depends only on the list and on the `.modinfo` of the modules.
 ///
 /// # Errors
 /// If a module is missing, unreadable, of another kernel, or in a cycle.
@@ -90,11 +90,11 @@ pub fn in_load_order<'a>(
     Ok(order.done)
 }
 
-/// Walk over the dependencies, depth first, with the way back on a stack of its own.
+/// A depth-first walk over the dependencies, without recursion.
 #[derive(Default)]
 struct Order {
     done: Vec<Module>,
-    /// Names met so far, and whether the way back from them is still ahead.
+    /// Names seen so far, and whether their dependencies are still being added.
     seen: BTreeMap<String, bool>,
     kernel: Option<String>,
 }
@@ -130,7 +130,7 @@ impl Order {
         Ok(())
     }
 
-    /// Reads a module on its first visit. `None` if it is built in or was seen before.
+    /// Reads a module on its first visit. `None` if it is built in or was visited before.
     fn open(
         &mut self,
         name: String,
@@ -186,7 +186,7 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elf::fake_module;
+    use crate::modinfo::fake_module;
 
     /// Modules as `name: dependencies`, and the order they are loaded in or the error.
     #[track_caller]

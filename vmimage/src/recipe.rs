@@ -1,9 +1,9 @@
-//! The list of what goes into the image, as data.
+//! The content of the guest image, as data: `image.toml`.
 
 use serde::Deserialize;
 use thiserror::Error;
 
-/// What is in the builder VM besides the agent.
+/// What the guest image contains besides the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -20,20 +20,20 @@ pub struct Recipe {
 pub struct Wanted {
     /// Its name.
     pub name: String,
-    /// What the VM does with it.
+    /// Why the VM needs it.
     pub why: String,
     /// When the agent loads it.
     #[serde(default)]
     pub load: Load,
 }
 
-/// When the agent loads a module. What a module depends on is loaded no later.
+/// When the agent loads a module. Its dependencies are loaded no later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Load {
-    /// At once, since the host cannot be greeted without it.
+    /// At once: the agent cannot greet the host without it.
     First,
-    /// Only if the agent is to drive the vsock device itself. A kernel need not have it.
+    /// Only if the agent drives the vsock device itself. Optional: a kernel may lack it.
     Ring,
     /// Only if the agent cannot drive the vsock device itself.
     Fallback,
@@ -43,10 +43,10 @@ pub enum Load {
 }
 
 impl Load {
-    /// All, in the order in which the agent comes to them.
+    /// All values, in the order in which the agent loads the groups.
     pub const ALL: [Self; 4] = [Self::First, Self::Ring, Self::Fallback, Self::Later];
 
-    /// The word for it, also where the agent reads it.
+    /// The word for it in `image.toml` and in the initramfs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -58,18 +58,18 @@ impl Load {
     }
 }
 
-/// The list is not written as it should be.
+/// The list is malformed.
 #[derive(Debug, Error)]
-#[error("the list of what is in the VM is malformed")]
+#[error("malformed image.toml")]
 pub struct RecipeError(#[source] toml::de::Error);
 
 const BUILT_IN: &str = include_str!("../image.toml");
 
 impl Recipe {
-    /// The list that this version of cofferdam uses.
+    /// The list of this version of cofferdam.
     ///
     /// # Errors
-    /// If `image.toml` was malformed when this was compiled; a test rules that out.
+    /// If the built-in `image.toml` is malformed; a test rules that out.
     pub fn built_in() -> Result<Self, RecipeError> {
         Self::parse(BUILT_IN)
     }
@@ -77,7 +77,7 @@ impl Recipe {
     /// Reads a list.
     ///
     /// # Errors
-    /// If it is no TOML, or has a key that does not exist.
+    /// If it is not TOML or has an unknown key.
     pub fn parse(text: &str) -> Result<Self, RecipeError> {
         toml::from_str(text).map_err(RecipeError)
     }

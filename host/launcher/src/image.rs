@@ -7,15 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use thiserror::Error;
-
-/// Name of the description inside an image directory.
-pub const MANIFEST: &str = "image.json";
-/// Name of the kernel inside an image directory.
-pub const KERNEL: &str = "vmlinuz";
-/// Name of the initramfs inside an image directory.
-pub const INITRAMFS: &str = "initramfs.cpio";
+use vmimage_manifest::{INITRAMFS, KERNEL, MANIFEST, Manifest};
 
 /// A description is a few kilobytes; a longer file is something else.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -29,27 +22,6 @@ pub struct VmImage {
     pub initramfs: PathBuf,
     /// What the two are.
     pub manifest: Manifest,
-}
-
-/// The members of `image.json` that the launcher reads; others are for people.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Manifest {
-    /// As in `uname -r`.
-    pub kernel_version: String,
-    /// Version of the agent in the initramfs.
-    pub agent_version: String,
-    /// Version of the protocol that the agent speaks.
-    pub protocol: u16,
-    /// Modules in the order in which the agent loads them.
-    pub modules: Vec<String>,
-    /// Kernel command line.
-    pub cmdline: String,
-    /// sha256 of the kernel, in hexadecimal digits.
-    pub kernel_sha256: String,
-    /// sha256 of the initramfs, in hexadecimal digits.
-    pub initramfs_sha256: String,
-    /// Length of the initramfs in bytes.
-    pub initramfs_size: u64,
 }
 
 /// Why there is no usable VM image.
@@ -159,7 +131,7 @@ fn read_manifest(dir: &Path) -> Result<Manifest, ImageError> {
         });
     }
     let bytes = fs::read(&path).map_err(|err| ImageError::Unreadable(path.clone(), err))?;
-    serde_json::from_slice(&bytes).map_err(|err| ImageError::Manifest(path, err))
+    Manifest::from_json(&bytes).map_err(|err| ImageError::Manifest(path, err))
 }
 
 fn file_size(dir: &Path, file: &'static str) -> Result<u64, ImageError> {
@@ -187,18 +159,20 @@ pub(crate) mod tests {
         let (kernel, initramfs) = (b"kernel".as_slice(), b"initramfs".as_slice());
         fs::write(dir.join(KERNEL), kernel).unwrap();
         fs::write(dir.join(INITRAMFS), initramfs).unwrap();
-        let manifest = serde_json::json!({
-            "format": 1,
-            "kernel_version": "6.1.0-test",
-            "agent_version": "9.9.9",
-            "protocol": protocol,
-            "modules": ["virtio"],
-            "cmdline": "console=ttyS0 quiet",
-            "kernel_sha256": store::Digest::of(kernel).hex(),
-            "initramfs_sha256": store::Digest::of(initramfs).hex(),
-            "initramfs_size": initramfs.len(),
-        });
-        fs::write(dir.join(MANIFEST), manifest.to_string()).unwrap();
+        let manifest = Manifest {
+            format: Manifest::FORMAT,
+            kernel_version: "6.1.0-test".into(),
+            agent_version: "9.9.9".into(),
+            protocol,
+            modules: vec!["virtio".into()],
+            cmdline: "console=ttyS0 quiet".into(),
+            kernel_sha256: store::Digest::of(kernel).hex(),
+            kernel_size: kernel.len() as u64,
+            agent_sha256: store::Digest::of(b"agent").hex(),
+            initramfs_sha256: store::Digest::of(initramfs).hex(),
+            initramfs_size: initramfs.len() as u64,
+        };
+        fs::write(dir.join(MANIFEST), manifest.to_json().unwrap()).unwrap();
     }
 
     #[test]

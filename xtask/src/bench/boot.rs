@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+use vmimage_manifest::{KERNEL, MANIFEST, Manifest};
 
 use super::table::{Report, Row};
 use super::{Bench, Spread, ms};
@@ -22,19 +23,14 @@ const BOUND: Duration = Duration::from_secs(120);
 pub(super) fn run(bench: &Bench) -> Result<Report> {
     let rounds = if bench.quick { 3 } else { 8 };
     let bare = bare_initramfs(bench)?;
-    let info: Value = serde_json::from_slice(
-        &std::fs::read(bench.image.join("image.json")).context("image.json")?,
-    )?;
-    let cmdline = info
-        .get("cmdline")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let manifest = std::fs::read(bench.image.join(MANIFEST)).context(MANIFEST)?;
+    let manifest = Manifest::from_json(&manifest)?;
     // The first boot may try an accelerator that does not work; the verdict is remembered.
     let (_, accelerator) = boot_agent(bench)?;
     let (mut agent, mut busybox) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         agent.push(boot_agent(bench)?.0);
-        busybox.push(boot_bare(bench, &bare, cmdline, &accelerator)?);
+        busybox.push(boot_bare(bench, &bare, &manifest.cmdline, &accelerator)?);
     }
     let (agent, busybox) = (Spread::of(agent)?, Spread::of(busybox)?);
     let mut report = Report::new("boot");
@@ -85,7 +81,7 @@ fn boot_bare(
     accelerator: &str,
 ) -> Result<Duration> {
     let mut command = qemu(
-        &bench.image.join("vmlinuz"),
+        &bench.image.join(KERNEL),
         initramfs,
         cmdline,
         accelerator,

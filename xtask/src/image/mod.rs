@@ -11,7 +11,8 @@ mod kernel;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use vmimage::{ImageInfo, Load, Module, ModuleError, Recipe, sha256_hex};
+use vmimage::{Load, Module, ModuleError, Recipe, sha256_hex};
+use vmimage_manifest::{INITRAMFS, KERNEL, MANIFEST, Manifest};
 
 pub(crate) use agent::compile_static;
 
@@ -55,9 +56,9 @@ pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     };
     let recipe = Recipe::built_in()?;
     let parts = Parts::assemble(&kernel, &recipe, read(&agent.program)?)?;
-    let info = describe(&parts, &kernel, &agent, &recipe);
-    let changed = write(&out, &parts, &info)?;
-    summary(&out, &parts, &info, changed);
+    let manifest = describe(&parts, &kernel, &agent, &recipe);
+    let changed = write(&out, &parts, &manifest)?;
+    summary(&out, &parts, &manifest, changed);
     Ok(out)
 }
 
@@ -113,7 +114,7 @@ pub(crate) fn with_program(workspace: &Workspace, program: &Path, out: &Path) ->
     let kernel = Kernel::debian(&workspace.target.join("kernel"), false)?;
     let recipe = Recipe::built_in()?;
     let parts = Parts::assemble(&kernel, &recipe, read(program)?)?;
-    let initramfs = out.join("initramfs.cpio");
+    let initramfs = out.join(INITRAMFS);
     update(&initramfs, &parts.initramfs)?;
     Ok(Other {
         kernel: kernel.image,
@@ -122,9 +123,9 @@ pub(crate) fn with_program(workspace: &Workspace, program: &Path, out: &Path) ->
     })
 }
 
-fn describe(parts: &Parts, kernel: &Kernel, agent: &agent::Agent, recipe: &Recipe) -> ImageInfo {
-    ImageInfo {
-        format: ImageInfo::FORMAT,
+fn describe(parts: &Parts, kernel: &Kernel, agent: &agent::Agent, recipe: &Recipe) -> Manifest {
+    Manifest {
+        format: Manifest::FORMAT,
         kernel_version: kernel.version.clone(),
         agent_version: agent.version.clone(),
         protocol: agent.protocol,
@@ -144,37 +145,37 @@ fn describe(parts: &Parts, kernel: &Kernel, agent: &agent::Agent, recipe: &Recip
 
 /// Writes the three files, the description last: whoever sees it finds the others. Returns whether
 /// anything was different.
-fn write(out: &Path, parts: &Parts, info: &ImageInfo) -> Result<bool> {
+fn write(out: &Path, parts: &Parts, manifest: &Manifest) -> Result<bool> {
     make_dir(out)?;
-    let kernel = update(&out.join("vmlinuz"), &parts.kernel)?;
-    let initramfs = update(&out.join("initramfs.cpio"), &parts.initramfs)?;
-    let described = update(&out.join("image.json"), info.to_json()?.as_bytes())?;
+    let kernel = update(&out.join(KERNEL), &parts.kernel)?;
+    let initramfs = update(&out.join(INITRAMFS), &parts.initramfs)?;
+    let described = update(&out.join(MANIFEST), manifest.to_json()?.as_bytes())?;
     Ok(kernel || initramfs || described)
 }
 
-fn summary(out: &Path, parts: &Parts, info: &ImageInfo, changed: bool) {
+fn summary(out: &Path, parts: &Parts, manifest: &Manifest, changed: bool) {
     let state = if changed { "written" } else { "up to date" };
     say(format!("builder VM image in {}: {state}", out.display()));
     say(format!(
         "  vmlinuz         {:>9}  Linux {}",
         size(parts.kernel.len()),
-        info.kernel_version
+        manifest.kernel_version
     ));
     say(format!(
         "  initramfs.cpio  {:>9}  sha256:{}",
         size(parts.initramfs.len()),
-        info.initramfs_sha256
+        manifest.initramfs_sha256
     ));
     say(format!(
         "    /init         {:>9}  agent {}, protocol {}",
         size(parts.program.len()),
-        info.agent_version,
-        info.protocol
+        manifest.agent_version,
+        manifest.protocol
     ));
     for module in &parts.modules {
         say(format!("    {:<13} {:>9}", "module", size(module.bytes.len())) + "  " + &module.name);
     }
-    say(format!("  command line: {}", info.cmdline));
+    say(format!("  command line: {}", manifest.cmdline));
 }
 
 fn size(bytes: usize) -> String {
