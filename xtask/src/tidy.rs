@@ -18,15 +18,19 @@ const EDGES: &[(&str, &[&str])] = &[
         "fuzz",
         &["engine", "store", "vsock-device", "vsock-driver", "wire"],
     ),
-    ("launcher", &["exec", "store", "vsock-device", "wire"]),
+    (
+        "launcher",
+        &["exec", "store", "vmimage-manifest", "vsock-device", "wire"],
+    ),
     ("soak", &["engine", "exec", "store"]),
     ("store", &[]),
     ("tests", &[]),
     ("vmimage", &[]),
+    ("vmimage-manifest", &[]),
     ("vsock-device", &["vsock-driver"]), // to play the guest in tests
     ("vsock-driver", &[]),
     ("wire", &[]),
-    ("xtask", &["vmimage"]),
+    ("xtask", &["vmimage", "vmimage-manifest"]),
 ];
 
 /// Longest source file, tests included.

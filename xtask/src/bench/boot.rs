@@ -80,12 +80,7 @@ fn boot_bare(
     cmdline: &str,
     accelerator: &str,
 ) -> Result<Duration> {
-    let mut command = qemu(
-        &bench.image.join(KERNEL),
-        initramfs,
-        cmdline,
-        accelerator,
-    );
+    let mut command = qemu(&bench.image.join(KERNEL), initramfs, cmdline, accelerator);
     let begin = Instant::now();
     let mut child = command
         .stdout(Stdio::piped())
