@@ -27,7 +27,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use sha2::{Digest as _, Sha256};
+use ring::digest::{SHA256, digest};
 
 mod cpio;
 mod initramfs;
@@ -44,7 +44,7 @@ pub use recipe::{Load, Recipe, RecipeError, Wanted};
 /// The sha256 of `bytes` in hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
+    hex::encode(digest(&SHA256, bytes))
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use cargo_metadata::MetadataCommand;
 /// and the driver in the tests of the device.
 const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["vsock-driver", "wire"]),
-    ("cli", &["engine", "exec", "launcher", "store"]),
-    ("engine", &["exec", "store"]),
+    ("cli", &["engine", "exec", "launcher", "oci", "store"]),
+    ("engine", &["exec", "oci", "store"]),
     ("exec", &["store"]),
     (
         "fuzz",
@@ -22,7 +22,8 @@ const EDGES: &[(&str, &[&str])] = &[
         "launcher",
         &["exec", "store", "vmimage-manifest", "vsock-device", "wire"],
     ),
-    ("soak", &["engine", "exec", "store"]),
+    ("oci", &["exec", "store"]),
+    ("soak", &["engine", "exec", "oci", "store"]),
     ("store", &[]),
     ("tests", &[]),
     ("vmimage", &[]),

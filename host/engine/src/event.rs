@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use exec::Stream;
+use store::Digest;
 
 use crate::changes::Changes;
 
@@ -70,6 +71,27 @@ pub enum Event {
         /// Line of the Dockerfile, one-based, if it is about one.
         line: Option<usize>,
     },
+}
+
+/// How far a part of a step is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// What is going on, such as `sha256:0123456789ab pulling`. Reports with the same text belong
+    /// together.
+    pub what: String,
+    /// Bytes done.
+    pub current: u64,
+    /// Bytes in all; zero if unknown.
+    pub total: u64,
+}
+
+/// Receives progress, from several threads at once. Must not block for long.
+pub type ProgressFn<'a> = dyn Fn(Progress) + Sync + 'a;
+
+/// A digest as progress shows it: enough of it to tell layers apart.
+pub(crate) fn short_digest(digest: Digest) -> String {
+    let hex = digest.hex();
+    format!("sha256:{}", hex.get(..12).unwrap_or(&hex))
 }
 
 /// Why a step was found in the store, or not.

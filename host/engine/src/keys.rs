@@ -5,28 +5,27 @@
 //! ids leave out times, so a parent that was rebuilt with equal content keeps its children cached.
 
 use exec::StepNetwork;
-use sha2::{Digest as _, Sha256};
-use store::{ContentId, Digest, StepKey};
+use oci::Platform;
+use store::{ContentId, Hasher, StepKey};
 
-use crate::image::Platform;
 use crate::plan::RunOp;
 
 /// Collects the parts of a key. Every part carries its name and length, so that no two different
 /// lists of parts give the same bytes.
 #[derive(Debug)]
-struct Parts(Sha256);
+struct Parts(Hasher);
 
 impl Parts {
     fn new(operation: &str) -> Self {
         // A new way to compute keys or to run steps gets a new version: old entries are then misses.
-        let mut parts = Self(Sha256::new());
+        let mut parts = Self(Hasher::new());
         parts.add("cofferdam step key 1", operation.as_bytes());
         parts
     }
 
     fn add(&mut self, name: &str, value: &[u8]) {
         for part in [name.as_bytes(), value] {
-            self.0.update((part.len() as u64).to_le_bytes());
+            self.0.update(&(part.len() as u64).to_le_bytes());
             self.0.update(part);
         }
     }
@@ -39,7 +38,7 @@ impl Parts {
     }
 
     fn finish(self) -> StepKey {
-        StepKey(Digest(self.0.finalize().into()))
+        StepKey(self.0.finish())
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::download::{DownloadError, Fetched, Job, Limits, Origin, WebAddress, WebSource, fetch};
-use engine::image::Progress;
+use engine::event::Progress;
 use exec::Cancel;
 use store::{Digest, Mtime, PruneOptions};
 use support::http::{Answer, Asked, Server};

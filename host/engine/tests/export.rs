@@ -182,7 +182,7 @@ fn equal_images_are_equal_to_the_byte_and_the_second_time_is_remembered() {
         let bytes = || {
             let mut out = Vec::new();
             let compressed = std::sync::atomic::AtomicBool::new(false);
-            let report = |progress: engine::image::Progress| {
+            let report = |progress: engine::event::Progress| {
                 let compresses = progress.what.ends_with("compressing");
                 compressed.fetch_or(compresses, std::sync::atomic::Ordering::Relaxed);
             };

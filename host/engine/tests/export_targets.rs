@@ -268,10 +268,10 @@ fn find_inode(dir: &Path, inode: u64) -> Option<PathBuf> {
 #[test]
 fn a_base_layer_that_went_away_is_an_error() {
     let store = TestStore::new();
-    let base = engine::image::BaseImage {
+    let base = engine::pull::BaseImage {
         name: "x".to_owned(),
         manifest_digest: Digest::of(b""),
-        config: engine::image::ImageConfigFile::default(),
+        config: oci::ImageConfigFile::default(),
         layers: vec![Digest::of(b"gone").into()],
     };
     let outcome = assemble(
@@ -283,7 +283,7 @@ fn a_base_layer_that_went_away_is_an_error() {
         &[],
         None,
     );
-    assert!(matches!(outcome, Err(ImageError::Unusable { .. })));
+    assert!(matches!(outcome, Err(AssembleError::LayerGone(_))));
 }
 
 /// Runs one of these tests again as another process, with `value` in the variable `name`.
@@ -384,7 +384,7 @@ fn a_killed_export_leaves_the_old_target_and_its_rest_is_removed() {
             spec: &spec,
             epoch: None,
         };
-        let report = |progress: engine::image::Progress| {
+        let report = |progress: engine::event::Progress| {
             if progress.current > 1_000_000 && !progress.what.ends_with("compressing") {
                 let me = nix::unistd::getpid();
                 nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -4,8 +4,9 @@ mod support;
 
 use std::fs;
 
-use engine::image::{ImageError, ImageSource, Platform, resolve};
+use engine::pull::{ImageSource, PullError, resolve};
 use exec::Cancel;
+use oci::{ImageError, Platform};
 use store::Digest;
 use support::{Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, tar_with};
 
@@ -61,7 +62,7 @@ fn the_platform_is_chosen_from_nested_indexes() {
     let inner = layout.index(&[("amd64", x.clone()), ("arm64", a.clone())]);
     let mut outer = inner;
     for _ in 0..2 {
-        let bytes = serde_json::to_vec(&engine::image::ImageIndex::new(vec![outer])).unwrap();
+        let bytes = serde_json::to_vec(&oci::ImageIndex::new(vec![outer])).unwrap();
         outer = layout.blob("application/vnd.oci.image.index.v1+json", &bytes);
     }
     layout.tag(outer, "multi");
@@ -80,7 +81,10 @@ fn the_platform_is_chosen_from_nested_indexes() {
     assert_eq!(get("linux/amd64").unwrap().manifest_digest, x.digest);
     assert_eq!(get("linux/arm64/v8").unwrap().manifest_digest, a.digest);
     let error = get("linux/s390x").unwrap_err();
-    assert!(matches!(error, ImageError::Platform { .. }));
+    assert!(matches!(
+        error,
+        PullError::Image(ImageError::Platform { .. })
+    ));
     assert!(
         chain(&error).contains("it is made for linux/amd64, linux/arm64"),
         "{}",
@@ -138,7 +142,7 @@ fn damage_is_found_and_nothing_of_it_is_kept() {
 
         let error = find(&store, &layout.source(Some("v1"))).unwrap_err();
         assert!(
-            matches!(error, ImageError::Damaged { .. }),
+            matches!(error, PullError::Image(ImageError::Damaged { .. })),
             "{what}: {}",
             chain(&error)
         );
@@ -205,7 +209,7 @@ fn a_layer_that_is_no_tar_is_refused() {
     layout.tag(image, "v1");
     let error = find(&store, &layout.source(Some("v1"))).unwrap_err();
     assert!(
-        matches!(error, ImageError::Ingest { .. }),
+        matches!(error, PullError::Ingest { .. }),
         "{}",
         chain(&error)
     );
@@ -259,7 +263,10 @@ fn a_cancelled_look_up_ends_and_keeps_nothing() {
         },
         &cancel,
     );
-    assert!(matches!(outcome, Err(ImageError::Cancelled)));
+    assert!(matches!(
+        outcome,
+        Err(PullError::Image(ImageError::Cancelled))
+    ));
     assert_eq!(store.layer(layer.diff_id().into()).unwrap(), None);
 }
 
@@ -277,8 +284,8 @@ fn a_built_image_is_found_by_its_name_without_any_registry() {
         &store
             .blob(base.manifest_digest)
             .unwrap()
-            .and_then(|bytes| match engine::image::Document::parse(&bytes) {
-                Ok(engine::image::Document::Manifest(m)) => store.blob(m.config.digest).unwrap(),
+            .and_then(|bytes| match oci::Document::parse(&bytes) {
+                Ok(oci::Document::Manifest(m)) => store.blob(m.config.digest).unwrap(),
                 _ => None,
             })
             .unwrap(),

@@ -11,8 +11,9 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::image::{ImageError, ImageSource, resolve};
+use engine::pull::{ImageSource, PullError, resolve};
 use exec::Cancel;
+use oci::ImageError;
 use store::Digest;
 use support::http::{Answer, Server};
 use support::registry::{Registry, free_port};
@@ -83,7 +84,10 @@ fn a_pulled_image_needs_the_registry_no_more() {
         &|_| {},
         &Cancel::new(),
     );
-    assert!(matches!(fresh, Err(ImageError::Registry { .. })));
+    assert!(matches!(
+        fresh,
+        Err(PullError::Image(ImageError::Registry { .. }))
+    ));
 }
 
 #[test]
@@ -186,7 +190,7 @@ fn a_damaged_blob_in_the_registry_is_named_and_nothing_is_kept() {
 
     let error = find(&store, &named(&registry.name("app:1"))).unwrap_err();
     assert!(
-        matches!(error, ImageError::Damaged { .. }),
+        matches!(error, PullError::Image(ImageError::Damaged { .. })),
         "{}",
         chain(&error)
     );
@@ -203,7 +207,7 @@ fn missing_images_and_missing_registries_are_told_apart() {
     let store = TestStore::new();
     let error = find(&store, &named(&registry.name("nothing:1"))).unwrap_err();
     assert!(
-        matches!(error, ImageError::NotFound { .. }),
+        matches!(error, PullError::Image(ImageError::NotFound { .. })),
         "{}",
         chain(&error)
     );
@@ -217,7 +221,7 @@ fn missing_images_and_missing_registries_are_told_apart() {
         "{text}"
     );
     let error = find(&store, &named("Not A Name")).unwrap_err();
-    assert!(matches!(error, ImageError::Name(_)));
+    assert!(matches!(error, PullError::Name(_)));
 }
 
 /// A one-layer image as a misbehaving registry serves it.
@@ -234,9 +238,7 @@ impl Small {
         let layer = TestLayer::new(tar_with("a", &noise(length, 9)), Form::Gzip);
         let image = layout.image("amd64", std::slice::from_ref(&layer));
         let manifest = fs::read(layout.blob_path(image.digest)).unwrap();
-        let Ok(engine::image::Document::Manifest(parsed)) =
-            engine::image::Document::parse(&manifest)
-        else {
+        let Ok(oci::Document::Manifest(parsed)) = oci::Document::parse(&manifest) else {
             panic!("no manifest")
         };
         let config = fs::read(layout.blob_path(parsed.config.digest)).unwrap();
@@ -396,7 +398,10 @@ fn a_cancel_interrupts_a_registry_that_says_nothing() {
             &cancel,
         )
     });
-    assert!(matches!(outcome, Err(ImageError::Cancelled)));
+    assert!(matches!(
+        outcome,
+        Err(PullError::Image(ImageError::Cancelled))
+    ));
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -425,7 +430,7 @@ fn a_manifest_that_is_not_what_its_digest_says_is_refused() {
     let server = Server::start(move |_| Answer::ok(&manifest));
     let error = find(&store, &named(&format!("{}@{wrong}", server.name("app")))).unwrap_err();
     assert!(
-        matches!(error, ImageError::Damaged { .. }),
+        matches!(error, PullError::Image(ImageError::Damaged { .. })),
         "{}",
         chain(&error)
     );

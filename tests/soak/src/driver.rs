@@ -13,8 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ring::digest::{SHA256, digest};
-use store::{BuildState, Store};
+use store::{BuildState, Digest, Store};
 
 use crate::builder::{self, CANCELLED, FULL, USER};
 use crate::recipe::{self, RECIPES, Recipe, make_dirs};
@@ -170,7 +169,7 @@ impl Soak<'_> {
                 self.same(number, "image", image)?;
                 if let Some(archive) = &archive {
                     let bytes = fs::read(archive).context("the archive of a build")?;
-                    let sum = format!("{:?}", digest(&SHA256, &bytes));
+                    let sum = Digest::of(&bytes).hex();
                     self.same(number, "archive", sum)?;
                 }
             }

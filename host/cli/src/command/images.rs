@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use ::store::{Image, Store};
 use anyhow::Error;
 use clap::Subcommand;
-use engine::image::ImageRef;
 use jiff::Timestamp;
+use oci::ImageRef;
 use serde_json::json;
 
 use super::common::Common;

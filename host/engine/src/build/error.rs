@@ -5,15 +5,16 @@ use std::fmt;
 use std::path::PathBuf;
 
 use exec::StepError;
+use oci::{ImageError, MAX_LAYERS, RegistryError};
 use store::{IngestError, StoreError};
 use thiserror::Error;
 
+use crate::assemble::AssembleError;
 use crate::context::ContextError;
 use crate::copy::CopyError;
 use crate::dockerfile::{self, DockerfileError};
 use crate::export::ExportError;
-use crate::image::{ImageError, MAX_LAYERS};
-use crate::registry::RegistryError;
+use crate::pull::PullError;
 use crate::rootfs::UserError;
 
 /// Whose fault a failure is; decides the exit status.
@@ -121,7 +122,7 @@ pub enum BuildError {
         /// A stage with a similar name.
         stage: Option<String>,
         /// Why not.
-        source: Box<ImageError>,
+        source: Box<PullError>,
     },
     /// A COPY, ADD or WORKDIR cannot be done.
     #[error("{place}: {source}")]
@@ -189,7 +190,7 @@ pub enum BuildError {
     },
     /// The finished image could not be written down.
     #[error("cannot put the image together")]
-    Assemble(#[source] Box<ImageError>),
+    Assemble(#[source] Box<AssembleError>),
     /// Cancelled before anything failed.
     #[error("the build was cancelled")]
     Cancelled,
@@ -237,10 +238,25 @@ fn ingest_class(err: &IngestError) -> Class {
     }
 }
 
+fn assemble_class(err: &AssembleError) -> Class {
+    match err {
+        AssembleError::LayerGone(_) | AssembleError::Json(_) => Class::User,
+        AssembleError::Store(_) => Class::Host,
+    }
+}
+
+fn pull_class(err: &PullError) -> Class {
+    match err {
+        PullError::Name(_) => Class::User,
+        PullError::Image(image) => image_class(image),
+        PullError::Ingest { source, .. } => ingest_class(source),
+        PullError::Store(_) => Class::Host,
+    }
+}
+
 fn image_class(err: &ImageError) -> Class {
     match err {
-        ImageError::Name(_)
-        | ImageError::NotFound { .. }
+        ImageError::NotFound { .. }
         | ImageError::Platform { .. }
         | ImageError::Unusable { .. }
         | ImageError::Damaged { .. }
@@ -253,8 +269,6 @@ fn image_class(err: &ImageError) -> Class {
             | RegistryError::Protocol { .. }
             | RegistryError::Setup(_) => Class::Host,
         },
-        ImageError::Ingest { source, .. } => ingest_class(source),
-        ImageError::Store(_) => Class::Host,
         ImageError::Cancelled => Class::Cancelled,
     }
 }
@@ -286,7 +300,8 @@ impl BuildError {
             | Self::TooManyLayers { .. }
             | Self::User { .. } => Class::User,
             Self::Context(_) => Class::User,
-            Self::Image { source, .. } | Self::Assemble(source) => image_class(source),
+            Self::Image { source, .. } => pull_class(source),
+            Self::Assemble(source) => assemble_class(source),
             Self::Copy { source, .. } if matches!(**source, CopyError::Cancelled) => {
                 Class::Cancelled
             }

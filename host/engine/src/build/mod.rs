@@ -23,13 +23,14 @@ use std::sync::Mutex;
 use exec::{Cancel, Executor, InterruptibleFile};
 use store::{Layer, Store};
 
+use crate::assemble::{Assembled, HistoryEntry, assemble};
 use crate::context::{Context, ContextError};
 use crate::copy::{CopyFrom, CopySpec};
 use crate::dockerfile;
-use crate::event::{Reporter, StepId};
+use crate::event::{Progress, Reporter, StepId};
 use crate::export::{self, OutputSpec};
-use crate::image::{self, Assembled, BaseImage, HistoryEntry, ImageSource};
 use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Step};
+use crate::pull::{self, BaseImage, ImageSource, PullError};
 use crate::solver::{Shape, Solver, Unsolved};
 
 pub use error::{BuildError, Class, Place, chain};
@@ -325,7 +326,7 @@ impl Build<'_> {
         Ok(images)
     }
 
-    fn resolve(&self, step: StepId, want: &ImageRequest) -> Result<BaseImage, image::ImageError> {
+    fn resolve(&self, step: StepId, want: &ImageRequest) -> Result<BaseImage, PullError> {
         let named = want.context.as_ref().and_then(|context| {
             self.request
                 .named_contexts
@@ -337,8 +338,8 @@ impl Build<'_> {
             || ImageSource::Named(want.key.name.clone()),
             |(_, source)| source.clone(),
         );
-        let progress = |p: image::Progress| self.tracker.status(step, p.what, p.current, p.total);
-        image::resolve(
+        let progress = |p: Progress| self.tracker.status(step, p.what, p.current, p.total);
+        pull::resolve(
             self.store,
             &source,
             &want.key.platform,
@@ -436,7 +437,7 @@ impl Build<'_> {
         let Some(target) = plan.stages.get(plan.target) else {
             return Err(BuildError::Cancelled); // a plan always has its target
         };
-        image::assemble(
+        assemble(
             self.store,
             base.and_then(|key| images.get(key)),
             &target.config,
@@ -465,7 +466,7 @@ impl Build<'_> {
         image: &Assembled,
         output: &OutputSpec,
     ) -> Result<(), export::ExportError> {
-        let progress = |p: image::Progress| self.tracker.status(step, p.what, p.current, p.total);
+        let progress = |p: Progress| self.tracker.status(step, p.what, p.current, p.total);
         let request = export::Request {
             store: self.store,
             image,

@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use exec::StepNetwork;
-
+use crate::assemble::Assembled;
 use crate::event::{Comparison, Explanation, Outcome};
 use crate::export::OutputSpec;
-use crate::image::{Assembled, ImageSource, Platform};
+use crate::pull::ImageSource;
+use exec::StepNetwork;
+use oci::Platform;
 
 /// Where the Dockerfile comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 
 use std::io::{self, Read, Write};
 
+use oci::decompress::{self, DecompressionLimit};
 use store::{Digest, Entry, EntryKind, Hasher, IngestError, Layer, LayerWriter, Store};
 
 use super::CopyError;
@@ -16,12 +17,18 @@ use super::draft::{Body, Bytes, Meta, Planned, SameFile};
 use super::planner::{Changes, Planner};
 use super::source::{Node, Source};
 use crate::context::{Context, OpenError, Opened, Reader};
-use crate::expansion::Allowance;
 use crate::rootfs::resolve::{Kind, resolve};
 use crate::rootfs::{Rootfs, path};
 
 /// Kind of the facts that say which layer an archive became.
 const FACT: &str = "archive";
+/// What any archive may unpack to. In tests of this crate it is little, so that they need not write a
+/// gigabyte.
+const BASE: u64 = if cfg!(test) {
+    16 << 20
+} else {
+    decompress::BASE
+};
 /// Bytes that are moved at once.
 const PIECE: usize = 256 << 10;
 
@@ -315,8 +322,8 @@ impl Taking<'_> {
     ) -> Result<(LayerWriter, Digest), CopyError> {
         let mut hashing = Hashing::new(from);
         let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
-        let allowance = Allowance::of(size);
-        let copied = self.decompress(compression, allowance, &mut hashing, &mut writer);
+        let limit = DecompressionLimit::with_base(size, BASE);
+        let copied = self.decompress(compression, limit, &mut hashing, &mut writer);
         if let Some(error) = hashing.failed.take() {
             writer.abandon();
             return Err(failed(error));
@@ -335,7 +342,7 @@ impl Taking<'_> {
     fn decompress(
         &self,
         compression: Compression,
-        mut allowance: Allowance,
+        mut limit: DecompressionLimit,
         hashing: &mut Hashing<'_>,
         out: &mut dyn Write,
     ) -> Result<(), CopyError> {
@@ -349,9 +356,7 @@ impl Taking<'_> {
                 .map_err(|error| self.damaged(&error))?
             {
                 self.check()?;
-                allowance
-                    .take(n_bytes)
-                    .map_err(|error| self.damaged(&error))?;
+                limit.take(n_bytes).map_err(|error| self.damaged(&error))?;
                 let piece = piece.get(..n_bytes).unwrap_or_default();
                 out.write_all(piece)
                     .map_err(|error| self.not_taken(error))?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use oci::http::is_loopback;
 use reqwest::Url;
 
 use crate::redact;
@@ -94,11 +95,7 @@ impl WebAddress {
     /// Whether the server is on this machine.
     pub(super) fn is_local(&self) -> bool {
         let host = self.url.host_str().unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost"
-            || address
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+        is_loopback(host.trim_start_matches('[').trim_end_matches(']'))
     }
 }
 

@@ -4,9 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use exec::Stopped;
+use oci::http::BoxError;
 use store::{Digest, StoreError};
-
-use crate::http::Cause;
 
 /// See the variants. Addresses are as they may be shown.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +69,11 @@ pub enum DownloadError {
         url: String,
         /// The last failure.
         #[source]
-        source: Cause,
+        source: BoxError,
     },
     /// The client could not be set up.
     #[error("cannot set up the HTTP client")]
-    Setup(#[source] Cause),
+    Setup(#[source] BoxError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use exec::{Cancel, CancelScope, Stopped};
+use oci::http::{self, ClientOptions, Http};
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     RANGE,
@@ -14,8 +15,7 @@ use store::{Digest, Store};
 use super::known::Known;
 use super::partial::Partial;
 use super::{DownloadError, Fetched, Limits, Origin, WebSource};
-use crate::http::{self, Http, Reach};
-use crate::image::{Progress, ProgressFn};
+use crate::event::{Progress, ProgressFn};
 
 /// Kind of the blobs.
 const KIND: &str = "download";
@@ -59,15 +59,15 @@ pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError
     }
     let before = known.as_ref().map(Known::content);
     let held = job.held(source, known)?;
-    let reach = Reach {
+    let options = ClientOptions {
         local: source.address.is_local(),
-        idle: job.limits.idle,
+        read_timeout: job.limits.idle,
     };
     let download = Download {
         job,
         source,
         held,
-        http: Http::open(reach, &CancelScope::new(job.cancel)).map_err(DownloadError::Setup)?,
+        http: Http::open(options, &CancelScope::new(job.cancel)).map_err(DownloadError::Setup)?,
         shown: source.address.to_string(),
         begun: Instant::now(),
     };

@@ -18,13 +18,12 @@ mod partial;
 
 use std::time::Duration;
 
+use oci::http::READ_TIMEOUT;
 use store::{Digest, Mtime, Store};
 
 pub use address::{BadAddress, BadName, WebAddress};
 pub use error::DownloadError;
 pub use fetch::{Job, fetch};
-
-use crate::http::READ_TIMEOUT;
 
 /// A file to download.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -10,12 +10,12 @@ use std::io::{self, Read, Write};
 
 use exec::CancelScope;
 use flate2::GzBuilder;
-use sha2::{Digest as _, Sha256};
-use store::{BlobWriter, DiffId, Digest, Store};
+use oci::{Descriptor, media_type};
+use store::{BlobWriter, DiffId, Digest, Hasher, Store};
 
 use super::ExportError;
 use super::spec::{Compression, MediaTypes};
-use crate::image::{Descriptor, Progress, ProgressFn, media_type, short_digest};
+use crate::event::{Progress, ProgressFn, short_digest};
 
 /// Unit of copying.
 const PIECE: usize = 256 << 10;
@@ -215,7 +215,7 @@ pub(super) fn copy(
     source: Source,
     out: &mut (impl Write + ?Sized),
 ) -> Result<(), ExportError> {
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::new();
     let mut piece = vec![0; PIECE];
     let mut done: u64 = 0;
     let mut bytes = source.file.take(source.size);
@@ -239,7 +239,7 @@ pub(super) fn copy(
             total: source.size,
         });
     }
-    if Digest(hasher.finalize().into()) != source.digest {
+    if hasher.finish() != source.digest {
         return Err(ExportError::Damaged(source.digest));
     }
     Ok(())

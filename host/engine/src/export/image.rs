@@ -5,18 +5,21 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use oci::{
+    DescribedPlatform, Descriptor, Document, ImageConfigFile, ImageIndex, ImageRef, MAX_JSON,
+    Manifest,
+    annotation::{IMAGE_NAME, REF_NAME},
+    media_type,
+};
 use serde::Serialize;
 use store::{Digest, EntryKind};
 
 use super::compress::{self, Blob, Bytes, Job, Source};
 use super::spec::{ImageOptions, MediaTypes};
 use super::{Destination, ExportError, local, target};
+use crate::assemble::Assembled;
 use crate::copy::Meta;
 use crate::copy::tar::Tar;
-use crate::image::{
-    Assembled, DescribedPlatform, Descriptor, Document, IMAGE_NAME, ImageConfigFile, ImageIndex,
-    ImageRef, MAX_JSON, Manifest, REF_NAME, media_type,
-};
 
 /// Content of the file that marks a layout.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;

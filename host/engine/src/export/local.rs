@@ -27,7 +27,7 @@ use store::{Entry, EntryKind, Mtime};
 use xattr::FileExt;
 
 use super::{ExportError, Job, target, tree};
-use crate::image::Progress;
+use crate::event::Progress;
 use crate::rootfs::{Found, Inode, Rootfs};
 
 /// Stands in a directory that a result is being merged into, and stays if that was interrupted.

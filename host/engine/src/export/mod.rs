@@ -15,9 +15,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use exec::{Cancel, CancelScope, Stopped};
+use oci::{ImageRef, NotAnImageRef};
 use store::{DiffId, Digest, Store, StoreError};
 
-use crate::image::{Assembled, ImageRef, NotAnImageRef, Progress, ProgressFn};
+use crate::assemble::Assembled;
+use crate::event::{Progress, ProgressFn};
 use crate::rootfs::{ReadError, Rootfs};
 use compress::Job;
 pub use spec::{Compression, Destination, ImageOptions, MediaTypes, OutputSpec, OutputSpecError};

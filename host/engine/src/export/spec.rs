@@ -7,8 +7,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use oci::ImageRef;
+
 use super::csv;
-use crate::image::ImageRef;
 
 /// Compression level of gzip where none is given: the usual one.
 const GZIP_LEVEL: u32 = 6;

@@ -1,5 +1,7 @@
 //! Build checks: what is odd in a Dockerfile, by the names and in the words of Docker's.
 
+use oci::{ImageConfigFile, Platform};
+
 use super::eval::{Stages, Work};
 use super::graph::Node;
 use super::ports::Ports;
@@ -7,7 +9,6 @@ use super::{ImageKey, Warning};
 use crate::dockerfile::{
     Checks, Command, Dockerfile, Instruction, Kind, Pairs, StageText, closest,
 };
-use crate::image::{ImageConfigFile, Platform};
 
 /// Words in names that hint at a secret, and words that say it is none.
 const SECRET: [&str; 10] = [

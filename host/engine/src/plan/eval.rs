@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use oci::ImageConfig;
+
 use super::env::Env;
 use super::graph::{Graph, Node};
 use super::refs::BaseRef;
@@ -11,7 +13,6 @@ use crate::dockerfile::{
     Checks, Dockerfile, DockerfileError, Expanded, Fault, Instruction, Kind, StageText,
     Variables as _, closest, display, word,
 };
-use crate::image::ImageConfig;
 use crate::redact;
 
 /// The search path of a stage whose base has none.

@@ -28,10 +28,10 @@ use crate::copy::CopySpec;
 use crate::dockerfile::{
     Checks, Dockerfile, DockerfileError, Fault, is_own_syntax, unsupported_syntax,
 };
-use crate::image::{ImageConfig, ImageConfigFile, Platform};
+use exec::{StepNetwork, StepScript};
+use oci::{ImageConfig, ImageConfigFile, Platform};
 
 use eval::Stages;
-use exec::{StepNetwork, StepScript};
 use graph::Graph;
 use refs::BaseRef;
 use scope::Scope;

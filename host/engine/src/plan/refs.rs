@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use oci::{ImageRef, Platform};
+
 use super::scope::Scope;
 use super::{ImageKey, PlanOptions};
 use crate::dockerfile::{
     Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, closest, word,
 };
-use crate::image::{ImageRef, Platform};
 
 /// What a stage is made from. Stages are counted as in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +70,7 @@ pub(super) fn base(
         let expanded = word(text, d.escape, &scope.global)?;
         unset.extend(expanded.unset);
         let parsed = expanded.text.parse();
-        platform = parsed.map_err(|err: crate::image::NotAPlatform| Fault::new(err.to_string()))?;
+        platform = parsed.map_err(|err: oci::NotAPlatform| Fault::new(err.to_string()))?;
     }
     if name.trim().is_empty() {
         let text = format!("base name ({written}) should not be blank");

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use oci::Platform;
+
 use super::env::Env;
 use super::{PlanOptions, Warning};
 use crate::dockerfile::{
     Dockerfile, DockerfileError, Kind, StageText, Variables as _, closest, word,
 };
-use crate::image::Platform;
 
 /// Proxy arguments, in lower case. They reach every RUN in both cases and enter no key.
 const PROXIES: [&str; 5] = [

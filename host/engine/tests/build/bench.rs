@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use engine::build::{BuildError, BuildRequest, BuildResult, DockerfileSource, build};
 use engine::event::{Comparison, Event, Outcome, Reporter};
-use engine::image::Platform;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
+use oci::Platform;
 use store::{OpenOptions, Store};
 use tempfile::TempDir;
 

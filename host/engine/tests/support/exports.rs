@@ -5,9 +5,11 @@ pub use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 pub use std::os::unix::process::ExitStatusExt;
 pub use std::path::{Path, PathBuf};
 
+pub use engine::assemble::{AssembleError, Assembled, HistoryEntry, assemble};
 pub use engine::export::{ExportError, Exported, OutputSpec, Request, check, export};
-pub use engine::image::{Assembled, HistoryEntry, ImageConfig, ImageError, ImageSource, assemble};
+pub use engine::pull::ImageSource;
 pub use exec::Cancel;
+pub use oci::ImageConfig;
 pub use store::{Digest, Layer, Store};
 
 pub use super::tree::{Item, assert_same, list};

@@ -18,10 +18,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use engine::image::{
-    BaseImage, Descriptor, ImageError, ImageIndex, ImageSource, Manifest, Platform, resolve,
-};
+use engine::pull::{BaseImage, ImageSource, PullError, resolve};
 use exec::Cancel;
+use oci::{Descriptor, ImageIndex, Manifest, Platform};
 use store::{Digest, OpenOptions, Store};
 use tempfile::TempDir;
 
@@ -285,7 +284,7 @@ impl LayoutDir {
             .iter()
             .map(|(architecture, image)| {
                 let mut entry = image.clone();
-                entry.platform = Some(engine::image::DescribedPlatform {
+                entry.platform = Some(oci::DescribedPlatform {
                     architecture: (*architecture).to_owned(),
                     os: "linux".to_owned(),
                     ..Default::default()
@@ -311,7 +310,7 @@ pub fn amd64() -> Platform {
 }
 
 /// Resolves for amd64 without progress.
-pub fn find(store: &Store, source: &ImageSource) -> Result<BaseImage, ImageError> {
+pub fn find(store: &Store, source: &ImageSource) -> Result<BaseImage, PullError> {
     resolve(store, source, &amd64(), false, &|_| {}, &Cancel::new())
 }
 

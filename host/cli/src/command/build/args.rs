@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use engine::export::OutputSpec;
-use engine::image::{ImageRef, Platform};
 use launcher::{Accel, Bridge, Transport};
+use oci::{ImageRef, Platform};
 
 use crate::progress::Mode;
 use crate::size;

@@ -8,8 +8,9 @@ use std::thread;
 
 use anyhow::Error;
 use engine::build::{BuildRequest, DockerfileSource, Rebuild};
-use engine::image::{ImageSource, Platform};
+use engine::pull::ImageSource;
 use exec::StepNetwork;
+use oci::Platform;
 
 use super::args::{self, Args};
 use crate::exit::{Class, Failure};

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use exec::{Cancel, Executor};
+use oci::MAX_LAYERS;
 use store::{ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
 
 use super::error::{BuildError, Place};
@@ -23,7 +24,6 @@ use crate::changes::{self, Changes, Times};
 use crate::context::Context;
 use crate::download::{Fetched, WebSource};
 use crate::event::{Comparison, Explanation, Outcome, StepId};
-use crate::image::MAX_LAYERS;
 use crate::plan::{Base, Op, Plan, Step};
 use crate::rootfs::Rootfs;
 use crate::solver::{Attempt, Results};

@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 use super::{At, Steps};
 use crate::copy::{CopyError, CopySource, CopySpec};
 use crate::download::{self, Downloads, Fetched, Job, Limits, WebSource};
-use crate::image::Progress;
+use crate::event::Progress;
 use crate::plan::Op;
 
 impl Steps<'_> {

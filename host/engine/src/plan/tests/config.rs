@@ -1,7 +1,8 @@
 //! What instructions do to the image's configuration and history.
 
+use oci::Healthcheck;
+
 use super::*;
-use crate::image::Healthcheck;
 
 #[test]
 fn a_stage_from_scratch_has_a_path_and_a_root() {

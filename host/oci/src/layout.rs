@@ -1,6 +1,6 @@
 //! Image layouts: directories that hold images (OCI image specification, "Image Layout").
 //!
-//! The law: nothing but regular files is read, and no more of them than was announced.
+//! The law: only regular files are read, and no more of them than their descriptor says.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use store::Digest;
 
-use super::error::ImageError;
-use super::manifest::{Descriptor, Document, IMAGE_NAME, ImageIndex, MAX_JSON, REF_NAME, short};
+use crate::annotation::{IMAGE_NAME, REF_NAME};
+use crate::error::ImageError;
+use crate::manifest::{Descriptor, Document, ImageIndex, MAX_JSON};
+use crate::printable;
 
 /// One image of a layout, by tag, by digest, or the only one.
 #[derive(Debug, Clone)]
@@ -22,7 +24,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Names an image; nothing is read yet.
+    /// Names an image. Nothing is read yet.
     pub(crate) fn new(dir: &Path, tag: Option<&str>, digest: Option<Digest>) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -31,7 +33,7 @@ impl Layout {
         }
     }
 
-    /// How the image is called in messages.
+    /// Name of the image in messages.
     pub(crate) fn name(&self) -> String {
         let mut name = format!("oci-layout://{}", self.dir.display());
         if let Some(tag) = &self.tag {
@@ -58,7 +60,7 @@ impl Layout {
         let (file, size) = open_regular(&path).map_err(|source| self.missing(&path, source))?;
         if size != blob.size {
             return Err(self.unusable(&format!(
-                "{} is {size} bytes long and should be {}; copy the image again",
+                "{} is {size} bytes long instead of {}; copy the image again",
                 path.display(),
                 blob.size
             )));
@@ -90,7 +92,7 @@ impl Layout {
             .map_err(|source| ImageError::Read { path, source })?;
         match Document::parse(&bytes) {
             Ok(Document::Index(index)) => Ok(index),
-            Ok(Document::Manifest(_)) => Err(self.unusable("index.json holds a manifest")),
+            Ok(Document::Manifest(_)) => Err(self.unusable("index.json contains a manifest")),
             Err(reason) => Err(self.unusable(&format!("index.json: {reason}"))),
         }
     }
@@ -137,9 +139,9 @@ impl Layout {
 
     fn not_found(&self, tags: &[String]) -> ImageError {
         let advice = if tags.is_empty() {
-            "The directory holds no image with a tag".to_owned()
+            "The directory contains no image with a tag".to_owned()
         } else {
-            format!("It holds {}", tags.join(", "))
+            format!("It contains {}", tags.join(", "))
         };
         ImageError::NotFound {
             name: self.name(),
@@ -152,10 +154,10 @@ impl Layout {
         let names = if tags.is_empty() {
             "by digest (DIR@sha256:…)".to_owned()
         } else {
-            format!("by tag (DIR:TAG); there are {}", tags.join(", "))
+            format!("by tag (DIR:TAG) from {}", tags.join(", "))
         };
         self.unusable(&format!(
-            "the directory holds several images; choose one {names}"
+            "the directory contains several images; choose one {names}"
         ))
     }
 
@@ -184,7 +186,7 @@ impl Layout {
     }
 }
 
-/// Opens a regular file; anything else, which might block, is refused. Returns its length too.
+/// Opens a regular file; anything else is refused, since it might block. Returns its length too.
 fn open_regular(path: &Path) -> io::Result<(File, u64)> {
     let file = OpenOptions::new()
         .read(true)
@@ -212,7 +214,7 @@ fn is_tagged(entry: &Descriptor, tag: &str) -> bool {
 fn tags(entries: &[Descriptor]) -> Vec<String> {
     let mut tags: Vec<String> = entries
         .iter()
-        .filter_map(|entry| entry.annotations.get(REF_NAME).map(|tag| short(tag)))
+        .filter_map(|entry| entry.annotations.get(REF_NAME).map(|tag| printable(tag)))
         .collect();
     tags.sort();
     tags.dedup();

@@ -10,11 +10,11 @@ pub struct Platform {
     pub os: String,
     /// Architecture, such as `amd64`.
     pub architecture: String,
-    /// Variant, such as `v7`; absent where the architecture's plain variant is meant.
+    /// Variant, such as `v7`; absent for the base variant of the architecture.
     pub variant: Option<String>,
 }
 
-/// Text that names no platform.
+/// The text does not name a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a platform of the form os/architecture[/variant], such as linux/amd64")]
 pub struct NotAPlatform(pub String);
@@ -48,15 +48,15 @@ impl Platform {
             Some("5") => Some("v5"),
             other => other,
         };
-        // The variant that every processor of the architecture has is not written.
-        let plain = matches!(
+        // The variant that every processor of the architecture supports is not written.
+        let base = matches!(
             (architecture, variant),
             ("amd64", Some("v1")) | ("arm64", Some("v8"))
         );
         Self {
             os: os.to_owned(),
             architecture: architecture.to_owned(),
-            variant: variant.filter(|_| !plain).map(str::to_owned),
+            variant: variant.filter(|_| !base).map(str::to_owned),
         }
     }
 }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_platform_is_refused() {
+    fn other_texts_are_refused() {
         for text in [
             "",
             "amd64",

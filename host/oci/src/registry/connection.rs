@@ -3,45 +3,50 @@
 use std::time::Duration;
 
 use exec::CancelScope;
-use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode};
 use store::Digest;
 
-use super::{BlobReader, RegistryError, Said, Token, token};
-use crate::http::{self, Http, READ_TIMEOUT, Reach};
-use crate::image::{ImageRef, MAX_JSON, media_type};
+use super::blob::BlobReader;
+use super::token::{self, Challenge};
+use super::{RegistryError, RegistryMessage, Token};
+use crate::http::{self, ClientOptions, Http, READ_TIMEOUT, is_loopback};
+use crate::manifest::MAX_JSON;
+use crate::media_type;
+use crate::reference::ImageRef;
 
-/// Where `docker.io` really is.
+/// The host of the registry `docker.io`.
 const DOCKER_HUB: &str = "registry-1.docker.io";
-/// Longest error answer that is read for its message.
+/// Longest error answer that is read for its message, in bytes.
 const MAX_ERROR_BODY: u64 = 16 << 10;
+/// Longest answer of a token server, in bytes.
+const MAX_TOKEN_BODY: u64 = 64 << 10;
 /// Longest time for getting a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// See the module.
+#[derive(Debug)]
 pub(crate) struct Connection {
     http: Http,
     image: ImageRef,
     token: Token,
+    scope: CancelScope,
 }
 
 type Failure = http::Failure<RegistryError>;
 
 impl Connection {
-    /// Gets ready; nothing is sent yet.
+    /// A new connection. Nothing is sent yet.
     pub(crate) fn open(
         image: &ImageRef,
         token: &Token,
         scope: &CancelScope,
     ) -> Result<Self, RegistryError> {
-        let reach = Reach {
-            local: image.is_local(),
-            idle: READ_TIMEOUT,
-        };
         Ok(Self {
-            http: Http::open(reach, scope).map_err(RegistryError::Setup)?,
+            http: client(image.is_local(), scope)?,
             image: image.clone(),
             token: token.clone(),
+            scope: scope.clone(),
         })
     }
 
@@ -57,7 +62,7 @@ impl Connection {
         let path = format!("manifests/{reference}");
         self.retry(|| {
             let response = self.try_get(&path, &accept, 0)?;
-            self.body(response, MAX_JSON)
+            self.body(&self.http, response, MAX_JSON, "manifest")
         })
     }
 
@@ -74,7 +79,16 @@ impl Connection {
 
     /// The next bytes of an answer; `None` at its end.
     pub(super) fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, RegistryError> {
-        let chunk = self.http.chunk(response)?;
+        self.chunk_by(&self.http, response)
+    }
+
+    /// The same by the client that sent the request.
+    fn chunk_by(
+        &self,
+        http: &Http,
+        response: &mut Response,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let chunk = http.chunk(response)?;
         chunk.map_err(|error| self.unreachable(error))
     }
 
@@ -83,7 +97,7 @@ impl Connection {
         self.image.registry().to_owned()
     }
 
-    /// Sleeps before a blob is taken up again.
+    /// Sleeps before a blob is resumed.
     pub(super) fn pause(&self, time: Duration) -> Result<(), RegistryError> {
         Ok(self.http.pause(time)?)
     }
@@ -98,9 +112,10 @@ impl Connection {
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.judge(response, path);
         }
-        if !self.authenticate()? {
+        let Some(challenge) = challenge(&response) else {
             return self.judge(response, path);
-        }
+        };
+        self.authenticate(&challenge)?;
         let response = self.send(path, accept, from)?;
         self.judge(response, path)
     }
@@ -119,22 +134,28 @@ impl Connection {
             .map_err(|error| Failure::Transient(self.unreachable(error)))
     }
 
-    /// Gets a token. Returns whether there is one now.
-    fn authenticate(&self) -> Result<bool, Failure> {
-        let asked = async {
-            let answer = token::request(&self.image, self.host());
-            tokio::time::timeout(TOKEN_TIMEOUT, answer).await
-        };
-        let asked = self.http.wait(asked);
-        match asked.map_err(|stopped| Failure::Final(stopped.into()))? {
-            Ok(Ok(Some(token))) => {
-                self.token.set(token);
-                Ok(true)
-            }
-            Ok(Ok(None)) => Ok(false),
-            Ok(Err(error)) => Err(Failure::Transient(self.unreachable(error))),
-            Err(elapsed) => Err(Failure::Transient(self.unreachable(elapsed))),
+    /// Gets a token from the server that the registry names.
+    fn authenticate(&self, challenge: &Challenge) -> Result<(), Failure> {
+        let url = challenge.url(self.image.repository());
+        let host = url.host_str().unwrap_or_default();
+        let local = is_loopback(host.trim_start_matches('[').trim_end_matches(']'));
+        let http = client(local, &self.scope).map_err(Failure::Final)?;
+        let request = http.get(url).timeout(TOKEN_TIMEOUT);
+        let response = http
+            .send(request)
+            .map_err(|stopped| Failure::Final(stopped.into()))?
+            .map_err(|error| Failure::Transient(self.unreachable(error)))?;
+        let status = response.status();
+        let body = self.body(&http, response, MAX_TOKEN_BODY, "token")?;
+        if status != StatusCode::OK {
+            let reason = format!("its token server answered with status {status}");
+            return Err(Failure::Transient(self.unreachable(reason)));
         }
+        let token = token::parse_answer(&body).ok_or_else(|| {
+            Failure::Transient(self.unreachable("its token server did not send a token"))
+        })?;
+        self.token.set(token);
+        Ok(())
     }
 
     /// Sorts answers by status (distribution specification, "Error Codes").
@@ -145,18 +166,18 @@ impl Connection {
         }
         let registry = self.registry();
         let what = format!("{}/{path}", self.image.repository());
-        let said = self.said(response)?;
+        let message = self.message(response)?;
         Err(match status {
             StatusCode::NOT_FOUND => Failure::Final(RegistryError::NotFound {
                 registry,
                 what,
-                said,
+                message,
             }),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Failure::Final(RegistryError::Denied {
                     registry,
                     what,
-                    said,
+                    message,
                 })
             }
             other => {
@@ -165,7 +186,7 @@ impl Connection {
                     registry,
                     what,
                     status,
-                    said,
+                    message,
                 };
                 let passing = other.is_server_error()
                     || matches!(
@@ -181,25 +202,31 @@ impl Connection {
         })
     }
 
-    /// The message of an error answer. If it cannot be read, the status says enough.
-    fn said(&self, response: Response) -> Result<Said, Failure> {
-        match self.body(response, MAX_ERROR_BODY) {
-            Ok(body) => Ok(Said::parse(&body)),
+    /// The message of an error answer. If it cannot be read, the status must do.
+    fn message(&self, response: Response) -> Result<RegistryMessage, Failure> {
+        match self.body(&self.http, response, MAX_ERROR_BODY, "message") {
+            Ok(body) => Ok(RegistryMessage::parse(&body)),
             Err(Failure::Final(error)) if matches!(error, RegistryError::Cancelled) => {
                 Err(Failure::Final(error))
             }
-            Err(Failure::Final(_) | Failure::Transient(_)) => Ok(Said::default()),
+            Err(Failure::Final(_) | Failure::Transient(_)) => Ok(RegistryMessage::default()),
         }
     }
 
-    /// Reads a short answer whole.
-    fn body(&self, mut response: Response, limit: u64) -> Result<Vec<u8>, Failure> {
+    /// Reads a short answer to its end.
+    fn body(
+        &self,
+        http: &Http,
+        mut response: Response,
+        limit: u64,
+        what: &str,
+    ) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).map_err(failure)? {
+        while let Some(chunk) = self.chunk_by(http, &mut response).map_err(failure)? {
             if body.len().saturating_add(chunk.len()) as u64 > limit {
                 return Err(Failure::Final(RegistryError::Protocol {
                     registry: self.registry(),
-                    reason: format!("it sent a manifest of more than {limit} bytes"),
+                    reason: format!("it sent a {what} of more than {limit} bytes"),
                 }));
             }
             body.extend_from_slice(&chunk);
@@ -238,7 +265,22 @@ impl Connection {
     }
 }
 
-/// While an answer is read, everything but a cancel may pass.
+/// A client for one server.
+fn client(local: bool, scope: &CancelScope) -> Result<Http, RegistryError> {
+    let options = ClientOptions {
+        local,
+        read_timeout: READ_TIMEOUT,
+    };
+    Http::open(options, scope).map_err(RegistryError::Setup)
+}
+
+/// What the answer asks for, if it is a bearer token.
+fn challenge(response: &Response) -> Option<Challenge> {
+    let header = response.headers().get(WWW_AUTHENTICATE)?;
+    Challenge::parse(header.to_str().ok()?)
+}
+
+/// While an answer is read, everything but a cancel may be transient.
 fn failure(error: RegistryError) -> Failure {
     if matches!(error, RegistryError::Cancelled) {
         Failure::Final(error)

@@ -1,20 +1,20 @@
-//! Choosing the entry of an index that is for the wanted platform.
+//! Selects the entry of an index for the wanted platform.
 
-use super::manifest::{DescribedPlatform, Descriptor};
-use super::platform::Platform;
+use crate::manifest::{DescribedPlatform, Descriptor};
+use crate::platform::Platform;
 
-/// Why no entry of an index could be chosen.
+/// Why no entry of an index can be selected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NoChoice {
-    /// None is for the platform; these are there.
+    /// None is for the platform, only for these.
     Platform(Vec<String>),
-    /// Several are for it, or say nothing of platforms.
+    /// Several do not name a platform.
     Ambiguous(usize),
 }
 
-/// Finds the entry for `wanted`: the best fitting variant, else the only one that names no
-/// platform. Entries about other entries, such as attestations, do not count.
-pub(crate) fn choose<'a>(
+/// Finds the entry for `wanted`: the best variant, else the only one that names no platform. Entries
+/// that describe others, such as attestations, do not count.
+pub(crate) fn select<'a>(
     entries: &'a [Descriptor],
     wanted: &Platform,
 ) -> Result<&'a Descriptor, NoChoice> {
@@ -38,7 +38,7 @@ pub(crate) fn choose<'a>(
 }
 
 /// Whether an image whose configuration names this platform runs on `wanted`. One that names
-/// nothing is believed to.
+/// none is assumed to.
 pub(crate) fn suits(described: &DescribedPlatform, wanted: &Platform) -> bool {
     (described.os.is_empty() && described.architecture.is_empty())
         || fit(described, wanted).is_some()
@@ -50,19 +50,19 @@ fn fit(described: &DescribedPlatform, wanted: &Platform) -> Option<usize> {
     if (&platform.os, &platform.architecture) != (&wanted.os, &wanted.architecture) {
         return None;
     }
-    // From the oldest to the newest: a processor runs what is for older ones.
+    // From the oldest to the newest: a processor runs images for older ones.
     let ladder: &[Option<&str>] = match wanted.architecture.as_str() {
         "arm" => &[Some("v5"), Some("v6"), Some("v7"), Some("v8")],
         "amd64" => &[None, Some("v2"), Some("v3"), Some("v4")],
         _ => &[None],
     };
-    let place = |variant: Option<&str>| ladder.iter().position(|step| *step == variant);
+    let position = |variant: Option<&str>| ladder.iter().position(|step| *step == variant);
     match (
-        place(platform.variant.as_deref()),
-        place(wanted.variant.as_deref()),
+        position(platform.variant.as_deref()),
+        position(wanted.variant.as_deref()),
     ) {
         (Some(has), Some(wants)) => wants.checked_sub(has),
-        // A variant we do not know runs on itself, and the plain one on any.
+        // An unknown variant runs on itself, and the base variant on any.
         (Some(0), None) => Some(1),
         (_, _) => (platform.variant == wanted.variant).then_some(0),
     }
@@ -107,7 +107,7 @@ mod tests {
     #[track_caller]
     fn check(there: &[&str], wanted: &str, expected: Option<&str>) {
         let entries: Vec<Descriptor> = there.iter().map(|text| entry(text)).collect();
-        let chosen = choose(&entries, &wanted.parse().unwrap()).ok().cloned();
+        let chosen = select(&entries, &wanted.parse().unwrap()).ok().cloned();
         assert_eq!(chosen, expected.map(entry));
     }
 
@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_named() {
+    fn the_platforms_of_the_index_are_named() {
         let entries = [
             entry("linux/arm64"),
             entry("unknown/unknown"),
             entry("linux/amd64"),
         ];
         assert_eq!(
-            choose(&entries, &"linux/s390x".parse().unwrap()),
+            select(&entries, &"linux/s390x".parse().unwrap()),
             Err(NoChoice::Platform(vec![
                 "linux/amd64".into(),
                 "linux/arm64".into()
@@ -157,12 +157,12 @@ mod tests {
     fn the_only_entry_without_platform_is_taken() {
         let silent = Descriptor::new("", Digest::of(b"x"), 1);
         let wanted = "linux/amd64".parse().unwrap();
-        assert_eq!(choose(std::slice::from_ref(&silent), &wanted), Ok(&silent));
+        assert_eq!(select(std::slice::from_ref(&silent), &wanted), Ok(&silent));
         assert_eq!(
-            choose(&[silent.clone(), silent.clone()], &wanted),
+            select(&[silent.clone(), silent.clone()], &wanted),
             Err(NoChoice::Ambiguous(2))
         );
-        assert_eq!(choose(&[], &wanted), Err(NoChoice::Platform(vec![])));
+        assert_eq!(select(&[], &wanted), Err(NoChoice::Platform(vec![])));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Names of images, as users write them.
+//! Image references: names of images, as users write them.
 //!
 //! The law: every text either parses to one normal form (registry, repository, and a tag, a digest
 //! or both) or is refused with the reason; the normal form parses to itself.
@@ -8,11 +8,13 @@ use std::str::FromStr;
 
 use store::Digest;
 
+use crate::http::is_loopback;
+
 /// Longest repository name, as registries limit it.
 const MAX_NAME: usize = 255;
 /// Longest tag.
 const MAX_TAG: usize = 128;
-/// Where names without a registry live.
+/// The registry of names without one.
 const DEFAULT_REGISTRY: &str = "docker.io";
 
 /// A parsed image name, for example `docker.io/library/alpine:3`.
@@ -24,9 +26,9 @@ pub struct ImageRef {
     digest: Option<Digest>,
 }
 
-/// Text that is no image name.
+/// The text is not an image reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not the name of an image: {reason}")]
+#[error("`{text}` is not a valid image reference: {reason}")]
 pub struct NotAnImageRef {
     /// The text, shortened.
     pub text: String,
@@ -53,13 +55,13 @@ impl ImageRef {
         self.tag.as_deref()
     }
 
-    /// The digest, which wins over the tag.
+    /// The digest, which takes precedence over the tag.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.digest
     }
 
-    /// Whether the registry is on this machine, where it is spoken to without TLS, as other
+    /// Whether the registry is on this machine. Such a registry is used without TLS, as other
     /// clients do.
     #[must_use]
     pub fn is_local(&self) -> bool {
@@ -67,11 +69,7 @@ impl ImageRef {
             Some(rest) => rest.split(']').next(),
             None => self.registry.split(':').next(),
         };
-        let host = host.unwrap_or_default();
-        host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+        is_loopback(host.unwrap_or_default())
     }
 }
 
@@ -107,7 +105,7 @@ fn parse(text: &str) -> Result<ImageRef, &'static str> {
     let digest = digest
         .map(str::parse)
         .transpose()
-        .map_err(|_| "what follows the @ is not of the form sha256:<64 hexadecimal digits>")?;
+        .map_err(|_| "the text after the @ is not of the form sha256:<64 hexadecimal digits>")?;
     let (name, tag) = split_tag(rest);
     if let Some(tag) = tag {
         check_tag(tag)?;
@@ -145,7 +143,7 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
     }
     if !word(first) || !tag.bytes().all(|b| word(b) || b == b'.' || b == b'-') {
         return Err(
-            "a tag is made of letters, digits, `_`, `.` and `-`, and begins with none of the last two",
+            "a tag consists of letters, digits, `_`, `.` and `-`, and does not begin with one of the last two",
         );
     }
     Ok(())
@@ -187,7 +185,7 @@ fn is_registry(first: &str) -> bool {
 }
 
 fn check_registry(registry: &str) -> Result<(), &'static str> {
-    const REASON: &str = "what precedes the first / is not a host with an optional port";
+    const REASON: &str = "the text before the first / is not a host with an optional port";
     let (host, port) = match registry.strip_prefix('[') {
         Some(rest) => {
             let (address, port) = rest.split_once(']').ok_or(REASON)?;
@@ -232,7 +230,7 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
         Ok(())
     } else {
         Err(
-            "a repository is made of lower-case letters and digits, with `.`, `_`, `__` or dashes between them, and slashes",
+            "a repository consists of lower-case letters and digits, with `.`, `_`, `__` or dashes between them, and slashes",
         )
     }
 }
@@ -282,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_is_told_by_dot_colon_or_localhost() {
+    fn a_registry_is_recognised_by_dot_colon_or_localhost() {
         check("quay.io/a", "quay.io/a:latest");
         check("localhost/a", "localhost/a:latest");
         check("localhost:5000/a/b:c", "localhost:5000/a/b:c");
@@ -304,21 +302,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused_with_the_reason() {
+    fn other_texts_are_refused_with_the_reason() {
         refused("", "empty");
         refused("Alpine", "lower case");
         refused("alpine:", "tag is empty");
-        refused("alpine:.x", "a tag is made of");
+        refused("alpine:.x", "a tag consists of");
         refused(&format!("alpine:{}", "x".repeat(129)), "128");
         refused("alpine@sha256:12", "@");
         refused("alpine@md5:12", "@");
         refused(HEX, "image id");
-        refused("a//b", "repository is made of");
-        refused("a/", "repository is made of");
-        refused("a..b", "repository is made of");
-        refused("a___b", "repository is made of");
-        refused("-a", "repository is made of");
-        refused("a b", "repository is made of");
+        refused("a//b", "repository consists of");
+        refused("a/", "repository consists of");
+        refused("a..b", "repository consists of");
+        refused("a___b", "repository consists of");
+        refused("-a", "repository consists of");
+        refused("a b", "repository consists of");
         refused("a.b:port/c", "host");
         refused("a.b:99999/c", "host");
         refused("[::1/c", "host");

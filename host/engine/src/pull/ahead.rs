@@ -1,39 +1,39 @@
-//! Two halves of one stream on two threads: one unpacks, the other hashes and writes.
+//! A stream on two threads: one unpacks, the other hashes and writes.
 
 use std::io::{self, Write};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Length of a piece.
+/// Length of a buffer.
 const PIECE: usize = 256 << 10;
-/// Pieces that may wait between the two: enough for either to be late once.
+/// Buffers that may wait between the two: enough for either to be late once.
 const DEPTH: usize = 8;
 
-/// The writing half is gone, since a write failed.
+/// The writer is gone, since a write failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gone;
 
-/// Where the producing half puts what it made.
+/// Where the producer puts its buffers.
 pub(crate) struct Pipe {
     full: Sender<(Vec<u8>, usize)>,
     empty: Receiver<Vec<u8>>,
 }
 
 impl Pipe {
-    /// A buffer to be filled.
+    /// A buffer to fill.
     pub(crate) fn buffer(&self) -> Vec<u8> {
         self.empty.try_recv().unwrap_or_else(|_| vec![0; PIECE])
     }
 
-    /// Passes the first `count` bytes of a buffer on. Blocks while the other half is behind.
+    /// Passes on the first `count` bytes of a buffer. Blocks while the writer is behind.
     pub(crate) fn put(&self, buffer: Vec<u8>, count: usize) -> Result<(), Gone> {
         self.full.send((buffer, count)).map_err(|_| Gone)
     }
 }
 
 /// Runs `produce` in this thread, and writes what it puts into the pipe to `writer` in another one.
-/// Returns when both are done: what `produce` returned, and how writing went.
+/// Returns the results of both.
 pub(crate) fn write_ahead<T>(
     writer: &mut (impl Write + Send),
     produce: impl FnOnce(Pipe) -> T,
@@ -57,7 +57,7 @@ fn write_all(
 ) -> io::Result<()> {
     for (piece, count) in pieces {
         writer.write_all(piece.get(..count).unwrap_or_default())?;
-        // If there are enough buffers, this one is not needed again.
+        // There may be enough buffers already.
         back.try_send(piece).ok();
     }
     Ok(())

@@ -1,13 +1,14 @@
-//! HTTP as a client, for images and for files.
+//! The HTTP client for images and for files.
 //!
-//! This is the only module of the engine that knows an async runtime. Outside, everything blocks:
-//! an [`Http`] belongs to one thread and runs its requests on a runtime of its own in that thread,
-//! so that a slow disk slows a download down and nothing is buffered.
+//! This is the only module with an async runtime. Outside, everything blocks: an [`Http`] belongs to
+//! one thread and runs its requests on a runtime of its own in that thread, so a slow disk slows a
+//! download down and nothing is buffered.
 //!
-//! The law: no request waits longer than its time-outs, is repeated more than a few times, follows
-//! more than a few redirections, or goes on after a cancel; what began encrypted stays encrypted.
+//! The law: no request waits longer than its time-outs, is repeated or redirected more than a few
+//! times, or continues after a cancel. A redirection never leads from https to http.
 
 use std::error::Error;
+use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -16,43 +17,44 @@ use reqwest::{IntoUrl, RequestBuilder, Response, Url};
 use tokio::runtime::Runtime;
 
 /// Longest wait for a connection.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest wait for the next bytes of an answer.
-pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Waits before each try of a request. Trouble that lasts longer is for the user to judge.
-pub(crate) const PAUSES: [Duration; 4] = [
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for the next bytes of an answer, unless the caller chooses another one.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Waits before each attempt at a request. The user decides about failures that last longer.
+pub(crate) const RETRY_DELAYS: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(300),
     Duration::from_secs(1),
     Duration::from_secs(3),
 ];
-/// How servers see us.
-pub(crate) const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
+/// The name that servers get.
+const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
 /// Most redirections of one request.
 const MAX_REDIRECTS: usize = 10;
 
-/// Any error of what lies below.
-pub(crate) type Cause = Box<dyn Error + Send + Sync>;
+/// Any error of the libraries below.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// How to reach a server.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Reach {
-    /// It is on this machine, so no proxy stands between.
-    pub(crate) local: bool,
+pub struct ClientOptions {
+    /// The server is on this machine: use no proxy.
+    pub local: bool,
     /// Longest wait for the next bytes of an answer.
-    pub(crate) idle: Duration,
+    pub read_timeout: Duration,
 }
 
-/// How a try failed.
+/// How an attempt failed.
 #[derive(Debug)]
-pub(crate) enum Failure<E> {
-    /// Another try may help.
+pub enum Failure<E> {
+    /// Another attempt may help.
     Transient(E),
+    /// Another attempt would fail, too.
     Final(E),
 }
 
-/// See the module.
-pub(crate) struct Http {
+/// A client for one thread. Its waits end with a [`CancelScope`].
+pub struct Http {
     /// Some until dropped.
     runtime: Option<Runtime>,
     client: reqwest::Client,
@@ -60,8 +62,11 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    /// Gets ready; nothing is sent yet.
-    pub(crate) fn open(reach: Reach, scope: &CancelScope) -> Result<Self, Cause> {
+    /// A new client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If the client cannot be set up.
+    pub fn open(options: ClientOptions, scope: &CancelScope) -> Result<Self, BoxError> {
         // An error means that a provider is installed already.
         rustls::crypto::ring::default_provider()
             .install_default()
@@ -72,11 +77,11 @@ impl Http {
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(reach.idle)
-            // An address may hold what its owner would not tell the next server.
+            .read_timeout(options.read_timeout)
+            // An address may contain what its owner would not tell the next server.
             .referer(false)
             .redirect(redirects());
-        if reach.local {
+        if options.local {
             builder = builder.no_proxy();
         }
         Ok(Self {
@@ -86,13 +91,16 @@ impl Http {
         })
     }
 
-    /// Begins to put a request together.
-    pub(crate) fn get(&self, url: impl IntoUrl) -> RequestBuilder {
+    /// A new request; see [`Self::send`].
+    pub fn get(&self, url: impl IntoUrl) -> RequestBuilder {
         self.client.get(url)
     }
 
     /// Sends a request and waits for the head of the answer.
-    pub(crate) fn send(
+    ///
+    /// # Errors
+    /// When stopped.
+    pub fn send(
         &self,
         request: RequestBuilder,
     ) -> Result<Result<Response, reqwest::Error>, Stopped> {
@@ -100,7 +108,10 @@ impl Http {
     }
 
     /// The next bytes of an answer; `None` at its end.
-    pub(crate) fn chunk(
+    ///
+    /// # Errors
+    /// When stopped.
+    pub fn chunk(
         &self,
         response: &mut Response,
     ) -> Result<Result<Option<Vec<u8>>, reqwest::Error>, Stopped> {
@@ -108,25 +119,32 @@ impl Http {
         Ok(chunk.map(|chunk| chunk.map(Vec::from)))
     }
 
-    /// Sleeps.
-    pub(crate) fn pause(&self, time: Duration) -> Result<(), Stopped> {
+    /// Sleeps for `time`.
+    ///
+    /// # Errors
+    /// When stopped meanwhile.
+    pub fn pause(&self, time: Duration) -> Result<(), Stopped> {
         self.scope.sleep(time)
     }
 
-    /// Does `work` until it works, fails for good, or was tried often enough. `what` is for the log.
-    pub(crate) fn retry<T, E: Error + From<Stopped>>(
+    /// Repeats `work` until it succeeds, fails for good, or has failed often enough. `what` is for the
+    /// log.
+    ///
+    /// # Errors
+    /// The last one of `work`, or when stopped.
+    pub fn retry<T, E: Error + From<Stopped>>(
         &self,
         what: &str,
         mut work: impl FnMut() -> Result<T, Failure<E>>,
     ) -> Result<T, E> {
         let mut last = E::from(Stopped);
-        for pause in PAUSES {
-            self.pause(pause)?;
+        for delay in RETRY_DELAYS {
+            self.pause(delay)?;
             match work() {
                 Ok(done) => return Ok(done),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Transient(error)) => {
-                    log::debug!("{what}: {error}, trying again");
+                    log::debug!("{what}: {error}; trying again");
                     last = error;
                 }
             }
@@ -134,13 +152,13 @@ impl Http {
         Err(last)
     }
 
-    /// Runs `future` to its end, looking at the stop flag every tick. It must be lazy (an `async`
-    /// block), since what it makes belongs to the runtime.
-    pub(crate) fn wait<F: Future>(&self, future: F) -> Result<F::Output, Stopped> {
+    /// Runs `future` to its end, and looks at the scope once per tick. The future must be lazy (an
+    /// `async` block), since its resources belong to the runtime.
+    fn wait<F: Future>(&self, future: F) -> Result<F::Output, Stopped> {
         self.runtime().block_on(async {
             let mut future = pin!(future);
             loop {
-                // Nothing is lost when the tick wins: the future stays and is polled again.
+                // A tick loses nothing: the future stays and is polled again.
                 tokio::select! {
                     done = &mut future => return Ok(done),
                     () = tokio::time::sleep(TICK) => {}
@@ -158,16 +176,24 @@ impl Http {
     }
 }
 
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http")
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for Http {
     fn drop(&mut self) {
-        // A name look-up that hangs has a thread of its own; do not wait for it.
+        // A name look-up that hangs has a thread of its own, which is not waited for.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// What is asked for is often kept elsewhere.
+/// Registries often redirect to where their blobs are stored.
 fn redirects() -> reqwest::redirect::Policy {
     reqwest::redirect::Policy::custom(|attempt| match refused(attempt.previous(), attempt.url()) {
         Some(reason) => attempt.error(reason),
@@ -175,13 +201,22 @@ fn redirects() -> reqwest::redirect::Policy {
     })
 }
 
-/// Why a redirection is not followed. What once was encrypted stays encrypted.
+/// Why a redirection is not followed.
 fn refused(previous: &[Url], next: &Url) -> Option<&'static str> {
     let was_tls = previous.iter().any(|url| url.scheme() == "https");
     if was_tls && next.scheme() != "https" {
         return Some("redirected from https to http");
     }
     (previous.len() > MAX_REDIRECTS).then_some("too many redirections")
+}
+
+/// Whether a host is this machine: `localhost` or a loopback address, without brackets.
+#[must_use]
+pub fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -195,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_once_was_encrypted_stays_encrypted() {
+    fn no_redirection_leads_from_https_to_http() {
         let down = Some("redirected from https to http");
         check(&["https://a/"], "http://a/", down);
         check(&["http://a/", "https://b/"], "http://c/", down);
@@ -205,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn redirections_are_counted() {
+    fn redirections_are_limited() {
         let many = vec!["http://a/"; MAX_REDIRECTS];
         check(&many, "http://a/", None);
         let more = vec!["http://a/"; MAX_REDIRECTS + 1];

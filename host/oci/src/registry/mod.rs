@@ -1,10 +1,11 @@
-//! Pulls from registries (OCI distribution specification), anonymously.
+//! Reads from registries (OCI distribution specification), anonymously.
 //!
-//! A [`Connection`] belongs to one thread and gives blobs as readers, so that a slow disk slows the
-//! download down and nothing is buffered.
+//! A [`Connection`] belongs to one thread and gives blobs as readers, so a slow disk slows the download
+//! down and nothing is buffered. It resumes interrupted blobs, stops on a cancel and limits every
+//! answer, which `oci-client` does not do; of that crate only tokens would be left.
 //!
-//! The law: requests end as those of `crate::http` do; no answer is kept in memory beyond a limit;
-//! what came is not trusted here, since callers compare every digest.
+//! The law: requests have the time-outs and retries of [`crate::http`]. No answer is held in memory
+//! beyond a limit. Answers are not trusted: the callers compare every digest.
 
 mod blob;
 mod connection;
@@ -12,40 +13,39 @@ mod token;
 
 use std::error::Error;
 
-pub(crate) use blob::BlobReader;
 pub(crate) use connection::Connection;
 pub(crate) use token::Token;
 
 use exec::Stopped;
 
-/// Why a registry gave nothing.
+/// Why a registry did not give what was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// It has no such thing.
-    #[error("registry {registry} has no {what}{said}")]
+    /// It does not have it.
+    #[error("registry {registry} does not have {what}{message}")]
     NotFound {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The manifest or blob.
         what: String,
-        /// What it said, if anything.
-        said: Said,
+        /// Its message, if any.
+        message: RegistryMessage,
     },
     /// It wants a login, or says so instead of "not found".
     #[error(
-        "registry {registry} refuses {what}{said}. The name may be misspelt, or the repository may need a login, which is not supported yet"
+        "registry {registry} denies access to {what}{message}. Check the spelling; repositories that require a login are not supported yet"
     )]
     Denied {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The manifest or blob.
         what: String,
-        /// What it said, if anything.
-        said: Said,
+        /// Its message, if any.
+        message: RegistryMessage,
     },
-    /// No answer, after several tries.
+    /// No answer, after several attempts.
     #[error(
-        "registry {registry} cannot be reached. Check that it runs and that the network is up, then try again"
+        "registry {registry} cannot be reached. Check that it is running and that the network is up, then retry"
     )]
     Unreachable {
         /// The registry.
@@ -54,24 +54,26 @@ pub enum RegistryError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// It answered, after several tries, that it cannot serve us now.
-    #[error("registry {registry} answered with status {status} to {what}{said}. Try again later")]
+    /// It answered, after several attempts, that it cannot serve the request now.
+    #[error(
+        "registry {registry} answered the request for {what} with status {status}{message}. Retry later"
+    )]
     Failing {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The manifest or blob.
         what: String,
         /// HTTP status.
         status: u16,
-        /// What it said, if anything.
-        said: Said,
+        /// Its message, if any.
+        message: RegistryMessage,
     },
-    /// It answered something that no registry should.
-    #[error("registry {registry} does not behave like a registry: {reason}")]
+    /// Its answer breaks the protocol.
+    #[error("registry {registry} violates the protocol: {reason}")]
     Protocol {
         /// The registry.
         registry: String,
-        /// In what.
+        /// How.
         reason: String,
     },
     /// The client could not be set up.
@@ -90,19 +92,19 @@ impl From<Stopped> for RegistryError {
 
 /// The first message of a registry's error answer, fit for display; may be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said(String);
+pub struct RegistryMessage(String);
 
-impl std::fmt::Display for Said {
+impl std::fmt::Display for RegistryMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
             return Ok(());
         }
-        write!(f, " (it says: {})", self.0)
+        write!(f, " ({})", self.0)
     }
 }
 
-impl Said {
-    /// Reads an error answer (distribution specification, "Error Codes").
+impl RegistryMessage {
+    /// Reads the body of an error answer (distribution specification, "Error Codes").
     fn parse(body: &[u8]) -> Self {
         #[derive(serde::Deserialize)]
         struct Envelope {
@@ -124,7 +126,7 @@ impl Said {
             } else {
                 one.message
             };
-            crate::image::short(&text)
+            crate::printable(&text)
         }))
     }
 }
@@ -137,14 +139,14 @@ mod tests {
     fn the_message_of_a_registry_is_shown_without_control_characters() {
         let body = br#"{"errors":[{"code":"DENIED","message":"no\u001b[31m way"}]}"#;
         assert_eq!(
-            Said::parse(body).to_string(),
-            " (it says: no\u{fffd}[31m way)"
+            RegistryMessage::parse(body).to_string(),
+            " (no\u{fffd}[31m way)"
         );
         assert_eq!(
-            Said::parse(br#"{"errors":[{"code":"DENIED"}]}"#).to_string(),
-            " (it says: DENIED)"
+            RegistryMessage::parse(br#"{"errors":[{"code":"DENIED"}]}"#).to_string(),
+            " (DENIED)"
         );
-        assert_eq!(Said::parse(b"<html>").to_string(), "");
-        assert_eq!(Said::parse(br#"{"errors":[]}"#).to_string(), "");
+        assert_eq!(RegistryMessage::parse(b"<html>").to_string(), "");
+        assert_eq!(RegistryMessage::parse(br#"{"errors":[]}"#).to_string(), "");
     }
 }

@@ -1,32 +1,27 @@
-//! Manifests and indexes (OCI image specification, and their Docker forefathers).
+//! Manifests and indexes (OCI image specification, and the Docker formats they come from).
 //!
-//! The law: what is parsed here comes from strangers. A document is either one that can be used or
-//! is refused with the reason; no text makes the reader panic, recurse without bound, or hold more
-//! than a small multiple of the bytes it was given. Equal values are written as equal bytes.
+//! The law: what is parsed here comes from strangers. A document is usable or refused with a reason;
+//! no text makes the reader panic, recurse without bound, or hold more than a small multiple of the
+//! bytes that it was given. Equal values are written as equal bytes.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use store::Digest;
 
-use super::media_type::{
+use crate::annotation::REFERENCE_TYPE;
+use crate::media_type::{
     CONFIG, DOCKER_CONFIG, DOCKER_INDEX, DOCKER_LAYER, DOCKER_MANIFEST, INDEX, LAYER, MANIFEST,
 };
+use crate::printable;
 
-/// Longest manifest, index or configuration that is read. Registries need to accept manifests of
-/// 4 MiB only; real ones are far smaller.
-pub(crate) const MAX_JSON: u64 = 8 << 20;
-/// Most layers of an image: overlayfs stacks no more.
-pub(crate) const MAX_LAYERS: usize = 500;
+/// Longest manifest, index or configuration that is read, in bytes. Registries must accept manifests
+/// of 4 MiB only; real ones are far smaller.
+pub const MAX_JSON: u64 = 8 << 20;
+/// Most layers of an image: overlayfs cannot stack more.
+pub const MAX_LAYERS: usize = 500;
 
-/// Annotation that holds the tag of an entry of `index.json`.
-pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Annotation that holds the full name of an entry of `index.json`, as containerd reads it.
-pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
-/// Annotation that marks an entry that belongs to another one, such as an attestation.
-const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
-
-/// Names a blob and says how long it is.
+/// Digest, length and media type of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// What the blob is.
@@ -39,7 +34,7 @@ pub struct Descriptor {
     /// In an index: what the image is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<DescribedPlatform>,
-    /// Free text by name.
+    /// Free text by key.
     #[serde(
         default,
         skip_serializing_if = "BTreeMap::is_empty",
@@ -61,7 +56,7 @@ impl Descriptor {
         }
     }
 
-    /// Whether this is an entry about another image, which is no image itself.
+    /// Whether this entry describes another image and is none itself.
     pub(crate) fn is_attachment(&self) -> bool {
         self.annotations.contains_key(REFERENCE_TYPE)
             || self
@@ -102,7 +97,7 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The layers.
     pub layers: Vec<Descriptor>,
-    /// Free text by name.
+    /// Free text by key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
@@ -118,7 +113,7 @@ pub struct ImageIndex {
     pub media_type: String,
     /// The entries.
     pub manifests: Vec<Descriptor>,
-    /// Free text by name.
+    /// Free text by key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
@@ -169,10 +164,10 @@ impl Document {
     /// Says why the document cannot be used.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let raw: Raw = serde_json::from_slice(bytes)
-            .map_err(|error| format!("it is no manifest or index ({error})"))?;
+            .map_err(|error| format!("it is not a manifest or index ({error})"))?;
         if raw.schema_version == 1 {
             return Err(
-                "it is of the old form \"schema 1\"; push it again with a current tool".to_owned(),
+                "it has the old format \"schema 1\"; push it again with a current tool".to_owned(),
             );
         }
         match (raw.manifests, raw.config, raw.layers) {
@@ -205,7 +200,7 @@ fn checked(found: String, default: &str, allowed: &[&str]) -> Result<String, Str
     }
     Err(format!(
         "its media type `{}` is not that of an image",
-        short(&found)
+        printable(&found)
     ))
 }
 
@@ -214,7 +209,7 @@ fn checked_config(config: Descriptor) -> Result<Descriptor, String> {
         CONFIG | DOCKER_CONFIG | "" => Ok(config),
         other => Err(format!(
             "its configuration is of type `{}`: this is some other artifact, not a container image",
-            short(other)
+            printable(other)
         )),
     }
 }
@@ -230,28 +225,20 @@ fn checked_layers(layers: Vec<Descriptor>) -> Result<Vec<Descriptor>, String> {
         let media_type = layer.media_type.as_str();
         if media_type.contains("foreign") || media_type.contains("nondistributable") {
             return Err(format!(
-                "layer {} is not kept in the registry (type `{}`)",
+                "layer {} is not stored in the registry (type `{}`)",
                 layer.digest,
-                short(media_type)
+                printable(media_type)
             ));
         }
         if !media_type.starts_with(LAYER) && !media_type.starts_with(DOCKER_LAYER) {
             return Err(format!(
-                "layer {} is of type `{}`, which is no layer of a container image",
+                "layer {} is of type `{}`, which is not a layer of a container image",
                 layer.digest,
-                short(media_type)
+                printable(media_type)
             ));
         }
     }
     Ok(layers)
-}
-
-/// Text of a stranger, fit for a message.
-pub(crate) fn short(text: &str) -> String {
-    text.chars()
-        .take(100)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 /// Reads `null` as the default value.
@@ -320,18 +307,18 @@ mod tests {
         refused(&lying, "media type");
         refused("{}", "neither");
         refused(r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1");
-        refused("[", "no manifest");
+        refused("[", "not a manifest");
     }
 
     #[test]
-    fn what_is_no_container_image_is_named() {
+    fn other_artifacts_are_refused_by_type() {
         refused(
             &manifest("application/vnd.cncf.helm.chart.content.v1.tar+gzip"),
-            "no layer of",
+            "not a layer of",
         );
         refused(
             &manifest("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
-            "not kept in the registry",
+            "not stored in the registry",
         );
         refused(
             &manifest(LAYER).replace(CONFIG, "application/vnd.cncf.helm.config.v1+json"),
@@ -343,20 +330,20 @@ mod tests {
     fn hostile_numbers_and_counts_are_refused() {
         refused(
             &manifest(LAYER).replace("\"size\":3", "\"size\":-1"),
-            "no manifest",
+            "not a manifest",
         );
         refused(
             &manifest(LAYER).replace("\"size\":3", "\"size\":1e30"),
-            "no manifest",
+            "not a manifest",
         );
         refused(
             &manifest(LAYER).replace(D, "sha256:../../etc/passwd"),
-            "no manifest",
+            "not a manifest",
         );
         let layer = format!(r#"{{"mediaType":"{LAYER}","digest":"{D}","size":3}}"#);
         let many = vec![layer.as_str(); MAX_LAYERS + 1].join(",");
         refused(&manifest(LAYER).replace(&layer, &many), "layers; at most");
-        refused(&"[".repeat(100_000), "no manifest");
+        refused(&"[".repeat(100_000), "not a manifest");
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! A blob as a reader that takes up a broken download where it broke.
+//! A blob as a reader. Interrupted downloads resume.
 
 use std::io::{self, Read};
 
@@ -6,22 +6,23 @@ use reqwest::{Response, StatusCode};
 use store::Digest;
 
 use super::{Connection, RegistryError};
-use crate::http::PAUSES;
+use crate::http::RETRY_DELAYS;
 
 /// Reads one blob. Errors are [`RegistryError`]s inside [`io::Error`]s.
 ///
-/// It ends at the length that was asked for: a shorter answer is an interruption, a longer one is
-/// left unread. Whether the bytes are the right ones is for the caller to find out.
+/// It ends at the length that was asked for: a shorter answer is an interruption, and the rest of a
+/// longer one is not read. The caller verifies the bytes.
 pub(crate) struct BlobReader<'a> {
     connection: &'a Connection,
     digest: Digest,
     size: u64,
-    /// Bytes given to the caller or waiting in `chunk`.
+    /// Bytes given to the caller or buffered in `chunk`.
     received: u64,
-    /// Bytes to throw away, since the registry began anew at the beginning.
+    /// Bytes to discard, since the registry started from the beginning again.
     skip: u64,
     response: Option<Response>,
     chunk: Vec<u8>,
+    /// Bytes of `chunk` that the caller has.
     given: usize,
     interruptions: usize,
 }
@@ -76,21 +77,21 @@ impl<'a> BlobReader<'a> {
         Ok(response)
     }
 
-    /// Counts an interruption; too many are an error.
+    /// Counts an interruption. Too many are an error.
     fn interrupted(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.interruptions += 1;
-        let Some(pause) = PAUSES.get(self.interruptions) else {
+        let Some(delay) = RETRY_DELAYS.get(self.interruptions) else {
             return Err(error);
         };
         log::debug!(
-            "blob {}: {error}, going on at byte {}",
+            "blob {}: {error}; resuming at byte {}",
             self.digest,
             self.received
         );
-        self.connection.pause(*pause)
+        self.connection.pause(*delay)
     }
 
-    /// Takes a chunk over. Returns whether anything of it is new.
+    /// Takes over what is new in a chunk. Returns whether there is any.
     fn accept(&mut self, mut chunk: Vec<u8>) -> bool {
         let old = usize::try_from(self.skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
         self.skip = self.skip.saturating_sub(old as u64);

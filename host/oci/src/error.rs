@@ -1,45 +1,41 @@
-//! Why an image cannot be had or made.
+//! Why an image cannot be read.
 
 use std::io;
 use std::path::PathBuf;
 
 use exec::Stopped;
-use store::{Digest, IngestError, StoreError};
+use store::Digest;
 
-use super::platform::Platform;
-use super::reference::NotAnImageRef;
+use crate::platform::Platform;
 use crate::registry::RegistryError;
 
-/// See the variants; each is something that the caller tells apart.
+/// Why an image cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The name is no name. The user's mistake.
-    #[error(transparent)]
-    Name(#[from] NotAnImageRef),
     /// There is no such image. The user's mistake.
-    #[error("image {name}: there is no such image in {place}. {advice}")]
+    #[error("image {name} does not exist in {place}. {advice}")]
     NotFound {
         /// The image.
         name: String,
-        /// Where it was looked for.
+        /// Where it was searched.
         place: String,
         /// What to do.
         advice: String,
     },
-    /// It is there, but not for this platform. The user's mistake.
+    /// It exists, but not for this platform. The user's mistake.
     #[error(
-        "image {name} is not made for {wanted}{}. Ask for another platform with --platform, or take another image",
+        "image {name} is not available for {wanted}{}. Choose another platform with --platform, or another image",
         available_text(available)
     )]
     Platform {
         /// The image.
         name: String,
-        /// What was wanted.
+        /// The platform that was asked for.
         wanted: Platform,
-        /// What there is.
+        /// The platforms that exist.
         available: Vec<String>,
     },
-    /// It is there, but it is no image that can be used. Whoever published it is to blame.
+    /// It exists, but it is not a usable image. Its publisher is to blame.
     #[error("image {name} cannot be used: {reason}")]
     Unusable {
         /// The image.
@@ -47,9 +43,9 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
-    /// A part of it is not what its digest says. Nothing of that part was kept.
+    /// A part of it does not match its digest. Nothing of that part was kept.
     #[error(
-        "image {name}: {what} is damaged where it is kept: it should have the digest {expected} and has {actual}. Nothing of it was used; publish or copy the image again"
+        "image {name}: {what} is damaged at its source: digest {actual} instead of {expected}. Nothing of it was used; publish or copy the image again"
     )]
     Damaged {
         /// The image.
@@ -58,7 +54,7 @@ pub enum ImageError {
         what: String,
         /// Digest that it should have.
         expected: Digest,
-        /// Digest that it has; of as many bytes as it should have.
+        /// Digest that it has, over as many bytes as it should have.
         actual: Digest,
     },
     /// The registry gave no answer, or a bad one.
@@ -79,20 +75,6 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// A layer holds what no layer may hold, or could not be stored.
-    #[error("image {name}: layer {layer} cannot be taken in")]
-    Ingest {
-        /// The image.
-        name: String,
-        /// The layer as the image names it.
-        layer: Digest,
-        /// What happened.
-        #[source]
-        source: IngestError,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -108,5 +90,5 @@ fn available_text(available: &[String]) -> String {
     if available.is_empty() {
         return String::new();
     }
-    format!("; it is made for {}", available.join(", "))
+    format!(", only for {}", available.join(", "))
 }

@@ -2,26 +2,24 @@
 //!
 //! The law: bytes flow from the source through the decompressor into the ingest in one pass, and
 //! the layer is committed only when the compressed bytes have the length and the digest that the
-//! manifest says, and the unpacked ones the digest that the configuration says. What a small blob
-//! can unpack to has a bound.
+//! manifest states, and the unpacked ones the digest that the configuration states. A small blob
+//! cannot unpack without bound.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 
 use exec::CancelScope;
-use sha2::{Digest as _, Sha256};
-use store::{DiffId, Digest, IngestError, Layer, LayerWriter, Store};
+use oci::{
+    Connection, Descriptor, ImageError,
+    decompress::{DecompressionLimit, decompressor},
+};
+use store::{DiffId, Hasher, IngestError, Layer, LayerWriter, Store};
 
 use super::ahead::{Gone, Pipe, write_ahead};
-use super::error::ImageError;
-use super::manifest::Descriptor;
-use super::source::Connection;
-use super::{Progress, ProgressFn};
-use crate::expansion::Allowance;
+use super::error::PullError;
+use crate::event::{Progress, ProgressFn, short_digest};
 
-/// Unit of reading.
+/// Size of a read from the source.
 const PIECE: usize = 256 << 10;
-/// Largest window of a zstd stream, as a power of two: what the format's own tool accepts.
-const ZSTD_WINDOW: u32 = 27;
 
 /// What [`take_in`] needs to know.
 pub(crate) struct Job<'a> {
@@ -38,13 +36,13 @@ pub(crate) fn take_in(
     connection: &Connection<'_>,
     layer: &Descriptor,
     expected: DiffId,
-) -> Result<Layer, ImageError> {
-    let mut blob = Counted {
+) -> Result<Layer, PullError> {
+    let mut blob = CountingReader {
         inner: connection.blob(layer)?,
         job,
         layer,
         received: 0,
-        hasher: Sha256::new(),
+        hasher: Hasher::new(),
         failure: None,
     };
     let mut writer = job.store.layer_writer(&format!("pull {}", job.name))?;
@@ -58,7 +56,7 @@ pub(crate) fn take_in(
         }
     };
     let unpacked = match unpacked {
-        // The layer is not to blame, so there is no need to see the rest of it.
+        // The layer is not to blame, so the rest of it does not matter.
         Err(error) if is_store(&error) => return Err(error),
         other => other,
     };
@@ -71,13 +69,13 @@ pub(crate) fn take_in(
     commit(job, layer, expected, unpacked?)
 }
 
-/// Makes the layer visible, if it is the one that the configuration names.
+/// Makes the layer visible, if it is the one in the configuration.
 fn commit(
     job: &Job<'_>,
     layer: &Descriptor,
     expected: DiffId,
     writer: LayerWriter,
-) -> Result<Layer, ImageError> {
+) -> Result<Layer, PullError> {
     let written = writer
         .written()
         .map_err(|source| ingest(job, layer, source))?;
@@ -88,92 +86,92 @@ fn commit(
             .map_err(|source| ingest(job, layer, source));
     }
     written.abandon();
-    Err(ImageError::Unusable {
+    Err(PullError::Image(ImageError::Unusable {
         name: job.name.to_owned(),
         reason: format!(
             "layer {} unpacks to {actual}, and the configuration says {expected}",
             layer.digest
         ),
-    })
+    }))
 }
 
-/// Reads what unpacking has left unread, and makes sure that the blob was the right one. If it was
-/// not, this is the better explanation of any trouble before.
+/// Reads what unpacking left unread, and verifies the digest of the blob. A wrong digest explains any
+/// earlier failure better.
 fn verify(
     job: &Job<'_>,
     connection: &Connection<'_>,
     layer: &Descriptor,
-    mut blob: Counted<'_, '_>,
-) -> Result<(), ImageError> {
+    mut blob: CountingReader<'_, '_>,
+) -> Result<(), PullError> {
     let drained = io::copy(&mut blob, &mut io::sink());
     if let Some(error) = blob.failure.take() {
-        return Err(connection.explain(layer, error));
+        return Err(connection.explain(layer, error).into());
     }
     if job.scope.is_stopped() {
-        return Err(ImageError::Cancelled);
+        return Err(ImageError::Cancelled.into());
     }
     drained.map_err(|error| broken(job, layer, &error.to_string()))?;
-    let actual = Digest(blob.hasher.finalize().into());
+    let actual = blob.hasher.finish();
     if actual == layer.digest {
         return Ok(());
     }
-    Err(ImageError::Damaged {
+    Err(PullError::Image(ImageError::Damaged {
         name: job.name.to_owned(),
         what: format!("layer {}", layer.digest),
         expected: layer.digest,
         actual,
-    })
+    }))
 }
 
-fn is_store(error: &ImageError) -> bool {
+fn is_store(error: &PullError) -> bool {
     matches!(
         error,
-        ImageError::Ingest {
+        PullError::Ingest {
             source: IngestError::Store(_),
             ..
         }
     )
 }
 
-fn broken(job: &Job<'_>, layer: &Descriptor, reason: &str) -> ImageError {
-    ImageError::Unusable {
+fn broken(job: &Job<'_>, layer: &Descriptor, reason: &str) -> PullError {
+    PullError::Image(ImageError::Unusable {
         name: job.name.to_owned(),
         reason: format!("layer {} cannot be unpacked ({reason})", layer.digest),
-    }
+    })
 }
 
-/// A refused write sticks, and finish() says why.
-fn refused(job: &Job<'_>, layer: &Descriptor, writer: LayerWriter) -> ImageError {
+/// A refused write is remembered by the writer: `finish` says why.
+fn refused(job: &Job<'_>, layer: &Descriptor, writer: LayerWriter) -> PullError {
     match writer.finish() {
         Err(source) => ingest(job, layer, source),
         Ok(_) => broken(job, layer, "the store refused it"),
     }
 }
 
-fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> ImageError {
-    ImageError::Ingest {
+fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> PullError {
+    PullError::Ingest {
         name: job.name.to_owned(),
         layer: layer.digest,
         source,
     }
 }
 
-/// Unpacks the blob into the pipe. An error is the reason why the stream is at fault.
-fn unpack(blob: &mut Counted<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
+/// Unpacks the blob into the pipe. An error says what is wrong with the stream.
+fn unpack(blob: &mut CountingReader<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
     let scope = blob.job.scope;
     let plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
-    pump(plain, pipe, Allowance::of(compressed), scope)
+    pump(plain, pipe, DecompressionLimit::new(compressed), scope)
 }
 
-/// Moves what is allowed into the pipe.
+/// Moves content into the pipe, up to the limit.
 fn pump(
     mut plain: impl Read,
     pipe: &Pipe,
-    mut allowance: Allowance,
+    mut limit: DecompressionLimit,
     scope: &CancelScope,
 ) -> Result<(), String> {
     loop {
-        // A little input can unpack to very much, so it does not suffice to look when reading.
+        // A little input can unpack to very much, so a check when reading is not enough.
         if scope.is_stopped() {
             return Err("stopped".to_owned());
         }
@@ -184,9 +182,7 @@ fn pump(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(text(error)),
         };
-        allowance
-            .take(count)
-            .map_err(|too_much| too_much.to_string())?;
+        limit.take(count).map_err(|exceeded| exceeded.to_string())?;
         if pipe.put(piece, count) == Err(Gone) {
             // The writer knows why.
             return Ok(());
@@ -198,33 +194,18 @@ fn text(error: io::Error) -> String {
     error.to_string()
 }
 
-/// Finds out the compression by the first bytes, since media types are often wrong, and what comes
-/// out is verified anyway.
-fn decompressor<'a>(mut input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let head = input.fill_buf()?;
-    if head.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input)));
-    }
-    if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
-        decoder.window_log_max(ZSTD_WINDOW)?;
-        return Ok(Box::new(decoder));
-    }
-    Ok(Box::new(input))
-}
-
-/// Hashes, counts and reports what is read, and stops at the announced length or when told to.
-struct Counted<'a, 'b> {
+/// Hashes, counts and reports what is read. Stops at the announced length or when told to.
+struct CountingReader<'a, 'b> {
     inner: Box<dyn Read + 'a>,
     job: &'a Job<'b>,
     layer: &'a Descriptor,
     received: u64,
-    hasher: Sha256,
-    /// The first error of the source, which decompressors would hide.
+    hasher: Hasher,
+    /// The first error of the source. Decompressors would hide it.
     failure: Option<io::Error>,
 }
 
-impl Read for Counted<'_, '_> {
+impl Read for CountingReader<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.failure.is_some() || self.job.scope.is_stopped() {
             return Err(io::Error::other("stopped"));
@@ -251,14 +232,9 @@ impl Read for Counted<'_, '_> {
     }
 }
 
-/// A digest as shown in progress: enough of it to tell layers apart.
-pub(crate) fn short_digest(digest: Digest) -> String {
-    let hex = digest.hex();
-    format!("sha256:{}", hex.get(..12).unwrap_or(&hex))
-}
-
 #[cfg(test)]
 mod tests {
+
     use exec::Cancel;
 
     use super::*;
@@ -268,31 +244,10 @@ mod tests {
         let mut out = Vec::new();
         let scope = CancelScope::new(cancel);
         let plain = decompressor(blob).unwrap();
-        let allowance = Allowance::of(blob.len() as u64);
-        let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, allowance, &scope));
+        let limit = DecompressionLimit::with_base(blob.len() as u64, 16 << 20);
+        let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, limit, &scope));
         written.unwrap();
         (out, done)
-    }
-
-    #[test]
-    fn the_form_is_told_by_the_first_bytes() {
-        let plain = b"some text".repeat(1000);
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        io::Write::write_all(&mut gzip, &plain).unwrap();
-        let gzip = gzip.finish().unwrap();
-        let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
-        let twice = [plain.as_slice(), &plain].concat();
-        for (blob, expected) in [
-            (gzip.clone(), &plain),
-            ([gzip.as_slice(), &gzip].concat(), &twice),
-            (zstd.clone(), &plain),
-            ([zstd.as_slice(), &zstd].concat(), &twice),
-            (plain.clone(), &plain),
-        ] {
-            let (out, done) = unpacked(&blob, &Cancel::new());
-            done.unwrap();
-            assert!(out == *expected);
-        }
     }
 
     #[test]

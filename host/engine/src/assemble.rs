@@ -1,28 +1,42 @@
-//! Putting a new image together from layers that the store holds.
+//! Assembles a new image from layers in the store.
 //!
-//! The law: no clock is read. Times come from the layers, which keep the moment at which they were
-//! first made, so a build whose steps were all cached gives the same image to the byte.
+//! The law: no clock is read. Times come from the layers, which keep the time of their first creation,
+//! so a build whose steps are all cached gives the same image to the byte.
 
-use jiff::Timestamp;
-use store::{DiffId, Digest, Layer, Store};
-
-use super::config::{HistoryItem, ImageConfig, ImageConfigFile, RootFs};
-use super::error::ImageError;
-use super::manifest::{Descriptor, Manifest};
-use super::media_type::{CONFIG, LAYER, MANIFEST};
-use super::{BaseImage, Platform};
 use std::collections::BTreeMap;
 
-/// What is written into the history as the maker, so that tools show our entries like those of
-/// other builders.
+use jiff::Timestamp;
+use oci::{
+    Descriptor, HistoryItem, ImageConfig, ImageConfigFile, Manifest, Platform, RootFs,
+    media_type::{CONFIG, LAYER, MANIFEST},
+};
+use store::{DiffId, Digest, Layer, Store, StoreError};
+
+use crate::pull::BaseImage;
+
+/// Comment of our history entries. Tools recognise it, and show them like those of other builders.
 const COMMENT: &str = "buildkit.dockerfile.v0";
+
+/// Why an image cannot be assembled.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// Another process removed a layer of the image.
+    #[error("layer {0} is no longer in the store; build again")]
+    LayerGone(DiffId),
+    /// A document cannot be written.
+    #[error("cannot write the image as JSON")]
+    Json(#[source] serde_json::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// One instruction of the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
     /// The instruction as it is shown, such as `RUN /bin/sh -c make # buildkit`.
     pub created_by: String,
-    /// The layer that it made; none if it changed the configuration only.
+    /// Its layer; none if it changed only the configuration.
     pub layer: Option<Layer>,
 }
 
@@ -38,10 +52,10 @@ pub struct Assembled {
 }
 
 /// Writes configuration and manifest of an image: the base, if any, with `history` on top. `epoch`
-/// is the latest time, in seconds since 1970, that new entries may have.
+/// is the latest time that new entries may have, in seconds since 1970.
 ///
 /// # Errors
-/// The store failed, or a layer of the base is gone.
+/// See [`AssembleError`].
 pub fn assemble(
     store: &Store,
     base: Option<&BaseImage>,
@@ -50,7 +64,7 @@ pub fn assemble(
     platform: &Platform,
     history: &[HistoryEntry],
     epoch: Option<i64>,
-) -> Result<Assembled, ImageError> {
+) -> Result<Assembled, AssembleError> {
     let file = config_file(base, config, author, platform, history, epoch);
     let layers = file.rootfs.diff_ids.clone();
     let bytes = to_json(&file)?;
@@ -101,19 +115,13 @@ fn config_file(
     }
 }
 
-fn describe(store: &Store, layer: DiffId) -> Result<Descriptor, ImageError> {
-    let found = store.layer(layer)?.ok_or_else(|| ImageError::Unusable {
-        name: "of this build".to_owned(),
-        reason: format!("its layer {layer} has gone from the store; build again"),
-    })?;
+fn describe(store: &Store, layer: DiffId) -> Result<Descriptor, AssembleError> {
+    let found = store.layer(layer)?.ok_or(AssembleError::LayerGone(layer))?;
     Ok(Descriptor::new(LAYER, layer.digest(), found.size))
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, ImageError> {
-    serde_json::to_vec(value).map_err(|error| ImageError::Unusable {
-        name: "of this build".to_owned(),
-        reason: format!("it cannot be written as JSON ({error})"),
-    })
+fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, AssembleError> {
+    serde_json::to_vec(value).map_err(AssembleError::Json)
 }
 
 /// The base's history, then ours. Entries without a time of their own take that of the first new

@@ -2,7 +2,7 @@
 //! the members that Docker adds).
 //!
 //! The law: equal values give equal bytes, and empty members are left out. What a registry sends
-//! is read leniently: `null` is the same as absent, and members we do not know are passed over.
+//! is read leniently: `null` is the same as absent, and unknown members are ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,10 @@ use serde::de::IgnoredAny;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use store::DiffId;
+
+use crate::manifest::DescribedPlatform;
+use crate::platform::Platform;
+use crate::select::suits;
 
 /// What a container started from the image does: the `config` member.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +58,7 @@ pub struct ImageConfig {
         deserialize_with = "or_default"
     )]
     pub stop_signal: String,
-    /// How to find out whether the program is well.
+    /// How to check whether the program is healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
     /// Shell of the shell form of instructions; empty means `/bin/sh -c`.
@@ -63,12 +67,12 @@ pub struct ImageConfig {
     /// Instructions that run in images built from this one.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
     pub on_build: Vec<String>,
-    /// The command was quoted already; matters on Windows only, but Docker always writes it.
+    /// The command is quoted already. Matters on Windows only, but Docker always writes it.
     #[serde(skip_serializing_if = "is_false", deserialize_with = "or_default")]
     pub args_escaped: bool,
 }
 
-/// How to find out whether a container is well. Durations are in nanoseconds; zero is the default.
+/// How to check whether a container is healthy. Durations are in nanoseconds; zero is the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Healthcheck {
@@ -99,16 +103,16 @@ pub struct ImageConfigFile {
     /// Processor architecture, such as `amd64`.
     #[serde(deserialize_with = "or_default")]
     pub architecture: String,
-    /// Who made the image.
+    /// Author of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
     /// What a container does.
     #[serde(deserialize_with = "or_default")]
     pub config: ImageConfig,
-    /// When the image was made (RFC 3339).
+    /// Time of creation (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    /// How each layer came to be, oldest first.
+    /// How each layer was made, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "or_default")]
     pub history: Vec<HistoryItem>,
     /// Operating system, such as `linux`.
@@ -123,6 +127,20 @@ pub struct ImageConfigFile {
     /// Variant of the architecture, such as `v7`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+}
+
+impl ImageConfigFile {
+    /// Whether the image runs on `platform`. One that names no platform is assumed to.
+    #[must_use]
+    pub fn suits(&self, platform: &Platform) -> bool {
+        let described = DescribedPlatform {
+            architecture: self.architecture.clone(),
+            os: self.os.clone(),
+            os_version: None,
+            variant: self.variant.clone(),
+        };
+        suits(&described, platform)
+    }
 }
 
 /// The layers of an image, lowest first.
@@ -150,7 +168,7 @@ impl Default for RootFs {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HistoryItem {
-    /// When (RFC 3339).
+    /// Time of creation (RFC 3339).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     /// The instruction.
@@ -159,19 +177,19 @@ pub struct HistoryItem {
         deserialize_with = "or_default"
     )]
     pub created_by: String,
-    /// Who.
+    /// Author of the entry.
     #[serde(
         skip_serializing_if = "String::is_empty",
         deserialize_with = "or_default"
     )]
     pub author: String,
-    /// What made the entry.
+    /// Free text, such as the program that made the entry.
     #[serde(
         skip_serializing_if = "String::is_empty",
         deserialize_with = "or_default"
     )]
     pub comment: String,
-    /// The entry stands for no layer.
+    /// The entry has no layer.
     #[serde(skip_serializing_if = "is_false", deserialize_with = "or_default")]
     pub empty_layer: bool,
 }
