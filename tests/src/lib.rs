@@ -1,13 +1,10 @@
-//! What every end-to-end test needs: a store of its own, a context, the `cofferdam` binary and a
-//! VM image, and the oracle (`store check`) that ends each test.
+//! Support for end-to-end tests: a store for each test, a build context, the `cofferdam` binary, the
+//! guest image, and the oracle (`store check`) at the end of each test.
 //!
-//! The binary and the image come from the environment (`COFFERDAM_BIN`, `COFFERDAM_VM_IMAGE`), set
-//! by `cargo xtask test` and `cargo xtask vm-test`.
+//! `cargo xtask test` and `cargo xtask vm-test` set the environment variables that name the binary
+//! and the guest image (`COFFERDAM_BIN`, `COFFERDAM_VM_IMAGE`).
 #![forbid(unsafe_code)]
-#![expect(
-    clippy::expect_used,
-    reason = "a test that cannot be set up has failed"
-)]
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
@@ -20,20 +17,20 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Longest time that any single command of a test may take. Emulated VMs are slow, hangs are longer.
+/// Longest time that a single command of a test may take. Emulated VMs are slow, hangs take longer.
 pub const BOUND: Duration = Duration::from_secs(240);
 
 /// A Dockerfile prefix: an image with busybox as its shell and tools.
 pub const BUSYBOX: &str = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n";
 
-/// A store, a context and the means to build.
+/// A store, a build context, and commands on them.
 #[derive(Debug)]
 pub struct Bench {
     dir: TempDir,
     transport: Option<&'static str>,
 }
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Done {
     /// Exit status; `None` if a signal ended it.
@@ -45,7 +42,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// Panics with everything that was said unless the status is `want`.
+    /// Panics with all output unless the status is `want`.
     #[track_caller]
     #[must_use]
     pub fn expect_status(self, want: i32) -> Self {
@@ -95,7 +92,7 @@ impl Bench {
         bench
     }
 
-    /// The same, for builds whose VMs reach their vsock device by this driver.
+    /// [`Self::new`] for builds whose VMs use this driver of the vsock device.
     #[must_use]
     pub fn on(transport: &'static str) -> Self {
         Self {
@@ -145,8 +142,8 @@ impl Bench {
             .args(args)
             .env("COFFERDAM_STORE", self.store())
             .env("COFFERDAM_VM_IMAGE", needed("COFFERDAM_VM_IMAGE"))
-            // Each test has a store of its own, so none would remember what another one found out
-            // about this machine's KVM; xtask finds out once.
+            // A store remembers whether KVM works, and each test has a store of its own; so xtask
+            // finds out once.
             .env(
                 "COFFERDAM_ACCEL",
                 std::env::var_os("COFFERDAM_ACCEL").unwrap_or_else(|| "auto".into()),
@@ -164,7 +161,7 @@ impl Bench {
         run(self.build_command(args))
     }
 
-    /// The command behind [`Self::build`], for a Dockerfile that is written already.
+    /// The command of [`Self::build`], for a Dockerfile that exists already.
     #[must_use]
     pub fn build_command(&self, args: &[&str]) -> Command {
         self.cofferdam(
@@ -183,7 +180,7 @@ impl Bench {
         assert_eq!(self.monitors(), Vec::<u32>::new(), "a VM is left over");
     }
 
-    /// Process ids of VM monitors that have to do with this store.
+    /// Process ids of the VM monitors of this store.
     #[must_use]
     pub fn monitors(&self) -> Vec<u32> {
         let store = self.store().display().to_string();
@@ -203,19 +200,10 @@ impl Bench {
     pub fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !condition() {
-            assert!(begin.elapsed() < BOUND, "still not so: {what}");
+            assert!(begin.elapsed() < BOUND, "timed out: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-}
-
-/// Says that a test shows nothing on this machine.
-#[expect(
-    clippy::print_stderr,
-    reason = "who runs the tests must know what was skipped"
-)]
-pub fn skip(why: &str) {
-    eprintln!("skipped: {why}");
 }
 
 /// The value of a variable that xtask sets.
@@ -287,7 +275,7 @@ pub fn list(root: &Path) -> BTreeMap<String, String> {
         .map(|(path, facts)| {
             let mut facts: Vec<&str> = facts.split(' ').collect();
             if facts.first() == Some(&"d") {
-                facts.remove(3); // the size of a directory is the file system's own affair
+                facts.remove(3); // the size of a directory depends on the file system
             }
             (path.to_owned(), facts.join(" ").trim_end().to_owned())
         })

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use tests::{BUSYBOX, Bench, list, run, skip, unpack};
+use tests::{BUSYBOX, Bench, list, run, unpack};
 
 #[test]
-fn a_step_changes_exactly_what_it_changed() {
+fn a_layer_has_exactly_the_changes_of_its_step() {
     let bench = Bench::new();
     let dockerfile = format!(
         "{BUSYBOX}\
@@ -67,7 +67,7 @@ fn a_build_with_nothing_new_is_all_hits_and_starts_no_process() {
     let first = bench
         .build(&dockerfile, &["-q", "-t", "cached"])
         .expect_status(0);
-    // No search path: a build that wanted QEMU could not find it.
+    // No search path: a build that needed QEMU could not find it.
     let mut again = bench.build_command(&["-t", "cached"]);
     again.env("PATH", "/nonexistent");
     let again = run(again).expect_status(0);
@@ -143,7 +143,7 @@ fn a_step_that_ran_again_with_equal_content_keeps_what_follows_cached() {
 }
 
 #[test]
-fn a_step_sees_the_user_directory_and_environment_that_it_was_given() {
+fn a_step_has_its_user_directory_and_environment() {
     let bench = Bench::new();
     bench.write(
         "passwd",
@@ -180,23 +180,23 @@ fn a_large_layer_arrives_whole_in_both_directions() {
     bench.check_clean();
 }
 
+/// Only root may set the second attribute.
 #[test]
-fn attributes_survive_a_change_in_the_vm() {
+#[ignore = "needs root"]
+fn as_root_attributes_survive_a_change_in_the_vm() {
     let bench = Bench::new();
     bench.write("tree/noted", "text");
     let noted = bench.context().join("tree/noted");
-    // One that every file system of a developer has, and one that file systems treat specially:
-    // cap_net_bind_service, as setcap writes it.
+    // A user attribute, and one that file systems treat specially: cap_net_bind_service, as setcap
+    // writes it.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let wanted = [
         ("user.note", &b"a\0b"[..]),
         ("security.capability", &capability),
     ];
     for (name, value) in wanted {
-        if let Err(error) = xattr::set(&noted, name, value) {
-            skip(&format!("{name} cannot be set here: {error}"));
-            return;
-        }
+        xattr::set(&noted, name, value)
+            .unwrap_or_else(|error| panic!("cannot set {name}: {error}"));
     }
     let mut tar = Command::new("tar");
     tar.args([
@@ -208,7 +208,7 @@ fn attributes_survive_a_change_in_the_vm() {
         "tree",
     ]);
     let _made = run(tar.current_dir(bench.context())).expect_status(0);
-    // What is changed is copied up, with all that it has.
+    // The changed file is copied up, with all its attributes.
     let dockerfile =
         format!("{BUSYBOX}ADD tree.tar /\nRUN touch -d '2001-02-03 04:05:06' /tree/noted\n");
     let layout = bench.out().join("layout");
@@ -259,11 +259,10 @@ fn events_are_one_json_object_a_line() {
     bench.check_clean();
 }
 
+/// As another user, every other test shows this.
 #[test]
-fn nothing_needs_root() {
-    if !nix::unistd::geteuid().is_root() {
-        return; // then every test shows it
-    }
+#[ignore = "needs root"]
+fn as_root_a_build_needs_no_privilege() {
     let bench = Bench::new();
     let nobody = 65_534;
     let mut chown = Command::new("chown");
@@ -277,10 +276,8 @@ fn nothing_needs_root() {
         command.uid(nobody).gid(nobody).env("HOME", "/nonexistent");
         command
     };
-    if run(as_nobody(bench.cofferdam(["version"]))).status != Some(0) {
-        skip("user 65534 may not run the binary where it is");
-        return;
-    }
+    // If this fails, user 65534 may not execute the binary where it is.
+    let _version = run(as_nobody(bench.cofferdam(["version"]))).expect_status(0);
     let output = format!("type=tar,dest={}", bench.out().join("tree.tar").display());
     let done = run(as_nobody(bench.build_command(&["-o", &output]))).expect_status(0);
     assert!(

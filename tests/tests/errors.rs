@@ -1,4 +1,4 @@
-//! Bad input: a paragraph with file and line or path, the right exit status, nothing lost.
+//! Bad input: a message with file and line or path, the right exit status, nothing lost.
 
 use std::fs;
 use std::process::Stdio;
@@ -14,7 +14,7 @@ fn refused(dockerfile: &str, args: &[&str], status: i32, says: &[&str]) {
 }
 
 #[test]
-fn an_unknown_instruction_names_line_and_the_one_that_was_meant() {
+fn an_unknown_instruction_names_its_line_and_a_similar_one() {
     refused(
         "FROM scratch\nRNU true\n",
         &[],
@@ -85,7 +85,7 @@ fn a_missing_dockerfile_and_a_missing_context_name_the_path() {
 }
 
 #[test]
-fn a_program_that_is_not_in_the_image_is_said_so() {
+fn a_program_that_is_not_in_the_image_is_named() {
     let bench = Bench::new();
     let done = bench
         .build("FROM scratch\nCOPY busybox /busybox\nRUN true\n", &[])
@@ -140,7 +140,7 @@ fn a_corrupted_layout_is_refused_and_nothing_of_it_is_kept() {
 }
 
 #[test]
-fn places_of_results_are_looked_at_before_the_build() {
+fn destinations_are_checked_before_the_build() {
     let bench = Bench::new();
     bench.write("Dockerfile", "FROM scratch\nCOPY busybox /b\n");
     let twice = ["-o", "type=tar,dest=same", "-o", "type=oci,dest=same"];
@@ -154,13 +154,13 @@ fn places_of_results_are_looked_at_before_the_build() {
     bench.check_clean();
 }
 
-/// The directory is there and the disk has room, and still a result cannot be told: exit status,
-/// history and the description agree that the build failed.
+/// The directory exists and the disk has free space, but a result cannot be written: exit status,
+/// history and the metadata file agree that the build failed.
 #[test]
-fn a_result_that_cannot_be_told_is_a_failure_everywhere() {
+fn a_result_that_cannot_be_written_is_a_failure_everywhere() {
     let bench = Bench::new();
     bench.write("Dockerfile", "FROM scratch\nCOPY busybox /b\n");
-    // A name that leaves no room for that of the file that is written beside it.
+    // The temporary file beside it would have a name that is too long.
     let long = bench.out().join("i".repeat(255)).display().to_string();
     let (iid, described) = (bench.out().join("iid"), bench.out().join("described"));
     let (iid_file, metadata) = (iid.display().to_string(), described.display().to_string());
@@ -175,7 +175,7 @@ fn a_result_that_cannot_be_told_is_a_failure_everywhere() {
     let failed = run(bench.build_command(&options)).expect_status(125);
     failed.says(&[&reason]);
     check_history(&reason);
-    let text = fs::read_to_string(&described).expect("a description");
+    let text = fs::read_to_string(&described).expect("the metadata file");
     assert!(text.contains("\"exit\": 125"), "{text}");
     let options = ["--iidfile", &iid_file, "--metadata-file", &long];
     let failed = run(bench.build_command(&options)).expect_status(125);
@@ -187,7 +187,7 @@ fn a_result_that_cannot_be_told_is_a_failure_everywhere() {
     let ended = quiet.stderr(Stdio::piped()).spawn().expect("a build");
     let ended = ended.wait_with_output().expect("its end");
     assert_eq!(ended.status.code(), Some(125));
-    // It is not the disk of the store that is full.
+    // The disk of the store is not full.
     let said = String::from_utf8_lossy(&ended.stderr);
     assert!(said.contains("o space left"), "{said}");
     assert!(!said.contains("prune"), "{said}");

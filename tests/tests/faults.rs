@@ -1,9 +1,6 @@
-//! What must hold when something goes wrong: a clear error, the right exit status, nothing lost and
-//! nothing left over.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot be set up has failed"
-)]
+//! Builds in which something fails: a clear error, the right exit status, nothing lost and nothing
+//! left over.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::fs;
 use std::io::Write as _;
@@ -12,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::{BUSYBOX, Bench, finish, run, skip};
+use tests::{BUSYBOX, Bench, finish, run};
 
 /// A Dockerfile whose last step never ends.
 fn endless() -> String {
@@ -77,7 +74,7 @@ fn an_interrupt_ends_the_build_with_130_and_leaves_nothing() {
 fn a_second_signal_ends_the_build_at_once_and_leaves_nothing() {
     let bench = Bench::new();
     let (child, command) = start_endless(&bench);
-    // Both arrive before the build can do anything about the first.
+    // Both arrive before the build can react to the first.
     for signal in [
         Signal::SIGSTOP,
         Signal::SIGINT,
@@ -88,11 +85,11 @@ fn a_second_signal_ends_the_build_at_once_and_leaves_nothing() {
     }
     assert_eq!(finish(child, &command).status, Some(130));
     bench.until("the VM is gone", || bench.monitors().is_empty());
-    // It could not even say that it was cancelled.
+    // It had no time to record that it was cancelled.
     let list = run(bench.cofferdam(["history"])).expect_status(0);
     assert!(list.stdout.contains(" interrupted "), "{list:?}");
-    // A command settles what is left, and waits a second for the last of the VM.
-    bench.until("all is settled", || {
+    // The next command cleans up, and waits a second for the end of the VM.
+    bench.until("everything is cleaned up", || {
         run(bench.cofferdam(["store", "check"])).status == Some(0)
     });
     bench.check_clean();
@@ -151,7 +148,7 @@ fn a_failing_step_names_its_line_its_status_and_its_log() {
 }
 
 #[test]
-fn a_daemon_that_a_step_leaves_behind_is_dead_before_the_layer_is_taken() {
+fn a_daemon_that_a_step_leaves_behind_is_dead_before_the_layer_is_exported() {
     let bench = Bench::new();
     let dockerfile = format!(
         "{BUSYBOX}RUN (setsid sh -c 'while true; do echo x >>/late; sleep 0.01; done' &) ; sleep 0.3; echo end\n\
@@ -215,7 +212,7 @@ fn refused_socket(family: u8) -> Vec<u8> {
 }
 
 #[test]
-fn a_step_gets_no_socket_to_the_host_whoever_drives_the_device() {
+fn a_step_gets_no_socket_to_the_host_with_either_driver() {
     const AF_UNIX: u8 = 1;
     const AF_VSOCK: u8 = 40;
     for transport in ["ring", "kernel"] {
@@ -249,18 +246,14 @@ fn two_builds_of_the_same_steps_run_each_step_once() {
     bench.check_clean();
 }
 
-/// Puts the store on a file system of this size, or says why not.
-fn mount_small(bench: &Bench, size: &str) -> bool {
+/// Puts the store on a file system of this size.
+fn mount_small(bench: &Bench, size: &str) {
     fs::create_dir(bench.store()).unwrap();
     let mut mount = Command::new("mount");
     mount
         .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
         .arg(bench.store());
-    let mounted = run(mount).status == Some(0);
-    if !mounted {
-        skip("mounting a small file system needs root");
-    }
-    mounted
+    let _mounted = run(mount).expect_status(0);
 }
 
 fn unmount(bench: &Bench) {
@@ -270,11 +263,10 @@ fn unmount(bench: &Bench) {
 }
 
 #[test]
-fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
+#[ignore = "needs root"]
+fn as_root_a_full_disk_is_the_hosts_failure_and_loses_nothing() {
     let bench = Bench::new();
-    if !mount_small(&bench, "40m") {
-        return;
-    }
+    mount_small(&bench, "40m");
     bench.write("big", vec![7_u8; 60 << 20]);
     let done = bench.build("FROM scratch\nCOPY busybox /a\nCOPY big /big\n", &[]);
     fs::remove_file(bench.context().join("big")).unwrap();
@@ -287,19 +279,16 @@ fn a_full_disk_is_the_hosts_failure_and_loses_nothing() {
     assert_eq!(check.status, Some(0), "{check:?}");
 }
 
-/// The disk of the VM is a file on the disk of the host, and programs that write to it need not ask
-/// whether that worked. Nothing of such a step is kept.
 #[test]
-fn on_a_full_disk_whoever_only_looks_sees_all_and_a_prune_makes_room() {
+#[ignore = "needs root"]
+fn as_root_on_a_full_disk_read_only_commands_work_and_a_prune_frees_space() {
     let bench = Bench::new();
-    if !mount_small(&bench, "40m") {
-        return;
-    }
+    mount_small(&bench, "40m");
     let dockerfile = "FROM scratch\nCOPY busybox /kept\n";
     let built = bench.build(dockerfile, &["-t", "kept"]);
     let mut filler = fs::File::create(bench.store().join("filler")).unwrap();
     while filler.write_all(&[1; 4096]).is_ok() {}
-    let looks = [
+    let read_only = [
         &["images"][..],
         &["du"],
         &["history"],
@@ -307,7 +296,7 @@ fn on_a_full_disk_whoever_only_looks_sees_all_and_a_prune_makes_room() {
         &["history", "logs", "^0"],
         &["prune", "--dry-run"],
     ];
-    let looked = looks.map(|args| run(bench.cofferdam(args)));
+    let results = read_only.map(|args| run(bench.cofferdam(args)));
     let checked = run(bench.cofferdam(["store", "check"]));
     let removed = run(bench.cofferdam(["images", "rm", "kept"]));
     let pruned = run(bench.cofferdam(["prune", "--force"]));
@@ -317,22 +306,23 @@ fn on_a_full_disk_whoever_only_looks_sees_all_and_a_prune_makes_room() {
     let clean = run(bench.cofferdam(["store", "check"]));
     unmount(&bench);
     let _built = built.expect_status(0);
-    for done in looked {
-        let _looked = done.expect_status(0);
+    for done in results {
+        let _ok = done.expect_status(0);
     }
-    // There is a file that is not the store's.
+    // The filler does not belong to the store.
     assert!(checked.stdout.contains("1 findings"), "{checked:?}");
     for done in [removed, pruned, again, clean] {
         let _fine = done.expect_status(0);
     }
 }
 
+/// The disk of the VM is a file on the disk of the host, and a program need not check whether its
+/// writes succeeded. Nothing of such a step is kept.
 #[test]
-fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
+#[ignore = "needs root"]
+fn as_root_a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
     let bench = Bench::new();
-    if !mount_small(&bench, "100m") {
-        return;
-    }
+    mount_small(&bench, "100m");
     let heedless = format!("{BUSYBOX}RUN dd if=/dev/zero of=/big bs=1M count=200\n");
     let heedless = bench.build(&heedless, &[]);
     let careful = format!("{BUSYBOX}RUN dd if=/dev/zero of=/big bs=1M count=200 conv=fsync\n");
@@ -348,20 +338,19 @@ fn a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_fault() {
 }
 
 #[test]
-fn a_build_makes_room_where_there_is_little() {
+#[ignore = "needs root"]
+fn as_root_a_build_prunes_when_free_space_is_low() {
     let bench = Bench::new();
-    if !mount_small(&bench, "100m") {
-        return;
-    }
+    mount_small(&bench, "100m");
     let dockerfile = "FROM scratch\nCOPY big /big\n";
     let mut said = String::new();
     let mut statuses = Vec::new();
-    // Twice as much as there is room for, and the first of it is the image `kept`.
+    // Twice as much as fits, and the first layer is the image `kept`.
     for number in 0..10_u8 {
         bench.write("big", vec![number; 20 << 20]);
         let tag = if number == 0 { "kept" } else { "other" };
         let marks: &[&str] = &["--min-free-space", "30m"];
-        // Without a mark of its own a build makes room when a write fails.
+        // Without the option a build prunes when a write fails.
         let marks = if number % 3 == 0 { &[] } else { marks };
         let done = bench.build(dockerfile, &[&["-t", tag], marks].concat());
         statuses.push(done.status);
@@ -381,7 +370,7 @@ fn a_build_makes_room_where_there_is_little() {
 }
 
 #[test]
-fn what_nothing_needs_can_be_pruned_and_made_again() {
+fn unused_layers_can_be_pruned_and_rebuilt() {
     let bench = Bench::new();
     let kept = format!("{BUSYBOX}RUN echo kept >/kept\n");
     let dropped = format!("{BUSYBOX}RUN head -c 9000000 /dev/urandom >/dropped\n");
@@ -415,7 +404,7 @@ fn what_nothing_needs_can_be_pruned_and_made_again() {
 }
 
 #[test]
-fn a_damaged_database_is_made_anew_from_the_layers() {
+fn a_damaged_database_is_rebuilt_from_the_layers() {
     let bench = Bench::new();
     let dockerfile = format!("{BUSYBOX}RUN echo made >/made\n");
     let _built = bench.build(&dockerfile, &[]).expect_status(0);
@@ -433,16 +422,16 @@ fn a_damaged_database_is_made_anew_from_the_layers() {
     bench.check_clean();
 }
 
-/// The pages of a table are gone, and those that opening a store reads are not.
+/// The pages of two tables are damaged, but none that is read when a store is opened.
 #[test]
-fn a_database_that_is_damaged_in_the_middle_is_made_anew_too() {
+fn a_database_that_is_damaged_in_the_middle_is_rebuilt_too() {
     let bench = Bench::new();
     let dockerfile = "FROM scratch\nCOPY busybox /b\n";
     let _built = bench.build(dockerfile, &[]).expect_status(0);
     let path = bench.store().join("store.db");
     let database = rusqlite::Connection::open(&path).unwrap();
-    let folded = database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-    folded.unwrap();
+    let checkpoint = database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    checkpoint.unwrap();
     let page = |table: &str| {
         let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
         let found = database.query_row(sql, [table], |row| row.get::<_, u32>(0));

@@ -3,7 +3,7 @@
 use tests::{BUSYBOX, Bench};
 
 #[test]
-fn rebuild_passes_a_step_that_makes_the_same_again() {
+fn rebuild_accepts_a_step_that_makes_the_same_layer_again() {
     let bench = Bench::new();
     bench.write("file", "hello");
     let dockerfile = format!(
@@ -21,7 +21,7 @@ fn rebuild_passes_a_step_that_makes_the_same_again() {
 }
 
 #[test]
-fn rebuild_names_the_paths_of_a_step_that_makes_something_else_and_keeps_what_is_stored() {
+fn rebuild_names_the_paths_that_differ_and_keeps_what_is_stored() {
     let bench = Bench::new();
     let dockerfile = format!(
         "{BUSYBOX}RUN cat /proc/sys/kernel/random/uuid >/x && mkdir /kept && echo same >/kept/y\n\
@@ -34,7 +34,7 @@ fn rebuild_names_the_paths_of_a_step_that_makes_something_else_and_keeps_what_is
         "\n/x changed (content)\n",
         "DIFFERS: 1 step made something else than before",
     ]);
-    // The step above it ran on the stored /x, so it made the same again.
+    // The next step ran on the stored /x, so it made the same layer again.
     assert!(!done.stderr.contains("/z changed"), "{}", done.stderr);
     assert!(!done.stderr.contains("/kept/y changed"), "{}", done.stderr);
     let again = bench.build(&dockerfile, &["-q"]).expect_status(0);

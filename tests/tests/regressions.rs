@@ -1,4 +1,4 @@
-//! What was broken once, found by somebody who tried.
+//! Bugs that users found, one test each.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use tests::{BUSYBOX, Bench, finish, run};
 
 /// Steps that change nothing have equal layers, and no file system takes a layer twice.
 #[test]
-fn equal_layers_can_lie_below_a_step() {
+fn a_step_may_have_equal_layers_below_it() {
     let bench = Bench::new();
     bench.write("a", "a");
     let dockerfile = format!(
@@ -21,9 +21,9 @@ fn equal_layers_can_lie_below_a_step() {
     bench.check_clean();
 }
 
-/// A step writes into a directory that only the builder has made.
+/// A step writes into a directory that the builder created.
 #[test]
-fn directories_that_the_builder_made_have_usual_modes() {
+fn directories_that_the_builder_created_have_default_modes() {
     let bench = Bench::new();
     let dockerfile = format!("{BUSYBOX}RUN ls -ld /etc && echo root:x:0:0::/: >/etc/passwd\n");
     let dest = bench.out().join("tree");
@@ -36,9 +36,9 @@ fn directories_that_the_builder_made_have_usual_modes() {
     bench.check_clean();
 }
 
-/// The same name means something else in a layer, so it is the step's mistake and not the VM's.
+/// In a layer the name is a whiteout, so it is an error of the step, not of the VM.
 #[test]
-fn a_name_that_removes_something_in_a_layer_is_the_steps_mistake() {
+fn a_file_that_is_named_like_a_whiteout_is_an_error_of_the_step() {
     let bench = Bench::new();
     let dockerfile = format!("{BUSYBOX}RUN mkdir /t && touch /t/.wh.foo\n");
     let done = bench.build(&dockerfile, &[]).expect_status(1);

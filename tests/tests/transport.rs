@@ -1,9 +1,6 @@
-//! What a user's build bears: a guest that is slow, a terminal that is gone, a machine that sleeps,
-//! large inputs. On each of the paths to the guest where that can matter.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot be set up has failed"
-)]
+//! Builds under adverse conditions: a slow guest, a closed terminal, a suspended machine, large inputs;
+//! with either driver of the guest where that can matter.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -17,13 +14,13 @@ use nix::unistd::Pid;
 use tests::{BUSYBOX, Bench, finish, run};
 
 /// The drivers that a guest may have.
-const PATHS: [&str; 2] = ["ring", "kernel"];
+const DRIVERS: [&str; 2] = ["ring", "kernel"];
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
-/// Ends a child's output in a file, so that nothing waits for us.
+/// Redirects standard error to a file, so that the child never waits for the test.
 fn to_file(bench: &Bench, command: &mut Command, name: &str) -> std::path::PathBuf {
     let path = bench.out().join(name);
     command
@@ -32,8 +29,7 @@ fn to_file(bench: &Bench, command: &mut Command, name: &str) -> std::path::PathB
     path
 }
 
-/// The largest private memory of a process while it runs, in MiB. What it shares with its guest,
-/// whose memory is mapped, is not its own.
+/// The peak private memory of a process, in MiB. The mapped memory of its guest does not count.
 fn watch_memory(child: &Child) -> thread::JoinHandle<u64> {
     let path = format!("/proc/{}/status", child.id());
     thread::spawn(move || {
@@ -51,8 +47,8 @@ fn watch_memory(child: &Child) -> thread::JoinHandle<u64> {
     })
 }
 
-/// A QEMU whose guest disk takes so many writes in a second. (Not bytes: discards of a new disk would
-/// count as such.) Returns the search path with it.
+/// A QEMU whose guest disk accepts so many writes per second (not bytes, because discards of a new
+/// disk would count as bytes). Returns a search path with it.
 fn slow_disk(bench: &Bench, writes: u64) -> String {
     let change = "driver=raw,node-name=disk,*) \
                   word=\"driver=raw,node-name=plain,${word#driver=raw,node-name=disk,}\"";
@@ -63,8 +59,8 @@ fn slow_disk(bench: &Bench, writes: u64) -> String {
     other_qemu(bench, change, &more)
 }
 
-/// A QEMU with one of its arguments changed, by a branch of the shell's `case`, and with more of them.
-/// Returns the search path with it.
+/// A QEMU with a changed argument (a branch of the shell's `case`) and with additional ones. Returns a
+/// search path with it.
 fn other_qemu(bench: &Bench, change: &str, more: &str) -> String {
     let dir = bench.out().join("bin");
     fs::create_dir_all(&dir).unwrap();
@@ -93,7 +89,7 @@ exec qemu-system-x86_64 "$@" {more}
 fn a_slow_disk_in_the_guest_costs_the_host_time_and_no_memory() {
     const MIB: usize = 160;
     thread::scope(|scope| {
-        for path in PATHS {
+        for path in DRIVERS {
             scope.spawn(move || {
                 let bench = Bench::new();
                 bench.write("big", vec![7; MIB << 20]);
@@ -120,12 +116,12 @@ fn a_slow_disk_in_the_guest_costs_the_host_time_and_no_memory() {
     });
 }
 
-/// Longer than any heartbeat may stay unanswered and any packet may stay undone.
+/// Longer than the limits for an unanswered heartbeat and an unprocessed packet.
 #[test]
-fn a_builder_that_sleeps_for_long_goes_on_where_it_was() {
+fn a_builder_that_is_stopped_for_long_continues() {
     const ASLEEP: Duration = Duration::from_secs(62);
     thread::scope(|scope| {
-        for path in PATHS {
+        for path in DRIVERS {
             scope.spawn(move || {
                 let bench = Bench::new();
                 let step =
@@ -153,11 +149,11 @@ fn a_builder_that_sleeps_for_long_goes_on_where_it_was() {
     });
 }
 
-/// A step that prints ten mebibytes, each line another one.
+/// A step that prints ten mebibytes in distinct lines.
 const PRINTS: &str = "seq 1000000 2398101";
 const PRINTED: usize = (2_398_101 - 1_000_000 + 1) * 8;
 
-/// The log of the last build, without what stands before each line.
+/// The numbers in the log of the last build, without the prefixes of its lines.
 fn log_of(bench: &Bench) -> Vec<u64> {
     let logs = run(bench.cofferdam(["history", "logs"])).expect_status(0);
     let lines = logs.stdout.lines().filter(|line| !line.contains("seq"));
@@ -172,24 +168,24 @@ fn check_log(bench: &Bench) {
     assert!(numbers.iter().copied().eq(1_000_000..=2_398_101));
 }
 
-/// Nothing that becomes of the display changes a build, or what its log holds.
+/// A display that fails changes neither the build nor its log.
 #[test]
-fn a_build_ends_as_it_would_whoever_reads_what_it_says() {
-    PATHS.into_iter().for_each(check_readers);
+fn a_build_does_not_depend_on_the_reader_of_its_output() {
+    DRIVERS.into_iter().for_each(check_readers);
 }
 
 fn check_readers(path: &'static str) {
     let bench = Bench::on(path);
     bench.write("Dockerfile", format!("{BUSYBOX}RUN {PRINTS}\n"));
 
-    // Nobody wants to see anything.
+    // Without progress output.
     let mut quiet = bench.cofferdam(["build", "--quiet", "."]);
     let done = run(&mut quiet).expect_status(0);
     assert!(!done.stderr.contains("1000000"), "{}", done.stderr);
     check_log(&bench);
     bench.check_clean();
 
-    // One line is read, and then nobody is there.
+    // The reader reads one line and closes the pipe.
     let mut gone = bench.build_command(&["--no-cache"]);
     gone.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = gone.spawn().unwrap();
@@ -202,7 +198,7 @@ fn check_readers(path: &'static str) {
     check_log(&bench);
     bench.check_clean();
 
-    // The pipe stays open and nobody reads.
+    // The pipe stays open, but is never read.
     let mut deaf = bench.build_command(&["--no-cache"]);
     deaf.stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = deaf.spawn().unwrap();
@@ -213,10 +209,10 @@ fn check_readers(path: &'static str) {
     bench.check_clean();
 }
 
-/// Where a queue or a frame of 16 or 64 KiB could end.
+/// Sizes around those of a queue or a frame of 16 or 64 KiB.
 #[test]
 fn dockerfiles_and_arguments_of_any_size_work_or_name_their_limit() {
-    PATHS.into_iter().for_each(check_sizes);
+    DRIVERS.into_iter().for_each(check_sizes);
 }
 
 fn check_sizes(path: &'static str) {
@@ -225,7 +221,7 @@ fn check_sizes(path: &'static str) {
     for kib in [15, 16, 17, 64, 1024] {
         let dockerfile = format!("{}FROM scratch\nCOPY busybox /b\n", comment(kib));
         let _built = bench.build(&dockerfile, &[]).expect_status(0);
-        // As one instruction too, which travels to the guest.
+        // As one instruction too, which is sent to the guest.
         if [17, 64].contains(&kib) {
             let script = format!("{BUSYBOX}RUN <<E\n{}echo size-{kib}\nE\n", comment(kib));
             let built = bench.build(&script, &[]).expect_status(0);
@@ -234,7 +230,7 @@ fn check_sizes(path: &'static str) {
     }
     bench.check_clean();
 
-    // Arguments of a mebibyte together reach a step; a single one is limited by the kernel.
+    // A step gets a mebibyte of arguments; the kernel limits the length of a single one.
     let names: Vec<String> = (0..16).map(|n| format!("A{n}")).collect();
     let declared: String = names.iter().map(|name| format!("ARG {name}\n")).collect();
     let dockerfile = format!("{BUSYBOX}{declared}RUN echo ${{#A0}} ${{#A15}}\n");
@@ -248,7 +244,7 @@ fn check_sizes(path: &'static str) {
     built.says(&["65536 65536"]);
     bench.check_clean();
 
-    // What is too long is named, and by its limit.
+    // What is too long is refused with the limit.
     let line = format!("# {}\nFROM scratch\n", "x".repeat(65 << 10));
     bench.build(&line, &[]).expect_status(1).says(&["65535"]);
     let parts = format!("{}\\\n", "v".repeat(50 << 10)).repeat(4);
@@ -260,11 +256,11 @@ fn check_sizes(path: &'static str) {
     bench.check_clean();
 }
 
-/// Our own driver needs hugepages, and a module to get at the device. A processor without large pages
-/// has none of the former, and a kernel may be without the latter: then the kernel's driver has the
-/// device, or gets it back, nobody having asked for the other.
+/// Our own driver needs hugepages, and a module to access the device. A processor without large pages
+/// has no hugepages, and a kernel may be without the module: then the kernel's driver keeps the device,
+/// or gets it back, unless the user asked for `ring`.
 #[test]
-fn a_guest_that_cannot_have_the_ring_takes_the_kernels_driver() {
+fn a_guest_that_cannot_use_the_ring_falls_back_to_the_kernels_driver() {
     for change in [
         "max,*) word=\"$word,-pse\"",
         "*no_timer_check*) word=\"$word module_blacklist=uio_pci_generic\"",

@@ -11,6 +11,7 @@ mod fuzz;
 mod image;
 mod lint;
 mod peers;
+mod requirements;
 mod runner;
 mod setup;
 mod shell;

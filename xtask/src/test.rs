@@ -10,6 +10,7 @@ use crate::build;
 use crate::fuzz;
 use crate::image;
 use crate::peers::Peers;
+use crate::requirements::harness_arguments;
 use crate::runner::{self, Totals};
 use crate::setup;
 use crate::shell::{self, say};
@@ -95,7 +96,10 @@ fn tests_of_crates(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()
     let peers = Peers::obtain(&bench.workspace)?;
     let crates = ["--workspace", "--exclude", "tests"];
     let mut command = cargo_test(bench, args, &[&crates[..], &["--all-targets"]].concat());
-    command.args(["--"]).args(runner::TIMED);
+    command
+        .args(["--"])
+        .args(runner::TIMED)
+        .args(harness_arguments());
     if args.full {
         command.env("STORE_PROOF_WIDTH", FULL_PROOF_WIDTH);
         command.env("COFFERDAM_STALL", FULL_STALL);
@@ -115,6 +119,7 @@ fn builds_in_vms(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> 
     command.args(["--", "--test-threads", VMS]);
     command
         .args(runner::TIMED)
+        .args(harness_arguments())
         .env("COFFERDAM_BIN", &bench.cofferdam)
         .env("COFFERDAM_ACCEL", accelerator)
         .env(

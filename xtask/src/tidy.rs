@@ -116,6 +116,59 @@ fn documents_name_only_paths_that_exist() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// The levels of the table of faults, and the directories of their tests.
+const FAULT_LEVELS: &[(&str, &str)] = &[
+    ("testbed", "host/vsock-device/tests/ring"),
+    ("device", "host/vsock-device/tests/device"),
+    ("pairs", "host/launcher/src/session"),
+    ("boot", "host/launcher/src/vm"),
+    ("VM", "host/launcher/src/executor"),
+    ("build", "tests/tests"),
+];
+
+#[test]
+fn the_table_of_faults_names_only_tests_that_exist() {
+    let document = root().join("docs/faults.md");
+    let text = std::fs::read_to_string(document).unwrap();
+    let mut named = 0;
+    for line in text.lines() {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let &[_, _, level, test] = &cells[..] else {
+            continue;
+        };
+        let Some(test) = test
+            .strip_prefix('`')
+            .and_then(|rest| rest.strip_suffix('`'))
+        else {
+            continue;
+        };
+        let level = level.trim_end_matches(" ×2");
+        let dir = FAULT_LEVELS.iter().find(|(name, _)| *name == level);
+        let (_, dir) = dir.unwrap_or_else(|| panic!("unknown level in {line}"));
+        assert!(has_test(&root().join(dir), test), "no test {test} in {dir}");
+        named += 1;
+    }
+    assert!(named > 50, "the table was not read: {named} tests");
+}
+
+/// Whether a module with one of the names before the last `::` has a test with the last name, or one
+/// for each driver of the guest. A name without `::` is that of a module.
+fn has_test(dir: &Path, path: &str) -> bool {
+    let (modules, name) = path.rsplit_once("::").unwrap_or((path, ""));
+    let mut of_modules = files(dir, &["rs"]).into_iter().filter(|file| {
+        let stem = file.with_extension("");
+        let stem = stem.strip_prefix(dir).unwrap_or(&stem);
+        let stem = stem.to_string_lossy();
+        let stem = stem.trim_end_matches("/mod");
+        modules.split("::").any(|module| stem.ends_with(module))
+    });
+    of_modules.any(|file| {
+        let text = std::fs::read_to_string(file).unwrap();
+        let has = |suffix: &str| text.contains(&format!("fn {name}{suffix}("));
+        name.is_empty() || has("") || has("_on_the_ring") && has("_on_the_kernels_driver")
+    })
+}
+
 /// Files of the tree with one of these extensions.
 fn files(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -1,10 +1,10 @@
-//! Which engine executes the guest: the processor through KVM, or an emulator.
+//! The choice of the accelerator: KVM or emulation.
 //!
-//! Whether KVM works is found out by trying. A `/dev/kvm` that can be opened proves nothing: on
-//! some nested hosts QEMU aborts at once, on others the guest never says a word. So a boot under
-//! KVM that stays silent for a while is killed and done again by emulation, and the verdict is
-//! remembered for this boot of the host, this QEMU and this kernel, since each of them may change
-//! it. The memory is a hint: if it is lost, the next boot tries again.
+//! Only a boot shows whether KVM works. A `/dev/kvm` that can be opened proves nothing: on some
+//! nested hosts QEMU aborts at once, on others the guest never starts. So a boot under KVM whose
+//! guest stays silent for a while is killed and repeated by emulation, and the verdict is remembered
+//! for this boot of the host, this QEMU and this kernel, since each of them may change it. The
+//! verdict is a hint: if it is lost, the next boot tries KVM again.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -13,9 +13,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::monitor::qemu::Engine;
+use crate::monitor::machine::Accelerator;
 
-/// What the user wants.
+/// The accelerator that the user wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Accel {
     /// KVM if it works here, else emulation.
@@ -23,35 +23,35 @@ pub enum Accel {
     Auto,
     /// KVM or nothing.
     Kvm,
-    /// Emulation. Slow, and works everywhere.
+    /// Emulation: slow, but works everywhere.
     Tcg,
 }
 
 /// Text that names no accelerator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an accelerator: use auto, kvm or tcg")]
-pub struct NotAnAccel(pub String);
+#[error("unknown accelerator `{0}`: use auto, kvm or tcg")]
+pub struct UnknownAccel(pub String);
 
 impl FromStr for Accel {
-    type Err = NotAnAccel;
+    type Err = UnknownAccel;
 
-    fn from_str(text: &str) -> Result<Self, NotAnAccel> {
+    fn from_str(text: &str) -> Result<Self, UnknownAccel> {
         match text {
             "auto" => Ok(Self::Auto),
             "kvm" => Ok(Self::Kvm),
             "tcg" => Ok(Self::Tcg),
-            other => Err(NotAnAccel(other.into())),
+            other => Err(UnknownAccel(other.into())),
         }
     }
 }
 
-/// The device through which KVM is used.
+/// The device of KVM.
 pub(crate) const DEVICE: &str = "/dev/kvm";
 
-/// Name of the verdicts among the store's caches.
+/// Name of the verdicts among the store's cache files.
 pub(crate) const CACHE: &str = "accelerator";
 
-/// Verdicts that are kept: a few kernels and versions side by side on a developer's machine.
+/// Verdicts that are kept: a developer's machine has a few kernels and versions side by side.
 const KEPT: usize = 8;
 
 /// All that a verdict depends on.
@@ -65,15 +65,15 @@ pub(crate) struct Conditions {
     pub(crate) kernel: String,
 }
 
-/// What was found out about KVM: `None` that it works, else why it does not.
-type Trouble = Option<String>;
+/// Whether KVM works: `None`, or the reason why it does not.
+pub(crate) type Verdict = Option<String>;
 
 /// What earlier boots found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Verdicts(Vec<(Conditions, Trouble)>);
+pub(crate) struct Verdicts(Vec<(Conditions, Verdict)>);
 
 impl Verdicts {
-    /// Reads what [`Self::to_bytes`] wrote. Anything else is an empty memory.
+    /// Reads what [`Self::to_bytes`] wrote. Anything else counts as no verdicts.
     pub(crate) fn from_bytes(bytes: Option<&[u8]>) -> Self {
         bytes
             .and_then(|bytes| serde_json::from_slice(bytes).ok())
@@ -84,18 +84,18 @@ impl Verdicts {
         serde_json::to_vec(&self.0).unwrap_or_default()
     }
 
-    /// What is known under these conditions.
-    pub(crate) fn get(&self, conditions: &Conditions) -> Option<&Trouble> {
+    /// The verdict under these conditions.
+    pub(crate) fn get(&self, conditions: &Conditions) -> Option<&Verdict> {
         self.0
             .iter()
             .find(|(known, _)| known == conditions)
-            .map(|(_, trouble)| trouble)
+            .map(|(_, verdict)| verdict)
     }
 
     /// Remembers a verdict in front of the others.
-    pub(crate) fn set(&mut self, conditions: Conditions, trouble: Trouble) {
+    pub(crate) fn set(&mut self, conditions: Conditions, verdict: Verdict) {
         self.0.retain(|(known, _)| *known != conditions);
-        self.0.insert(0, (conditions, trouble));
+        self.0.insert(0, (conditions, verdict));
         self.0.truncate(KEPT);
     }
 }
@@ -103,8 +103,8 @@ impl Verdicts {
 /// How to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// With this engine; a failure is final.
-    Only(Engine, Option<String>),
+    /// With this accelerator, for this reason if the user did not choose it; a failure is final.
+    Only(Accelerator, Option<String>),
     /// With KVM first; if that fails, by emulation, and remember the verdict.
     TryKvm,
 }
@@ -112,18 +112,18 @@ pub(crate) enum Choice {
 /// Decides, from what the user wants, what is known, and whether the device can be opened.
 pub(crate) fn choose(
     wanted: Accel,
-    known: Option<&Trouble>,
+    known: Option<&Verdict>,
     device: impl FnOnce() -> io::Result<()>,
 ) -> Choice {
     match (wanted, known) {
-        (Accel::Kvm, _) => Choice::Only(Engine::Kvm, None),
-        (Accel::Tcg, _) => Choice::Only(Engine::Tcg, None),
-        (Accel::Auto, Some(Some(trouble))) => Choice::Only(Engine::Tcg, Some(trouble.clone())),
+        (Accel::Kvm, _) => Choice::Only(Accelerator::Kvm, None),
+        (Accel::Tcg, _) => Choice::Only(Accelerator::Tcg, None),
+        (Accel::Auto, Some(Some(problem))) => Choice::Only(Accelerator::Tcg, Some(problem.clone())),
         (Accel::Auto, Some(None) | None) => match device() {
-            // Even where it worked before it is only tried: then a host that was suspended and
-            // moved does not fail the build.
+            // Only tried, even where it worked before: then a host that was suspended and moved
+            // does not fail the build.
             Ok(()) => Choice::TryKvm,
-            Err(err) => Choice::Only(Engine::Tcg, Some(unusable(&err))),
+            Err(err) => Choice::Only(Accelerator::Tcg, Some(unusable(&err))),
         },
     }
 }
@@ -141,11 +141,14 @@ pub(crate) fn open_device() -> io::Result<()> {
 pub(crate) fn unusable(err: &io::Error) -> String {
     let kind = err.kind();
     if kind == io::ErrorKind::NotFound {
-        format!("{DEVICE} does not exist (no virtualization, or the kvm module is not loaded)")
+        format!(
+            "{DEVICE} does not exist: enable virtualization in the firmware or the outer VM, and load \
+             the kvm module"
+        )
     } else if kind == io::ErrorKind::PermissionDenied {
-        format!("{DEVICE} may not be opened (add yourself to the group `kvm`)")
+        format!("no permission to open {DEVICE}: add yourself to the group `kvm`")
     } else {
-        format!("{DEVICE} cannot be opened: {err}")
+        format!("cannot open {DEVICE}: {err}")
     }
 }
 
@@ -162,43 +165,43 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(wanted: Accel, known: Option<Trouble>, device: io::Result<()>, want: &Choice) {
+    fn check(wanted: Accel, known: Option<Verdict>, device: io::Result<()>, want: &Choice) {
         assert_eq!(choose(wanted, known.as_ref(), || device), *want);
     }
 
     #[test]
-    fn what_the_user_forces_is_done_whatever_is_known() {
+    fn the_choice_of_the_user_is_final() {
         let denied = || Err(io::ErrorKind::PermissionDenied.into());
         check(
             Accel::Kvm,
             Some(Some("bad".into())),
             denied(),
-            &Choice::Only(Engine::Kvm, None),
+            &Choice::Only(Accelerator::Kvm, None),
         );
         check(
             Accel::Tcg,
             Some(None),
             Ok(()),
-            &Choice::Only(Engine::Tcg, None),
+            &Choice::Only(Accelerator::Tcg, None),
         );
     }
 
     #[test]
-    fn kvm_is_tried_if_nothing_speaks_against_it() {
+    fn kvm_is_tried_unless_it_is_known_to_fail() {
         check(Accel::Auto, None, Ok(()), &Choice::TryKvm);
         check(Accel::Auto, Some(None), Ok(()), &Choice::TryKvm);
     }
 
     #[test]
     fn a_bad_verdict_saves_the_next_try() {
-        let want = Choice::Only(Engine::Tcg, Some("silent".into()));
+        let want = Choice::Only(Accelerator::Tcg, Some("silent".into()));
         check(Accel::Auto, Some(Some("silent".into())), Ok(()), &want);
     }
 
     #[test]
-    fn a_device_that_cannot_be_opened_says_what_to_do() {
+    fn the_reason_for_a_device_that_cannot_be_opened_says_what_to_do() {
         let device = || Err(io::ErrorKind::PermissionDenied.into());
-        let Choice::Only(Engine::Tcg, Some(why)) = choose(Accel::Auto, None, device) else {
+        let Choice::Only(Accelerator::Tcg, Some(why)) = choose(Accel::Auto, None, device) else {
             panic!("emulation is left");
         };
         assert!(why.contains("group `kvm`"), "{why}");
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_memory_is_no_memory_and_old_verdicts_go() {
+    fn damaged_verdicts_count_as_none_and_old_ones_are_dropped() {
         assert_eq!(
             Verdicts::from_bytes(Some(b"{nonsense")),
             Verdicts::default()

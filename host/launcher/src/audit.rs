@@ -1,10 +1,10 @@
-//! What VMs have left behind: a look at guest disks and monitors, for `store check`.
+//! The audit of guest disks and monitors, for `store check`.
 //!
-//! The law: each file among the disks belongs to a disk, each disk in use and each monitor to a build
-//! that lives, and each VM of such a build has a monitor. Both are compared with the store's rows both
-//! ways. Builds come and go meanwhile: a disk
-//! is held a moment before its row is written, and given back a moment before the row goes. So what is
-//! wrong is looked at again, for longer than anybody waits for the database.
+//! The law: each file among the disks belongs to a disk, each disk in use and each monitor belong to
+//! a live build, and each VM of a live build has a monitor. Both are compared with the records of the
+//! store, in both directions. Builds start and end meanwhile: a disk is locked a moment before its
+//! record is written, and released a moment before the record is removed. So a finding counts only
+//! if it persists for longer than any process waits for the database.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -21,10 +21,10 @@ use store::{ResourceKind, Store};
 
 use crate::disk;
 
-/// Looks after the first one, only as long as something is wrong in all of them: eight seconds, and
-/// waiting for the database ends after five.
-const LOOKS: u32 = 40;
-const MOMENT: Duration = Duration::from_millis(200);
+/// How often the audit is repeated while a finding persists: eight seconds in all, and waiting for
+/// the database ends after five.
+const REPEATS: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// How the process of a monitor is named.
 const MONITOR: &str = "qemu-system";
@@ -34,13 +34,13 @@ const MONITOR: &str = "qemu-system";
 pub enum Finding {
     /// A file among the guest disks that belongs to none.
     StrayFile(PathBuf),
-    /// A disk that somebody holds, but no build that lives.
+    /// A disk that is locked, but not by a live build.
     HeldDisk(PathBuf),
-    /// A disk of a build that lives, which nobody holds or which is not there.
+    /// A disk of a live build that is not locked or does not exist.
     LostDisk(PathBuf),
-    /// A process that has a guest disk open, and belongs to no build that lives.
+    /// A process that has a guest disk open, and belongs to no live build.
     Monitor(i32, PathBuf),
-    /// The VM of a build that lives, whose monitor with this process number has ended.
+    /// The VM of a live build, whose monitor with this process id has ended.
     LostVm(u32),
 }
 
@@ -51,63 +51,64 @@ impl fmt::Display for Finding {
             Self::HeldDisk(path) => {
                 write!(
                     f,
-                    "guest disk {} is in use, but by no build",
+                    "guest disk {} is in use, but not by a build",
                     path.display()
                 )
             }
             Self::LostDisk(path) => {
-                write!(f, "guest disk {} of a build is not there", path.display())
+                write!(f, "guest disk {} of a build is missing", path.display())
             }
             Self::Monitor(pid, disk) => write!(
                 f,
                 "process {pid} has guest disk {} open and belongs to no build",
                 disk.display()
             ),
-            Self::LostVm(pid) => write!(f, "the VM of a build, process {pid}, is not there"),
+            Self::LostVm(pid) => write!(f, "the VM of a build, process {pid}, has ended"),
         }
     }
 }
 
-/// Looks at the disks and monitors of a store. With `repair`, removes stray files and ends monitors
-/// that belong to nobody; a finding comes with whether that worked.
+/// Audits the disks and monitors of a store. With `repair`, removes stray files and kills monitors
+/// that belong to no build; the flag of a finding says whether that worked.
 ///
 /// # Errors
-/// If the disks or the rows cannot be read.
+/// If the disks or the records cannot be read.
 pub fn audit(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
-    audit_in(store, repair, LOOKS)
+    audit_repeatedly(store, repair, REPEATS)
 }
 
-fn audit_in(store: &Store, repair: bool, looks: u32) -> io::Result<Vec<(Finding, bool)>> {
-    let mut found = look(store)?;
-    for _ in 0..looks {
+fn audit_repeatedly(store: &Store, repair: bool, repeats: u32) -> io::Result<Vec<(Finding, bool)>> {
+    let mut found = find(store)?;
+    for _ in 0..repeats {
         if found.is_empty() {
             return Ok(Vec::new());
         }
-        thread::sleep(MOMENT);
-        let now = look(store)?;
+        thread::sleep(PAUSE);
+        let now = find(store)?;
         found.retain(|finding| now.contains(finding));
     }
     let mut still: Vec<Finding> = found.into_iter().collect();
     still.sort_by_key(ToString::to_string);
-    let mended = |finding: Finding| {
-        let done = repair && mend(&finding);
+    let repaired = |finding: Finding| {
+        let done = repair && repair_one(&finding);
         (finding, done)
     };
-    Ok(still.into_iter().map(mended).collect())
+    Ok(still.into_iter().map(repaired).collect())
 }
 
-/// All that differs at this moment.
-fn look(store: &Store) -> io::Result<HashSet<Finding>> {
+/// All findings at this moment.
+fn find(store: &Store) -> io::Result<HashSet<Finding>> {
     let dir = store.disks_dir();
-    // The things first, then the rows, so that fewer of those who come are caught in between.
-    let disks = disk::listed(&dir)?;
+    // The resources first, then their records, so that fewer builds that start now are caught in
+    // between.
+    let disks = disk::inventory(&dir)?;
     let users = monitors_on(&dir)?;
-    let rows = store.live_resources().map_err(io::Error::other)?;
+    let records = store.live_resources().map_err(io::Error::other)?;
     let mut owned = HashSet::new();
     let mut found: HashSet<Finding> = disks.strays.into_iter().map(Finding::StrayFile).collect();
-    for row in rows {
-        let is_lost = row.is_ended_vm().map_err(io::Error::other)?;
-        match row {
+    for record in records {
+        let is_lost = record.is_ended_vm().map_err(io::Error::other)?;
+        match record {
             ResourceKind::Disk(path) => {
                 owned.insert(path);
             }
@@ -131,8 +132,8 @@ fn look(store: &Store) -> io::Result<HashSet<Finding>> {
     Ok(found)
 }
 
-/// The monitors of this user that have a disk image of this pool open for writing. Who else looks at
-/// an image, such as a backup, is none of our business.
+/// The monitors of this user that have a disk of this pool open for writing. Processes that only
+/// read one, such as a backup, do not matter.
 fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
     let mut users = Vec::new();
     for process in fs::read_dir("/proc")? {
@@ -145,11 +146,11 @@ fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
             continue;
         };
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        // Some distributions wrap programs, and put a dot before the name of what is wrapped.
+        // Some distributions wrap programs, and prefix the name of the wrapped one with a dot.
         if !name.trim_start_matches('.').starts_with(MONITOR) {
             continue;
         }
-        // Those of other users cannot be read, and cannot have opened what is this user's alone.
+        // Processes of other users cannot be read, and cannot have opened files of this user alone.
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
             continue;
         };
@@ -166,7 +167,7 @@ fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
     Ok(users)
 }
 
-/// Whether a descriptor is open for writing, by what `/proc` says about it (proc(5), octal flags).
+/// Whether a descriptor is open for writing, from its `fdinfo` (proc(5), octal flags).
 fn is_writable(info: &str) -> bool {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
@@ -175,18 +176,18 @@ fn is_writable(info: &str) -> bool {
     })
 }
 
-/// Whether what is wrong is so no more.
-fn mend(finding: &Finding) -> bool {
+/// Returns whether the finding is repaired.
+fn repair_one(finding: &Finding) -> bool {
     match finding {
         Finding::StrayFile(path) => fs::remove_file(path).is_ok(),
-        // By its number and the file that it has open just now, as a moment ago.
+        // Only if it still has that file open: its process id may have been reused.
         Finding::Monitor(pid, image) => {
             let dir = image.parent().unwrap_or(image);
             let users = monitors_on(dir).unwrap_or_default();
             users.contains(&(*pid, image.clone()))
                 && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()
         }
-        // Whoever holds it must end by itself; a build that lost its disk or VM will tell so.
+        // The process that locks it must end by itself; a build that lost its disk or VM fails.
         Finding::HeldDisk(_) | Finding::LostDisk(_) | Finding::LostVm(_) => false,
     }
 }
@@ -203,13 +204,13 @@ mod tests {
     use super::*;
     use crate::disk::DiskPool;
 
-    /// Nobody comes and goes here, so two looks are enough.
-    fn look(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
-        audit_in(store, repair, 2)
+    /// No build starts or ends here, so two repeats are enough.
+    fn audit_quickly(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
+        audit_repeatedly(store, repair, 2)
     }
 
     /// A process that is named like a monitor and has the image open. It is a link to a program, not a
-    /// copy: what was written just now cannot be run while a child of another test still has it open.
+    /// copy: a file that was just written cannot be executed while a child of another test has it open.
     fn monitor(dir: &Path, image: &Path) -> Child {
         let program = dir.join(format!("{MONITOR}-test"));
         symlink("/bin/sleep", &program).unwrap();
@@ -219,7 +220,7 @@ mod tests {
             .stdin(file)
             .spawn()
             .unwrap();
-        // The kernel lets the parent go on a moment before it gives the child its new name.
+        // The kernel resumes the parent a moment before it gives the child its new name.
         let comm = format!("/proc/{}/comm", child.id());
         let end = Instant::now() + Duration::from_secs(30);
         while !fs::read_to_string(&comm).unwrap().starts_with(MONITOR) {
@@ -230,46 +231,49 @@ mod tests {
     }
 
     #[test]
-    fn files_disks_and_processes_are_compared_with_the_builds_that_live() {
+    fn files_disks_and_processes_are_compared_with_the_live_builds() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &OpenOptions::default()).unwrap();
         let pool = DiskPool::new(&store.disks_dir(), "boot", 1 << 30, 3);
-        assert_eq!(look(&store, false).unwrap(), []);
+        assert_eq!(audit_quickly(&store, false).unwrap(), []);
         let disk = pool.take().unwrap();
         let image = disk.image().to_owned();
         let held = Finding::HeldDisk(image.clone());
-        assert_eq!(look(&store, false).unwrap(), [(held, false)]);
-        let row = store
+        assert_eq!(audit_quickly(&store, false).unwrap(), [(held, false)]);
+        let record = store
             .add_resource(ResourceKind::Disk(image.clone()))
             .unwrap();
-        assert_eq!(look(&store, false).unwrap(), []);
+        assert_eq!(audit_quickly(&store, false).unwrap(), []);
         disk.release().unwrap();
         let lost = Finding::LostDisk(image.clone());
-        assert_eq!(look(&store, false).unwrap(), [(lost, false)]);
-        store.drop_resource(row).unwrap();
+        assert_eq!(audit_quickly(&store, false).unwrap(), [(lost, false)]);
+        store.drop_resource(record).unwrap();
         let lock = dir.path().join("vm");
         let held = File::create(&lock).unwrap();
         held.lock().unwrap();
         let vm = ResourceKind::Vm { pid: 7, lock };
-        let row = store.add_resource(vm).unwrap();
-        assert_eq!(look(&store, false).unwrap(), []);
+        let record = store.add_resource(vm).unwrap();
+        assert_eq!(audit_quickly(&store, false).unwrap(), []);
         drop(held);
-        assert_eq!(look(&store, true).unwrap(), [(Finding::LostVm(7), false)]);
-        store.drop_resource(row).unwrap();
-        // Another program may look at an image, also for long.
+        assert_eq!(
+            audit_quickly(&store, true).unwrap(),
+            [(Finding::LostVm(7), false)]
+        );
+        store.drop_resource(record).unwrap();
+        // Another program may read an image, also for long.
         let reader = File::open(&image).unwrap();
-        assert_eq!(look(&store, true).unwrap(), []);
+        assert_eq!(audit_quickly(&store, true).unwrap(), []);
         drop(reader);
         let mut process = monitor(dir.path(), &image);
         let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), image);
-        assert_eq!(look(&store, true).unwrap(), [(monitor, true)]);
+        assert_eq!(audit_quickly(&store, true).unwrap(), [(monitor, true)]);
         assert!(!process.wait().unwrap().success());
         let stray = store.disks_dir().join("ext4-1-0000.img");
         fs::write(&stray, "x").unwrap();
         let finding = Finding::StrayFile(stray.clone());
-        assert_eq!(look(&store, true).unwrap(), [(finding, true)]);
+        assert_eq!(audit_quickly(&store, true).unwrap(), [(finding, true)]);
         assert!(!stray.exists());
-        assert_eq!(look(&store, true).unwrap(), []);
+        assert_eq!(audit_quickly(&store, true).unwrap(), []);
         store.close().unwrap();
     }
 }

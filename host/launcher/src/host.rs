@@ -1,4 +1,4 @@
-//! What the host is like: its boot, its memory, its processors, its free space.
+//! Facts about the host: its boot, its memory, its processors.
 
 use std::fs;
 use std::io;
@@ -8,21 +8,21 @@ use std::thread;
 /// A builder VM gets half of the host's memory, but not more than this unless asked: the rest is
 /// page cache of the store.
 const MEMORY_MIB: u64 = 4096;
-/// Less than this does not boot and unpack a usual image.
+/// With less than this a VM cannot boot and unpack a usual image.
 const MIN_MEMORY_MIB: u64 = 512;
-/// Less than this does not even boot.
+/// With less than this a VM cannot even boot, in bytes.
 const LEAST_MEMORY: u64 = 256 << 20;
-/// More virtual processors cost boot time, and single steps rarely use them.
+/// More virtual processors cost boot time, and steps rarely use them.
 const MAX_CPUS: usize = 16;
 
-/// Names this boot of the host.
+/// The id of this boot of the host.
 pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
 }
 
-/// Memory of a VM if nothing else is said, in MiB.
+/// Default memory of a VM in MiB.
 pub(crate) fn default_memory_mib() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     share(total_mib(&info).unwrap_or(MEMORY_MIB))
@@ -47,7 +47,7 @@ fn total_mib(info: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? >> 10)
 }
 
-/// Virtual processors of a VM if nothing else is said.
+/// Default number of virtual processors of a VM.
 pub(crate) fn default_cpus() -> usize {
     thread::available_parallelism().map_or(1, |n| n.get().min(MAX_CPUS))
 }

@@ -1,14 +1,14 @@
-//! By which driver the guest reaches its vsock device.
+//! The driver by which the guest reaches its vsock device.
 
 use std::str::FromStr;
 
-/// What the user wants.
+/// The driver that the user wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// The agent's own driver if it can have the device, else the kernel's.
+    /// The agent's own driver if it can take the device, else the kernel's.
     #[default]
     Auto,
-    /// The agent's own driver or nothing.
+    /// The agent's own driver; without it the VM does not boot.
     Ring,
     /// The kernel's driver.
     Kernel,
@@ -16,24 +16,24 @@ pub enum Transport {
 
 /// Text that names no transport.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a transport: use auto, ring or kernel")]
-pub struct NotATransport(pub String);
+#[error("unknown transport `{0}`: use auto, ring or kernel")]
+pub struct UnknownTransport(pub String);
 
 impl FromStr for Transport {
-    type Err = NotATransport;
+    type Err = UnknownTransport;
 
-    fn from_str(text: &str) -> Result<Self, NotATransport> {
+    fn from_str(text: &str) -> Result<Self, UnknownTransport> {
         match text {
             "auto" => Ok(Self::Auto),
             "ring" => Ok(Self::Ring),
             "kernel" => Ok(Self::Kernel),
-            other => Err(NotATransport(other.into())),
+            other => Err(UnknownTransport(other.into())),
         }
     }
 }
 
 impl Transport {
-    /// What the agent reads on the kernel command line, with a blank in front.
+    /// The option for the agent on the kernel command line, with a leading space.
     pub(crate) fn cmdline(self) -> &'static str {
         match self {
             Self::Auto => "",
@@ -42,7 +42,7 @@ impl Transport {
         }
     }
 
-    /// Its name, from what the agent says of itself.
+    /// The name of the driver, from the features in the agent's hello.
     pub(crate) fn name(features: u64) -> &'static str {
         if features & wire::FEATURE_RING == 0 {
             "kernel"

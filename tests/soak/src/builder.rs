@@ -1,4 +1,4 @@
-//! The processes that are killed: one build, or one prune.
+//! The processes that are killed: one build or one prune each.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 use store::{OpenOptions, PruneOptions, Store};
 
+use crate::counters;
 use crate::executor::OnHost;
 use crate::recipe::{self, Recipe};
-use crate::tally;
 
 /// Exit status when a step failed.
 pub(crate) const USER: u8 = 1;
@@ -33,17 +33,17 @@ pub(crate) const CANCELLED: u8 = 130;
 pub(crate) struct Args {
     /// The store.
     store: PathBuf,
-    /// Where the contexts are, and steps run; the store may be on a small file system of its own.
+    /// The directory of build contexts and steps; the store may be on a small file system of its own.
     work: PathBuf,
     /// Number of the recipe.
     recipe: u64,
     /// Name of the image.
     #[arg(long)]
     tag: Option<String>,
-    /// An output as well.
+    /// An output.
     #[arg(long)]
     output: Option<String>,
-    /// Do every step again.
+    /// Run every step again.
     #[arg(long)]
     no_cache: bool,
 }
@@ -80,22 +80,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         &Silent,
         &cancel,
     );
-    // On a full disk the next process settles what could not be settled now.
+    // On a full disk the next process cleans up what could not be cleaned up now.
     let closed = store.close();
     match built {
         Ok(built) => {
-            tally::say(built.image.config);
+            counters::say(built.image.config);
             ended(closed.map_err(Into::into))
         }
         Err(error) => Ok(failed(error)),
     }
 }
 
-/// What a failed build's status is.
+/// The exit status of a failed build.
 fn failed(error: BuildError) -> ExitCode {
     let class = error.class();
     let error = anyhow::Error::new(error);
-    tally::complain(format!("error: {error:#}"));
+    counters::complain(format!("error: {error:#}"));
     match class {
         Class::User => ExitCode::from(USER),
         Class::Cancelled => ExitCode::from(CANCELLED),
@@ -104,7 +104,7 @@ fn failed(error: BuildError) -> ExitCode {
     }
 }
 
-/// An end that may fail only on a full disk.
+/// The exit status of an end that may fail only on a full disk.
 fn ended(done: Result<()>) -> Result<ExitCode> {
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -113,7 +113,7 @@ fn ended(done: Result<()>) -> Result<ExitCode> {
     }
 }
 
-/// By the text: errors on the way hide the types of others.
+/// Decided by the text, because errors hide the types of their causes.
 fn is_full(error: &anyhow::Error) -> bool {
     let text = format!("{error:#}").to_lowercase();
     text.contains("no space left") || text.contains("disk is full")
@@ -142,7 +142,7 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
     })
 }
 
-/// How each process opens the store.
+/// The options with which each process opens the store.
 pub(crate) fn options(command: &str) -> OpenOptions {
     OpenOptions {
         command: command.to_owned(),
@@ -150,7 +150,7 @@ pub(crate) fn options(command: &str) -> OpenOptions {
     }
 }
 
-/// Prunes.
+/// Prunes the store.
 pub(crate) fn prune(store: &Path, images: bool, keep: Option<u64>) -> Result<ExitCode> {
     let store = Store::open_to_prune(store, &options("prune"))?;
     let wanted = PruneOptions {

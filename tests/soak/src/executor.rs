@@ -10,10 +10,10 @@ use std::time::Duration;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stream};
 use store::{ResourceKind, Store};
 
-/// Between two looks whether a step is cancelled.
+/// How often a step checks its cancel.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Runs each step in a directory of its own, which is what the step changes.
+/// Runs each step in a directory of its own, which becomes its layer.
 #[derive(Debug)]
 pub(crate) struct OnHost<'a> {
     pub(crate) store: &'a Store,
@@ -35,15 +35,15 @@ impl Executor for OnHost<'_> {
         let dir = self
             .dirs
             .join(format!("{}-{number}", self.store.instance()));
-        // As the launcher does with what it makes: the row first, and it goes when the thing is gone.
-        let row = self
+        // As in the launcher: the record is there before the directory, and removed after it.
+        let record = self
             .store
             .add_resource(ResourceKind::Directory(dir.clone()));
-        let row = row.map_err(host)?;
+        let record = record.map_err(host)?;
         fs::create_dir(&dir).map_err(host)?;
         let done = self.step(step, &dir, output, cancel);
         fs::remove_dir_all(&dir).map_err(host)?;
-        self.store.drop_resource(row).map_err(host)?;
+        self.store.drop_resource(record).map_err(host)?;
         done
     }
 }
@@ -69,7 +69,7 @@ impl OnHost<'_> {
         let stderr = stdout.try_clone().map_err(host)?;
         let command = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let child = command.spawn().map_err(host)?;
-        // The ends for writing must go, or reading would never end.
+        // Closes our writing ends of the pipe, so that reading ends.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let (status, said) = wait(child, said, cancel)?;
         output.write(Stream::Stdout, said.as_bytes());
@@ -93,7 +93,7 @@ impl OnHost<'_> {
     }
 }
 
-/// Adds what is in a directory, sorted: the same files must be the same bytes.
+/// Adds the files of a directory, sorted: the same files must give the same bytes.
 fn append(tar: &mut tar::Builder<impl io::Write>, root: &Path, below: &Path) -> io::Result<()> {
     let mut names: Vec<_> = fs::read_dir(root.join(below))?
         .map(|entry| entry.map(|entry| entry.file_name()))
@@ -109,7 +109,7 @@ fn append(tar: &mut tar::Builder<impl io::Write>, root: &Path, below: &Path) -> 
     Ok(())
 }
 
-/// Waits for the end of a step. Returns its status and what it said.
+/// Waits for the end of a step. Returns its status and its output.
 fn wait(
     mut child: Child,
     mut said: io::PipeReader,

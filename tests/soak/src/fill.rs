@@ -1,4 +1,4 @@
-//! Stores of any size, for measuring.
+//! Stores of any size, for benchmarks.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,13 +10,13 @@ use store::{BuildInfo, BuildOutcome, Class, DiffId, Digest, Layer, Lookup, StepK
 
 use crate::builder::options;
 
-/// Layers on top of each other, as in a build.
+/// Length of a chain of layers, as in a build.
 const CHAIN: u64 = 10;
 
-/// Layers for each row of the history.
+/// Layers per build in the history.
 const PER_BUILD: u64 = 10;
 
-/// Makes as many layers, in chains, each with the key of a step, and builds in the history.
+/// Creates so many layers, in chains, each with the key of a step, and builds in the history.
 pub(crate) fn fill(store: &Path, objects: u64, name: &str, kib: u64) -> Result<ExitCode> {
     let store = Store::open(store, &options("fill"))?;
     let mut parent: Option<DiffId> = None;
@@ -24,7 +24,7 @@ pub(crate) fn fill(store: &Path, objects: u64, name: &str, kib: u64) -> Result<E
         let content = format!("{name} {number}");
         let key = StepKey(Digest::of(content.as_bytes()));
         let Lookup::Claimed(claim) = store.lookup(key)? else {
-            bail!("{content} is there already")
+            bail!("the store has {content} already")
         };
         let size = (kib << 10).max(content.len() as u64);
         let file = content.as_bytes().chain(io::repeat(b'.')).take(size);
@@ -47,7 +47,7 @@ pub(crate) fn fill(store: &Path, objects: u64, name: &str, kib: u64) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes in a layer that holds this file.
+/// Ingests a layer that holds this file.
 pub(crate) fn ingest(store: &Path, file: &Path) -> Result<ExitCode> {
     let store = Store::open(store, &options("ingest"))?;
     let file = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -1,26 +1,35 @@
-//! Soak: real processes build at random on one store, prune it and are killed, until the time is up.
-//! Then the store must be clean, and nothing may still run.
+//! Soak test: processes build at random on one store, prune it and are killed, until the time is up.
+//! Then the store must be clean, and no build may still count as running.
 //!
-//! Everything is the product's own (engine, store, history) but the executor: steps run as processes
-//! of the host, in a directory of the build, so that thousands of builds go through in a minute.
-//! The same build must come to the same image each time, whoever was killed meanwhile.
+//! Everything is the product's own (engine, store, history) except the executor: steps run as
+//! processes of the host, in a directory of the build, so that a minute is enough for thousands of
+//! builds. The same build must give the same image each time, whatever was killed meanwhile.
 //!
 //! The program starts itself again in its other roles, each a process that can be killed.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `driver` | starts, kills and checks the other processes |
+//! | `builder` | one build or one prune |
+//! | `executor` | runs steps as processes of the host |
+//! | `recipe` | the builds to choose from |
+//! | `fill` | stores of any size, for benchmarks |
+//! | `counters` | what happened, in numbers |
 #![forbid(unsafe_code)]
 
 mod builder;
+mod counters;
 mod driver;
 mod executor;
 mod fill;
 mod recipe;
-mod tally;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Random builds that are killed at random, until something is wrong.
+/// Random builds that are killed at random, until the time is up or a check fails.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -29,34 +38,34 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Drives everything else.
+    /// Starts, kills and checks the other processes.
     Run(driver::Args),
     /// One build.
     Build(builder::Args),
-    /// Makes a store with this many layers, each on top of the one before, in chains.
+    /// Creates a store with this many layers, in chains.
     Fill {
         /// The store.
         store: PathBuf,
-        /// How many.
+        /// The number of layers.
         objects: u64,
-        /// What makes them others than those of another process.
+        /// A text that makes them different from those of another process.
         name: String,
-        /// How large each is, in KiB; without, a few bytes.
+        /// The size of each in KiB [default: a few bytes].
         #[arg(long, default_value_t = 0)]
         kib: u64,
     },
-    /// Takes a file in, as a layer.
+    /// Ingests a file as a layer.
     Ingest {
         /// The store.
         store: PathBuf,
         /// The file.
         file: PathBuf,
     },
-    /// Prunes.
+    /// Prunes the store.
     Prune {
         /// The store.
         store: PathBuf,
-        /// Names of images go, too.
+        /// Remove the names of images too.
         #[arg(long)]
         images: bool,
         /// Stop at this size, in bytes.
@@ -83,7 +92,7 @@ fn main() -> ExitCode {
         } => builder::prune(&store, images, keep),
     };
     done.unwrap_or_else(|error| {
-        tally::complain(format!("error: {error:#}"));
+        counters::complain(format!("error: {error:#}"));
         ExitCode::from(builder::HOST)
     })
 }

@@ -1,4 +1,4 @@
-//! Builds to choose from: few enough that processes meet in the same steps, of all shapes.
+//! The builds to choose from: of all shapes, and few enough that processes need the same steps.
 
 use std::fs;
 use std::io;
@@ -6,23 +6,23 @@ use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
 
-/// Where the contexts are, below the directory of the work, and how many.
+/// The directory of the build contexts, relative to the work directory, and their number.
 const CONTEXT: &str = "contexts";
 const CONTEXTS: u64 = 6;
 
-/// Where steps run, below the directory of the work.
+/// The directory of steps, relative to the work directory.
 pub(crate) const STEPS: &str = "steps";
 
-/// How many recipes there are.
+/// The number of recipes.
 pub(crate) const RECIPES: u64 = 40;
 
 /// A build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Recipe {
-    /// Which of the contexts.
+    /// The number of its context.
     pub(crate) context: u64,
     pub(crate) dockerfile: String,
-    /// A step of it fails.
+    /// One of its steps fails.
     pub(crate) fails: bool,
 }
 
@@ -33,7 +33,7 @@ impl Recipe {
         let fails = number % 8 == 7;
         let mut dockerfile = String::from("FROM scratch AS base\n");
         steps(&mut rng, &mut dockerfile, 4);
-        // A diamond: two stages on the same one, and one that takes from both.
+        // A diamond: two stages on the same one, and one that copies from both.
         for stage in ["left", "right"] {
             dockerfile.push_str(&format!("FROM base AS {stage}\n"));
             steps(&mut rng, &mut dockerfile, 3);
@@ -53,13 +53,13 @@ impl Recipe {
 }
 
 impl Recipe {
-    /// Where its context is.
+    /// The directory of its context.
     pub(crate) fn context_in(&self, work: &Path) -> PathBuf {
         work.join(CONTEXT).join(self.context.to_string())
     }
 }
 
-/// Some steps, from a small choice, so that recipes share beginnings.
+/// Some steps from a small choice, so that recipes have beginnings in common.
 fn steps(rng: &mut Rng, dockerfile: &mut String, most: u64) {
     for _ in 0..rng.u64(1..=most) {
         let n = rng.u64(..4);
@@ -78,7 +78,7 @@ fn steps(rng: &mut Rng, dockerfile: &mut String, most: u64) {
     }
 }
 
-/// Makes the directories that contexts are, and the one for steps.
+/// Creates the directories of the contexts, and the one for steps.
 pub(crate) fn make_dirs(work: &Path) -> io::Result<()> {
     fs::create_dir_all(work.join(STEPS))?;
     for number in 0..CONTEXTS {

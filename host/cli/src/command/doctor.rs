@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use exec::Cancel;
 use launcher::monitor::qemu::{PROGRAM, Qemu};
-use launcher::{BootError, Options, VmImage};
+use launcher::{BootError, GuestImage, Options};
 use serde_json::{Value, json};
 
 use super::common::Common;
@@ -148,7 +148,7 @@ fn store(common: &Common) -> Result<Finding, Failure> {
 
 /// Reads the whole image: a damaged one would fail later, with an obscure error.
 fn image(dir: &Path) -> Finding {
-    let checked = VmImage::open(dir).and_then(|image| image.verify().map(|()| image));
+    let checked = GuestImage::open(dir).and_then(|image| image.verify().map(|()| image));
     match checked {
         Ok(image) => {
             let manifest = image.manifest;
@@ -206,7 +206,7 @@ where
 
 /// Boots the VM as a build does, and shuts it down.
 fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failure> {
-    let image = match VmImage::open(dir) {
+    let image = match GuestImage::open(dir) {
         Ok(image) => image,
         Err(error) => return Ok((Finding::bad("boot", error), None)),
     };
@@ -218,8 +218,8 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
     if let Some(transport) = from_environment("COFFERDAM_TRANSPORT")? {
         options.transport = transport;
     }
-    if let Some(bridge) = from_environment("COFFERDAM_VSOCK")? {
-        options.bridge = bridge;
+    if let Some(vsock) = from_environment("COFFERDAM_VSOCK")? {
+        options.vsock = vsock;
     }
     let store = common.open()?;
     let booted = launcher::boot_once(&store, &options, &cancel);

@@ -200,7 +200,7 @@ pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<P
     let mut goal = store.prune_goal(options).map_err(Failure::host)?;
     let mut tried = Vec::new();
     for disk in disk::free(&store.disks_dir()).map_err(Failure::host)? {
-        let idle = disk.given_back().and_then(|since| since.elapsed().ok());
+        let idle = disk.released().and_then(|since| since.elapsed().ok());
         let wanted = options.unused_for.zip(idle);
         let is_young = wanted.is_some_and(|(wanted, idle)| idle < wanted);
         if goal == 0 {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use launcher::VmImage;
+use launcher::GuestImage;
 
 use crate::directories;
 use crate::exit::Failure;
@@ -25,7 +25,7 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let dir = directories::guest_image(args.vm_image.as_deref());
-    let image = match VmImage::open(&dir) {
+    let image = match GuestImage::open(&dir) {
         Ok(image) => format!(
             "agent {}, protocol {}, Linux {} ({})",
             image.manifest.agent_version,

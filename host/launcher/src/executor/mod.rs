@@ -11,40 +11,37 @@
 //! again: none of them has left anything, since a layer counts only when the store has it whole.
 //! Every VM ends through the same code, and [`VmExecutor::finish`] waits for it.
 
-#[cfg(test)]
-mod death;
-#[cfg(test)]
-#[expect(clippy::print_stderr, reason = "figures, for those who ask for them")]
-mod faults;
-mod home;
-mod sealed;
+mod failure;
+mod guest_layers;
+mod registry;
+mod semaphore;
 mod step;
 #[cfg(test)]
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stream};
+use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stopped, Stream, wait_while};
 use store::Store;
 use thiserror::Error;
 
-use crate::options::{Notice, Options, VmReport};
+use crate::notice::Notice;
+use crate::options::Options;
+use crate::report::VmReport;
 use crate::session::SessionError;
-use crate::vm::{BootError, Context, End, Vm, boot};
-use sealed::Sealed;
-use step::{Places, Trouble, Worker};
+use crate::vm::{BootContext, BootError, End, Vm, boot};
+use failure::StepFailure;
+use guest_layers::GuestLayers;
+use registry::StoreRegistry;
+use semaphore::Semaphores;
+use step::Worker;
 
 /// VMs that one build may use: the first, and one in place of one that was lost.
 const MAX_BOOTS: u32 = 2;
 
-/// How often those who wait for a VM look at their cancel.
-const TICK: Duration = Duration::from_millis(50);
-
-/// Runs steps in a VM that is started when first needed.
+/// Runs steps in a VM that is started when it is first needed.
 #[derive(Debug)]
 pub struct VmExecutor {
     shared: Arc<Shared>,
@@ -56,7 +53,7 @@ struct Shared {
     options: Options,
     state: Mutex<State>,
     changed: Condvar,
-    /// Cancelled when the build ends, so that no boot goes on without anybody who needs it.
+    /// Cancelled when the build ends, so that no boot continues that nobody needs.
     stop: Cancel,
 }
 
@@ -70,30 +67,30 @@ struct State {
 
 #[derive(Debug, Clone)]
 enum Phase {
-    /// No VM is there or on its way.
+    /// There is no VM, and none is being started.
     Idle,
-    /// One is on its way.
+    /// One is being started.
     Booting,
-    /// One is at work.
+    /// One runs.
     Ready(Arc<Guest>),
-    /// None can be had.
-    Failed(Arc<NoVm>),
+    /// No VM can be started.
+    Failed(Arc<VmUnavailable>),
     /// The build is over.
     Finished,
 }
 
-/// A VM at work.
+/// A VM that runs steps.
 #[derive(Debug)]
 struct Guest {
     vm: Vm,
-    sealed: Sealed,
-    places: Places,
+    layers: GuestLayers,
+    semaphores: Semaphores,
     steps: AtomicU64,
 }
 
 /// Why there is no VM.
 #[derive(Debug, Error)]
-enum NoVm {
+enum VmUnavailable {
     #[error(transparent)]
     Boot(BootError),
     #[error("{0}")]
@@ -107,13 +104,13 @@ enum NoVm {
 /// A reason that several steps share.
 #[derive(Debug, Error)]
 #[error(transparent)]
-struct SharedNoVm(Arc<NoVm>);
+struct SharedUnavailable(Arc<VmUnavailable>);
 
-/// Stands in the output of a step between what it printed in two VMs.
-const AGAIN: &[u8] = b"\n[the builder VM was lost; the step is run again in a new one]\n";
+/// Separates the outputs of a step in two VMs.
+const AGAIN: &[u8] = b"\n[the builder VM was lost; the step runs again in a new one]\n";
 
 impl VmExecutor {
-    /// An executor whose VMs are as `options` say, for the build that has `store` open.
+    /// An executor of the build that has `store` open, with VMs as in `options`.
     #[must_use]
     pub fn new(store: Store, options: Options) -> Self {
         let state = State {
@@ -133,11 +130,10 @@ impl VmExecutor {
         }
     }
 
-    /// Ends the VM, in order if it is well, and waits until nothing of it is left. Steps cannot be
-    /// run any more. Returns what could not be cleaned up; doing it again changes nothing.
+    /// Ends the VM, in order if it still answers, and waits until nothing of it is left. No step can
+    /// run afterwards. Returns what could not be cleaned up; a second call changes nothing.
     ///
-    /// Bounded: by the time that the guest has for syncing its disk and that the kernel has for
-    /// ending a killed process.
+    /// The wait is bounded by the limits for syncing the guest's disk and for killing a process.
     pub fn finish(&self) -> Vec<String> {
         self.shared.stop.cancel();
         let (phase, booting) = {
@@ -146,7 +142,7 @@ impl VmExecutor {
             (phase, state.booting.take())
         };
         self.shared.changed.notify_all();
-        // The boot sees the stop, or finds its VM without a place and ends it itself.
+        // The boot sees the stop, or sees that the build is over and ends its VM itself.
         if let Some(booting) = booting
             && booting.join().is_err()
         {
@@ -165,20 +161,20 @@ impl VmExecutor {
             .collect()
     }
 
-    /// What is known about the VM, after [`Self::finish`]. `None` if no step needed one.
+    /// Facts about the VM, after [`Self::finish`]. `None` if no step needed one.
     #[must_use]
     pub fn report(&self) -> Option<VmReport> {
         self.shared.lock().report.clone()
     }
 }
 
-/// Boots a VM once, without a build, and ends it.
+/// Boots a VM without a build, and ends it.
 ///
 /// # Errors
-/// If it does not come up.
+/// If it does not boot.
 pub fn boot_once(store: &Store, options: &Options, stop: &Cancel) -> Result<VmReport, BootError> {
-    let home = home::StoreHome::new(store)?;
-    let vm = boot(&Context::new(options, &home)?, stop)?;
+    let registry = StoreRegistry::new(store)?;
+    let vm = boot(&BootContext::new(options, &registry)?, stop)?;
     let report = vm.report();
     vm.end(End::Orderly(vm.limits()));
     Ok(report)
@@ -201,20 +197,20 @@ impl Executor for VmExecutor {
             let worker = Worker {
                 session: guest.vm.session(),
                 store: &self.shared.store,
-                sealed: &guest.sealed,
-                places: &guest.places,
-                most_written: self.shared.options.disk_size,
+                layers: &guest.layers,
+                semaphores: &guest.semaphores,
+                max_written: self.shared.options.disk_size,
             };
             match worker.run(number, step, output, cancel) {
                 Ok(done) => return Ok(done),
-                Err(Trouble::Step(err)) => return Err(err),
-                // Ends: each round uses up a VM, and their number has a bound.
-                Err(Trouble::Lost(why)) => self.shared.retire(&guest, &why),
+                Err(StepFailure::Step(err)) => return Err(err),
+                // Ends: each round uses up a VM, and their number is bounded.
+                Err(StepFailure::Lost(why)) => self.shared.retire(&guest, &why),
             }
             if cancel.is_cancelled() {
                 return Err(StepError::Cancelled);
             }
-            // What it printed until now stays in the log, so the log says why it goes on like this.
+            // What it printed so far stays in the log, so the log says why it starts again.
             output.write(Stream::Stderr, AGAIN);
         }
     }
@@ -225,14 +221,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a boot on a thread of its own, if no VM is there or on its way.
+    /// Starts a boot on a thread of its own, if there is no VM and none is being started.
     fn start_boot(self: &Arc<Self>, state: &mut State) {
         if !matches!(state.phase, Phase::Idle) {
             return;
         }
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("boot".into()).spawn(move || {
-            let guard = Unfinished(&shared);
+            let guard = OnPanic(&shared);
             let booted = shared.boot();
             shared.settle(booted);
             drop(guard);
@@ -244,18 +240,18 @@ impl Shared {
                 // A thread before this one has ended: its VM was lost since.
                 state.booting = Some(thread);
             }
-            Err(err) => state.phase = Phase::Failed(Arc::new(NoVm::Boot(err.into()))),
+            Err(err) => state.phase = Phase::Failed(Arc::new(VmUnavailable::Boot(err.into()))),
         }
     }
 
-    /// Boots a VM. An emulated one can hang while its kernel looks at the bus (ARCHITECTURE, "The
-    /// driver is ours too"); no step has been in it, so one that is lost so early is started once more
-    /// and does not count.
-    fn boot(&self) -> Result<Guest, NoVm> {
+    /// Boots a VM. An emulated one can hang while its kernel scans the PCI bus (see the decision about
+    /// our own driver in the documentation); no step has run in it, so a VM that is lost that early is
+    /// replaced once, and does not count.
+    fn boot(&self) -> Result<Guest, VmUnavailable> {
         match self.boot_one() {
-            Err(NoVm::Lost(why)) if matches!(self.lock().phase, Phase::Booting) => {
+            Err(VmUnavailable::Lost(why)) if matches!(self.lock().phase, Phase::Booting) => {
                 log::warn!(
-                    "the builder VM was lost before its first step; starting another: {why}"
+                    "the builder VM was lost before its first step; starting another one: {why}"
                 );
                 self.boot_one()
             }
@@ -263,28 +259,28 @@ impl Shared {
         }
     }
 
-    fn boot_one(&self) -> Result<Guest, NoVm> {
-        let home = home::StoreHome::new(&self.store).map_err(NoVm::Boot)?;
-        let vm = Context::new(&self.options, &home)
+    fn boot_one(&self) -> Result<Guest, VmUnavailable> {
+        let registry = StoreRegistry::new(&self.store).map_err(VmUnavailable::Boot)?;
+        let vm = BootContext::new(&self.options, &registry)
             .and_then(|context| boot(&context, &self.stop))
-            .map_err(NoVm::Boot)?;
+            .map_err(VmUnavailable::Boot)?;
         match vm.session().list() {
             Ok(layers) => Ok(Guest {
                 vm,
-                sealed: Sealed::new(layers),
-                places: Places::default(),
+                layers: GuestLayers::new(layers),
+                semaphores: Semaphores::default(),
                 steps: AtomicU64::new(0),
             }),
             Err(err) => {
                 let why = explain(&vm, &err);
                 vm.end(End::Kill);
-                Err(NoVm::Lost(why))
+                Err(VmUnavailable::Lost(why))
             }
         }
     }
 
-    /// Makes the outcome of a boot known.
-    fn settle(&self, booted: Result<Guest, NoVm>) {
+    /// Publishes the outcome of a boot.
+    fn settle(&self, booted: Result<Guest, VmUnavailable>) {
         let mut state = self.lock();
         if let Phase::Finished = state.phase {
             drop(state);
@@ -302,36 +298,28 @@ impl Shared {
 
     /// Waits for a VM.
     fn guest(self: &Arc<Self>, cancel: &Cancel) -> Result<Arc<Guest>, StepError> {
-        let mut state = self.lock();
-        loop {
-            if cancel.is_cancelled() {
-                return Err(StepError::Cancelled);
-            }
-            match &state.phase {
-                Phase::Ready(guest) => return Ok(Arc::clone(guest)),
-                Phase::Failed(why) => {
-                    return Err(StepError::Host(Box::new(SharedNoVm(Arc::clone(why)))));
-                }
-                Phase::Finished => {
-                    return Err(StepError::Host(Box::new(NoVm::Finished)));
-                }
-                Phase::Idle => self.start_boot(&mut state),
-                Phase::Booting => {
-                    state = self
-                        .changed
-                        .wait_timeout(state, TICK)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
-                }
+        let check = || cancel.check().map_err(|Stopped| StepError::Cancelled);
+        check()?;
+        let state = wait_while(&self.changed, self.lock(), check, |state| {
+            // Also if a VM was ready meanwhile, and is lost already.
+            self.start_boot(state);
+            matches!(state.phase, Phase::Booting)
+        })?;
+        match &state.phase {
+            Phase::Ready(guest) => Ok(Arc::clone(guest)),
+            Phase::Failed(why) => Err(StepError::Host(Box::new(SharedUnavailable(Arc::clone(
+                why,
+            ))))),
+            Phase::Finished | Phase::Idle | Phase::Booting => {
+                Err(StepError::Host(Box::new(VmUnavailable::Finished)))
             }
         }
     }
 
-    /// Ends a lost VM and makes room for another one, if there may be one. Whoever comes second
-    /// finds it done.
+    /// Ends a lost VM, and allows another one if there may be one. A second call finds it done.
     fn retire(&self, guest: &Arc<Guest>, why: &SessionError) {
         let why = explain(&guest.vm, why);
-        // Ends it only once; others wait here until that is done.
+        // Ends it only once; other callers wait here until that is done.
         guest.vm.end(End::Kill);
         let mut state = self.lock();
         let current = match &state.phase {
@@ -343,14 +331,14 @@ impl Shared {
             state.phase = if state.boots < MAX_BOOTS {
                 Phase::Idle
             } else {
-                Phase::Failed(Arc::new(NoVm::Lost(why)))
+                Phase::Failed(Arc::new(VmUnavailable::Lost(why)))
             };
             self.changed.notify_all();
         }
     }
 }
 
-/// Why a VM cannot be used, with the last words of monitor and console.
+/// Why a VM cannot be used, with the last lines of monitor and console.
 fn explain(vm: &Vm, error: &SessionError) -> String {
     match error {
         SessionError::Lost(lost) => vm.explain(lost),
@@ -361,12 +349,12 @@ fn explain(vm: &Vm, error: &SessionError) -> String {
 }
 
 /// A boot that panics must not leave others waiting for its VM.
-struct Unfinished<'a>(&'a Shared);
+struct OnPanic<'a>(&'a Shared);
 
-impl Drop for Unfinished<'_> {
+impl Drop for OnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.settle(Err(NoVm::Panicked));
+            self.0.settle(Err(VmUnavailable::Panicked));
         }
     }
 }

@@ -1,10 +1,10 @@
-//! A running monitor: its start, its end and what it says.
+//! A running monitor: its start, its end and its output.
 //!
 //! The kernel sends the parent-death signal when the *thread* that started a process ends, not
 //! when its process does. So one thread starts all monitors and lives as long as this process.
 //!
-//! A monitor is killed through a pidfd and has ended when the kernel says so; nothing here
-//! remembers it as gone because it was told to go.
+//! A monitor is killed through a pidfd, and it has ended when the kernel reports that, not when the
+//! signal was sent.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -25,8 +25,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::tail::{Drained, Tail};
 use super::trampoline::Trampoline;
 
-/// How long the rest of a dead monitor's output is waited for.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long to wait for the rest of a dead monitor's output.
+const LAST_OUTPUT: Duration = Duration::from_millis(500);
+
+/// How many lines of a console help to understand an end.
+const LAST_LINES: usize = 12;
 
 /// What to start.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ pub(crate) struct Monitor {
     pidfd: OwnedFd,
     /// What the guest wrote to its console, which is the monitor's standard output.
     pub(crate) console: Tail,
-    /// What the monitor itself had to say.
+    /// What the monitor itself printed to standard error.
     pub(crate) messages: Tail,
     drains: [Drained; 2],
 }
@@ -57,8 +60,7 @@ impl Monitor {
     /// Starts a monitor that cannot outlive this process.
     ///
     /// # Errors
-    /// If the program cannot be started. That the *monitor* cannot be executed shows later, as its
-    /// end.
+    /// If the program cannot be started. A *monitor* that cannot be executed shows later, as its end.
     pub(crate) fn start(spec: Spec, trampoline: &Trampoline) -> io::Result<Self> {
         let mut command = Command::new(&trampoline.program);
         command
@@ -73,7 +75,7 @@ impl Monitor {
             // A Ctrl-C at the terminal is for the owner, which then ends its VM in order.
             .process_group(0);
         let mut child = spawn(command)?;
-        match Self::watch(&mut child) {
+        match Self::attach(&mut child) {
             Ok((pidfd, console, messages, drains)) => Ok(Self {
                 child: Mutex::new(child),
                 pidfd,
@@ -89,7 +91,7 @@ impl Monitor {
         }
     }
 
-    fn watch(child: &mut Child) -> io::Result<(OwnedFd, Tail, Tail, [Drained; 2])> {
+    fn attach(child: &mut Child) -> io::Result<(OwnedFd, Tail, Tail, [Drained; 2])> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("a process without an id"))?;
         // The child is not waited for yet, so its id still means this process.
@@ -132,20 +134,36 @@ impl Monitor {
             Err(err) => return Err(err.into()),
         }
         let ended = self.wait(timeout)?;
-        if ended.is_some() && !self.drains.iter().all(|drain| drain.wait(LAST_WORDS)) {
-            log::debug!("somebody keeps the output of monitor {} open", self.id());
+        if ended.is_some() && !self.drains.iter().all(|drain| drain.wait(LAST_OUTPUT)) {
+            log::debug!(
+                "another process keeps the output of monitor {} open",
+                self.id()
+            );
         }
         Ok(ended)
     }
 }
 
+impl Monitor {
+    /// The last lines of its messages and of the console, as an appendix to an error message.
+    pub(crate) fn last_words(&self) -> String {
+        let mut text = String::new();
+        for (source, tail) in [("monitor", &self.messages), ("console", &self.console)] {
+            for line in tail.last_lines(LAST_LINES) {
+                text.push_str(&format!("\n  {source}: {line}"));
+            }
+        }
+        text
+    }
+}
+
 impl Drop for Monitor {
-    /// The last resort: a monitor that nobody can end any more must not stay.
+    /// The last resort: a monitor without an owner must not stay.
     fn drop(&mut self) {
         match self.wait(Duration::ZERO) {
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => {
-                log::warn!("monitor {} was not ended in order", self.id());
+                log::warn!("killing monitor {}, which was not shut down", self.id());
                 if let Err(err) = self.kill(Duration::from_secs(1)) {
                     log::warn!("cannot kill monitor {}: {err}", self.id());
                 }
@@ -180,7 +198,7 @@ fn start_spawner() -> io::Result<Sender<Job>> {
     thread::Builder::new()
         .name("monitors".into())
         .spawn(move || {
-            // Ends never: the sender is a static.
+            // Never ends: the sender is a static.
             for mut job in work {
                 let started = job.command.spawn();
                 // The command holds this process's copy of the VM lock.
@@ -188,7 +206,7 @@ fn start_spawner() -> io::Result<Sender<Job>> {
                 if let Err(unheard) = job.answer.send(started)
                     && let Ok(mut child) = unheard.into_inner()
                 {
-                    log::warn!("a monitor was started for nobody");
+                    log::warn!("killing a monitor whose requester has gone");
                     child.kill().and_then(|()| child.wait()).ok();
                 }
             }
@@ -210,19 +228,19 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
     const OWNER: &str = "COFFERDAM_TEST_OWNER";
 
-    /// Not a test of its own: the program that turns into a monitor in the tests below.
+    /// Not a test of its own: the program that becomes a monitor in the tests below.
     #[test]
-    fn trampoline() {
-        let mut args = std::env::args_os();
-        if args.any(|arg| arg == "--") {
-            panic!("{}", become_monitor(args).unwrap_err());
-        }
+    #[ignore = "a process of other tests"]
+    fn helper_trampoline() {
+        let args = std::env::args_os().skip_while(|arg| arg != "--").skip(1);
+        panic!("{}", become_monitor(args).unwrap_err());
     }
 
     fn ours() -> Trampoline {
         let args = [
             "--exact",
-            "monitor::process::tests::trampoline",
+            "monitor::process::tests::helper_trampoline",
+            "--ignored",
             "--nocapture",
             "--",
         ];
@@ -294,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_monitor_says_is_kept_apart_from_the_console() {
+    fn the_messages_of_a_monitor_are_kept_apart_from_the_console() {
         let dir = tempfile::tempdir().unwrap();
         let monitor = start(
             dir.path(),
@@ -312,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descendant_that_keeps_the_output_open_holds_nothing_up() {
+    fn a_descendant_that_keeps_the_output_open_delays_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let monitor = start(dir.path(), &["sh", "-c", "sleep 5 & echo ready; wait"]);
         while monitor.console.total() < 6 {
@@ -357,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_is_gone_before_the_signal_is_set_is_noticed() {
+    fn an_owner_that_has_ended_before_the_signal_is_set_is_detected() {
         let not_our_parent = OsString::from(std::process::id().to_string());
         // This process is the parent of nobody here: its own parent is somebody else.
         let refused = thread::spawn(move || {
@@ -370,14 +388,13 @@ mod tests {
 
     /// Not a test of its own: an owner with a monitor, to be killed.
     #[test]
+    #[ignore = "a process of other tests"]
     #[expect(
         clippy::print_stdout,
         reason = "the other process is talked to through it"
     )]
-    fn owner() {
-        let Some(dir) = std::env::var_os(OWNER) else {
-            return;
-        };
+    fn helper_owner() {
+        let dir = std::env::var_os(OWNER).unwrap();
         let monitor = start(Path::new(&dir), &["sleep", "600"]);
         println!("\nmonitor {}", monitor.id());
         thread::sleep(Duration::from_secs(60));
@@ -388,7 +405,8 @@ mod tests {
         for _ in 0..5 {
             let dir = tempfile::tempdir().unwrap();
             let mut owner = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "monitor::process::tests::owner", "--nocapture"])
+                .args(["--exact", "monitor::process::tests::helper_owner"])
+                .args(["--ignored", "--nocapture"])
                 .env(OWNER, dir.path())
                 .stdout(Stdio::piped())
                 .spawn()

@@ -1,4 +1,4 @@
-//! The end of a stream of bytes that nobody limits: a guest's console, a monitor's messages.
+//! The tail of a stream of unlimited length: a guest's console, a monitor's messages.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
-/// How much is kept. A kernel's last words, a panic with its trace included, fit in it.
+/// How many bytes are kept: enough for a kernel panic with its trace.
 const KEPT: usize = 16 << 10;
 
-/// What came last, in bounded memory.
+/// The last bytes of a stream, in bounded memory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tail(Arc<Mutex<Inner>>);
 
@@ -21,13 +21,13 @@ struct Inner {
     total: u64,
 }
 
-/// Tells when everything was read.
+/// Becomes ready when everything was read.
 #[derive(Debug)]
 pub(crate) struct Drained(Receiver<()>);
 
 impl Drained {
-    /// Waits for the end, which comes when the last writer closes its end. Somebody who inherited
-    /// that end may keep it open for ever, hence the bound.
+    /// Waits until the last writer has closed its end. Another process that inherited that end may
+    /// keep it open for ever, hence the timeout.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         self.0.recv_timeout(timeout) == Err(crossbeam_channel::RecvTimeoutError::Disconnected)
     }
@@ -50,7 +50,7 @@ impl Tail {
                     Ok(n) => ours.push(buf.get(..n).unwrap_or_default()),
                     Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                     Err(err) => {
-                        log::debug!("a monitor's output cannot be read: {err}");
+                        log::debug!("cannot read the output of a monitor: {err}");
                         break;
                     }
                 }
@@ -68,13 +68,13 @@ impl Tail {
         inner.bytes.drain(..excess);
     }
 
-    /// How many bytes ever came.
+    /// How many bytes were read in all.
     pub(crate) fn total(&self) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).total
     }
 
-    /// The last lines, at most `max`, fit for a terminal: the guest writes what it likes here, so
-    /// control characters are left out.
+    /// The last lines, at most `max`, safe for a terminal: the guest controls these bytes, so control
+    /// characters are left out.
     pub(crate) fn last_lines(&self, max: usize) -> Vec<String> {
         let bytes: Vec<u8> = self
             .0
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn terminal_escapes_and_empty_lines_do_not_come_through() {
+    fn terminal_escapes_and_empty_lines_are_left_out() {
         let tail = Tail::default();
         tail.push(b"\x1b[2J\r\n\n \x07bad\xff\r\nok\n");
         assert_eq!(tail.last_lines(10), ["[2J", " bad\u{fffd}", "ok"]);

@@ -1,13 +1,13 @@
-//! Becoming a monitor: what runs between fork and exec, as a program of its own.
+//! The trampoline: what runs between fork and exec, as a program of its own.
 //!
-//! A monitor must not outlive the process that started it, however that one ends. The kernel can
-//! see to it: a process that set its parent-death signal is killed when its parent ends. But only
+//! A monitor must not outlive the process that started it, however that one ends. The kernel
+//! ensures that: a process that set its parent-death signal is killed when its parent ends. But only
 //! the process itself can set it, so the launcher starts its own program again with a hidden
-//! command; that sets the signal and then turns into the monitor by `exec`, which keeps it.
+//! command, which sets the signal and then becomes the monitor by `exec`, which keeps the signal.
 //!
-//! Its standard input is the VM's lock file, which the monitor inherits with it and so holds the
-//! lock for as long as it lives. Into that file it writes its process id, for whoever finds the lock held
-//! by a monitor without an owner.
+//! Its standard input is the VM's lock file. The monitor inherits it and so holds the lock for as
+//! long as it lives. The trampoline writes its process id into that file, for a process that later
+//! finds the lock held by a monitor without an owner.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -21,13 +21,13 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
 
-/// The hidden command, which the program passes on to [`become_monitor`].
+/// The hidden command, for which the program calls [`become_monitor`].
 pub const COMMAND: &str = "__monitor";
 
 /// How to start this program so that it calls [`become_monitor`] with what follows `args`.
 #[derive(Debug, Clone)]
 pub struct Trampoline {
-    /// The program. `/proc/self/exe` works even if the file was replaced by an update meanwhile.
+    /// The program. `/proc/self/exe` works even if an update has replaced the file meanwhile.
     pub program: OsString,
     /// Arguments that lead to [`become_monitor`].
     pub args: Vec<OsString>,
@@ -43,12 +43,12 @@ impl Default for Trampoline {
     }
 }
 
-/// Turns this process into the monitor. `args` are those that follow [`COMMAND`]: the process id of
+/// Makes this process the monitor. `args` are those that follow [`COMMAND`]: the process id of
 /// the owner, then the monitor's program and its arguments. Returns only if that fails; the caller
 /// should then print the error and exit.
 ///
 /// # Errors
-/// If the owner is gone already, the arguments make no sense or the program cannot be executed.
+/// If the owner has ended already, the arguments are invalid or the program cannot be executed.
 pub fn become_monitor(args: impl IntoIterator<Item = OsString>) -> io::Result<Infallible> {
     let mut args = args.into_iter();
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "an argument is missing");

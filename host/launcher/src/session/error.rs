@@ -1,4 +1,4 @@
-//! How work with a guest can fail. The axis is who has to do something about it.
+//! How requests to a guest fail. The variants differ by who has to do something about it.
 
 use std::io;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub enum Lost {
     Violation(String),
     /// It is of another version.
     #[error(
-        "the VM image does not fit: `{guest}` in it speaks protocol {theirs}, `{host}` speaks {ours} \
-         (make the image again with `cargo xtask image`)"
+        "the guest image does not match this program: `{guest}` speaks protocol {theirs}, `{host}` \
+         speaks {ours}; rebuild the guest image with `cargo xtask image`"
     )]
     Version {
         /// Software of the guest.
@@ -38,10 +38,10 @@ pub enum Lost {
         /// Its protocol.
         ours: u16,
     },
-    /// It does not know the number that this VM was told: it is not our VM.
-    #[error("a foreign VM answered: it does not know the nonce of this one")]
+    /// It does not know the nonce of this session, so it is not the VM that this process started.
+    #[error("nonce mismatch: unexpected VM")]
     Nonce,
-    /// It did not do what it was told in time.
+    /// It did not carry out a request in time.
     #[error("the builder VM did not {what} within {} s", limit.as_secs())]
     TooLate {
         /// What it should have done.
@@ -49,18 +49,15 @@ pub enum Lost {
         /// The time it had.
         limit: Duration,
     },
-    /// Its disk does not keep what is written to it, so nothing that it reads from there is worth
-    /// anything.
+    /// Its disk lost data that was written to it, so nothing that it read from there can be
+    /// trusted.
     #[error("the disk of the builder VM failed: {0}")]
     Disk(String),
-    /// Our own vsock device gave up on it.
+    /// Our own vsock device stopped serving it.
     #[error("the vsock device gave up on the builder VM: {0}")]
     Device(String),
-    /// The monitor ended.
-    #[error("the monitor of the builder VM ended: {0}")]
-    MonitorEnded(String),
-    /// It was ended by us.
-    #[error("the builder VM was ended")]
+    /// This process ended it.
+    #[error("the builder VM was shut down")]
     Ended,
 }
 
@@ -73,7 +70,7 @@ pub enum SessionError {
     /// The caller's cancel came first.
     #[error("cancelled")]
     Cancelled,
-    /// The guest is well and says that it cannot do this.
+    /// The guest works and says that it cannot do this.
     #[error("{}", .0.text)]
     Refused(Failure),
     /// The host could not do its part.

@@ -1,7 +1,7 @@
-//! How long a guest that is alive may take for things that run no user code.
+//! How long a guest that is alive may take for operations that run no user code.
 //!
-//! These are not how a guest is found dead: the heartbeat does that. They end what a guest that
-//! answers heartbeats might otherwise delay for ever, and a guest that exceeds one is lost.
+//! These limits do not detect a dead guest: the heartbeat does that. They end what a guest that
+//! still answers heartbeats could otherwise delay for ever; a guest that exceeds one is lost.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use std::time::Duration;
 pub(crate) struct Limits {
     /// For the hello, counted from the first connection.
     pub(crate) hello: Duration,
-    /// For a new connection to say which transfer it is.
+    /// For a new connection to name its transfer.
     pub(crate) attach: Duration,
-    /// For a transfer to be opened that was asked for.
+    /// For the guest to open a transfer that was requested.
     pub(crate) open: Duration,
     /// For the end of the stream after the end mark of a transfer.
     pub(crate) eof: Duration,
-    /// For killing all processes of a step. It took 0.4 s at worst in trials.
+    /// For killing all processes of a step. The longest time seen is 0.4 s.
     pub(crate) kill: Duration,
-    /// For what needs no user code and little I/O.
+    /// For requests that need little I/O.
     pub(crate) short: Duration,
-    /// For removing or sealing directories with many files.
-    pub(crate) remove: Duration,
+    /// For removing or committing directories with many files.
+    pub(crate) files: Duration,
     /// For the rest of a dead step's output to make progress.
     pub(crate) output: Duration,
-    /// For the next frame of a layer to be taken or to come. Whoever unpacks may well stand still for
-    /// minutes while its disk is busy.
+    /// For the next frame of a layer to be accepted or to arrive. Unpacking may well pause for
+    /// minutes while the guest's disk is busy.
     pub(crate) stall: Duration,
 }
 
 impl Limits {
-    /// For a guest that runs on the processor.
+    /// For a guest that runs under KVM.
     pub(crate) const fn native() -> Self {
         const fn seconds(n: u64) -> Duration {
             Duration::from_secs(n)
@@ -42,7 +42,7 @@ impl Limits {
             eof: seconds(10),
             kill: seconds(5),
             short: seconds(15),
-            remove: seconds(300),
+            files: seconds(300),
             output: seconds(20),
             stall: seconds(600),
         }
@@ -57,7 +57,7 @@ impl Limits {
             eof,
             kill,
             short,
-            remove,
+            files,
             output,
             stall,
         } = Self::native();
@@ -68,7 +68,7 @@ impl Limits {
             eof: eof * 4,
             kill: kill * 4,
             short: short * 4,
-            remove: remove * 4,
+            files: files * 4,
             output: output * 4,
             stall: stall * 4,
         }

@@ -1,9 +1,10 @@
-//! The output of a step, on its way from the guest to whoever keeps it.
+//! The output of a step, on its way from the guest to its consumer.
 //!
-//! A dead step and one that is being killed end in bound, or their guest is lost. But the host may be
-//! slow to take output, when its disk is busy, and then the guest has to wait as well: it can end
-//! neither output nor step before the host has taken what comes first. So the guest's waits are
-//! bounded by a clock that stands still while the host is at it ([`Taking`]).
+//! The law: a step that is dead or being killed ends within a limit, or its guest is lost; but the
+//! guest does not pay for a slow host. While the host is slow to consume output (its disk is busy),
+//! the guest has to wait as well: it can end neither the output nor the step before the host has
+//! consumed what precedes the end. So the limits of the guest are measured by a clock that stops
+//! while the host consumes ([`OutputClock`]).
 
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -11,100 +12,108 @@ use std::time::{Duration, Instant};
 
 use exec::{Output, Stream};
 
-use super::stream::ReceiveError;
-use super::{Link, Lost, Session, lock};
-use crate::patience::{Clock, Patience};
+use super::Session;
+use super::connection::GuestConnection;
+use super::error::Lost;
+use super::shared::lock;
+use super::transfer::ReceiveError;
+use crate::time_budget::{Clock, TimeBudget};
 
-/// How the host takes the pieces of one output. Written by the thread that does, read by the one
-/// that waits for the guest.
+/// Bit of a data frame's flags: standard error, not standard output.
+const STDERR: u8 = 1;
+
+/// A clock that stops while the host consumes a piece of output. One thread consumes, another one
+/// reads the clock.
 #[derive(Debug, Default)]
-pub(super) struct Taking {
+pub(super) struct OutputClock {
     clock: Clock,
-    taken: Mutex<Taken>,
+    consumption: Mutex<Consumption>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct Consumption {
     pieces: u64,
-    /// The time that all of them took, save the current one.
+    /// The time that all pieces took, except the current one.
     time: Duration,
-    /// Since when the current one is being taken.
+    /// Since when the current piece is being consumed.
     since: Option<Instant>,
 }
 
-impl Taking {
+impl OutputClock {
     pub(super) fn new(clock: Clock) -> Self {
-        let taken = Mutex::default();
-        Self { clock, taken }
+        Self {
+            clock,
+            consumption: Mutex::default(),
+        }
     }
 
-    /// Takes a piece.
-    fn piece(&self, take: impl FnOnce()) {
+    /// Consumes a piece.
+    fn piece(&self, consume: impl FnOnce()) {
         {
-            let mut taken = lock(&self.taken);
-            taken.pieces += 1;
-            taken.since = Some(self.clock.now());
+            let mut consumption = lock(&self.consumption);
+            consumption.pieces += 1;
+            consumption.since = Some(self.clock.now());
         }
-        take();
-        let mut taken = lock(&self.taken);
-        if let Some(since) = taken.since.take() {
-            taken.time += self.clock.now().saturating_duration_since(since);
+        consume();
+        let mut consumption = lock(&self.consumption);
+        if let Some(since) = consumption.since.take() {
+            consumption.time += self.clock.now().saturating_duration_since(since);
         }
     }
 
-    /// The pieces so far, the current one included.
+    /// The number of pieces so far, the current one included.
     fn pieces(&self) -> u64 {
-        lock(&self.taken).pieces
+        lock(&self.consumption).pieces
     }
 
-    /// What time it is for the guest: while a piece is being taken, time stands still.
-    pub(super) fn guests_time(&self) -> Instant {
+    /// The time as it counts for the guest.
+    pub(super) fn guest_time(&self) -> Instant {
         // The clock is read under the lock, so this never goes back.
-        let taken = lock(&self.taken);
+        let consumption = lock(&self.consumption);
         let now = self.clock.now();
-        let current = taken
+        let current = consumption
             .since
             .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        now.checked_sub(taken.time + current).unwrap_or(now)
+        now.checked_sub(consumption.time + current).unwrap_or(now)
     }
 }
 
 impl Session {
-    /// Hands on the output of a step until its end.
+    /// Passes on the output of a step until its end.
     pub(super) fn pump(
         &self,
-        link: &Arc<dyn Link>,
+        connection: &Arc<dyn GuestConnection>,
         id: u64,
         output: &mut dyn Output,
-        taking: &Taking,
+        clock: &OutputClock,
     ) -> Result<(), ReceiveError> {
         let shared = &self.shared;
-        shared.receive_all(link, id, None, None, |flags, bytes| {
-            let stream = if flags & 1 == 0 {
+        shared.receive_all(connection, id, None, None, |flags, bytes| {
+            let stream = if flags & STDERR == 0 {
                 Stream::Stdout
             } else {
                 Stream::Stderr
             };
-            taking.piece(|| output.write(stream, bytes));
+            clock.piece(|| output.write(stream, bytes));
             Ok(())
         })?;
         Ok(())
     }
 
-    /// The step is dead, so its output ends soon. A guest that neither sends nor ends it is lost:
-    /// then the pump ends as well.
-    pub(super) fn wait_for_output(&self, taking: &Taking, finished: impl Fn() -> bool) {
+    /// Waits for the rest of the output of a dead step. A guest that neither sends it nor ends it is
+    /// lost, which ends the pump too.
+    pub(super) fn wait_for_output(&self, clock: &OutputClock, finished: impl Fn() -> bool) {
         let limit = self.shared.limits.output;
-        let renewed = || Patience::new(limit, taking.guests_time());
-        let (mut pieces, mut patience) = (taking.pieces(), renewed());
-        // Short, because it delays the end of each step; the pump is nearly always done already.
+        let renewed = || TimeBudget::new(limit, clock.guest_time());
+        let (mut pieces, mut budget) = (clock.pieces(), renewed());
+        // Short, because it delays the end of each step; the pump has nearly always ended already.
         while !finished() && self.lost().is_none() {
             thread::sleep(Duration::from_millis(1));
-            let now = taking.pieces();
+            let now = clock.pieces();
             if now != pieces {
-                (pieces, patience) = (now, renewed());
+                (pieces, budget) = (now, renewed());
             }
-            if patience.ends(taking.guests_time()) {
+            if budget.elapse(clock.guest_time()) {
                 self.lose(Lost::TooLate {
                     what: "end the output of a dead step",
                     limit,
@@ -121,22 +130,22 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn the_guests_time_stands_still_only_while_a_piece_is_taken() {
+    fn the_guests_time_stops_only_while_a_piece_is_consumed() {
         let clock = Clock::default();
-        let taking = Taking::new(clock.clone());
-        let passed = |since: Instant| taking.guests_time().duration_since(since);
-        let began = taking.guests_time();
+        let output = OutputClock::new(clock.clone());
+        let passed = |since: Instant| output.guest_time().duration_since(since);
+        let began = output.guest_time();
         clock.stop_for(HOUR);
         assert!(passed(began) >= HOUR);
         for _ in 0..3 {
-            let before = taking.guests_time();
-            taking.piece(|| {
+            let before = output.guest_time();
+            output.piece(|| {
                 clock.stop_for(HOUR);
                 assert!(passed(before) < HOUR);
             });
             assert!(passed(before) < HOUR);
         }
         assert!(passed(began) < 2 * HOUR);
-        assert_eq!(taking.pieces(), 3);
+        assert_eq!(output.pieces(), 3);
     }
 }

@@ -1,36 +1,38 @@
-//! Requests and their replies.
+//! Requests that were sent, and the waits for their replies.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
-use exec::Cancel;
+use exec::{Cancel, poll};
 use wire::{Failure, FailureKind, Reply, Request, message};
 
-use super::{Lost, SessionError, Shared, TICK, lock};
-use crate::patience::Patience;
+use super::error::{Lost, SessionError};
+use super::shared::{Shared, lock};
+use crate::time_budget::TimeBudget;
 
 /// A request that was sent.
 #[derive(Debug)]
-pub(crate) struct Pending {
+pub(super) struct Pending {
     shared: Arc<Shared>,
-    answer: Receiver<Reply>,
+    reply: Receiver<Reply>,
 }
 
-/// What came of a wait.
+/// How a wait for a reply ended.
 #[derive(Debug)]
-pub(crate) enum Waited {
-    /// The answer. A refusal is an answer too.
-    Answer(Reply),
-    /// The caller's cancel came first. The answer may still be waited for.
+pub(super) enum Waited {
+    /// The reply. A refusal is a reply too.
+    Reply(Reply),
+    /// The caller's cancel came first. The reply may still be waited for.
     Cancelled,
-    /// The time is up. The answer may still be waited for.
+    /// The time is up. The reply may still be waited for.
     TimeUp,
 }
 
 impl Shared {
+    /// Sends a request. Blocks while the queue of the control connection is full.
     pub(super) fn ask(self: &Arc<Self>, request: &Request) -> Result<Pending, SessionError> {
-        let (sender, answer) = bounded(1);
+        let (sender, reply) = bounded(1);
         let id = {
             let mut requests = lock(&self.requests);
             requests.last += 1;
@@ -42,54 +44,61 @@ impl Shared {
             Ok(frame) => frame,
             Err(err) => {
                 lock(&self.requests).waiting.remove(&id);
-                // Limits of the wire are limits of what a step may say.
+                // A limit of the protocol is a limit of what a step may contain.
                 return Err(SessionError::Refused(Failure::new(
                     FailureKind::Setup,
                     err.to_string(),
                 )));
             }
         };
-        self.post(frame)?;
+        self.enqueue(frame)?;
         Ok(Pending {
             shared: Arc::clone(self),
-            answer,
+            reply,
         })
     }
 
     /// Queues a frame for the control connection; waits while the queue is full.
-    fn post(&self, mut frame: Vec<u8>) -> Result<(), SessionError> {
-        loop {
-            self.check()?;
-            let Some(outbox) = lock(&self.outbox).clone() else {
-                return Err(self.gone());
-            };
-            match outbox.send_timeout(frame, TICK) {
-                Ok(()) => return Ok(()),
-                Err(SendTimeoutError::Timeout(back)) => frame = back,
-                Err(SendTimeoutError::Disconnected(_)) => return Err(self.gone()),
-            }
-        }
+    fn enqueue(&self, frame: Vec<u8>) -> Result<(), SessionError> {
+        let mut unsent = Some(frame);
+        let sent = poll(
+            || self.check(),
+            |tick| {
+                let Some(queue) = lock(&self.queue).clone() else {
+                    return Some(Err(self.disconnected()));
+                };
+                match queue.send_timeout(unsent.take()?, tick) {
+                    Ok(()) => Some(Ok(())),
+                    Err(SendTimeoutError::Timeout(frame)) => {
+                        unsent = Some(frame);
+                        None
+                    }
+                    Err(SendTimeoutError::Disconnected(_)) => Some(Err(self.disconnected())),
+                }
+            },
+        );
+        sent?
     }
 
-    /// Hands a reply to whoever asked.
-    pub(super) fn answer(&self, id: u64, reply: Reply) -> Result<(), Lost> {
+    /// Hands a reply to the caller that waits for it.
+    pub(super) fn on_reply(&self, id: u64, reply: Reply) -> Result<(), Lost> {
         let Some(waiting) = lock(&self.requests).waiting.remove(&id) else {
             return Err(Lost::Violation(format!(
-                "a reply to request {id}, which does not wait"
+                "a reply to request {id}, which is not pending"
             )));
         };
-        // Nobody may be waiting any more, after the time was up. Then the answer is of no interest.
+        // Fails only if nobody waits any more, after the time was up: the reply is of no interest.
         waiting.try_send(reply).ok();
         Ok(())
     }
 }
 
 impl Pending {
-    /// Waits for the answer, until cancelled or for at most `limit`.
+    /// Waits for the reply, until cancelled or for at most `limit`.
     ///
     /// # Errors
     /// Only if the guest is lost.
-    pub(crate) fn wait(
+    pub(super) fn wait(
         &self,
         cancel: Option<&Cancel>,
         limit: Option<Duration>,
@@ -97,60 +106,68 @@ impl Pending {
         self.wait_by(&|| self.shared.clock.now(), cancel, limit)
     }
 
-    /// The same by another clock.
+    /// [`Self::wait`] by another clock.
     fn wait_by(
         &self,
         now: &dyn Fn() -> Instant,
         cancel: Option<&Cancel>,
         limit: Option<Duration>,
     ) -> Result<Waited, SessionError> {
-        let mut patience = limit.map(|limit| Patience::new(limit, now()));
-        loop {
-            match self.answer.recv_timeout(TICK) {
-                Ok(reply) => return Ok(Waited::Answer(reply)),
-                Err(RecvTimeoutError::Disconnected) => return Err(self.shared.gone()),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if cancel.is_some_and(Cancel::is_cancelled) {
-                return Ok(Waited::Cancelled);
-            }
-            if patience.as_mut().is_some_and(|left| left.ends(now())) {
-                return Ok(Waited::TimeUp);
-            }
+        let mut budget = limit.map(|limit| TimeBudget::new(limit, now()));
+        let received = poll(
+            || {
+                if cancel.is_some_and(Cancel::is_cancelled) {
+                    return Err(Waited::Cancelled);
+                }
+                if budget.as_mut().is_some_and(|left| left.elapse(now())) {
+                    return Err(Waited::TimeUp);
+                }
+                Ok(())
+            },
+            |tick| match self.reply.recv_timeout(tick) {
+                Ok(reply) => Some(Some(reply)),
+                Err(RecvTimeoutError::Disconnected) => Some(None),
+                Err(RecvTimeoutError::Timeout) => None,
+            },
+        );
+        match received {
+            Ok(Some(reply)) => Ok(Waited::Reply(reply)),
+            Ok(None) => Err(self.shared.disconnected()),
+            Err(ended) => Ok(ended),
         }
     }
 
-    /// Whether the answer, or the loss of the guest, has come already.
-    pub(crate) fn has_come(&self) -> bool {
-        !self.answer.is_empty() || self.shared.lost().is_some()
+    /// Whether the reply, or the loss of the guest, has arrived already.
+    pub(super) fn has_arrived(&self) -> bool {
+        !self.reply.is_empty() || self.shared.lost().is_some()
     }
 
-    /// Waits for an answer that must come within `limit`: a guest that takes longer for `what` is
-    /// lost, since nothing weaker can end it.
-    pub(crate) fn insist(
+    /// Waits for a reply that must arrive within `limit`: a guest that takes longer for `what` is
+    /// lost, since nothing weaker can end the wait.
+    pub(super) fn wait_or_lose(
         &self,
         what: &'static str,
         limit: Duration,
     ) -> Result<Reply, SessionError> {
-        self.insist_by(&|| self.shared.clock.now(), what, limit)
+        self.wait_or_lose_by(&|| self.shared.clock.now(), what, limit)
     }
 
-    /// The same by another clock.
-    pub(super) fn insist_by(
+    /// [`Self::wait_or_lose`] by another clock.
+    pub(super) fn wait_or_lose_by(
         &self,
         now: &dyn Fn() -> Instant,
         what: &'static str,
         limit: Duration,
     ) -> Result<Reply, SessionError> {
         match self.wait_by(now, None, Some(limit))? {
-            Waited::Answer(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
-            Waited::Answer(reply) => Ok(reply),
-            Waited::Cancelled | Waited::TimeUp => Err(self.late(what, limit)),
+            Waited::Reply(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
+            Waited::Reply(reply) => Ok(reply),
+            Waited::Cancelled | Waited::TimeUp => Err(self.too_late(what, limit)),
         }
     }
 
     /// The guest is lost, since it took longer than `limit` for `what`.
-    pub(crate) fn late(&self, what: &'static str, limit: Duration) -> SessionError {
+    pub(super) fn too_late(&self, what: &'static str, limit: Duration) -> SessionError {
         SessionError::Lost(self.shared.lose(Lost::TooLate { what, limit }))
     }
 }

@@ -7,21 +7,22 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TrySendError};
-use exec::Cancel;
+use exec::{Cancel, TICK};
 use wire::frame::{self, Frame, Kind};
 use wire::{Attach, Reply, message};
 
-use super::link::{Door, Frames, Link};
-use super::pulse::Beat;
-use super::{Lost, Shared, TICK, lock};
-use crate::patience::{Patience, counted};
+use super::connection::{Frames, GuestConnection, GuestListener};
+use super::error::Lost;
+use super::heartbeat::HeartbeatAction;
+use super::shared::{Shared, lock};
+use crate::time_budget::{TimeBudget, active_time};
 
-/// How long the reader of the control connection may take to read what came before its end.
+/// How long the reader of the control connection may take to read what preceded its end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Connections that may be saying which transfer they are at the same time. An honest guest opens
-/// one per transfer, and each step has two.
-const MAX_GREETING: u64 = 2 * wire::limits::MAX_STEPS as u64;
+/// Connections that may be naming their transfers at the same time. An honest guest opens one per
+/// transfer, and each step has two.
+const MAX_ATTACHING: u64 = 2 * wire::limits::MAX_STEPS as u64;
 
 pub(super) fn start_watch(
     shared: &Arc<Shared>,
@@ -31,8 +32,8 @@ pub(super) fn start_watch(
         let mut last = shared.clock.now();
         while !shared.closed.sleep(TICK) {
             let now = shared.clock.now();
-            shared.look_at_watched(now);
-            shared.beat(counted(last, now));
+            shared.check_watched(now);
+            shared.tick_heartbeat(active_time(last, now));
             last = now;
         }
     })
@@ -42,7 +43,7 @@ pub(super) fn start_others(
     shared: &Arc<Shared>,
     mut frames: Frames,
     queue: Receiver<Vec<u8>>,
-    door: Box<dyn Door>,
+    listener: Box<dyn GuestListener>,
     threads: &mut Vec<JoinHandle<()>>,
 ) -> Result<(), Lost> {
     start("control", shared, threads, move |shared| {
@@ -57,8 +58,8 @@ pub(super) fn start_others(
             }
         }
     })?;
-    start("door", shared, threads, move |shared| {
-        shared.serve_door(door.as_ref());
+    start("listener", shared, threads, move |shared| {
+        shared.accept_all(listener.as_ref());
     })
 }
 
@@ -92,52 +93,54 @@ impl Drop for OnPanic<'_> {
 }
 
 impl Shared {
-    /// The connection failed for others than its reader, who may have something to read that came
-    /// before, such as the last reply of a guest that powers off.
+    /// Declares the guest lost after a delay: the connection failed for a writer, and its reader may
+    /// still have something to read that arrived before, such as the last reply of a guest that
+    /// powers off.
     fn lose_soon(&self, why: Lost) {
-        let mut patience = Patience::new(LAST_WORDS, self.clock.now());
+        let mut budget = TimeBudget::new(LAST_WORDS, self.clock.now());
         while !self.closed.sleep(TICK) {
-            if patience.ends(self.clock.now()) {
+            if budget.elapse(self.clock.now()) {
                 self.lose(why);
                 return;
             }
         }
     }
 
-    /// Resets connections whose users are cancelled or too late. A guest that lets one stand still
-    /// too long is lost.
-    fn look_at_watched(&self, now: Instant) {
-        let mut stood_still = None;
+    /// Resets connections whose users are cancelled or whose time is up. A guest that makes no
+    /// progress for too long is lost.
+    fn check_watched(&self, now: Instant) {
+        let mut stalled = None;
         for watched in lock(&self.watched).values_mut() {
             let cancelled = watched.cancel.as_ref().is_some_and(Cancel::is_cancelled);
-            let ends = |patience: &mut Patience| patience.ends(now);
-            if watched.patience.as_mut().is_some_and(ends) || cancelled {
-                watched.link.reset();
+            let ends = |budget: &mut TimeBudget| budget.elapse(now);
+            if watched.budget.as_mut().is_some_and(ends) || cancelled {
+                watched.connection.reset();
             }
             if let Some(stall) = &mut watched.stall
-                && stall.ends(now)
+                && stall.elapse(now)
             {
-                stood_still = Some(stall.limit());
+                stalled = Some(stall.limit());
             }
         }
-        if let Some(limit) = stood_still {
-            let what = "go on with a layer";
+        if let Some(limit) = stalled {
+            let what = "continue the transfer of a layer";
             self.lose(Lost::TooLate { what, limit });
         }
     }
 
-    fn beat(&self, elapsed: Duration) {
-        let outbox = lock(&self.outbox).clone();
-        let beat = lock(&self.pulse).tick(elapsed);
-        match beat {
-            Beat::Rest => {}
-            Beat::Lost(silence) => {
+    fn tick_heartbeat(&self, elapsed: Duration) {
+        let queue = lock(&self.queue).clone();
+        let action = lock(&self.heartbeat).tick(elapsed);
+        match action {
+            HeartbeatAction::Wait => {}
+            HeartbeatAction::Lost(silence) => {
                 self.lose(Lost::Silent(silence));
             }
-            Beat::Send(number) => {
+            HeartbeatAction::Send(number) => {
                 let frame = frame::encode(Kind::Ping, 0, number, 0, &[]).unwrap_or_default();
-                match outbox.map(|outbox| outbox.try_send(frame)) {
-                    // A full queue means that the guest takes nothing: as good as sent and unheard.
+                match queue.map(|queue| queue.try_send(frame)) {
+                    // A full queue means that the guest accepts nothing: the heartbeat counts as
+                    // sent and will stay unanswered.
                     Some(Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)))
                     | None => {}
                 }
@@ -145,7 +148,7 @@ impl Shared {
         }
     }
 
-    /// Reads the control connection to its end, and says why it ended.
+    /// Reads the control connection to its end. Returns why it ended.
     fn read_control(&self, frames: &mut Frames) -> Lost {
         loop {
             let handled = match frames.next() {
@@ -162,11 +165,11 @@ impl Shared {
     fn handle(&self, frame: &Frame<'_>) -> Result<(), Lost> {
         match frame.kind {
             Kind::Pong => {
-                if lock(&self.pulse).answered(frame.id) {
+                if lock(&self.heartbeat).on_answer(frame.id) {
                     Ok(())
                 } else {
                     Err(Lost::Violation(format!(
-                        "an answer to heartbeat {}",
+                        "an answer to heartbeat {}, which was never sent",
                         frame.id
                     )))
                 }
@@ -174,7 +177,7 @@ impl Shared {
             Kind::Reply => {
                 let reply: Reply =
                     message::decode(frame).map_err(|err| Lost::Violation(err.to_string()))?;
-                self.answer(frame.id, reply)
+                self.on_reply(frame.id, reply)
             }
             Kind::Hello
             | Kind::Request
@@ -189,10 +192,10 @@ impl Shared {
         }
     }
 
-    fn serve_door(self: &Arc<Self>, door: &dyn Door) {
+    fn accept_all(self: &Arc<Self>, listener: &dyn GuestListener) {
         while !self.closed.is_cancelled() {
-            match door.accept(TICK * 4) {
-                Ok(link) => self.receive(link),
+            match listener.accept(TICK * 4) {
+                Ok(connection) => self.on_connection(connection),
                 Err(err) if err.kind() == io::ErrorKind::TimedOut => {}
                 Err(err) => {
                     self.lose_soon(Lost::Connection(err));
@@ -202,35 +205,35 @@ impl Shared {
         }
     }
 
-    /// Lets a new connection say which transfer it is, on a thread of its own.
-    fn receive(self: &Arc<Self>, link: Arc<dyn Link>) {
-        if self.greeting.fetch_add(1, Ordering::AcqRel) >= MAX_GREETING {
-            link.reset();
+    /// Lets a new connection name its transfer, on a thread of its own.
+    fn on_connection(self: &Arc<Self>, connection: Arc<dyn GuestConnection>) {
+        if self.attaching.fetch_add(1, Ordering::AcqRel) >= MAX_ATTACHING {
+            connection.reset();
             self.lose(Lost::Violation("too many connections at a time".into()));
         }
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("attach".into()).spawn(move || {
-            if let Err(why) = shared.attach(&link) {
-                link.reset();
+            if let Err(why) = shared.attach(&connection) {
+                connection.reset();
                 shared.lose(why);
             }
-            shared.greeting.fetch_sub(1, Ordering::AcqRel);
+            shared.attaching.fetch_sub(1, Ordering::AcqRel);
         });
         if let Err(err) = thread {
             self.lose(Lost::Connection(err));
         }
     }
 
-    fn attach(&self, link: &Arc<dyn Link>) -> Result<(), Lost> {
-        let mut frames = Frames::new(Arc::clone(link)).up_to(Kind::Attach.max_body());
-        let watch = self.watch(link, None, Some(self.limits.attach));
+    fn attach(&self, connection: &Arc<dyn GuestConnection>) -> Result<(), Lost> {
+        let mut frames = Frames::new(Arc::clone(connection)).up_to(Kind::Attach.max_body());
+        let watch = self.watch(connection, None, Some(self.limits.attach));
         let attach: Attach = match frames.next() {
             Ok(Some(frame)) => {
                 message::decode(&frame).map_err(|err| Lost::Violation(err.to_string()))?
             }
-            // It opened a connection and went away. That harms nobody.
+            // It opened a connection and closed it. That harms nobody.
             Ok(None) | Err(frame::ReadError::Source(_)) => {
-                link.reset();
+                connection.reset();
                 return Ok(());
             }
             Err(err) => return Err(err.into()),
@@ -242,16 +245,16 @@ impl Shared {
         let mut transfers = lock(&self.transfers);
         match transfers.expected.remove(&attach.transfer) {
             Some(waiting) => {
-                // If nobody waits any more the link comes back and is reset.
-                if waiting.try_send(Arc::clone(link)).is_err() {
-                    link.reset();
+                // Fails if nobody waits any more.
+                if waiting.try_send(Arc::clone(connection)).is_err() {
+                    connection.reset();
                 }
                 Ok(())
             }
             // Announced once and given up since, or attached twice: the guest cannot know the
-            // former, and the latter gets it nothing.
+            // former, and the latter gains it nothing.
             None if attach.transfer <= transfers.last => {
-                link.reset();
+                connection.reset();
                 Ok(())
             }
             None => Err(Lost::Violation(format!(

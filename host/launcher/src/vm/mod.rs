@@ -1,33 +1,40 @@
 //! One builder VM from its boot to its end.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `context` | looks at the host once, for all attempts of a boot |
+//! | `boot` | chooses the accelerator by trying, and another disk if the disk may be the reason |
+//! | `attempt` | one attempt: makes the parts, one after the other |
+//! | `connect` | where the guest connects, and the wait for its first connection |
+//! | `parts` | the parts of a VM, and their only end |
+//! | `registry` | records of the parts that outlive this process |
 
 mod attempt;
 mod boot;
-pub(crate) mod home;
+mod connect;
+mod context;
+mod error;
 mod parts;
+pub(crate) mod registry;
 #[cfg(test)]
-#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vsock_device::{Listener, Stream};
-
-pub use attempt::BootError;
-pub(crate) use boot::{Context, boot};
+pub(crate) use boot::boot;
+pub(crate) use context::BootContext;
+pub use error::BootError;
 pub(crate) use parts::{End, Parts};
 
+use crate::monitor::machine::Accelerator;
 use crate::monitor::process::Monitor;
-use crate::monitor::qemu::Engine;
-use crate::options::VmReport;
-use crate::session::{Door, Limits, Link, Lost, Moved, Session};
+use crate::report::VmReport;
+use crate::session::{Limits, Lost, Session};
 use crate::transport::Transport;
 
-/// How long a VM whose connection ended may take to show that its monitor ended too.
+/// How long after the end of a VM's connection its monitor may take to end too.
 const END_SHOWS: Duration = Duration::from_secs(2);
-
-/// Lines of a console that help to understand an end.
-const LAST_LINES: usize = 12;
 
 /// A VM whose agent said hello.
 #[derive(Debug)]
@@ -36,7 +43,7 @@ pub(crate) struct Vm {
     monitor: Arc<Monitor>,
     limits: Limits,
     boot: Duration,
-    engine: Engine,
+    accelerator: Accelerator,
     parts: Mutex<Parts>,
 }
 
@@ -46,8 +53,8 @@ impl Vm {
         &self.session
     }
 
-    /// Ends it. Returns what could not be done; doing it again changes nothing.
-    pub(crate) fn end(&self, how: End) -> Vec<home::HomeError> {
+    /// Ends it. Returns what could not be cleaned up; a second call changes nothing.
+    pub(crate) fn end(&self, how: End) -> Vec<registry::RegistryError> {
         self.parts().end(how)
     }
 
@@ -55,17 +62,15 @@ impl Vm {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known about it. Asks the guest for what it alone knows.
+    /// What is known about it. Asks the guest for what only the guest knows.
     pub(crate) fn report(&self) -> VmReport {
         let agent_memory_peak = self.session.stat().map_or(0, |stat| stat.agent_memory_peak);
-        let Moved { put, taken } = *self.session.moved();
         VmReport {
-            put,
-            taken,
+            transfers: *self.session.stats(),
             boot: self.boot,
-            accelerator: match self.engine {
-                Engine::Kvm => "kvm",
-                Engine::Tcg => "tcg",
+            accelerator: match self.accelerator {
+                Accelerator::Kvm => "kvm",
+                Accelerator::Tcg => "tcg",
             },
             transport: Transport::name(self.session.features),
             agent: self.session.software.clone(),
@@ -73,7 +78,7 @@ impl Vm {
         }
     }
 
-    /// Kills its monitor behind its back.
+    /// Kills its monitor without the knowledge of its session.
     #[cfg(test)]
     pub(crate) fn kill_monitor(&self) {
         self.monitor.kill(END_SHOWS).unwrap().unwrap();
@@ -85,14 +90,14 @@ impl Vm {
         self.monitor.id()
     }
 
-    /// How long single waits for its guest may last.
+    /// How long single waits for its guest may take.
     pub(crate) fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// Says why the VM was lost, with what its monitor and its console have to say about it.
+    /// Why the VM was lost, with the last lines of its monitor and its console.
     pub(crate) fn explain(&self, lost: &Lost) -> String {
-        // If our device cut the connections, it knows why, and they do not.
+        // If our device cut the connections, the reason is its own, not that of the connections.
         let device = matches!(lost, Lost::Closed | Lost::Connection(_))
             .then(|| self.parts().device_failure())
             .flatten();
@@ -105,63 +110,24 @@ impl Vm {
             | Lost::Nonce
             | Lost::TooLate { .. }
             | Lost::Disk(_)
-            | Lost::MonitorEnded(_)
             | Lost::Ended => false,
         };
         if may_be_cut && let Ok(Some(status)) = self.monitor.wait(END_SHOWS) {
-            // A guest whose violation ended its connection powers off, in order; only a monitor that
-            // ended otherwise may be why a frame or the device is broken.
+            // A guest whose violation ended its connection powers off in order. Only a monitor that
+            // ended otherwise can be why a frame or the device is broken.
             let is_a_violation = matches!(lost, Lost::Violation(_) | Lost::Device(_));
             if !(is_a_violation && status.success()) {
                 text = format!("its monitor ended ({status})");
             }
         }
-        text + &last_words(&self.monitor)
+        text + &self.monitor.last_words()
     }
 }
 
-/// What monitor and console said last, as an appendix to a message.
-fn last_words(monitor: &Monitor) -> String {
-    let mut text = String::new();
-    for (who, tail) in [
-        ("monitor", &monitor.messages),
-        ("console", &monitor.console),
-    ] {
-        for line in tail.last_lines(LAST_LINES) {
-            text.push_str(&format!("\n  {who}: {line}"));
-        }
-    }
-    text
-}
-
-/// What executes the guest decides how slow it may be.
-fn limits(engine: Engine) -> Limits {
-    match engine {
-        Engine::Kvm => Limits::native(),
-        Engine::Tcg => Limits::emulated(),
-    }
-}
-
-impl Link for Stream {
-    fn read(&self, buf: &mut [u8]) -> std::io::Result<usize> {
-        Self::read(self, buf)
-    }
-
-    fn send(&self, data: Vec<u8>) -> std::io::Result<()> {
-        Self::send(self, data)
-    }
-
-    fn finish(&self) -> std::io::Result<()> {
-        self.shutdown_write()
-    }
-
-    fn reset(&self) {
-        Self::reset(self);
-    }
-}
-
-impl Door for Listener {
-    fn accept(&self, timeout: Duration) -> std::io::Result<Arc<dyn Link>> {
-        Ok(Arc::new(Self::accept(self, Some(timeout))?))
+/// The limits for a guest: an emulated one may be slower.
+fn limits(accelerator: Accelerator) -> Limits {
+    match accelerator {
+        Accelerator::Kvm => Limits::native(),
+        Accelerator::Tcg => Limits::emulated(),
     }
 }

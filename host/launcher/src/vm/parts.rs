@@ -1,9 +1,9 @@
-//! What a VM is made of, and the one way in which all of it is taken apart.
+//! The parts of a VM, and the only code that takes them apart.
 //!
-//! Success, failure, cancel and a boot that got half-way end here. Each part was recorded before it
-//! was made, and its record goes only after its absence was observed. The steps do not depend on
-//! each other more than they must: one that fails is reported, leaves its record, and the
-//! next ones are done all the same. Then the process that reaps this one finishes the work.
+//! Success, failure, cancel and a boot that stopped half-way end here. Each part was recorded before
+//! it was made, and its record is removed only after its absence was observed. A step of the cleanup
+//! that fails is reported and leaves its record, and the next steps are done all the same. The
+//! process that reaps this one then finishes the work.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use vsock_device::Device;
 
-use super::home::{HomeError, Row};
+use super::registry::{Record, RegistryError};
 use crate::disk::Disk;
 use crate::monitor::process::Monitor;
 use crate::session::{Limits, Lost, Session};
 
-/// How long the kernel may take to end a killed monitor. Its memory is given back in this time.
+/// How long the kernel may take to end a killed monitor: it frees all of the guest's memory.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// The parts that exist so far.
@@ -26,12 +26,12 @@ const KILL_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Parts {
     pub(super) session: Option<Arc<Session>>,
     pub(super) monitor: Option<Arc<Monitor>>,
-    pub(super) monitor_row: Option<Box<dyn Row>>,
+    pub(super) monitor_record: Option<Box<dyn Record>>,
     pub(super) device: Option<Device>,
     pub(super) disk: Option<Disk>,
-    pub(super) disk_row: Option<Box<dyn Row>>,
+    pub(super) disk_record: Option<Box<dyn Record>>,
     pub(super) dir: Option<PathBuf>,
-    pub(super) dir_row: Option<Box<dyn Row>>,
+    pub(super) dir_record: Option<Box<dyn Record>>,
     /// Keeps the path of the device's socket valid.
     pub(super) dir_fd: Option<OwnedFd>,
 }
@@ -61,9 +61,9 @@ impl Parts {
         self.device.as_ref()?.failure().map(Lost::Device)
     }
 
-    /// Ends the VM and removes what it left on the host. Returns what could not be done. Doing it
-    /// again changes nothing.
-    pub(crate) fn end(&mut self, how: End) -> Vec<HomeError> {
+    /// Ends the VM and removes what it left on the host. Returns what could not be cleaned up; a
+    /// second call changes nothing.
+    pub(crate) fn end(&mut self, how: End) -> Vec<RegistryError> {
         let mut problems = Vec::new();
         let clean = match how {
             End::Orderly(limits) => self.quit(limits),
@@ -80,17 +80,17 @@ impl Parts {
             self.end_disk(clean, &mut problems);
             self.end_dir(&mut problems);
         } else {
-            // Whoever reaps this process kills the monitor and then removes the rest.
-            problems.push("the VM's monitor could not be ended; its disk stays in use".into());
+            // The process that reaps this one kills the monitor and then removes the rest.
+            problems.push("cannot kill the monitor of the VM; its disk stays in use".into());
             self.disk = None;
         }
         for problem in &problems {
-            log::warn!("while ending the builder VM: {problem}");
+            log::warn!("cannot clean up after the builder VM: {problem}");
         }
         problems
     }
 
-    /// Asks the guest to power off. Whether its disk is clean.
+    /// Asks the guest to power off. Returns whether its disk is clean.
     fn quit(&self, limits: Limits) -> bool {
         let (Some(session), Some(monitor)) = (&self.session, &self.monitor) else {
             return false;
@@ -102,8 +102,8 @@ impl Parts {
             log::warn!("the builder VM did not power off: {err}");
             return false;
         }
-        // The disk was synced and unmounted before the guest replied. That the monitor then ends
-        // by itself is not needed, only nice: nothing is written any more.
+        // The guest synced and unmounted its disk before it replied, so nothing is written any more,
+        // and the monitor need not end by itself.
         match monitor.wait(limits.kill) {
             Ok(Some(_)) => {}
             Ok(None) => log::debug!("the monitor did not end by itself"),
@@ -112,15 +112,15 @@ impl Parts {
         true
     }
 
-    /// Kills the monitor unless it ended already. Whether no monitor is left.
-    fn end_monitor(&mut self, problems: &mut Vec<HomeError>) -> bool {
+    /// Kills the monitor unless it ended already. Returns whether no monitor is left.
+    fn end_monitor(&mut self, problems: &mut Vec<RegistryError>) -> bool {
         let Some(monitor) = self.monitor.take() else {
-            remove_row(&mut self.monitor_row, problems);
+            remove_record(&mut self.monitor_record, problems);
             return true;
         };
         match monitor.kill(KILL_LIMIT) {
             Ok(Some(_)) => {
-                remove_row(&mut self.monitor_row, problems);
+                remove_record(&mut self.monitor_record, problems);
                 true
             }
             Ok(None) => false,
@@ -131,9 +131,9 @@ impl Parts {
         }
     }
 
-    fn end_disk(&mut self, clean: bool, problems: &mut Vec<HomeError>) {
+    fn end_disk(&mut self, clean: bool, problems: &mut Vec<RegistryError>) {
         let Some(disk) = self.disk.take() else {
-            remove_row(&mut self.disk_row, problems);
+            remove_record(&mut self.disk_record, problems);
             return;
         };
         match if clean {
@@ -141,12 +141,12 @@ impl Parts {
         } else {
             disk.discard()
         } {
-            Ok(()) => remove_row(&mut self.disk_row, problems),
+            Ok(()) => remove_record(&mut self.disk_record, problems),
             Err(err) => problems.push(err.into()),
         }
     }
 
-    fn end_dir(&mut self, problems: &mut Vec<HomeError>) {
+    fn end_dir(&mut self, problems: &mut Vec<RegistryError>) {
         self.dir_fd = None;
         if let Some(dir) = self.dir.take() {
             match fs::remove_dir_all(&dir) {
@@ -157,13 +157,13 @@ impl Parts {
                 Ok(()) | Err(_) => {}
             }
         }
-        remove_row(&mut self.dir_row, problems);
+        remove_record(&mut self.dir_record, problems);
     }
 }
 
-fn remove_row(row: &mut Option<Box<dyn Row>>, problems: &mut Vec<HomeError>) {
-    if let Some(row) = row.take()
-        && let Err(err) = row.remove()
+fn remove_record(record: &mut Option<Box<dyn Record>>, problems: &mut Vec<RegistryError>) {
+    if let Some(record) = record.take()
+        && let Err(err) = record.remove()
     {
         problems.push(err);
     }

@@ -1,4 +1,4 @@
-//! Boots: refused ones with stand-in monitors, and real ones where there is an image.
+//! Boots: refused ones with stand-in monitors, and real ones.
 
 use std::fs;
 use std::io::Write as _;
@@ -9,23 +9,24 @@ use std::sync::{Arc, Mutex};
 
 use exec::Cancel;
 
-use super::home::{Home, HomeError, Row, Thing};
-use super::{BootError, Context, End, boot};
-use crate::VmImage;
+use super::registry::{Record, Registry, RegistryError, Resource};
+use super::{BootContext, BootError, End, boot};
+use crate::GuestImage;
 use crate::accel::Accel;
-use crate::image;
+use crate::guest_image;
 use crate::monitor::trampoline::Trampoline;
-use crate::options::{Notice, Options, Watcher};
+use crate::notice::{Notice, Watcher};
+use crate::options::Options;
 
-/// A home that is a plain directory, and remembers what was recorded.
+/// A registry that is a plain directory, and remembers what was recorded.
 #[derive(Debug)]
-pub(crate) struct Plain {
+pub(crate) struct PlainRegistry {
     dir: tempfile::TempDir,
     scratch: PathBuf,
-    rows: Arc<Mutex<Vec<Thing>>>,
+    records: Arc<Mutex<Vec<Resource>>>,
 }
 
-impl Plain {
+impl PlainRegistry {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let scratch = dir.path().join("scratch");
@@ -34,46 +35,49 @@ impl Plain {
         Self {
             dir,
             scratch,
-            rows: Arc::default(),
+            records: Arc::default(),
         }
     }
 
     /// What is recorded now.
-    pub(crate) fn rows(&self) -> Vec<Thing> {
-        self.rows.lock().unwrap().clone()
+    pub(crate) fn records(&self) -> Vec<Resource> {
+        self.records.lock().unwrap().clone()
     }
 
     #[track_caller]
     pub(crate) fn check_clean(&self) {
-        assert_eq!(self.rows(), []);
+        assert_eq!(self.records(), []);
         assert_eq!(fs::read_dir(&self.scratch).unwrap().count(), 0);
     }
 }
 
-struct PlainRow(Arc<Mutex<Vec<Thing>>>, Thing);
+struct PlainRecord(Arc<Mutex<Vec<Resource>>>, Resource);
 
-impl Row for PlainRow {
-    fn remove(self: Box<Self>) -> Result<(), HomeError> {
+impl Record for PlainRecord {
+    fn remove(self: Box<Self>) -> Result<(), RegistryError> {
         match &self.1 {
             // It was replaced by one that knows the process.
-            Thing::Monitor { pid: 0, .. } => {}
-            Thing::Monitor { lock, .. } => {
+            Resource::Monitor { pid: 0, .. } => {}
+            Resource::Monitor { lock, .. } => {
                 // Free, if it still exists: nobody holds it any more.
                 if let Ok(file) = fs::File::open(lock) {
                     file.try_lock()?;
                 }
             }
-            Thing::Disk(path) | Thing::Directory(path) => {
+            Resource::Disk(path) | Resource::Directory(path) => {
                 let used = path.exists() && !path.with_extension("clean").exists();
                 assert!(!used, "{path:?} is still there");
             }
         }
-        self.0.lock().unwrap().retain(|thing| *thing != self.1);
+        self.0
+            .lock()
+            .unwrap()
+            .retain(|resource| *resource != self.1);
         Ok(())
     }
 }
 
-impl Home for Plain {
+impl Registry for PlainRegistry {
     fn scratch(&self) -> &Path {
         &self.scratch
     }
@@ -82,25 +86,28 @@ impl Home for Plain {
         self.dir.path().join("disks")
     }
 
-    fn record(&self, thing: &Thing) -> Result<Box<dyn Row>, HomeError> {
-        if let Thing::Monitor { lock: path, pid: 0 } | Thing::Directory(path) = thing {
+    fn record(&self, resource: &Resource) -> Result<Box<dyn Record>, RegistryError> {
+        if let Resource::Monitor { lock: path, pid: 0 } | Resource::Directory(path) = resource {
             assert!(!path.exists(), "recorded before it is made");
         }
-        self.rows.lock().unwrap().push(thing.clone());
-        Ok(Box::new(PlainRow(Arc::clone(&self.rows), thing.clone())))
+        self.records.lock().unwrap().push(resource.clone());
+        Ok(Box::new(PlainRecord(
+            Arc::clone(&self.records),
+            resource.clone(),
+        )))
     }
 
     fn load(&self, name: &str) -> Option<Vec<u8>> {
         fs::read(self.dir.path().join(name)).ok()
     }
 
-    fn save(&self, name: &str, bytes: &[u8]) -> Result<(), HomeError> {
+    fn save(&self, name: &str, bytes: &[u8]) -> Result<(), RegistryError> {
         Ok(fs::write(self.dir.path().join(name), bytes)?)
     }
 }
 
-/// How tests become monitors: by util-linux, since the test harness would write its own lines to
-/// what becomes the guest's console. The first argument is the owner, which goes.
+/// How tests become monitors: through util-linux, since the test harness would print its own lines to
+/// the guest's console. The first argument is the owner, which is dropped.
 pub(crate) fn trampoline() -> Trampoline {
     let script = "shift; exec setpriv --pdeathsig KILL -- \"$@\"";
     Trampoline {
@@ -109,7 +116,7 @@ pub(crate) fn trampoline() -> Trampoline {
     }
 }
 
-/// A QEMU of a few lines of shell: it knows its version, and then does what `script` says.
+/// A QEMU of a few lines of shell: it prints a version, and otherwise runs `script`.
 fn fake_qemu(dir: &Path, script: &str) -> PathBuf {
     let path = dir.join("qemu");
     let text = format!(
@@ -131,7 +138,7 @@ fn options(image: &Path, qemu: PathBuf, accel: Accel) -> (Options, Arc<Mutex<Vec
         disk_size: 1 << 30,
         trampoline: trampoline(),
         watcher: Watcher::new(move |notice| heard.lock().unwrap().push(notice.clone())),
-        ..Options::new(VmImage::open(image).unwrap())
+        ..Options::new(GuestImage::open(image).unwrap())
     };
     (options, notices)
 }
@@ -139,14 +146,14 @@ fn options(image: &Path, qemu: PathBuf, accel: Accel) -> (Options, Arc<Mutex<Vec
 #[track_caller]
 fn check_refused(script: &str, stop: &Cancel) -> BootError {
     let dir = tempfile::tempdir().unwrap();
-    image::tests::write(dir.path(), wire::PROTOCOL);
-    let home = Plain::new();
+    guest_image::tests::write(dir.path(), wire::PROTOCOL);
+    let registry = PlainRegistry::new();
     let (options, _) = options(dir.path(), fake_qemu(dir.path(), script), Accel::Tcg);
-    let context = Context::new(&options, &home).unwrap();
+    let context = BootContext::new(&options, &registry).unwrap();
     let refused = boot(&context, stop).unwrap_err();
-    home.check_clean();
+    registry.check_clean();
     assert_eq!(
-        fs::read_dir(home.disks()).unwrap().count(),
+        fs::read_dir(registry.disks()).unwrap().count(),
         0,
         "an unclean disk is thrown away"
     );
@@ -154,7 +161,7 @@ fn check_refused(script: &str, stop: &Cancel) -> BootError {
 }
 
 #[test]
-fn a_monitor_that_ends_at_once_is_reported_with_its_own_words() {
+fn a_monitor_that_ends_at_once_is_reported_with_its_messages() {
     let refused = check_refused("echo 'failed to set MSR' >&2; exit 1", &Cancel::new());
     assert!(matches!(refused, BootError::Ended { .. }));
     let text = refused.to_string();
@@ -178,7 +185,7 @@ fn a_monitor_that_crashes_is_started_once_more_and_one_that_refuses_is_not() {
 }
 
 #[test]
-fn what_the_kernel_said_last_is_in_the_report() {
+fn the_last_lines_of_the_console_are_in_the_report() {
     let refused = check_refused("echo 'Kernel panic - not syncing'; exit 0", &Cancel::new());
     assert!(
         refused.to_string().contains("console: Kernel panic"),
@@ -186,23 +193,20 @@ fn what_the_kernel_said_last_is_in_the_report() {
     );
 }
 
-const NONSENSE: &str = "COFFERDAM_TEST_NONSENSE";
-
-/// Not a test of its own: a monitor that talks nonsense to our device and does not end.
+/// Not a test of its own: a monitor that sends nonsense to our device and does not end.
 #[test]
-fn nonsense() {
-    if std::env::var_os(NONSENSE).is_some() {
-        let mut device = UnixStream::connect("vsock").unwrap();
-        device.write_all(&[0xff; 4096]).unwrap();
-        std::thread::sleep(std::time::Duration::from_secs(600));
-    }
+#[ignore = "a process of other tests"]
+fn helper_nonsense() {
+    let mut device = UnixStream::connect("vsock").unwrap();
+    device.write_all(&[0xff; 4096]).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(600));
 }
 
 #[test]
 fn a_device_that_gave_up_on_its_vm_says_why() {
     let this = std::env::current_exe().unwrap();
     let script = format!(
-        "export {NONSENSE}=1; exec {} --exact vm::tests::nonsense",
+        "exec {} --exact vm::tests::helper_nonsense --ignored",
         this.display()
     );
     let refused = check_refused(&script, &Cancel::new());
@@ -234,39 +238,36 @@ fn a_boot_that_is_cancelled_ends_and_leaves_nothing() {
 #[test]
 fn a_host_without_qemu_is_told_what_to_install() {
     let dir = tempfile::tempdir().unwrap();
-    image::tests::write(dir.path(), wire::PROTOCOL);
-    let home = Plain::new();
+    guest_image::tests::write(dir.path(), wire::PROTOCOL);
+    let registry = PlainRegistry::new();
     let (options, _) = options(dir.path(), "/nonexistent/qemu".into(), Accel::Tcg);
-    let Err(refused) = Context::new(&options, &home) else {
+    let Err(refused) = BootContext::new(&options, &registry) else {
         panic!("there is none")
     };
     assert!(refused.to_string().contains("apt install"), "{refused}");
 }
 
-/// Where the image for real boots is, if this run has one.
-pub(crate) fn real_image() -> Option<PathBuf> {
-    let image = std::env::var_os("COFFERDAM_VM_IMAGE").map(PathBuf::from);
-    if image.is_none() {
-        eprintln!(
-            "skipped: needs COFFERDAM_VM_IMAGE, the directory that `cargo xtask image` fills"
-        );
-    }
-    image
+/// The guest image for real boots: the directory that `cargo xtask image` fills.
+pub(crate) fn real_image() -> PathBuf {
+    std::env::var_os("COFFERDAM_VM_IMAGE")
+        .expect("COFFERDAM_VM_IMAGE is not set: run `cargo xtask test`")
+        .into()
 }
 
 #[test]
-fn a_real_vm_boots_answers_powers_off_and_gives_its_disk_back() {
-    let Some(image) = real_image() else { return };
-    let home = Plain::new();
+#[ignore = "needs a VM"]
+fn a_real_vm_boots_answers_powers_off_and_releases_its_disk() {
+    let image = real_image();
+    let registry = PlainRegistry::new();
     let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Tcg);
-    let context = Context::new(&options, &home).unwrap();
+    let context = BootContext::new(&options, &registry).unwrap();
     let vm = boot(&context, &Cancel::new()).unwrap_or_else(|err| panic!("{err}"));
-    assert_eq!(home.rows().len(), 3);
+    assert_eq!(registry.records().len(), 3);
     assert_eq!(vm.session().list().unwrap(), [[0; 32]; 0]);
     let problems = vm.end(End::Orderly(vm.limits()));
     assert!(problems.is_empty(), "{problems:?}");
-    home.check_clean();
-    let names: Vec<_> = fs::read_dir(home.disks())
+    registry.check_clean();
+    let names: Vec<_> = fs::read_dir(registry.disks())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
@@ -281,28 +282,24 @@ fn a_real_vm_boots_answers_powers_off_and_gives_its_disk_back() {
         notices[..],
         [Notice::Booting { emulated: true }, Notice::Ready { .. }]
     ));
-    eprintln!("{}", notices[1]);
 }
 
+/// Whether KVM works or not does not matter: the verdict does.
 #[test]
-fn a_vm_boots_with_whatever_this_host_has_and_the_verdict_is_remembered() {
-    let Some(image) = real_image() else { return };
-    if crate::accel::open_device().is_err() {
-        eprintln!("skipped: needs /dev/kvm, working or not");
-        return;
-    }
-    let home = Plain::new();
+#[ignore = "needs a VM and /dev/kvm"]
+fn with_dev_kvm_a_vm_boots_and_the_verdict_is_remembered() {
+    let image = real_image();
+    let registry = PlainRegistry::new();
     let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Auto);
     for round in 0..2 {
-        let context = Context::new(&options, &home).unwrap();
+        let context = BootContext::new(&options, &registry).unwrap();
         let vm = boot(&context, &Cancel::new()).unwrap_or_else(|err| panic!("{err}"));
         vm.end(End::Orderly(vm.limits()));
-        home.check_clean();
+        registry.check_clean();
         let heard = std::mem::take(&mut *notices.lock().unwrap());
         let tried = heard.contains(&Notice::Booting { emulated: false });
         let emulated = heard.contains(&Notice::Booting { emulated: true });
-        eprintln!("{heard:?}");
         // Where KVM does not work, only the first round finds out.
-        assert_eq!(tried, !emulated || round == 0);
+        assert_eq!(tried, !emulated || round == 0, "{heard:?}");
     }
 }

@@ -72,7 +72,7 @@ fn to_host(config: vsock_driver::Config) -> Run {
 #[test]
 #[ignore = "measures, and takes a minute"]
 #[expect(clippy::print_stderr, reason = "that is what it is for")]
-fn speed_of_slots_and_depths() {
+fn by_hand_speed_of_slots_and_depths() {
     eprintln!("   slot  slots  window | unread  verified  to host | packets  interrupts  kicks");
     for (kib, slots, window) in [
         (64, 8, 6),

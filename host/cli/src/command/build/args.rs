@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use engine::export::OutputSpec;
-use launcher::{Accel, Bridge, Transport};
+use launcher::{Accel, Transport, VsockBackend};
 use oci::{ImageRef, Platform};
 
 use crate::progress::Mode;
@@ -175,7 +175,7 @@ pub(in crate::command) struct Args {
         hide_env_values = true,
         default_value = "embedded"
     )]
-    pub(super) vsock: Bridge,
+    pub(super) vsock: VsockBackend,
 }
 
 /// Parses the memory size of a VM and checks that this machine can provide it.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::store::Store;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec};
-use launcher::{Options, Transferred, VmExecutor, VmImage, VmReport, Watcher};
+use launcher::{GuestImage, Options, TransferTotals, VmExecutor, VmReport, Watcher};
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -54,11 +54,11 @@ impl<'a> LazyVm<'a> {
 
     fn options(&self) -> Result<Options, StepError> {
         let dir = directories::guest_image(self.args.vm_image.as_deref());
-        let image = VmImage::open(&dir).map_err(|error| StepError::Host(Box::new(error)))?;
+        let image = GuestImage::open(&dir).map_err(|error| StepError::Host(Box::new(error)))?;
         let mut options = Options::new(image);
         options.accel = self.args.accel;
         options.transport = self.args.transport;
-        options.bridge = self.args.vsock.clone();
+        options.vsock = self.args.vsock.clone();
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
         let progress = Arc::clone(&self.progress);
@@ -73,16 +73,15 @@ impl<'a> LazyVm<'a> {
 
 /// The description of a VM in the metadata file.
 fn described(report: &VmReport) -> Value {
-    let layers =
-        |moved: Transferred| json!({ "bytes": moved.bytes, "seconds": moved.time.as_secs_f64() });
+    let layers = |totals: TransferTotals| json!({ "bytes": totals.bytes, "seconds": totals.time.as_secs_f64() });
     json!({
         "boot_ms": u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX),
         "accelerator": report.accelerator,
         "transport": report.transport,
         "agent": report.agent,
         "agent_memory_peak": report.agent_memory_peak,
-        "layers_put": layers(report.put),
-        "layers_taken": layers(report.taken),
+        "layers_put": layers(report.transfers.imported),
+        "layers_taken": layers(report.transfers.exported),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Figures, for whoever asks: `cargo test --release -p engine -- --ignored measure --nocapture`.
+//! Figures, for whoever asks: `cargo test --release -p engine -- --ignored by_hand_measure --nocapture`.
 #![expect(clippy::print_stdout, reason = "that is what a measurement is for")]
 
 use std::fs;
@@ -19,7 +19,7 @@ fn timed<R>(what: &str, work: impl FnOnce() -> R) -> R {
 
 #[test]
 #[ignore = "a measurement"]
-fn measure_a_context_of_50_000_files() {
+fn by_hand_measure_a_context_of_50_000_files() {
     let kit = Kit::new(&[], &["app/"]);
     for dir in 0..500 {
         let path = kit.path().join(format!("module-{}/sub-{dir}", dir % 20));
@@ -57,7 +57,7 @@ fn measure_a_context_of_50_000_files() {
 
 #[test]
 #[ignore = "a measurement"]
-fn measure_merging_roots() {
+fn by_hand_measure_merging_roots() {
     let kit = Kit::new(&[], &[]);
     for (n_dirs, n_files) in [(500, 20), (5_000, 40)] {
         let mut entries = Vec::new();

@@ -1,0 +1,56 @@
+//! Why a step made no layer in a VM, and whether another VM may do it.
+
+use std::io;
+
+use exec::StepError;
+use store::IngestError;
+use wire::FailureKind;
+
+use crate::session::SessionError;
+
+/// Why a step made no layer in this VM.
+#[derive(Debug)]
+pub(super) enum StepFailure {
+    /// The VM is lost; the step may run in another one.
+    Lost(SessionError),
+    /// Final.
+    Step(StepError),
+}
+
+impl From<StepError> for StepFailure {
+    fn from(error: StepError) -> Self {
+        Self::Step(error)
+    }
+}
+
+impl From<SessionError> for StepFailure {
+    fn from(error: SessionError) -> Self {
+        Self::Step(match error {
+            SessionError::Lost(_) => return Self::Lost(error),
+            SessionError::Cancelled => StepError::Cancelled,
+            SessionError::Refused(failure) => match failure.kind {
+                FailureKind::Setup => StepError::Setup(failure.text),
+                FailureKind::Cancelled => StepError::Cancelled,
+                FailureKind::DiskFull => StepError::Limit(format!(
+                    "the disk of the builder VM is full, not that of the host: {}",
+                    failure.text
+                )),
+                FailureKind::Violation | FailureKind::Internal => {
+                    StepError::Host(SessionError::Refused(failure).into())
+                }
+            },
+            SessionError::Host { .. } => StepError::Host(error.into()),
+        })
+    }
+}
+
+/// The rejection of a layer by the store, if that is why it could not be received. Then the guest is
+/// at fault, since it did not send a valid layer.
+pub(super) fn rejection(error: &SessionError) -> Option<&IngestError> {
+    let SessionError::Host { source, .. } = error else {
+        return None;
+    };
+    let source = source.downcast_ref::<io::Error>()?.get_ref()?;
+    let refused = source.downcast_ref::<IngestError>()?;
+    matches!(refused, IngestError::Rejected { .. }).then_some(refused)
+}

@@ -1,0 +1,302 @@
+//! The requests that the host sends to a guest, each to its end.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use exec::{Cancel, Output};
+use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
+
+use super::Session;
+use super::connection::GuestConnection;
+use super::error::{Lost, SessionError};
+use super::output::OutputClock;
+use super::reply::{Pending, Waited};
+use super::transfer::{ExpectedTransfer, ReceiveError, SendError, send_all};
+
+impl Session {
+    /// The layers that are committed on the guest disk.
+    pub(crate) fn list(&self) -> Result<Vec<LayerName>, SessionError> {
+        let reply = self
+            .ask(&Request::List)?
+            .wait_or_lose("list its layers", self.limits().short)?;
+        let Reply::Layers(layers) = reply else {
+            return Err(self.unexpected("List", &reply));
+        };
+        Ok(layers)
+    }
+
+    /// Use of the guest's disk and memory.
+    pub(crate) fn stat(&self) -> Result<Stat, SessionError> {
+        let reply = self
+            .ask(&Request::Stat)?
+            .wait_or_lose("report its use of disk and memory", self.limits().short)?;
+        let Reply::Stat(stat) = reply else {
+            return Err(self.unexpected("Stat", &reply));
+        };
+        Ok(stat)
+    }
+
+    /// Deletes committed layers.
+    pub(crate) fn remove(&self, layers: Vec<LayerName>) -> Result<(), SessionError> {
+        let pending = self.ask(&Request::Remove { layers })?;
+        let reply = pending.wait_or_lose("remove layers", self.limits().files)?;
+        self.expect_done("Remove", &reply)
+    }
+
+    /// Deletes all that is left of a step, and kills it if it runs.
+    pub(crate) fn discard(&self, step: u64) -> Result<(), SessionError> {
+        let pending = self.ask(&Request::Discard { step })?;
+        let reply = pending.wait_or_lose("remove a step", self.limits().files)?;
+        self.expect_done("Discard", &reply)
+    }
+
+    /// Keeps the changes of a step as a committed layer.
+    pub(crate) fn commit(&self, step: u64, layer: LayerName) -> Result<(), SessionError> {
+        let pending = self.ask(&Request::Commit { step, layer })?;
+        let reply = pending.wait_or_lose("commit a layer", self.limits().files)?;
+        self.expect_done("Commit", &reply)
+    }
+
+    /// Powers the guest off in order: it has synced and unmounted its disk when this returns.
+    pub(crate) fn quit(&self, limit: Duration) -> Result<(), SessionError> {
+        self.shared.quitting.store(true, Ordering::Release);
+        let pending = self.ask(&Request::Quit)?;
+        let reply = pending.wait_or_lose("power off", limit)?;
+        self.expect_done("Quit", &reply)?;
+        self.lose(Lost::Ended);
+        Ok(())
+    }
+
+    /// Sends a layer of `size` bytes, which the guest unpacks and commits.
+    pub(crate) fn import(
+        &self,
+        layer: LayerName,
+        size: u64,
+        source: &mut dyn Read,
+        cancel: &Cancel,
+    ) -> Result<(), SessionError> {
+        let begin = Instant::now();
+        let expected = self.shared.expect();
+        let pending = self.ask(&Request::Import {
+            layer,
+            transfer: expected.id,
+            size,
+        })?;
+        let opened = expected.wait(Some(cancel), || pending.has_arrived())?;
+        if let Some(connection) = opened {
+            let watch = self.shared.watch(&connection, Some(cancel), None);
+            let stall = self.limits().stall;
+            let sent = send_all(&connection, expected.id, source, size, &watch, stall);
+            drop(watch);
+            self.check_sent(sent, &pending, cancel)?;
+        }
+        // It has everything except what it buffers; what is left to do is the same for any layer.
+        let limit = self.limits().files;
+        match pending.wait(Some(cancel), Some(limit))? {
+            Waited::Reply(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
+            Waited::Reply(reply) => {
+                self.expect_done("Import", &reply)?;
+                self.stats().imported.count(size, begin.elapsed());
+                Ok(())
+            }
+            Waited::Cancelled => Err(SessionError::Cancelled),
+            Waited::TimeUp => Err(pending.too_late("commit a layer that it received", limit)),
+        }
+    }
+
+    /// Finds out why a layer could not be sent.
+    fn check_sent(
+        &self,
+        sent: Result<(), SendError>,
+        pending: &Pending,
+        cancel: &Cancel,
+    ) -> Result<(), SessionError> {
+        match sent {
+            Ok(()) => Ok(()),
+            Err(SendError::Source(err)) => Err(SessionError::host("cannot read a layer", err)),
+            Err(SendError::Connection(_)) if cancel.is_cancelled() => Err(SessionError::Cancelled),
+            // The guest gave up; the reply says why.
+            Err(SendError::Connection(err)) => {
+                pending.wait_or_lose("say why it refuses a layer", self.limits().short)?;
+                Err(self
+                    .shared
+                    .violation(&format!("it confirmed a layer that was cut off ({err})")))
+            }
+        }
+    }
+
+    /// Runs a step to its end. Its output is complete when this returns.
+    ///
+    /// A cancel kills the step; a guest that does not manage that in time is lost.
+    pub(crate) fn run(
+        &self,
+        mut step: RunStep,
+        output: &mut dyn Output,
+        cancel: &Cancel,
+    ) -> Result<Exit, SessionError> {
+        let expected = self.shared.expect();
+        let number = step.step;
+        step.output = expected.id;
+        let pending = self.ask(&Request::Run(step))?;
+        let clock = OutputClock::new(self.shared.clock.clone());
+        // The step never began, so there is no output to wait for.
+        let refused = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let pump = thread::Builder::new()
+                .name("output".into())
+                .spawn_scoped(scope, || {
+                    let needless = || pending.has_arrived() || refused.load(Ordering::Acquire);
+                    self.pump_expected(&expected, needless, output, &clock)
+                });
+            let pump = pump.map_err(|err| {
+                self.lose(Lost::Connection(std::io::Error::other("no thread")));
+                SessionError::host("cannot start a thread", err)
+            })?;
+            let exit = self.wait_for_exit(number, &pending, &clock, cancel);
+            refused.store(exit.is_err(), Ordering::Release);
+            self.wait_for_output(&clock, || pump.is_finished());
+            let pumped = pump.join().unwrap_or_else(|_| {
+                let what = "cannot show the output of a step";
+                Err(SessionError::host(what, "a thread panicked").into())
+            });
+            // A step that never began, or was killed, may have incomplete output; its own failure is
+            // the one that matters.
+            let exit = exit?;
+            match pumped {
+                Ok(()) => Ok(exit),
+                Err(ReceiveError::Session(err)) => Err(err),
+                Err(ReceiveError::Cut(how)) => Err(self.shared.violation(&how)),
+            }
+        })
+    }
+
+    /// Passes on the output of a step, if the guest opens its transfer before it becomes `needless`.
+    fn pump_expected(
+        &self,
+        expected: &ExpectedTransfer,
+        needless: impl Fn() -> bool,
+        output: &mut dyn Output,
+        clock: &OutputClock,
+    ) -> Result<(), ReceiveError> {
+        match expected.wait(None, needless)? {
+            Some(connection) => self.pump(&connection, expected.id, output, clock),
+            None => Ok(()),
+        }
+    }
+
+    fn wait_for_exit(
+        &self,
+        step: u64,
+        pending: &Pending,
+        clock: &OutputClock,
+        cancel: &Cancel,
+    ) -> Result<Exit, SessionError> {
+        match pending.wait(Some(cancel), None)? {
+            Waited::Reply(reply) => self.exited(reply),
+            Waited::Cancelled | Waited::TimeUp => {
+                self.ask(&Request::Cancel { step })?;
+                // Whatever the guest says about a killed step, it was cancelled.
+                let (guest_time, limit) = (|| clock.guest_time(), self.limits().kill);
+                match pending.wait_or_lose_by(&guest_time, "kill a step", limit) {
+                    Err(lost @ SessionError::Lost(_)) => Err(lost),
+                    Ok(_) | Err(_) => Err(SessionError::Cancelled),
+                }
+            }
+        }
+    }
+
+    fn exited(&self, reply: Reply) -> Result<Exit, SessionError> {
+        match reply {
+            Reply::Exited(exit) => Ok(exit),
+            Reply::Failed(failure) => Err(SessionError::Refused(failure)),
+            Reply::Done | Reply::Layers(_) | Reply::Exported { .. } | Reply::Stat(_) => {
+                Err(self.unexpected("Run", &reply))
+            }
+        }
+    }
+
+    /// Receives the changes of a step that exited, as a layer tar, and returns its length in bytes.
+    /// Only then may the bytes in `out` be used.
+    pub(crate) fn export_diff(
+        &self,
+        step: u64,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<u64, SessionError> {
+        let begin = Instant::now();
+        let expected = self.shared.expect();
+        let pending = self.ask(&Request::ExportDiff {
+            step,
+            transfer: expected.id,
+        })?;
+        let Some(connection) = expected.wait(Some(cancel), || pending.has_arrived())? else {
+            let reply = pending.wait_or_lose("send a layer", self.limits().short)?;
+            return Err(self.unexpected("ExportDiff", &reply));
+        };
+        let received = self.receive_diff(&connection, expected.id, &pending, out, cancel)?;
+        let reply = pending.wait_or_lose("confirm what it sent", self.limits().short)?;
+        let Reply::Exported { size } = reply else {
+            return Err(self.unexpected("ExportDiff", &reply));
+        };
+        if size != received {
+            let differ = format!("it sent a layer of {received} bytes and says {size}");
+            return Err(self.shared.violation(&differ));
+        }
+        self.stats().exported.count(received, begin.elapsed());
+        Ok(received)
+    }
+
+    fn receive_diff(
+        &self,
+        connection: &Arc<dyn GuestConnection>,
+        id: u64,
+        pending: &Pending,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<u64, SessionError> {
+        let stall = self.limits().stall;
+        let received =
+            self.shared
+                .receive_all(connection, id, Some(cancel), Some(stall), |_, bytes| {
+                    out.write_all(bytes)
+                        .map_err(|err| SessionError::host("cannot store a layer", err))
+                });
+        match received {
+            Ok(received) => Ok(received),
+            Err(ReceiveError::Session(err)) => {
+                connection.reset();
+                Err(err)
+            }
+            // The guest gave up; the reply says why.
+            Err(ReceiveError::Cut(how)) => {
+                pending.wait_or_lose("say why it gave up a layer", self.limits().short)?;
+                Err(self.shared.violation(&how))
+            }
+        }
+    }
+
+    fn expect_done(&self, request: &str, reply: &Reply) -> Result<(), SessionError> {
+        if *reply == Reply::Done {
+            Ok(())
+        } else {
+            Err(self.unexpected(request, reply))
+        }
+    }
+
+    /// A reply that does not answer its request: the guest is lost.
+    fn unexpected(&self, request: &str, reply: &Reply) -> SessionError {
+        let reply = match reply {
+            Reply::Done => "Done",
+            Reply::Layers(_) => "Layers",
+            Reply::Exited(_) => "Exited",
+            Reply::Exported { .. } => "Exported",
+            Reply::Stat(_) => "Stat",
+            Reply::Failed(_) => "Failed",
+        };
+        self.shared
+            .violation(&format!("the reply to {request} is {reply}"))
+    }
+}
