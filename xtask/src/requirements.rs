@@ -6,6 +6,8 @@
 
 use std::fs;
 
+use anyhow::Result;
+
 use crate::setup;
 use crate::shell::{self, say};
 
@@ -38,6 +40,11 @@ const REQUIREMENTS: &[Requirement] = &[
         },
     },
     Requirement {
+        prefix: "with_immutable_files_",
+        needs: "root and a file system with immutable files",
+        is_met: || can_make_immutable_files().unwrap_or(false),
+    },
+    Requirement {
         prefix: "with_mke2fs_1_47_0_",
         needs: "mke2fs 1.47.0",
         is_met: || mke2fs_version().is_some_and(|version| version == "1.47.0"),
@@ -60,6 +67,16 @@ pub(crate) fn harness_arguments() -> Vec<&'static str> {
         words.extend(["--skip", prefix]);
     }
     words
+}
+
+/// Tries it where tests have their files.
+fn can_make_immutable_files() -> Result<bool> {
+    let file = tempfile::NamedTempFile::new()?;
+    let change = |flag: &str| {
+        let mut command = shell::command("chattr", [flag]);
+        shell::output(command.arg(file.path())).is_ok()
+    };
+    Ok(change("+i") && change("-i"))
 }
 
 fn mke2fs_version() -> Option<String> {

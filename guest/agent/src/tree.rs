@@ -170,7 +170,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::testing::skipped;
 
     fn open(path: &Path) -> OwnedFd {
         nix::fcntl::open(path, LIST, Mode::empty()).unwrap()
@@ -237,7 +236,8 @@ mod tests {
     }
 
     #[test]
-    fn protected_files_are_removed_too() {
+    #[ignore = "needs root and a file system with immutable files"]
+    fn with_immutable_files_the_trash_is_emptied_too() {
         let (temp, trash, work) = set_up();
         let dir = temp.path().join("work/tree/dir");
         fs::create_dir_all(&dir).unwrap();
@@ -247,10 +247,7 @@ mod tests {
                 .arg("+i")
                 .arg(&path)
                 .status();
-            if !protect.is_ok_and(|status| status.success()) {
-                skipped("files cannot be made immutable here");
-                return;
-            }
+            assert!(protect.unwrap().success(), "chattr +i fails here");
         }
         trash.remove(work.as_fd(), c"tree").unwrap();
         assert_clean(temp.path());

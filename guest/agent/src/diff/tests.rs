@@ -1,7 +1,7 @@
 //! A layer that is unpacked over its parents shows what the step saw.
 
 use super::*;
-use crate::testing::{Tree, require_root, unpack};
+use crate::testing::{Tree, unpack};
 
 /// Exports the diff of `upper` over `lower` and unpacks it as a layer.
 fn round_trip(upper: &Tree, lower: &[&Tree]) -> Tree {
@@ -12,8 +12,8 @@ fn round_trip(upper: &Tree, lower: &[&Tree]) -> Tree {
 }
 
 #[test]
-fn everything_in_an_upper_directory_survives() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_everything_in_an_upper_directory_survives() {
     let upper = Tree::new();
     upper
         .dir("d", 0o1777)
@@ -48,8 +48,8 @@ const CAPABILITY: &[u8] = &[
 ];
 
 #[test]
-fn a_directory_is_opaque_only_where_a_lower_layer_has_it() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_a_directory_is_opaque_only_where_a_lower_layer_has_it() {
     let lower = Tree::new();
     lower.dir("old", 0o755).dir("a/b", 0o755);
     let above = Tree::new();
@@ -73,8 +73,8 @@ fn a_directory_is_opaque_only_where_a_lower_layer_has_it() {
 }
 
 #[test]
-fn a_whiteout_where_nothing_shows_through_is_left_out() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_a_whiteout_where_nothing_shows_through_is_left_out() {
     let lower = Tree::new();
     lower.dir("d", 0o755);
     let upper = Tree::new();
@@ -84,8 +84,8 @@ fn a_whiteout_where_nothing_shows_through_is_left_out() {
 }
 
 #[test]
-fn the_root_is_in_the_tar_only_if_it_changed() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_the_root_is_in_the_tar_only_if_it_changed() {
     let upper = Tree::new();
     upper.time("", 1, 0);
     let before = Attributes::read(upper.open().as_fd()).unwrap();
@@ -104,8 +104,8 @@ fn the_root_is_in_the_tar_only_if_it_changed() {
 }
 
 #[test]
-fn files_whose_content_is_elsewhere_are_refused() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_files_whose_content_is_elsewhere_are_refused() {
     for name in ["trusted.overlay.redirect", "trusted.overlay.metacopy"] {
         let upper = Tree::new();
         upper.dir("d", 0o755).xattr("d", name, b"x");
@@ -115,8 +115,8 @@ fn files_whose_content_is_elsewhere_are_refused() {
 }
 
 #[test]
-fn exporting_one_tree_twice_gives_the_same_bytes() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_exporting_one_tree_twice_gives_the_same_bytes() {
     let upper = Tree::new();
     for n in 0..50 {
         upper.file(&format!("file{}", n * 7 % 50), 0o644, b"x");
@@ -129,8 +129,8 @@ fn exporting_one_tree_twice_gives_the_same_bytes() {
 }
 
 #[test]
-fn files_that_a_layer_cannot_hold_are_the_fault_of_the_step() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_files_that_a_layer_cannot_hold_are_the_fault_of_the_step() {
     let refused = |upper: &Tree, said: &str| {
         let root = Attributes::read(upper.open().as_fd()).unwrap();
         let err = export(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap_err();

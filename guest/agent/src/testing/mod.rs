@@ -18,22 +18,6 @@ use crate::tree::{LIST, Trash};
 
 pub(crate) use host::host;
 
-/// Skips a test that only root can run, and says so.
-macro_rules! require_root {
-    ($($done:expr)?) => {
-        if !nix::unistd::geteuid().is_root() {
-            crate::testing::skipped("needs root");
-            return $($done)?;
-        }
-    };
-}
-pub(crate) use require_root;
-
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-pub(crate) fn skipped(why: &str) {
-    eprintln!("skipped: {why}");
-}
-
 /// A temporary directory tree. Its methods panic if a call fails.
 pub(crate) struct Tree(tempfile::TempDir);
 

@@ -1,6 +1,6 @@
 //! How fast bytes go between host and guest without a VM. Not a test: it only prints.
 //!
-//! `cargo test -p vsock --release --test ring -- --ignored --nocapture speed`
+//! `cargo test -p vsock-device --release --test ring -- --ignored --nocapture by_hand_speed`
 
 use std::hint::black_box;
 use std::thread;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::archive::Writer;
 use crate::attributes::OPAQUE_XATTR;
-use crate::testing::{Tree, require_root, unpack};
+use crate::testing::{Tree, unpack};
 
 fn entry(path: &str, kind: Kind) -> Entry {
     let mtime = Time {
@@ -61,8 +61,8 @@ fn check(entries: &[Entry], want: Result<&[&str], &str>) -> Option<(Tree, Implic
 }
 
 #[test]
-fn paths_that_lead_out_are_refused() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_paths_that_lead_out_are_refused() {
     check(&[file("../x")], Err("leads out"));
     check(&[file("a/../../x")], Err("leads out"));
     check(&[file("/abs//./x")], Ok(&["abs 40755", "abs/x 100750"]));
@@ -79,8 +79,8 @@ fn paths_that_lead_out_are_refused() {
 }
 
 #[test]
-fn what_no_entry_describes_is_remembered() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_what_no_entry_describes_is_remembered() {
     let entries = [file("a/b/c"), entry("a", Kind::Directory), file("d/e")];
     let list = [
         "a 40750",
@@ -102,8 +102,8 @@ fn what_no_entry_describes_is_remembered() {
 }
 
 #[test]
-fn the_root_can_be_described() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_the_root_can_be_described() {
     let (tree, implicit) = check(&[entry("./", Kind::Directory)], Ok(&[])).unwrap();
     assert!(implicit.0.is_empty());
     let meta = std::fs::metadata(tree.path(".")).unwrap();
@@ -111,8 +111,8 @@ fn the_root_can_be_described() {
 }
 
 #[test]
-fn the_last_word_about_a_path_counts() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_the_last_word_about_a_path_counts() {
     let dir = |path| entry(path, Kind::Directory);
     check(&[file("a"), file("a")], Ok(&["a 100750"]));
     check(
@@ -129,8 +129,8 @@ fn the_last_word_about_a_path_counts() {
 }
 
 #[test]
-fn whiteouts_become_those_of_overlayfs() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_whiteouts_become_those_of_overlayfs() {
     let (tree, _) = check(
         &[
             entry("d", Kind::Directory),
@@ -158,8 +158,8 @@ fn whiteouts_become_those_of_overlayfs() {
 }
 
 #[test]
-fn a_layer_cannot_speak_for_overlayfs() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_a_layer_cannot_speak_for_overlayfs() {
     let mut redirect = entry("d", Kind::Directory);
     redirect.xattrs = vec![(b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec())];
     check(&[redirect], Err("belongs to the file system"));
@@ -167,8 +167,8 @@ fn a_layer_cannot_speak_for_overlayfs() {
 }
 
 #[test]
-fn a_hard_link_to_another_layer_is_named() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_a_hard_link_to_another_layer_is_named() {
     check(
         &[entry("h", Kind::Hardlink(b"no".to_vec()))],
         Err("hard link target no is in another"),
@@ -176,8 +176,8 @@ fn a_hard_link_to_another_layer_is_named() {
 }
 
 #[test]
-fn a_tar_that_is_cut_inside_an_entry_is_an_error() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_a_tar_that_is_cut_inside_an_entry_is_an_error() {
     let whole = tar(&[file("a"), entry("d", Kind::Directory)]);
     for cut in (97..whole.len() - 1024).step_by(97) {
         assert!(unpack(&whole[..cut]).is_err(), "cut at {cut}");
@@ -234,8 +234,8 @@ proptest! {
     /// Files that are made side by side obey the order of the tar like those that are made one
     /// after the other, as large ones are.
     #[test]
-    fn small_files_keep_the_order_of_the_tar(mut entries in prop::collection::vec(any_entry(), 1..40)) {
-        require_root!(Ok(()));
+    #[ignore = "needs root"]
+    fn as_root_small_files_keep_the_order_of_the_tar(mut entries in prop::collection::vec(any_entry(), 1..40)) {
         for (at, entry) in entries.iter_mut().enumerate() {
             entry.mtime.secs = i64::try_from(at).unwrap();
         }
@@ -244,8 +244,8 @@ proptest! {
 }
 
 #[test]
-fn what_is_made_in_a_directory_with_a_group_bit_has_its_own_group() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_what_is_made_in_a_directory_with_a_group_bit_has_its_own_group() {
     let shared = Entry {
         mode: 0o2775,
         gid: 50,
@@ -272,8 +272,8 @@ fn what_is_made_in_a_directory_with_a_group_bit_has_its_own_group() {
 
 /// Names that are taken wait with their data, so they must not pile up.
 #[test]
-fn files_that_come_twice_do_not_pile_up() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_files_that_come_twice_do_not_pile_up() {
     let once: Vec<Entry> = (0..500).map(|n| file(&format!("d/{n}"))).collect();
     let twice = [once.clone(), once].concat();
     let (tree, _) = unpack(&tar(&twice)).unwrap();
@@ -301,8 +301,8 @@ fn many_small_files_are_made_whole() {
 }
 
 #[test]
-fn a_small_file_that_cannot_be_made_is_named() {
-    require_root!();
+#[ignore = "needs root"]
+fn as_root_a_small_file_that_cannot_be_made_is_named() {
     let mut bad = file("d/bad");
     bad.xattrs = vec![(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())];
     let mut entries = vec![bad];
