@@ -86,9 +86,9 @@ fn a_sequential_build_is_shown_in_order() {
 #3 DONE 13.2s
 
 Built in 13.5s: 3 steps, 1 cached, 2 done
-    0.3s  [1/3] FROM base
-  CACHED  [2/3] COPY . /src
-   13.2s  [3/3] RUN make
+        0.3s  [1/3] FROM base
+      CACHED  [2/3] COPY . /src
+       13.2s  [3/3] RUN make
 ",
     );
 }
@@ -123,7 +123,7 @@ fn explanations_and_comparisons_are_shown_with_their_step() {
 #1 DONE 0.2s
 
 Built in 0.2s: 1 step, 0 cached, 1 done
-    0.2s  [1/1] RUN a
+        0.2s  [1/1] RUN a
 ",
     );
 }
@@ -159,8 +159,8 @@ fn parallel_steps_take_turns_and_wait_a_bounded_time() {
 #1 DONE 2.5s
 
 Built in 2.6s: 2 steps, 0 cached, 2 done
-    2.5s  [a 1/1] RUN a
-    2.6s  [b 1/1] RUN b
+        2.5s  [a 1/1] RUN a
+        2.6s  [b 1/1] RUN b
 ",
     );
 }
@@ -195,7 +195,7 @@ fn a_failure_repeats_the_end_of_the_output_after_the_summary() {
 
 Failed after 1.2s: 2 steps, 0 cached, 0 done
   ERROR 1.2s  [1/2] RUN make
- NOT RUN  [2/2] RUN make install
+     NOT RUN  [2/2] RUN make install
 ------
  > [1/2] RUN make:
 1.000 a.c:1: error: no
