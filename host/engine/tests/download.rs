@@ -173,7 +173,7 @@ fn what_was_pruned_is_downloaded_and_not_asked_about() {
     let url = server.url("/f");
     let file = get(&store, &url).unwrap();
     // As if the process had ended: its leases go.
-    store.lose_blob(file.digest).unwrap();
+    store.evict_blob(file.digest).unwrap();
     let mut go_on = |_: &store::Pruned| std::ops::ControlFlow::Continue(());
     store.prune(&PruneOptions::default(), &mut go_on).unwrap();
     assert!(!has(&store, file.digest));

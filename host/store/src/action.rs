@@ -1,8 +1,8 @@
-//! Step keys: which layer a step made, and who is making it.
+//! Step keys: which layer a step made, and which instance is running the step now.
 //!
-//! The law: a hit is found and leased in one transaction, or else the key is claimed in it. A claim
-//! saves work and proves nothing: two executions of one key end in one valid layer. A claim is
-//! released by its own id, so a late release cannot free a successor's.
+//! The law: a transaction either finds a result and leases it, or claims the key. A claim only saves
+//! work: if a step runs twice all the same, one valid layer comes of it. A claim is released by its own
+//! id, so a late release cannot release somebody else's claim.
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
@@ -10,65 +10,56 @@ use crate::db::{Commit, one_row};
 use crate::history::events;
 use crate::object::{self, COLUMNS, Object, Wanted};
 use crate::{
-    BuildId, DiffId, Digest, InstanceId, Layer, StepKey, Store, StoreError, instance, time,
+    BuildId, DiffId, Digest, InstanceId, Layer, Run, StepKey, Store, StoreError, reap, time,
 };
 
-/// How many dead owners or lost layers a look-up gets over before it says "busy".
-const MAX_TURNS: usize = 16;
+/// How often a look-up starts over, after a dead owner or a damaged layer, before it reports "busy".
+const MAX_ATTEMPTS: usize = 16;
 
-/// How long it is remembered that a command failed, in seconds. Who waits looks several times a
+/// How long the failure of a command is remembered, in seconds. Waiting processes look several times a
 /// second.
 const KEEP_FAILURES: i64 = 600;
 
-/// What a store knows about a step.
+/// The result of a look-up of a step.
 #[derive(Debug)]
 #[must_use]
 pub enum Lookup {
-    /// Its layer is there and leased.
+    /// Its layer exists, and is now leased.
     Hit(Layer),
-    /// It is to be done, by the caller.
+    /// The caller has to run it.
     Claimed(Claim),
-    /// Somebody alive is doing it.
+    /// A live instance is running it.
     Busy(Owner),
 }
 
-/// Who has a claim.
+/// The owner of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// The instance; perhaps this one.
+    /// The instance; it can be the caller's own.
     pub instance: InstanceId,
-    /// What its user ran.
+    /// The command that its user ran.
     pub command: String,
-    /// Since when it has the claim, in seconds since 1970.
+    /// When it got the claim, in seconds since 1970.
     pub since: i64,
-    /// In which build it runs the step, and as which step of it, if it has begun.
+    /// The run, if it has begun.
     pub run: Option<Run>,
     /// Its claim.
     claim: i64,
 }
 
-/// A run of a step: it is one of the steps of a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
-    /// The build.
-    pub build: BuildId,
-    /// The number of the step there, as its log has it.
-    pub step: u32,
-}
-
-/// How a run ended whose command failed.
+/// The failure of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// The run.
+    /// The run of the command.
     pub run: Run,
-    /// Exit status of the command.
+    /// Its exit status.
     pub status: i32,
 }
 
-/// The right, and the duty, to do a step. Dropping it lets go as [`Self::release`] does, as far as
-/// that works.
+/// The right, and the duty, to run a step. Dropping it releases it as [`Self::release`] does, but logs
+/// a failure instead of returning it.
 #[derive(Debug)]
-#[must_use = "a claim that is not held makes others do the same work"]
+#[must_use = "without a claim others do the same work"]
 pub struct Claim {
     store: Store,
     id: i64,
@@ -77,7 +68,7 @@ pub struct Claim {
 }
 
 impl Store {
-    /// Finds the layer of a step and leases it, or claims the step, or says who has it.
+    /// Finds the layer of a step and leases it, or claims the step, or returns the owner of the claim.
     ///
     /// # Errors
     /// If the store fails.
@@ -85,7 +76,7 @@ impl Store {
         self.look(key, true)
     }
 
-    /// Claims a step without looking for a layer.
+    /// Claims a step even if its layer exists.
     ///
     /// # Errors
     /// If the store fails.
@@ -104,7 +95,7 @@ impl Store {
     }
 
     fn look(&self, key: StepKey, take_hit: bool) -> Result<Lookup, StoreError> {
-        for _ in 0..MAX_TURNS {
+        for _ in 0..MAX_ATTEMPTS {
             if take_hit && let Some(layer) = self.peek(key)? {
                 return Ok(Lookup::Hit(layer));
             }
@@ -120,18 +111,18 @@ impl Store {
                 Found::Hit => {}
                 Found::Owner(owner) => {
                     let name = owner.instance.to_string();
-                    if instance::is_alive(self.layout(), &self.inner.db, &name)? {
+                    if reap::is_alive(self.layout(), &self.inner.db, &name)? {
                         return Ok(Lookup::Busy(owner));
                     }
                 }
             }
         }
         Err(StoreError::Busy(format!(
-            "the claim on step {key} keeps changing hands"
+            "the claim on step {key} keeps changing its owner; try again"
         )))
     }
 
-    /// Inserts a claim, unless there is a layer by now, or somebody has the key.
+    /// Inserts a claim, unless the layer exists by now or the key is claimed.
     fn try_claim(&self, key: StepKey, take_hit: bool) -> Result<Found, StoreError> {
         self.write(Commit::Relaxed, |tx| {
             if take_hit && find(tx, key)?.is_some() {
@@ -141,7 +132,7 @@ impl Store {
                 "INSERT INTO claim (key, instance, since) VALUES (?1, ?2, ?3) \
                  ON CONFLICT (key) DO NOTHING",
             )?;
-            if insert.execute((key.0.0, self.me(), time::now()))? == 1 {
+            if insert.execute((key.0.0, self.instance_row(), time::now()))? == 1 {
                 return Ok(Found::Claim(tx.last_insert_rowid()));
             }
             let mut owner = tx.prepare_cached(
@@ -167,7 +158,8 @@ impl Store {
         })
     }
 
-    /// How the command ended for which `owner` had a claim, if it failed by its own doing.
+    /// The failure of the command for which `owner` had the claim. `None` if it did not fail, or if
+    /// something else ended the claim.
     ///
     /// # Errors
     /// If the store fails.
@@ -190,7 +182,7 @@ impl Store {
 enum Found {
     Claim(i64),
     Owner(Owner),
-    /// Somebody has committed a layer meanwhile.
+    /// Another instance has committed a layer meanwhile.
     Hit,
 }
 
@@ -205,18 +197,18 @@ fn find(tx: &Connection, key: StepKey) -> Result<Option<Object>, StoreError> {
 }
 
 impl Claim {
-    /// The key that is claimed.
+    /// The claimed key.
     #[must_use]
     pub fn key(&self) -> StepKey {
         self.key
     }
 
-    /// Binds the key to `layer`, which was made on top of `parents`, and lets go. If the key is
-    /// bound already, to another layer, the first stays unless `replace`; if their contents differ,
-    /// that is noted. Returns the layer that the key is bound to now, leased.
+    /// Makes `layer`, which was built on top of `parents`, the result of the step, and releases the
+    /// claim. If the step has another result already, that one stays unless `replace`; if their contents
+    /// differ, an event is recorded. Returns the result of the step, leased.
     ///
     /// # Errors
-    /// [`StoreError::Unknown`] if `layer` is not there.
+    /// [`StoreError::Unknown`] if `layer` is not in the store.
     pub fn commit(
         mut self,
         layer: &Layer,
@@ -224,7 +216,7 @@ impl Claim {
         replace: bool,
     ) -> Result<Layer, StoreError> {
         let store = self.store.clone();
-        // The one that stays must have its bytes, so a lost one is found out first.
+        // Evicts the existing result if it is damaged.
         store.peek(self.key)?;
         let bound = store.write(Commit::Durable, |tx| {
             let child = object::find(tx, Wanted::Layer(layer.diff_id.0))?
@@ -241,24 +233,24 @@ impl Claim {
         Layer::try_from(bound)
     }
 
-    /// Says which run the claim stands for, for those who wait.
+    /// Records which run the claim is for, so that waiting processes can follow its log.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn tell(&self, run: Run) -> Result<(), StoreError> {
+    pub fn set_run(&self, run: Run) -> Result<(), StoreError> {
         self.store.write(Commit::Relaxed, |tx| {
-            let told = tx
+            let changed = tx
                 .prepare_cached("UPDATE claim SET build = ?2, step = ?3 WHERE id = ?1")?
                 .execute((self.id, run.build.0, run.step))?;
-            one_row(told, "run of a claim")
+            one_row(changed, "run of a claim")
         })
     }
 
-    /// Lets go because the command of the run that was told of failed with this status: who waits
-    /// need not try it again.
+    /// Releases the claim because the command of the run failed with this status, so that waiting
+    /// processes do not run it again.
     ///
     /// # Errors
-    /// If the store fails; the claim then ends with the instance.
+    /// If the store fails; the claim then lasts until the instance ends.
     pub fn fail(mut self, status: i32) -> Result<(), StoreError> {
         self.ended = true;
         let now = time::now();
@@ -274,10 +266,10 @@ impl Claim {
         })
     }
 
-    /// Lets go without a result.
+    /// Releases the claim without a result.
     ///
     /// # Errors
-    /// If the store fails; the claim then ends with the instance.
+    /// If the store fails; the claim then lasts until the instance ends.
     pub fn release(mut self) -> Result<(), StoreError> {
         self.ended = true;
         self.store
@@ -294,17 +286,17 @@ impl Drop for Claim {
             .store
             .write(Commit::Relaxed, |tx| delete_claim(tx, self.id));
         match released {
-            // A closed store has no claims any more.
+            // Closing the store has released all claims.
             Ok(()) | Err(StoreError::Closed) => {}
             Err(error) => log::warn!(
-                "the claim on step {} stays until the end: {error}",
+                "cannot release the claim on step {} before the end: {error}",
                 self.key
             ),
         }
     }
 }
 
-/// Sets what a key stands for, and tells what it stands for.
+/// Sets the result of a key, and returns the one that it has now.
 fn bind(
     tx: &Transaction<'_>,
     key: StepKey,
@@ -323,7 +315,7 @@ fn bind(
     }
     if old.content != new.content {
         let text = format!("step {key}: {} and {} differ", old.digest, new.digest);
-        events::note(tx, "result differs", &text)?;
+        events::record(tx, "result differs", &text)?;
     }
     if !replace {
         return Ok(old);
@@ -335,7 +327,7 @@ fn bind(
     Ok(new)
 }
 
-/// Notes a parent, if it is there and older.
+/// Records a parent, if it exists and is older.
 fn link(tx: &Transaction<'_>, child: i64, parent: Digest) -> Result<(), StoreError> {
     if let Some(parent) = object::find(tx, Wanted::Layer(parent))?
         && parent.id < child

@@ -1,20 +1,21 @@
-//! Blobs that are no layers: manifests, configurations, compressed forms of layers.
+//! Blobs other than layers: manifests, configurations, compressed layers.
 
 use std::fs::File;
 use std::io::{self, Write};
 
 use crate::ingest::Sink;
-use crate::object::{self, Draft, Object, Outcome, Wanted};
+use crate::object::{self, Object, Outcome, PendingObject, Wanted};
 use crate::{Digest, Store, StoreError, disk};
 
-/// Largest blob that is read into memory, in bytes.
+/// Maximum size of a blob that is read into memory, in bytes.
 const MAX_IN_MEMORY: u64 = 64 << 20;
 
 impl Store {
-    /// Keeps a small blob. If it is there already, nothing is written.
+    /// Stores a small blob and leases it. Writes nothing if the store has it already. `kind` is for
+    /// display.
     ///
     /// # Errors
-    /// If the store cannot keep it.
+    /// If it cannot be stored.
     pub fn put_blob(&self, bytes: &[u8], kind: &str) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
         if self
@@ -30,30 +31,32 @@ impl Store {
         }
     }
 
-    /// Begins to keep a blob of any size.
+    /// Begins to store a blob of any size.
     ///
     /// # Errors
-    /// If it cannot be written down, or its file not be made.
+    /// If it cannot be recorded, or its file cannot be created.
     pub fn blob_writer(&self, kind: &str) -> Result<BlobWriter, StoreError> {
         if kind == object::LAYER {
-            return Err(StoreError::corrupt("layers come in through a layer writer"));
+            return Err(StoreError::corrupt(
+                "a layer must be stored with a layer writer",
+            ));
         }
-        let (draft, file) = self.begin(kind, kind)?;
+        let (pending, file) = self.begin(kind, kind)?;
         Ok(BlobWriter {
             store: self.clone(),
-            draft,
+            pending,
             sink: Sink::new(self, file),
         })
     }
 
-    /// Reads a blob that fits into memory, and leases it.
+    /// Reads a small blob, and leases it. `None` if it is missing or damaged.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if it is larger than 64 MiB.
     pub fn blob(&self, digest: Digest) -> Result<Option<Vec<u8>>, StoreError> {
         while let Some(object) = self.blob_object(digest)? {
             let bytes = disk::read(&self.layout().blob(object.id), MAX_IN_MEMORY)?;
-            // Cheap for what is small, and what is read here is parsed next.
+            // Cheap for a small blob, and its content is parsed next.
             if bytes
                 .as_ref()
                 .is_some_and(|bytes| Digest::of(bytes) == digest)
@@ -63,12 +66,12 @@ impl Store {
             if self.is_read_only() {
                 return Ok(None);
             }
-            self.lose(object.id, "its file does not match its digest")?;
+            self.evict(object.id, "its file does not match its digest")?;
         }
         Ok(None)
     }
 
-    /// Opens a blob, with its length, and leases it.
+    /// Opens a blob and leases it. Returns its file and its length in bytes.
     ///
     /// # Errors
     /// If the store fails.
@@ -79,16 +82,15 @@ impl Store {
         Ok(disk::open(&self.layout().blob(object.id))?.map(|file| (file, object.size)))
     }
 
-    /// Gives up a blob whose bytes are seen not to be those of its digest: from now on the store does
-    /// not have it.
+    /// Removes a blob whose content was seen not to match its digest.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn lose_blob(&self, digest: Digest) -> Result<(), StoreError> {
+    pub fn evict_blob(&self, digest: Digest) -> Result<(), StoreError> {
         let Some(object) = self.blob_object(digest)? else {
             return Ok(());
         };
-        self.lose(object.id, "its file does not match its digest")
+        self.evict(object.id, "its file does not match its digest")
     }
 
     fn blob_object(&self, digest: Digest) -> Result<Option<Object>, StoreError> {
@@ -96,11 +98,11 @@ impl Store {
     }
 }
 
-/// Receives the bytes of a blob. One that is dropped leaves bytes that go when the instance ends.
+/// Receives the content of a blob. If it is dropped, its file is removed when the instance ends.
 #[derive(Debug)]
 pub struct BlobWriter {
     store: Store,
-    draft: Draft,
+    pending: PendingObject,
     sink: Sink,
 }
 
@@ -108,12 +110,16 @@ impl BlobWriter {
     /// Makes the blob durable and then visible, and leases it. Returns its digest and length.
     ///
     /// # Errors
-    /// If the store could not keep it.
+    /// If it could not be stored.
     pub fn finish(self) -> Result<(Digest, u64), StoreError> {
-        let Self { store, draft, sink } = self;
-        let done = complete(&store, &draft, sink);
+        let Self {
+            store,
+            pending,
+            sink,
+        } = self;
+        let done = complete(&store, &pending, sink);
         if done.is_err() {
-            store.discard_after_failure(&draft);
+            store.discard_after_failure(&pending);
         }
         done
     }
@@ -121,11 +127,11 @@ impl BlobWriter {
     /// Removes what was written.
     pub fn abandon(self) {
         drop(self.sink);
-        self.store.discard_after_failure(&self.draft);
+        self.store.discard_after_failure(&self.pending);
     }
 
     fn fail(self, error: io::Error) -> StoreError {
-        let error = StoreError::io("write", &self.draft.path, error);
+        let error = StoreError::io("write", &self.pending.path, error);
         self.abandon();
         error
     }
@@ -142,22 +148,26 @@ impl Write for BlobWriter {
     }
 }
 
-fn complete(store: &Store, draft: &Draft, sink: Sink) -> Result<(Digest, u64), StoreError> {
+fn complete(
+    store: &Store,
+    pending: &PendingObject,
+    sink: Sink,
+) -> Result<(Digest, u64), StoreError> {
     let size = sink.size();
     let (file, digest) = sink
         .finish()
-        .map_err(StoreError::at("write", &draft.path))?;
+        .map_err(StoreError::at("write", &pending.path))?;
     if store
         .acquire(|tx| object::find(tx, Wanted::Bytes(digest)))?
         .is_some()
     {
-        store.discard(draft)?;
+        store.discard(pending)?;
         return Ok((digest, size));
     }
-    disk::sync_file(&file, &draft.path)?;
+    disk::sync_file(&file, &pending.path)?;
     disk::sync_dir(&store.layout().blobs())?;
     store.commit(
-        draft,
+        pending,
         &Outcome {
             digest,
             size,

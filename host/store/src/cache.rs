@@ -1,21 +1,22 @@
 //! Hints: derived facts in the database, and opaque caches in small files.
 //!
-//! The law: nothing is wrong if a hint is lost, and a damaged one is like one that is lost.
+//! The law: losing a hint does no harm, and a damaged hint counts as lost.
 
 use rusqlite::OptionalExtension;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::db::Commit;
-use crate::history::Forgotten;
+use crate::history::Deleted;
+use crate::random::random;
 use crate::{Removal, Store, StoreError, disk};
 
 /// First bytes of a cache file.
 const MAGIC: &[u8; 8] = b"cdmcache";
-/// Largest cache file, in bytes.
+/// Maximum size of a cache file, in bytes.
 const MAX_CACHE: u64 = 256 << 20;
 
 impl Store {
-    /// What is known under a kind and a name.
+    /// The value of a fact.
     ///
     /// # Errors
     /// If the store fails.
@@ -27,7 +28,7 @@ impl Store {
         })
     }
 
-    /// Remembers something, in place of what was known.
+    /// Sets the value of a fact.
     ///
     /// # Errors
     /// If the store fails.
@@ -45,7 +46,7 @@ impl Store {
         })
     }
 
-    /// Reads a cache; `None` if there is none or it is damaged.
+    /// Reads a cache; `None` if it is missing or damaged.
     #[must_use]
     pub fn load_cache(&self, name: &str) -> Option<Vec<u8>> {
         let path = self.layout().caches().join(file_name(name)?);
@@ -55,7 +56,7 @@ impl Store {
         (magic == MAGIC && u64::from_le_bytes(*sum) == xxh3_64(body)).then(|| body.to_vec())
     }
 
-    /// Writes a cache in place of what was there. A name is made of letters, digits, `-` and `_`.
+    /// Writes a cache, replacing an older one. The name may contain letters, digits, `-` and `_`.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -63,21 +64,24 @@ impl Store {
         if self.is_read_only() {
             return Err(StoreError::ReadOnly);
         }
-        let file = file_name(name)
-            .ok_or_else(|| StoreError::corrupt(format!("`{name}` is no name of a cache")))?;
+        let file = file_name(name).ok_or_else(|| {
+            StoreError::corrupt(format!(
+                "`{name}` is not a valid cache name: only letters, digits, `-` and `_` are allowed"
+            ))
+        })?;
         let new = self
             .scratch()
-            .join(format!("cache-{}", hex::encode(crate::random()?)));
+            .join(format!("cache-{}", hex::encode(random()?)));
         let framed = [MAGIC, &xxh3_64(bytes).to_le_bytes()[..], bytes].concat();
-        // Not synced: the checksum finds what loss of power tears.
+        // Not synced: the checksum detects damage by a power failure.
         disk::write(&new, &framed)?;
         disk::rename(&new, &self.layout().caches().join(file))
     }
 
-    /// Removes the oldest caches whose name begins with `prefix`, until `keep` are left.
+    /// Removes the oldest caches whose names start with `prefix`, until `keep` are left.
     ///
     /// # Errors
-    /// If they cannot be listed. One that cannot be removed stays.
+    /// If they cannot be listed. A failed removal is not an error.
     pub fn trim_caches(&self, prefix: &str, keep: usize) -> Result<(), StoreError> {
         let dir = self.layout().caches();
         let names = disk::list(&dir)?.into_iter();
@@ -86,11 +90,11 @@ impl Store {
         let Some(excess) = found.len().checked_sub(keep).filter(|n| *n > 0) else {
             return Ok(());
         };
-        // One whose age cannot be told goes first: it is gone already, or of no use.
+        // A cache without a known age comes first: it is gone already, or of no use.
         found.sort_by_cached_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
         for path in found.iter().take(excess) {
             if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_file(path) {
-                log::debug!("an old cache stays: {why}");
+                log::debug!("cannot remove an old cache: {why}");
             }
         }
         Ok(())
@@ -99,18 +103,18 @@ impl Store {
 
 impl Store {
     /// Removes all caches.
-    pub(crate) fn forget_caches(&self) -> Result<Forgotten, StoreError> {
+    pub(crate) fn delete_caches(&self) -> Result<Deleted, StoreError> {
         let dir = self.layout().caches();
-        let mut forgotten = Forgotten::default();
+        let mut deleted = Deleted::default();
         for name in disk::list(&dir)? {
             let path = dir.join(name);
-            forgotten.count(disk::allocated(&path), disk::remove_file(&path));
+            deleted.count(disk::allocated(&path), disk::remove_file(&path));
         }
-        Ok(forgotten)
+        Ok(deleted)
     }
 }
 
-/// Whether a cache can have this name.
+/// Whether this is a valid cache name.
 pub(crate) fn is_cache(name: &str) -> bool {
     file_name(name).is_some()
 }

@@ -1,4 +1,4 @@
-//! Names of content. Each identifier is a type of its own, so that they cannot be mixed up.
+//! Digests. Each kind of identifier has its own type, so that they cannot be mixed up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -75,13 +75,13 @@ impl From<Digest> for String {
 
 /// Computes a [`Digest`] from pieces.
 ///
-/// On processors without SHA instructions this implementation is half as fast again as the
-/// portable one, and hashing is most of the work of taking a layer in.
+/// On processors without SHA instructions, `ring` is half as fast again as the portable
+/// implementation, and hashing is most of the work of ingesting a layer.
 #[derive(Clone)]
 pub struct Hasher(ring::digest::Context);
 
 impl Hasher {
-    /// Of nothing yet.
+    /// A hasher of the empty input.
     #[must_use]
     pub fn new() -> Self {
         Self(ring::digest::Context::new(&ring::digest::SHA256))
@@ -114,7 +114,7 @@ impl fmt::Debug for Hasher {
     }
 }
 
-/// Declares a digest with a meaning.
+/// Declares a type for the digest of something.
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -157,11 +157,11 @@ identifier! {
     DiffId
 }
 identifier! {
-    /// What a layer holds, apart from times: the digest of its index without mtimes.
+    /// The content of a layer apart from times: the digest of its index without mtimes.
     ContentId
 }
 identifier! {
-    /// Everything that the result of a step depends on.
+    /// The digest of everything that the result of a step depends on.
     StepKey
 }
 

@@ -1,8 +1,8 @@
-//! Every effect on the file system that the store's promises rest on.
+//! Every file system operation that the store's promises depend on.
 //!
-//! The law: each result is checked, and a removal says whether the thing is gone. Nothing else in
-//! this crate makes, writes, syncs, renames or removes (a test reads the sources for that), and
-//! each effect is told to [`crate::effect`] first, so there is one place to make them fail in tests.
+//! The law: each result is checked, and a removal reports whether the file is gone. No other module
+//! of this crate creates, writes, syncs, renames or removes files (a test searches the sources), and
+//! each operation passes a failpoint first, so tests can make it fail.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -15,43 +15,43 @@ use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate};
 use nix::unistd::linkat;
 
 use crate::StoreError;
-use crate::effect::{Effect, before};
+use crate::failpoint::{IoOperation, before};
 
-/// Allocated bytes are counted in units of this size, whatever the file system's own block is.
+/// `st_blocks` counts units of this many bytes, whatever the block size of the file system is.
 const STAT_BLOCK: u64 = 512;
 
-/// What came of removing something.
+/// The outcome of a removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a removal that is not looked at is how rows and disk drift apart"]
+#[must_use = "the database and the disk drift apart if removals are not checked"]
 pub enum Removal {
-    /// It is not there any more.
+    /// It no longer exists.
     Gone,
-    /// Somebody uses it.
+    /// It is in use, as described.
     Busy(String),
-    /// It is still there, for this reason.
+    /// It still exists, for this reason.
     Failed(String),
 }
 
-/// Makes a directory that must not exist yet.
+/// Creates a directory that must not exist yet.
 pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
-    before(Effect::MakeDir(path))
+    before(IoOperation::MakeDir(path))
         .and_then(|()| DirBuilder::new().mode(0o700).create(path))
-        .map_err(StoreError::at("make", path))
+        .map_err(StoreError::at("create", path))
 }
 
-/// Makes a directory and its parents, where they are missing.
+/// Creates a directory and its parents if they are missing.
 pub(crate) fn make_dir_all(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {
         return Ok(());
     }
-    before(Effect::MakeDir(path))
+    before(IoOperation::MakeDir(path))
         .and_then(|()| DirBuilder::new().mode(0o700).recursive(true).create(path))
-        .map_err(StoreError::at("make", path))
+        .map_err(StoreError::at("create", path))
 }
 
-/// Makes a file that must not exist yet.
+/// Creates a file that must not exist yet.
 pub(crate) fn create(path: &Path) -> io::Result<File> {
-    before(Effect::Create(path))?;
+    before(IoOperation::Create(path))?;
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -60,9 +60,9 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Makes a file without a name in a directory. [`link`] gives it one.
+/// Creates an unnamed file in a directory. [`link`] gives it a name.
 pub(crate) fn create_unnamed(dir: &Path) -> io::Result<File> {
-    before(Effect::Look(dir))?;
+    before(IoOperation::Inspect(dir))?;
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -71,40 +71,40 @@ pub(crate) fn create_unnamed(dir: &Path) -> io::Result<File> {
         .open(dir)
 }
 
-/// Gives a file that has no name one that is free.
+/// Gives an unnamed file a name that is not taken.
 pub(crate) fn link(file: &File, path: &Path) -> io::Result<()> {
-    before(Effect::Link(path))?;
+    before(IoOperation::Link(path))?;
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     let follow = AtFlags::AT_SYMLINK_FOLLOW;
     Ok(linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, path, follow)?)
 }
 
-/// Opens a file that is never removed, and makes it if it is missing.
+/// Opens a file that is never removed; creates it if it is missing.
 pub(crate) fn open_lasting(path: &Path) -> Result<File, StoreError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
-    before(Effect::Look(path))
+    before(IoOperation::Inspect(path))
         .and_then(|()| options.open(path))
         .or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
             }
-            before(Effect::Create(path))?;
+            before(IoOperation::Create(path))?;
             options.create(true).mode(0o600).open(path)
         })
         .map_err(StoreError::at("open", path))
 }
 
-/// Makes what was written to a file durable.
+/// Makes the content of a file durable.
 pub(crate) fn sync_file(file: &File, path: &Path) -> Result<(), StoreError> {
-    before(Effect::SyncFile(file))
+    before(IoOperation::SyncFile(file))
         .and_then(|()| file.sync_all())
         .map_err(StoreError::at("sync", path))
 }
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
-    before(Effect::SyncDir(path))
+    before(IoOperation::SyncDir(path))
         .and_then(|()| File::open(path))
         .and_then(|dir| dir.sync_all())
         .map_err(StoreError::at("sync", path))
@@ -112,15 +112,15 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), StoreError> {
 
 /// Writes all of `bytes`.
 pub(crate) fn write_all(file: &File, bytes: &[u8]) -> io::Result<()> {
-    Told(file).write_all(bytes)
+    Announced(file).write_all(bytes)
 }
 
-/// A file whose every call to write is told first.
-struct Told<'a>(&'a File);
+/// A file of which each `write` passes a failpoint.
+struct Announced<'a>(&'a File);
 
-impl Write for Told<'_> {
+impl Write for Announced<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        before(Effect::Write(self.0, bytes, None))?;
+        before(IoOperation::Write(self.0, bytes, None))?;
         self.0.write(bytes)
     }
 
@@ -136,28 +136,28 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Writes a new file and makes its bytes durable; its name is durable after [`sync_dir`].
+/// Writes a new file and makes its content durable; its name is durable after [`sync_dir`].
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     sync_file(&write(path, bytes)?, path)
 }
 
-/// Gives a file another name, in place of what had it.
+/// Renames a file, replacing the target.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
-    before(Effect::Rename(from, to))
+    before(IoOperation::Rename(from, to))
         .and_then(|()| fs::rename(from, to))
         .map_err(StoreError::at("rename", from))
 }
 
-/// Opens for reading; `None` if nothing has that name.
+/// Opens a file for reading; `None` if it does not exist.
 pub(crate) fn open(path: &Path) -> Result<Option<File>, StoreError> {
-    match before(Effect::Look(path)).and_then(|()| File::open(path)) {
+    match before(IoOperation::Inspect(path)).and_then(|()| File::open(path)) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io("open", path, error)),
     }
 }
 
-/// Reads a whole file of at most `limit` bytes; `None` if nothing has that name.
+/// Reads a whole file of at most `limit` bytes; `None` if it does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
     let Some(file) = open(path)? else {
         return Ok(None);
@@ -165,7 +165,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreErro
     let size = file.metadata().map_err(StoreError::at("read", path))?.len();
     if size > limit {
         return Err(StoreError::corrupt(format!(
-            "{} has {size} bytes",
+            "{} has {size} bytes, and at most {limit} are allowed",
             path.display()
         )));
     }
@@ -176,28 +176,29 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StoreErro
     Ok(Some(bytes))
 }
 
-/// Length of a regular file; `None` if nothing has that name or it is no regular file.
+/// Length of a regular file in bytes; `None` if there is no regular file of that name.
 pub(crate) fn length(path: &Path) -> Result<Option<u64>, StoreError> {
-    match before(Effect::Look(path)).and_then(|()| fs::symlink_metadata(path)) {
+    match before(IoOperation::Inspect(path)).and_then(|()| fs::symlink_metadata(path)) {
         Ok(found) if found.is_file() => Ok(Some(found.len())),
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StoreError::io("look at", path, error)),
+        Err(error) => Err(StoreError::io("inspect", path, error)),
     }
 }
 
-/// When something was changed last, in seconds since 1970; 0 if that cannot be told.
+/// Modification time in seconds since 1970; 0 if it cannot be read.
 pub(crate) fn modified(path: &Path) -> i64 {
     fs::symlink_metadata(path).map_or(0, |found| found.mtime())
 }
 
-/// Bytes that the file system has allocated for one name; 0 if nothing has it.
+/// Bytes that the file system has allocated for one path; 0 if it does not exist.
 pub(crate) fn allocated(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |found| found.blocks() * STAT_BLOCK)
 }
 
-/// Bytes that the file system has allocated for a file, or for a directory with all below it. Links
-/// are not followed, and a file with several names counts once. What goes meanwhile counts nothing.
+/// Bytes that the file system has allocated for a file, or for a directory and everything below it.
+/// Symbolic links are not followed, and a file with several hard links counts once. Files that
+/// disappear meanwhile count nothing.
 pub(crate) fn allocated_below(path: &Path) -> Result<u64, StoreError> {
     let mut total = 0;
     let mut seen = HashSet::new();
@@ -206,7 +207,7 @@ pub(crate) fn allocated_below(path: &Path) -> Result<u64, StoreError> {
         let found = match fs::symlink_metadata(&path) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(StoreError::io("look at", &path, error)),
+            Err(error) => return Err(StoreError::io("inspect", &path, error)),
         };
         if found.is_dir() || found.nlink() == 1 || seen.insert((found.dev(), found.ino())) {
             total += found.blocks() * STAT_BLOCK;
@@ -222,35 +223,35 @@ pub(crate) fn allocated_below(path: &Path) -> Result<u64, StoreError> {
     Ok(total)
 }
 
-/// Writes all of `bytes` at a place in a file.
+/// Writes all of `bytes` at an offset of a file.
 pub(crate) fn write_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    before(Effect::Write(file, bytes, Some(at)))?;
+    before(IoOperation::Write(file, bytes, Some(at)))?;
     file.write_all_at(bytes, at)
 }
 
-/// Cuts a file to a length.
-pub(crate) fn cut(file: &File, length: u64) -> io::Result<()> {
-    before(Effect::Cut(file, length))?;
+/// Truncates a file to `length` bytes.
+pub(crate) fn truncate(file: &File, length: u64) -> io::Result<()> {
+    before(IoOperation::Truncate(file, length))?;
     file.set_len(length)
 }
 
-/// Sets room aside for a file.
+/// Allocates `length` bytes of disk space for a file.
 pub(crate) fn allocate(file: &File, length: i64) -> io::Result<()> {
-    before(Effect::Allocate(file))?;
+    before(IoOperation::Allocate(file))?;
     Ok(fallocate(file, FallocateFlags::empty(), 0, length)?)
 }
 
-/// Removes a file, or a link itself.
+/// Removes a file, or a symbolic link itself.
 pub(crate) fn remove_file(path: &Path) -> Removal {
-    match before(Effect::RemoveFile(path)).and_then(|()| fs::remove_file(path)) {
+    match before(IoOperation::RemoveFile(path)).and_then(|()| fs::remove_file(path)) {
         Ok(()) => Removal::Gone,
         Err(error) => removal(path, &error),
     }
 }
 
-/// Removes a directory with all below it, following no link.
+/// Removes a directory and everything below it; follows no symbolic link.
 pub(crate) fn remove_tree(path: &Path) -> Removal {
-    match before(Effect::RemoveTree(path)).and_then(|()| fs::remove_dir_all(path)) {
+    match before(IoOperation::RemoveTree(path)).and_then(|()| fs::remove_dir_all(path)) {
         Ok(()) => Removal::Gone,
         Err(error) => removal(path, &error),
     }
@@ -266,10 +267,10 @@ fn removal(path: &Path, error: &io::Error) -> Removal {
     }
 }
 
-/// The names in a directory, sorted. An error is never read as "none".
+/// The names in a directory, sorted. An error is never taken for an empty directory.
 pub(crate) fn list(path: &Path) -> Result<Vec<std::ffi::OsString>, StoreError> {
     let mut names = Vec::new();
-    let entries = before(Effect::Look(path)).and_then(|()| fs::read_dir(path));
+    let entries = before(IoOperation::Inspect(path)).and_then(|()| fs::read_dir(path));
     for entry in entries.map_err(StoreError::at("list", path))? {
         names.push(entry.map_err(StoreError::at("list", path))?.file_name());
     }
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_those_of_files() {
+    fn only_regular_files_have_a_length() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "12345").unwrap();

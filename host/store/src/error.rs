@@ -1,4 +1,4 @@
-//! What can go wrong, by what the caller does about it.
+//! Errors, by how callers react to them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use rusqlite::ErrorCode;
 /// An operation on the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Another process holds the database, or a lock, for longer than we wait. Try again.
+    /// Another process holds the database or a lock for too long. Try again.
     #[error("store busy: {0}")]
     Busy(String),
     /// A file or directory of the store cannot be used.
@@ -29,30 +29,30 @@ pub enum StoreError {
         /// What could not be written.
         path: PathBuf,
     },
-    /// The store holds something else than it should.
+    /// The store is damaged, or the caller passed something that it cannot store.
     #[error("{what}")]
     Corrupt {
-        /// What is damaged.
+        /// What is wrong.
         what: String,
     },
-    /// A newer version of this program has used the store.
+    /// The store was written by a newer version of this program.
     #[error(
-        "the store at {} has schema {found}, and this version knows only up to {known}: use the \
-         newer version, or another store directory",
+        "the store at {} was written by a newer version of this program (schema {found}, this \
+         version knows up to {known}): use the newer version, or another store directory",
         root.display()
     )]
     NewerSchema {
         /// The store.
         root: PathBuf,
-        /// Version found.
+        /// Its schema version.
         found: i64,
-        /// Newest version that this program knows.
+        /// The newest schema version that this program knows.
         known: i64,
     },
-    /// File locks and shared memory prove nothing there.
+    /// The store is on a file system on which file locks and shared memory do not work.
     #[error(
-        "{} is on a network or shared file system ({kind}), where locks prove nothing: choose a \
-         directory on a local disk",
+        "{} is on a network or shared file system ({kind}), where file locks do not work: choose \
+         a directory on a local disk",
         path.display()
     )]
     NetworkFs {
@@ -62,32 +62,35 @@ pub enum StoreError {
         kind: &'static str,
     },
     /// The store directory belongs to somebody else.
-    #[error("{} belongs to user {owner}, not to the user who runs this", path.display())]
+    #[error(
+        "{} belongs to user {owner}, not to the user who runs this: choose a directory of your own",
+        path.display()
+    )]
     NotOurs {
         /// The store.
         path: PathBuf,
         /// Its owner.
         owner: u32,
     },
-    /// There is no store, and it was to be opened for reading only.
+    /// There is no store, and it was to be opened read-only.
     #[error("there is no store at {}", .0.display())]
     Missing(PathBuf),
-    /// A write through a store that was opened for reading only.
-    #[error("the store was opened for reading only")]
+    /// A write to a store that was opened read-only.
+    #[error("the store was opened read-only")]
     ReadOnly,
-    /// A write through a store whose instance has ended.
+    /// A write to a store that was closed.
     #[error("the store was closed")]
     Closed,
-    /// A layer or blob that the caller names is not there (any more).
+    /// A layer, blob, build or log that the caller names is not, or no longer, in the store.
     #[error("{0} is not in the store")]
     Unknown(String),
-    /// SQLite refused something else.
+    /// Another error of SQLite.
     #[error("the database of the store failed")]
     Database(#[source] Arc<rusqlite::Error>),
 }
 
 impl StoreError {
-    /// Files an error of the operating system.
+    /// Classifies an error of the operating system.
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         if is_full(&source) {
             return Self::Full {
@@ -101,12 +104,12 @@ impl StoreError {
         }
     }
 
-    /// For `map_err`.
+    /// As [`Self::io`], for `map_err`.
     pub(crate) fn at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::io(what, path, source)
     }
 
-    /// Whether a name was not there.
+    /// Whether a file or directory did not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -116,7 +119,7 @@ impl StoreError {
     }
 }
 
-/// Whether the file system has no room, or this user's share of it.
+/// Whether the file system is full, or the user's quota is used up.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -128,42 +131,44 @@ impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy(
-                "another process has been writing to its database for too long".to_owned(),
+                "another process has been writing to its database for too long; try again, or end that \
+                 process if it is stopped"
+                    .to_owned(),
             ),
             Some(ErrorCode::DiskFull) => Self::Full {
                 path: PathBuf::from("store.db"),
             },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::corrupt(format!(
-                "the database of the store is damaged ({error}): \
-                     `cofferdam store check --repair` saves what can be saved"
+                "the database of the store is damaged ({error}): run `cofferdam store check --repair` \
+                 to save what can be saved"
             )),
             Some(_) | None => Self::Database(Arc::new(error)),
         }
     }
 }
 
-/// A tar was not taken in as a layer.
+/// A tar could not be ingested as a layer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum IngestError {
-    /// The tar is not one that a layer may be. Its maker is to blame.
+    /// The tar is not a valid layer. The fault is in the tar.
     #[error("{}{reason}", Shown(entry))]
     Rejected {
-        /// The entry at fault, as far as its name is known.
+        /// The invalid entry, if its name is known.
         entry: Option<Vec<u8>>,
         /// What is wrong with it.
         reason: String,
     },
-    /// A limit on what a layer may hold was passed.
+    /// The layer exceeds a limit.
     #[error("{}more than {limit} {unit}", Shown(entry))]
     TooLarge {
-        /// The entry that passed it, as far as its name is known.
+        /// The entry that exceeds it, if its name is known.
         entry: Option<Vec<u8>>,
-        /// Of what.
+        /// What is limited.
         unit: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// The store could not keep it. The layer is not to blame.
+    /// The store could not keep the layer. The fault is not in the layer.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -194,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_from_other_trouble() {
+    fn a_full_disk_is_distinguished_from_other_errors() {
         for errno in [Errno::ENOSPC, Errno::EDQUOT] {
             assert!(is_full(&io::Error::from(errno)), "{errno}");
         }

@@ -1,9 +1,10 @@
-//! Image names: what pins an image's manifest, configuration and layers.
+//! Image names, which keep the manifest, configuration and layers of an image in the store.
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use crate::db::{Commit, one_row};
 use crate::object::{self, Wanted};
+use crate::references;
 use crate::{DiffId, Digest, Store, StoreError, time};
 
 /// A named image.
@@ -22,11 +23,11 @@ pub struct Image {
 }
 
 impl Store {
-    /// Gives an image a name, or gives the name to another image. What the name stands for stays
-    /// in the store as long as it has the name.
+    /// Names an image, or moves the name to another image. The parts of the image stay in the store as
+    /// long as it has the name.
     ///
     /// # Errors
-    /// [`StoreError::Unknown`] if a part of it is not in the store.
+    /// [`StoreError::Unknown`] if a part of the image is not in the store.
     pub fn set_image(
         &self,
         name: &str,
@@ -34,7 +35,7 @@ impl Store {
         config: Digest,
         layers: &[DiffId],
     ) -> Result<(), StoreError> {
-        // The end of every cached build: then there is nothing to make durable.
+        // Usual at the end of a cached build: nothing needs to become durable.
         let old = self.read(|tx| load(tx, name))?;
         if let Some(old) = old
             && old.manifest == manifest
@@ -44,7 +45,7 @@ impl Store {
             return Ok(());
         }
         self.write(Commit::Durable, |tx| {
-            delete(tx, name)?;
+            references::delete_image(tx, name)?;
             let (manifest, config) = (part(tx, manifest)?, part(tx, config)?);
             let changed = tx
                 .prepare_cached(
@@ -64,8 +65,8 @@ impl Store {
         })
     }
 
-    /// Finds an image by its name, and leases all its parts. One of which a part is lost is not
-    /// there.
+    /// Finds an image by its name, and leases all its parts. `None` also if a part is missing or
+    /// damaged.
     ///
     /// # Errors
     /// If the store fails.
@@ -103,33 +104,13 @@ impl Store {
         })
     }
 
-    /// Takes a name away. What it stood for stays until a prune. Tells whether it was there.
+    /// Removes a name. The parts of the image stay until a prune. Returns whether the name existed.
     ///
     /// # Errors
     /// If the store fails.
     pub fn remove_image(&self, name: &str) -> Result<bool, StoreError> {
-        self.write(Commit::Durable, |tx| delete(tx, name))
+        self.write(Commit::Durable, |tx| references::delete_image(tx, name))
     }
-}
-
-/// The names of the images that an object is a part of.
-pub(crate) fn names_of(tx: &Transaction<'_>, object: i64) -> Result<Vec<String>, StoreError> {
-    let mut names = tx.prepare_cached(
-        "SELECT name FROM image WHERE manifest = ?1 OR config = ?1 \
-         UNION SELECT image FROM image_layer WHERE object = ?1",
-    )?;
-    let names = names.query_map([object], |row| row.get(0))?;
-    Ok(names.collect::<Result<_, _>>()?)
-}
-
-/// Deletes a name.
-pub(crate) fn delete(tx: &Transaction<'_>, name: &str) -> Result<bool, StoreError> {
-    tx.prepare_cached("DELETE FROM image_layer WHERE image = ?1")?
-        .execute([name])?;
-    Ok(tx
-        .prepare_cached("DELETE FROM image WHERE name = ?1")?
-        .execute([name])?
-        == 1)
 }
 
 fn part(tx: &Transaction<'_>, digest: Digest) -> Result<i64, StoreError> {

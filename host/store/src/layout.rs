@@ -1,10 +1,10 @@
-//! Where things lie below the root of a store.
+//! The paths of everything below the root of a store.
 
 use std::path::{Path, PathBuf};
 
 use crate::{StoreError, disk};
 
-/// Names of everything in a store.
+/// The paths of a store.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     root: PathBuf,
@@ -19,7 +19,7 @@ impl Layout {
         &self.root
     }
 
-    /// Makes the directories that are missing.
+    /// Creates the directories that are missing.
     pub(crate) fn make(&self) -> Result<(), StoreError> {
         for dir in self.dirs() {
             disk::make_dir_all(&dir)?;
@@ -44,38 +44,39 @@ impl Layout {
         self.root.join("store.db")
     }
 
-    /// The log of the database.
-    pub(crate) fn log(&self) -> PathBuf {
+    /// The write-ahead log of the database.
+    pub(crate) fn wal(&self) -> PathBuf {
         self.root.join("store.db-wal")
     }
 
-    /// A database that is about to take the place of the other one.
+    /// A new database that is about to replace the current one.
     pub(crate) fn next_database(&self) -> PathBuf {
         self.root.join("store.db.next")
     }
 
-    /// Held shared by every process that has the store open, exclusively to change the schema.
+    /// The lock that each process holds shared while it has the store open, and exclusively to change
+    /// the schema.
     pub(crate) fn version_lock(&self) -> PathBuf {
         self.root.join("version.lock")
     }
 
-    /// Held to settle an instance whose own lock file is missing.
+    /// The lock for cleaning up an instance whose own lock file is missing.
     pub(crate) fn reap_lock(&self) -> PathBuf {
         self.root.join("reap.lock")
     }
 
-    /// Held by the one process that prunes.
+    /// The lock of the one process that prunes.
     pub(crate) fn prune_lock(&self) -> PathBuf {
         self.root.join("prune.lock")
     }
 
-    /// What is given up so that a prune can begin on a full disk.
+    /// Disk space and files that are released so that a prune can begin on a full disk.
     pub(crate) fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
     }
 
-    /// The bytes of it.
-    pub(crate) fn reserved_room(&self) -> PathBuf {
+    /// The file of the reserve that holds the disk space. Stores of any age call it `room`.
+    pub(crate) fn reserved_bytes(&self) -> PathBuf {
         self.reserve().join("room")
     }
 
@@ -83,7 +84,7 @@ impl Layout {
         self.root.join("blobs")
     }
 
-    /// The bytes of an object. The name is that of its row and is never used again.
+    /// The content of an object. The name is the id of its row, which is never reused.
     pub(crate) fn blob(&self, object: i64) -> PathBuf {
         self.blobs().join(object.to_string())
     }
@@ -105,6 +106,7 @@ impl Layout {
         self.instances().join(format!("{instance}.lock"))
     }
 
+    /// The scratch directories of all instances.
     pub(crate) fn scratches(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -113,7 +115,7 @@ impl Layout {
         self.scratches().join(instance)
     }
 
-    /// Where a new database is made, under the version lock.
+    /// Where a rebuild makes the new database; protected by the version lock.
     pub(crate) fn rebuilding(&self) -> PathBuf {
         self.scratches().join("rebuild")
     }

@@ -1,28 +1,64 @@
-//! Content-addressed store: blobs, indexes, ingest, metadata, leases, claims, prune, check.
+//! The content-addressed store of cofferdam: layers and other blobs, step results, image names, build
+//! history, leases and claims.
 //!
-//! Several processes use one store at the same time, and each can be killed at any instruction.
-//! There is no daemon: what a dead process left is settled by the next one that comes along. The
-//! laws that make this work:
+//! Several processes can use one store at the same time, and each can be killed at any instruction.
+//! There is no daemon: the next process that opens the store cleans up after a dead one. These laws
+//! make that work:
 //!
-//! - **One arbiter.** An object exists if and only if its row is `valid`. All deciding happens in
-//!   write transactions of one SQLite database, which are ordered across processes and hold only
-//!   SQL.
-//! - **Order.** The row comes first, as intent; then bytes, in a file named by the row's id; then
-//!   syncs; then the commit of `valid`. At the end of its life a row becomes `condemned`, durably;
-//!   then the bytes go; then the row. At any moment there may be bytes that nothing needs, and
-//!   never a valid row without its bytes.
-//! - **Liveness is a lock.** A process holds a lock on the file of its instance for as long as it
-//!   lives. Process numbers, ages and times are for display.
-//! - **Lease first.** Finding an object and leasing it are one transaction, and an object that a
-//!   live instance leases is never condemned. Leases last until the instance ends.
-//! - **Hints.** Step keys, facts and caches are hints: what they name may be gone, and then it is a
-//!   miss.
-//! - **Nothing is trusted.** The tar of a layer comes from strangers. It is checked and hashed while
-//!   it is written, in one pass, and everything in it has a limit.
-//! - **One seam.** Every effect on the disk goes through `disk` and `db`, and tests make each of
-//!   them fail, and stop before each of them (`docs/checking.md`).
+//! - **One arbiter.** An object exists if and only if its row is `valid`. All decisions are made in write
+//!   transactions of one SQLite database, which are ordered across processes and contain only SQL.
+//! - **Order.** First a row as intent; then the content, in a file named by the row's id; then syncs; then
+//!   the commit of `valid`. At the end of its life a row is durably tombstoned, then the files are
+//!   removed, then the row is deleted. So there may be files that nothing needs, but never a valid row
+//!   without its content.
+//! - **Liveness is a lock.** A process holds a lock on the file of its instance as long as it lives.
+//!   Process ids, ages and times are for display only.
+//! - **Lease first.** Finding an object and leasing it are one transaction, and an object that a live
+//!   instance leases is never removed by a prune. Leases last until the instance ends.
+//! - **Hints.** Step results, facts and caches are hints: what they refer to may be gone, and that counts
+//!   as a miss.
+//! - **Nothing is trusted.** The tar of a layer can come from anybody. It is checked and hashed in one
+//!   pass while it is written, and everything in it has a limit.
+//! - **Failpoints.** Every I/O operation goes through `disk` and `db` and is announced to `failpoint`
+//!   first. Tests make each one fail, and kill the process before each one (`docs/checking.md`).
 //!
-//! All calls block; a [`Store`] is cheap to clone and may be used from any thread.
+//! All calls block. A [`Store`] is cheap to clone, and can be used from any thread.
+//!
+//! # Example
+//!
+//! ```
+//! use store::{OpenOptions, Store};
+//!
+//! let root = tempfile::tempdir()?;
+//! let store = Store::open(root.path(), &OpenOptions::default())?;
+//! let digest = store.put_blob(b"{}", "config")?;
+//! assert_eq!(store.blob(digest)?.as_deref(), Some(&b"{}"[..]));
+//! store.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Modules
+//!
+//! Each module uses only modules above it; a test reads that from the sources.
+//!
+//! | modules | what they do |
+//! |---|---|
+//! | `error`, `digest`, `time`, `random` | errors, identifiers, clock |
+//! | `failpoint` | announces each I/O operation, for tests |
+//! | `disk`, `layout`, `lock`, `location` | files, their paths, locks, checks of the root directory |
+//! | `db` | the SQLite database: transactions, schema and migrations, replacement |
+//! | `instance` | the instance of this process |
+//! | `store` | the handle of an open store |
+//! | `references`, `removal` | what refers to an object; the removal of its files and row |
+//! | `resource` | VMs, disks and sockets that an instance has made |
+//! | `reap` | cleaning up after dead instances |
+//! | `history` | builds, logs of steps, events |
+//! | `object` | objects: look-up with lease, writing, eviction |
+//! | `blob`, `layer`, `image`, `cache` | what callers store |
+//! | `index`, `ingest`, `reindex` | indexes of layers, and how they are made |
+//! | `action` | step keys: results and claims |
+//! | `housekeeping` | disk usage, prune, free space, check, rebuild |
+//! | `open` | opening and closing a store |
 #![forbid(unsafe_code)]
 
 mod action;
@@ -31,8 +67,8 @@ mod cache;
 mod db;
 mod digest;
 mod disk;
-mod effect;
 mod error;
+mod failpoint;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -44,45 +80,39 @@ mod ingest;
 mod instance;
 mod layer;
 mod layout;
+mod location;
 mod lock;
 mod object;
-mod place;
+mod open;
+mod random;
+mod reap;
+mod references;
+mod reindex;
+mod removal;
 mod resource;
-
 mod store;
 #[cfg(test)]
 mod tests;
 mod time;
 
-pub use action::{Claim, Failure, Lookup, Owner, Run};
+pub use action::{Claim, Failure, Lookup, Owner};
 pub use blob::BlobWriter;
 pub use digest::{ContentId, DiffId, Digest, Hasher, NotADigest, StepKey};
 pub use disk::Removal;
 pub use error::{IngestError, StoreError};
 pub use history::{
-    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Event, LogFrame, LogReader, StepLog,
+    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Event, LogFrame, LogReader, Run,
+    StepLog,
 };
 pub use housekeeping::{
-    CheckReport, Filter, FilterError, Finding, Item, Pin, PruneEnd, PruneOptions, PruneReport,
-    Pruned, Rebuilt, Space, Usage,
+    CheckReport, Filter, FilterError, Finding, FreeSpaceEvent, FreeSpaceGuard, FreeSpaceHooks,
+    Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Rebuilt, Space, Usage,
 };
 pub use image::Image;
 pub use index::{Entry, EntryKind, Index, Mtime, content_id};
 pub use ingest::{LayerWriter, WrittenLayer};
 pub use instance::InstanceId;
 pub use layer::Layer;
+pub use open::OpenOptions;
 pub use resource::{ResourceId, ResourceKind};
-pub use store::{OpenOptions, Store};
-
-/// 128 bits that nobody else has.
-fn random() -> Result<[u8; 16], StoreError> {
-    let mut bytes = [0; 16];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => Ok(bytes),
-        Err(error) => Err(StoreError::io(
-            "read random numbers from",
-            std::path::Path::new("the system"),
-            std::io::Error::other(error.to_string()),
-        )),
-    }
-}
+pub use store::Store;

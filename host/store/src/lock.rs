@@ -1,8 +1,8 @@
-//! Locks between processes: what the kernel drops when a process ends.
+//! Locks between processes, which the kernel releases when their owner dies.
 //!
-//! The law: alive means that the lock is held. Locks are tried and never waited for. A lock
-//! belongs to an open file description, so two handles in one process exclude each other like two
-//! processes do, and every descriptor here is closed on exec.
+//! The law: an owner is alive if and only if its lock is held. Locks are tried, never waited for. A
+//! lock belongs to an open file description, so two handles in one process exclude each other as two
+//! processes do. All descriptors are closed on exec.
 
 use std::fs::File;
 use std::io;
@@ -11,36 +11,36 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::effect::{Effect, before};
+use crate::failpoint::{IoOperation, before};
 use crate::{Removal, StoreError, disk};
 
-/// A held lock; dropping it lets go.
+/// A lock that is held; dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Lock {
     held: Flock<File>,
 }
 
-/// What trying a lock told.
+/// What a look at a lock file found.
 #[derive(Debug)]
 pub(crate) enum Probe {
-    /// Its owner lives.
+    /// Its owner is alive.
     Held,
-    /// Its owner is dead, and now it is ours.
+    /// Its owner is dead, and the lock is now ours.
     Free(Lock),
     /// There is no such file.
     Missing,
 }
 
 impl Lock {
-    /// Makes a lock file whose name appears already locked.
+    /// Creates a lock file that is already locked when its name appears.
     pub(crate) fn create(dir: &Path, path: &Path) -> Result<Self, StoreError> {
         match disk::create_unnamed(dir) {
-            Ok(file) => Self::link(file, path).map_err(StoreError::at("make", path)),
-            // Not every file system has unnamed files.
+            Ok(file) => Self::link(file, path).map_err(StoreError::at("create", path)),
+            // Not every file system supports unnamed files.
             Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
                 Self::create_renamed(path)
             }
-            Err(error) => Err(StoreError::io("make a file in", dir, error)),
+            Err(error) => Err(StoreError::io("create a file in", dir, error)),
         }
     }
 
@@ -59,7 +59,7 @@ impl Lock {
         Ok(Self { held })
     }
 
-    /// Looks whether anybody holds the lock, and takes it if not.
+    /// Takes the lock if nobody holds it.
     pub(crate) fn probe(path: &Path) -> Result<Probe, StoreError> {
         let Some(file) = disk::open(path)? else {
             return Ok(Probe::Missing);
@@ -72,8 +72,8 @@ impl Lock {
         )
     }
 
-    /// Whether its owner lives. Somebody who settles what a dead owner left is not taken for it, but
-    /// for the moment before [`Self::share`].
+    /// Whether its owner is alive. A process that cleans up after a dead owner does not count, except
+    /// in the moment before it calls [`Self::share`].
     pub(crate) fn is_held(path: &Path) -> Result<bool, StoreError> {
         let Some(file) = disk::open(path)? else {
             return Ok(false);
@@ -81,14 +81,14 @@ impl Lock {
         Ok(Self::take(file, FlockArg::LockSharedNonblock, path)?.is_none())
     }
 
-    /// Shares the lock of a dead owner with those who only look; others still cannot take it. `None`
-    /// if it was lost on the way.
+    /// Turns the lock of a dead owner into a shared one: [`Self::is_held`] is then false, and others
+    /// still cannot take it. `None` if another process got it in between.
     pub(crate) fn share(self) -> Option<Self> {
         self.held.relock(FlockArg::LockSharedNonblock).ok()?;
         Some(self)
     }
 
-    /// Tries a lock of the store itself, whose file is made if missing and never removed.
+    /// Tries a lock of the store itself. Its file is created if missing, and never removed.
     pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Self>, StoreError> {
         Self::take(
             disk::open_lasting(path)?,
@@ -97,7 +97,7 @@ impl Lock {
         )
     }
 
-    /// As [`Self::try_exclusive`], together with others who share it.
+    /// As [`Self::try_exclusive`], but shared with others.
     pub(crate) fn try_shared(path: &Path) -> Result<Option<Self>, StoreError> {
         Self::take(
             disk::open_lasting(path)?,
@@ -107,7 +107,7 @@ impl Lock {
     }
 
     fn take(file: File, how: FlockArg, path: &Path) -> Result<Option<Self>, StoreError> {
-        before(Effect::Lock(path)).map_err(StoreError::at("lock", path))?;
+        before(IoOperation::Lock(path)).map_err(StoreError::at("lock", path))?;
         match Flock::lock(file, how) {
             Ok(held) => Ok(Some(Self { held })),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
@@ -115,7 +115,7 @@ impl Lock {
         }
     }
 
-    /// Removes the file and then lets go.
+    /// Removes the file, then releases the lock.
     pub(crate) fn remove(self, path: &Path) -> Removal {
         disk::remove_file(path)
     }

@@ -1,34 +1,37 @@
 //! Objects: layers and other blobs, their rows and their files.
 //!
 //! ```text
-//! writing ──► valid ──► condemned ──► (no row)
+//! writing ──► valid ──► tombstoned ──► (no row)
 //!    └────────────────────▲
 //! ```
 //!
-//! The law: row as intent, bytes under a name that contains the row's id, sync of file and
-//! directory, then `valid`. Backwards: `condemned` on disk, then the bytes go, and only when they
-//! are seen to be gone, the row. A row id is never given out twice, so a late removal cannot hit a
-//! successor, and a removal names a row, never a digest.
+//! The law: first a row as intent, then the content under a name that contains the row's id, then a
+//! sync of file and directory, then `valid`. At the end: `tombstoned` on disk, then the files are
+//! removed, and the row is deleted once they are seen to be gone. A row id is never reused, so a late
+//! removal cannot hit another object, and a removal names a row, never a digest.
+//!
+//! In the database the states are called `writing`, `valid` and `condemned` (tombstoned).
 
 use std::fs::File;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use crate::db::{Commit, Db, one_row};
+use crate::db::{Commit, one_row};
 use crate::digest::Hasher;
 use crate::history::events;
-use crate::layout::Layout;
-use crate::{ContentId, Digest, Removal, Store, StoreError, disk, image, time};
+use crate::references;
+use crate::removal::{remove, remove_pending};
+use crate::{ContentId, Digest, Store, StoreError, disk, time};
 
 /// Kind of an object that has an index.
 pub(crate) const LAYER: &str = "layer";
-/// How many damaged candidates a look-up gets over before it gives up.
-const MAX_LOST: usize = 16;
-/// The time of last use is only kept this exactly, in seconds, so that most hits write nothing.
-const USE_GRAIN: i64 = 60;
-/// How often a file that is in the way of a new object is got round.
+/// How many damaged candidates a look-up skips before it gives up.
+const MAX_EVICTED: usize = 16;
+/// Precision of the time of last use, in seconds. It is coarse, so that most hits write nothing.
+const USE_PRECISION: i64 = 60;
+/// How many ids of which a foreign file has the name are skipped for a new object.
 const MAX_FOREIGN: usize = 8;
 
 /// A valid object.
@@ -65,7 +68,7 @@ impl Object {
     }
 }
 
-/// A count. SQLite's numbers are signed, and ours never come near the limit.
+/// Reads a count. SQLite's numbers are signed; our counts never come near the limit.
 pub(crate) fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
     Ok(row.get::<_, i64>(column)?.cast_unsigned())
 }
@@ -75,11 +78,11 @@ pub(crate) fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Resu
 pub(crate) enum Wanted {
     /// The layer with this digest.
     Layer(Digest),
-    /// Any object with these bytes.
+    /// Any object with this content.
     Bytes(Digest),
 }
 
-/// The valid object, without a lease.
+/// Finds a valid object. Takes no lease.
 pub(crate) fn find(tx: &Connection, wanted: Wanted) -> Result<Option<Object>, StoreError> {
     let found = match wanted {
         Wanted::Layer(digest) => tx
@@ -100,12 +103,12 @@ pub(crate) fn find(tx: &Connection, wanted: Wanted) -> Result<Option<Object>, St
 
 /// An object that is being written.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub(crate) struct PendingObject {
     pub(crate) id: i64,
     pub(crate) path: PathBuf,
 }
 
-/// What makes a draft a valid object.
+/// What turns a pending object into a valid one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outcome {
     pub(crate) digest: Digest,
@@ -116,13 +119,13 @@ pub(crate) struct Outcome {
 }
 
 impl Store {
-    /// Finds an object and leases it, in one transaction. An object whose bytes are gone or damaged
-    /// is a miss, its row goes, and the next candidate is tried.
+    /// Finds an object and leases it, in one transaction. An object whose file is missing or damaged
+    /// is evicted, and the next candidate is tried.
     pub(crate) fn acquire(
         &self,
         find: impl Fn(&Connection) -> Result<Option<Object>, StoreError>,
     ) -> Result<Option<Object>, StoreError> {
-        for _ in 0..MAX_LOST {
+        for _ in 0..MAX_EVICTED {
             let found = if self.is_read_only() {
                 self.read(&find)?
             } else {
@@ -138,11 +141,11 @@ impl Store {
             match self.damage(&object)? {
                 None => return Ok(Some(object)),
                 Some(_) if self.is_read_only() => return Ok(None),
-                Some(damage) => self.lose(object.id, &damage)?,
+                Some(damage) => self.evict(object.id, &damage)?,
             }
         }
         Err(StoreError::corrupt(
-            "too many damaged objects in a row: run `cofferdam store check --repair`",
+            "too many objects of the store are damaged: run `cofferdam store check --repair`",
         ))
     }
 
@@ -151,14 +154,14 @@ impl Store {
         tx.prepare_cached(
             "INSERT INTO lease (instance, object) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
         )?
-        .execute((self.me(), object))?;
+        .execute((self.instance_row(), object))?;
         tx.prepare_cached("UPDATE object SET used = ?2 WHERE id = ?1 AND used < ?2 - ?3")?
-            .execute((object, time::now(), USE_GRAIN))?;
+            .execute((object, time::now(), USE_PRECISION))?;
         Ok(())
     }
 
-    /// What is wrong with the bytes of an object, as far as a look at the file tells; objects that
-    /// were made just before power was lost are hashed.
+    /// Describes what is wrong with the file of an object. Compares the length; the content is hashed
+    /// only if the object was made shortly before a power failure.
     fn damage(&self, object: &Object) -> Result<Option<String>, StoreError> {
         let path = self.layout().blob(object.id);
         match disk::length(&path)? {
@@ -184,18 +187,22 @@ impl Store {
         Ok(None)
     }
 
-    /// Condemns an object whose bytes are gone or damaged, with all hints to it and the names of
-    /// images that cannot be made without it. What other live instances lease stays as a row, so
-    /// that they get an error and not other bytes.
-    pub(crate) fn lose(&self, id: i64, damage: &str) -> Result<(), StoreError> {
-        log::warn!("object {id} of the store is lost: {damage}");
-        let me = self.me();
-        self.write(Commit::Durable, |tx| lose(tx, id, me, damage))?;
+    /// Tombstones an object whose file is missing or damaged. Deletes the hints to it, and the names
+    /// of images that need it. If other live instances lease the object, its row stays, so that they
+    /// get an error instead of other content.
+    pub(crate) fn evict(&self, id: i64, damage: &str) -> Result<(), StoreError> {
+        log::warn!("removing object {id} from the store: {damage}");
+        let instance = self.instance_row();
+        self.write(Commit::Durable, |tx| evict(tx, id, instance, damage))?;
         remove(self.layout(), &self.inner.db, &[id])
     }
 
-    /// Writes down that an object will be made, and makes its file.
-    pub(crate) fn begin(&self, kind: &str, origin: &str) -> Result<(Draft, File), StoreError> {
+    /// Records that an object will be made, and creates its file.
+    pub(crate) fn begin(
+        &self,
+        kind: &str,
+        origin: &str,
+    ) -> Result<(PendingObject, File), StoreError> {
         for _ in 0..MAX_FOREIGN {
             let id = self.write(Commit::Durable, |tx| {
                 let now = time::now();
@@ -204,35 +211,43 @@ impl Store {
                         "INSERT INTO object (kind, state, origin, maker, created, used) \
                          VALUES (?1, 'writing', ?2, ?3, ?4, ?4)",
                     )?
-                    .insert((kind, origin, self.me(), now))?)
+                    .insert((kind, origin, self.instance_row(), now))?)
             })?;
             let path = self.layout().blob(id);
             match disk::create(&path) {
-                Ok(file) => return Ok((Draft { id, path }, file)),
+                Ok(file) => return Ok((PendingObject { id, path }, file)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    log::warn!("{} is in the way and not of the store", path.display());
+                    log::warn!(
+                        "{} exists and was not made by the store: using another name",
+                        path.display()
+                    );
                     self.write(Commit::Relaxed, |tx| forget_row(tx, id))?;
                 }
                 Err(error) => return Err(StoreError::io("create", &path, error)),
             }
         }
-        Err(StoreError::corrupt(
-            "files that are not of the store are in the way of new objects",
-        ))
+        Err(StoreError::corrupt(format!(
+            "{} contains files that were not made by the store: run `cofferdam store check --repair`",
+            self.layout().blobs().display()
+        )))
     }
 
-    /// Makes a draft valid, whose bytes (and index) are durable already. If the same object is
-    /// there, that one is used, and the draft goes.
-    pub(crate) fn commit(&self, draft: &Draft, outcome: &Outcome) -> Result<Object, StoreError> {
+    /// Makes a pending object valid; its content (and index) must be durable already. If an equal
+    /// object exists, that one is returned, and the pending object is removed.
+    pub(crate) fn commit(
+        &self,
+        pending: &PendingObject,
+        outcome: &Outcome,
+    ) -> Result<Object, StoreError> {
         let wanted = match outcome.content {
             Some(_) => Wanted::Layer(outcome.digest),
             None => Wanted::Bytes(outcome.digest),
         };
         let object = self.write(Commit::Durable, |tx| {
-            if let Some(there) = find(tx, wanted)? {
-                condemn_draft(tx, draft.id)?;
-                self.lease(tx, there.id)?;
-                return Ok(there);
+            if let Some(existing) = find(tx, wanted)? {
+                tombstone_pending(tx, pending.id)?;
+                self.lease(tx, existing.id)?;
+                return Ok(existing);
             }
             let changed = tx
                 .prepare_cached(
@@ -240,58 +255,58 @@ impl Store {
                      entries = ?5 WHERE id = ?1 AND state = 'writing'",
                 )?
                 .execute((
-                    draft.id,
+                    pending.id,
                     outcome.digest.0,
                     outcome.size.cast_signed(),
                     outcome.content.map(|id| id.0.0),
                     outcome.entries.cast_signed(),
                 ))?;
             one_row(changed, "commit of an object")?;
-            self.lease(tx, draft.id)?;
-            find(tx, wanted)?.ok_or_else(|| StoreError::corrupt("a committed object is not there"))
+            self.lease(tx, pending.id)?;
+            find(tx, wanted)?.ok_or_else(|| StoreError::corrupt("a committed object is missing"))
         })?;
-        if object.id != draft.id {
-            remove(self.layout(), &self.inner.db, &[draft.id])?;
+        if object.id != pending.id {
+            remove(self.layout(), &self.inner.db, &[pending.id])?;
         }
         Ok(object)
     }
 
-    /// Gives up a draft. What cannot be removed now goes when the instance ends.
-    pub(crate) fn discard(&self, draft: &Draft) -> Result<(), StoreError> {
-        // Nothing ever needed the bytes, so they may go before the row says so: on a full disk it is
-        // their room that lets the row be written. What cannot go is told by `remove` below.
-        make_room(self.layout(), draft.id);
-        self.write(Commit::Relaxed, |tx| condemn_draft(tx, draft.id))?;
-        remove(self.layout(), &self.inner.db, &[draft.id])
+    /// Discards a pending object. What cannot be removed now is removed when the instance ends.
+    pub(crate) fn discard(&self, pending: &PendingObject) -> Result<(), StoreError> {
+        // Nobody needs the content, so it is removed before its row is tombstoned: on a full disk this
+        // frees the space for the transaction. `remove` reports what cannot be removed.
+        remove_pending(self.layout(), pending.id);
+        self.write(Commit::Relaxed, |tx| tombstone_pending(tx, pending.id))?;
+        remove(self.layout(), &self.inner.db, &[pending.id])
     }
 
-    /// As [`Self::discard`], on the way out of a failure that is told instead.
-    pub(crate) fn discard_after_failure(&self, draft: &Draft) {
-        if let Err(error) = self.discard(draft) {
-            log::warn!("cannot give up object {}: {error}", draft.id);
+    /// As [`Self::discard`], after another failure, which is the one to be reported.
+    pub(crate) fn discard_after_failure(&self, pending: &PendingObject) {
+        if let Err(error) = self.discard(pending) {
+            log::warn!("cannot remove unfinished object {}: {error}", pending.id);
         }
     }
 }
 
-fn condemn_draft(tx: &Transaction<'_>, id: i64) -> Result<(), StoreError> {
+fn tombstone_pending(tx: &Transaction<'_>, id: i64) -> Result<(), StoreError> {
     let changed = tx
         .prepare_cached(
             "UPDATE object SET state = 'condemned', maker = NULL \
              WHERE id = ?1 AND state = 'writing'",
         )?
         .execute([id])?;
-    one_row(changed, "end of a draft")
+    one_row(changed, "end of a pending object")
 }
 
-/// Deletes the row of a draft that never had a file.
+/// Deletes the row of a pending object that never had a file.
 fn forget_row(tx: &Transaction<'_>, id: i64) -> Result<(), StoreError> {
-    let gone = tx
+    let deleted = tx
         .prepare_cached("DELETE FROM object WHERE id = ?1 AND state = 'writing'")?
         .execute([id])?;
-    one_row(gone, "end of a draft without a file")
+    one_row(deleted, "end of a pending object without a file")
 }
 
-fn lose(tx: &Transaction<'_>, id: i64, me: i64, damage: &str) -> Result<(), StoreError> {
+fn evict(tx: &Transaction<'_>, id: i64, instance: i64, damage: &str) -> Result<(), StoreError> {
     let changed = tx
         .prepare_cached(
             "UPDATE object SET state = 'condemned', maker = NULL \
@@ -299,122 +314,26 @@ fn lose(tx: &Transaction<'_>, id: i64, me: i64, damage: &str) -> Result<(), Stor
         )?
         .execute([id])?;
     if changed == 0 {
-        return Ok(()); // somebody else was faster
+        return Ok(()); // another process was faster
     }
-    unpin(tx, id)?;
-    for name in image::names_of(tx, id)? {
-        image::delete(tx, &name)?;
-        events::note(tx, "image lost", &format!("{name}: {damage}"))?;
+    references::delete_hints(tx, id)?;
+    for name in references::image_names(tx, id)? {
+        references::delete_image(tx, &name)?;
+        events::record(tx, "image lost", &format!("{name}: {damage}"))?;
     }
     tx.prepare_cached("DELETE FROM lease WHERE object = ?1 AND instance = ?2")?
-        .execute((id, me))?;
-    events::note(tx, "object lost", &format!("{id}: {damage}"))
+        .execute((id, instance))?;
+    events::record(tx, "object lost", &format!("{id}: {damage}"))
 }
 
-/// Deletes the hints to an object, so that its row can go.
-pub(crate) fn unpin(tx: &Transaction<'_>, id: i64) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM action WHERE object = ?1")?
-        .execute([id])?;
-    tx.prepare_cached("DELETE FROM edge WHERE child = ?1 OR parent = ?1")?
-        .execute([id])?;
-    Ok(())
-}
-
-/// Removes the files of condemned objects, and the rows of those whose files are gone. One that
-/// cannot be removed keeps its row, with the reason, and does not stop the others.
-pub(crate) fn remove(layout: &Layout, db: &Db, ids: &[i64]) -> Result<(), StoreError> {
-    let removals: Vec<(i64, Removal)> = ids
-        .iter()
-        .map(|id| (*id, remove_files(layout, *id)))
-        .collect();
-    if removals.is_empty() {
-        return Ok(());
-    }
-    settle_removals(db, &removals)
-}
-
-/// Goes on where a process was killed between condemning and removing. What failed to be removed
-/// before is left to a prune.
-pub(crate) fn finish_condemned(layout: &Layout, db: &Db) -> Result<(), StoreError> {
-    let ids = db.read(|tx| {
-        let mut rows = tx.prepare_cached(
-            "SELECT id FROM object WHERE state <> 'valid' AND state = 'condemned' AND tries = 0 \
-             AND NOT EXISTS (SELECT 1 FROM lease WHERE object = object.id)",
-        )?;
-        let rows = rows.query_map([], |row| row.get(0))?;
-        Ok(rows.collect::<Result<Vec<i64>, _>>()?)
-    })?;
-    remove(layout, db, &ids)
-}
-
-/// Removes the bytes of drafts whose maker is dead, so that there is room for their rows on a full
-/// disk. The rows are settled afterwards, also those of bytes that could not be removed.
-pub(crate) fn remove_drafts_of(layout: &Layout, db: &Db, maker: i64) -> Result<(), StoreError> {
-    let drafts = db.read(|tx| {
-        let mut rows =
-            tx.prepare_cached("SELECT id FROM object WHERE maker = ?1 AND state = 'writing'")?;
-        let rows = rows.query_map([maker], |row| row.get(0))?;
-        Ok(rows.collect::<Result<Vec<i64>, _>>()?)
-    })?;
-    for id in drafts {
-        make_room(layout, id);
-    }
-    Ok(())
-}
-
-/// Removes the bytes of a draft ahead of its row. Failing is no loss here: the row stays until the
-/// bytes are gone.
-fn make_room(layout: &Layout, id: i64) {
-    if let Removal::Busy(why) | Removal::Failed(why) = remove_files(layout, id) {
-        log::debug!("the bytes of draft {id} stay for now: {why}");
-    }
-}
-
-/// Removes the files of one condemned object.
-pub(crate) fn remove_files(layout: &Layout, id: i64) -> Removal {
-    match (
-        disk::remove_file(&layout.index(id)),
-        disk::remove_file(&layout.blob(id)),
-    ) {
-        (Removal::Gone, Removal::Gone) => Removal::Gone,
-        (Removal::Gone, other) | (other, _) => other,
-    }
-}
-
-/// Deletes the rows of what is gone, and notes why the others are not. A lease on a damaged object
-/// keeps its row, too.
-pub(crate) fn settle_removals(db: &Db, removals: &[(i64, Removal)]) -> Result<(), StoreError> {
-    db.write(Commit::Relaxed, |tx| {
-        for (id, removal) in removals {
-            match removal {
-                Removal::Gone => {
-                    tx.prepare_cached(
-                        "DELETE FROM object WHERE id = ?1 AND state = 'condemned' \
-                         AND NOT EXISTS (SELECT 1 FROM lease WHERE object = ?1)",
-                    )?
-                    .execute([id])?;
-                }
-                Removal::Busy(why) | Removal::Failed(why) => {
-                    tx.prepare_cached(
-                        "UPDATE object SET tries = tries + 1, trouble = ?2 \
-                         WHERE id = ?1 AND state = 'condemned'",
-                    )?
-                    .execute((id, why))?;
-                }
-            }
-        }
-        Ok(())
-    })
-}
-
-/// The digest of a file; `None` if there is none.
-pub(crate) fn hash_file(path: &std::path::Path) -> Result<Option<Digest>, StoreError> {
+/// The digest of a file; `None` if it does not exist.
+pub(crate) fn hash_file(path: &Path) -> Result<Option<Digest>, StoreError> {
     let Some(mut file) = disk::open(path)? else {
         return Ok(None);
     };
     let (mut hasher, mut piece) = (Hasher::new(), vec![0; 1 << 20]);
     loop {
-        match io::Read::read(&mut file, &mut piece) {
+        match file.read(&mut piece) {
             Ok(0) => return Ok(Some(hasher.finish())),
             Ok(count) => hasher.update(piece.get(..count).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

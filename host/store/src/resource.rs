@@ -1,7 +1,7 @@
-//! Resources: things outside the database that an instance has made.
+//! Resources: what an instance has made outside the database, such as VMs and sockets.
 //!
-//! The law: the row is on disk before the thing is made, and goes only after its absence was
-//! observed. So nothing is ever left whose name is lost.
+//! The law: the row is on disk before the resource is made, and is deleted only after the resource was
+//! seen to be gone. So nothing is left behind that no row names.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -16,28 +16,28 @@ use crate::db::{Commit, Db, one_row};
 use crate::lock::{Lock, Probe};
 use crate::{Removal, Store, StoreError, disk};
 
-/// How long a VM that was told to end is waited for, and how often is looked. It takes a monitor tens
-/// of milliseconds to give its memory back.
-const LAST_BREATH: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(10);
+/// How long to wait for a monitor that was killed, and how often to check. A monitor needs tens of
+/// milliseconds to release its memory.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
+const KILL_PAUSE: Duration = Duration::from_millis(10);
 
-/// A row.
+/// The id of a resource, for [`Store::drop_resource`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ResourceId(i64);
 
-/// What an instance has made. Paths are absolute.
+/// A resource. Paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResourceKind {
-    /// A VM, whose monitor holds the lock on the file `lock` for as long as it lives.
+    /// A VM. Its monitor holds a lock on the file `lock` as long as it lives.
     Vm {
-        /// Process number of the monitor; believed only while it has `lock` open.
+        /// Process id of the monitor; used only if that process has `lock` open.
         pid: u32,
-        /// The lock file, which goes with the VM.
+        /// The lock file, which is removed with the VM.
         lock: PathBuf,
     },
-    /// A disk of the pool that is in use. It is a cache and outlives the instance.
+    /// A guest disk of the pool that is in use. It is a cache and outlives the instance.
     Disk(PathBuf),
-    /// A directory with all below it.
+    /// A directory with everything below it.
     Directory(PathBuf),
     /// A Unix socket.
     Socket(PathBuf),
@@ -66,16 +66,16 @@ impl ResourceKind {
             ("file", _) => Self::File(path),
             _ => {
                 return Err(StoreError::corrupt(format!(
-                    "`{kind}` is no kind of resource"
+                    "`{kind}` is not a kind of resource"
                 )));
             }
         })
     }
 
-    /// Whether this is a VM that is no more: nobody holds its lock.
+    /// Whether this is a VM that has ended: nobody holds its lock.
     ///
     /// # Errors
-    /// If the lock cannot be looked at.
+    /// If the lock cannot be read.
     pub fn is_ended_vm(&self) -> Result<bool, StoreError> {
         match self {
             Self::Vm { lock, .. } => Ok(!matches!(Lock::probe(lock)?, Probe::Held)),
@@ -83,7 +83,7 @@ impl ResourceKind {
         }
     }
 
-    /// Takes it away, as its dead owner would have done.
+    /// Removes it on behalf of its dead owner.
     fn tear_down(&self) -> Result<Removal, StoreError> {
         match self {
             Self::Vm { pid, lock } => stop(*pid, lock),
@@ -94,11 +94,11 @@ impl ResourceKind {
     }
 }
 
-/// Ends a VM whose owner is dead. Monitors end with their owner, so this is for those that did not,
-/// or are about to. The lock proves that a VM lives; the process number names it only if that process
-/// has the lock file open.
+/// Kills a VM whose owner is dead. Monitors end with their owner, so this is for those that did not, or
+/// are about to. The lock proves that a VM is alive; the process id identifies its monitor only if that
+/// process has the lock file open.
 fn stop(pid: u32, path: &Path) -> Result<Removal, StoreError> {
-    let give_up = Instant::now() + LAST_BREATH;
+    let give_up = Instant::now() + KILL_TIMEOUT;
     loop {
         match Lock::probe(path)? {
             Probe::Missing => return Ok(Removal::Gone),
@@ -111,14 +111,14 @@ fn stop(pid: u32, path: &Path) -> Result<Removal, StoreError> {
             && errno != Errno::ESRCH
         {
             return Ok(Removal::Failed(format!(
-                "cannot end process {pid}: {errno}"
+                "cannot kill process {pid}: {errno}"
             )));
         }
-        // What still lives then, the next one who looks finds ended.
+        // The next process that looks will find that it has ended.
         if Instant::now() >= give_up {
-            return Ok(Removal::Busy(format!("the VM of process {pid}")));
+            return Ok(Removal::Busy(format!("the VM of process {pid} still runs")));
         }
-        thread::sleep(LOOK);
+        thread::sleep(KILL_PAUSE);
     }
 }
 
@@ -131,19 +131,19 @@ fn has_open(pid: u32, path: &Path) -> bool {
         .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
-/// Ends the VMs that an instance has left. Tells if one lives still: then nothing else may be taken
-/// away yet, since the lock that proves that it lives, and what it uses, lie among the rest.
-pub(crate) fn settle_vms(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
-    settle_those(db, instance, true)
+/// Kills the VMs of a dead instance. Returns a reason if one is still alive: then nothing else may be
+/// removed yet, since the VM's lock file, and files that it uses, are among the other resources.
+pub(crate) fn remove_vms(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
+    remove_all(db, instance, true)
 }
 
-/// Takes away what else an instance has left, in the order disks, directories, files. Tells what
-/// could not be taken away; its rows stay.
-pub(crate) fn settle_rest(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
-    settle_those(db, instance, false)
+/// Removes the other resources of a dead instance: first disks, then the rest, newest first. Returns
+/// the reason if one could not be removed; its row stays.
+pub(crate) fn remove_others(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
+    remove_all(db, instance, false)
 }
 
-fn settle_those(db: &Db, instance: i64, vms: bool) -> Result<Option<String>, StoreError> {
+fn remove_all(db: &Db, instance: i64, vms: bool) -> Result<Option<String>, StoreError> {
     let rows = db.read(|tx| {
         let mut found = tx.prepare_cached(
             "SELECT id, kind, path, pid FROM resource WHERE instance = ?1 AND (kind = 'vm') = ?2 \
@@ -163,7 +163,7 @@ fn settle_those(db: &Db, instance: i64, vms: bool) -> Result<Option<String>, Sto
     for (id, kind, path, pid) in rows {
         let removal = ResourceKind::from_parts(&kind, path, pid).and_then(|it| it.tear_down());
         match removal {
-            Ok(Removal::Gone) => forget(db, id)?,
+            Ok(Removal::Gone) => delete(db, id)?,
             Ok(Removal::Busy(why) | Removal::Failed(why)) => left = Some(why),
             Err(error) => left = Some(error.to_string()),
         }
@@ -171,7 +171,7 @@ fn settle_those(db: &Db, instance: i64, vms: bool) -> Result<Option<String>, Sto
     Ok(left)
 }
 
-fn forget(db: &Db, id: i64) -> Result<(), StoreError> {
+fn delete(db: &Db, id: i64) -> Result<(), StoreError> {
     db.write(Commit::Relaxed, |tx| {
         let gone = tx
             .prepare_cached("DELETE FROM resource WHERE id = ?1")?
@@ -181,7 +181,7 @@ fn forget(db: &Db, id: i64) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// What instances that live have made outside the database, or are about to make.
+    /// The resources of live instances. Some may not have been made yet.
     ///
     /// # Errors
     /// If the rows or the locks of instances cannot be read.
@@ -210,15 +210,15 @@ impl Store {
         Ok(live)
     }
 
-    /// Writes down what is about to be made.
+    /// Records a resource that is about to be made.
     ///
     /// # Errors
-    /// If it cannot be written down; then it must not be made.
+    /// If it cannot be recorded; then it must not be made.
     pub fn add_resource(&self, kind: ResourceKind) -> Result<ResourceId, StoreError> {
         let (name, path, pid) = kind.parts();
         if !path.is_absolute() {
             return Err(StoreError::corrupt(format!(
-                "{} is not absolute",
+                "{} is not an absolute path",
                 path.display()
             )));
         }
@@ -227,17 +227,17 @@ impl Store {
                 .prepare_cached(
                     "INSERT INTO resource (instance, kind, path, pid) VALUES (?1, ?2, ?3, ?4)",
                 )?
-                .insert((self.me(), name, path.as_os_str().as_bytes(), pid))?;
+                .insert((self.instance_row(), name, path.as_os_str().as_bytes(), pid))?;
             Ok(ResourceId(id))
         })
     }
 
-    /// Forgets what the caller has seen to be gone, or has made over to somebody else.
+    /// Forgets a resource that is gone, or that now belongs to somebody else.
     ///
     /// # Errors
-    /// If the row cannot be deleted.
+    /// If the record cannot be deleted.
     pub fn drop_resource(&self, id: ResourceId) -> Result<(), StoreError> {
-        // Durable: a row that came back after loss of power would take away what is not ours.
+        // Durable: a row that came back after a power failure would remove what is no longer ours.
         self.write(Commit::Durable, |tx| {
             let gone = tx
                 .prepare_cached("DELETE FROM resource WHERE id = ?1")?

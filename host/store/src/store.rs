@@ -1,27 +1,16 @@
-//! Opening and closing.
+//! The handle of an open store: its paths, its database, and the instance of this process.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, Transaction};
 
-use crate::db::{self, Commit, Db};
-use crate::housekeeping::{give_up_reserve, has_reserve, make_reserve};
-use crate::instance::{self, Me};
+use crate::db::{Commit, Db};
+use crate::instance::InstanceHandle;
 use crate::layout::Layout;
-use crate::lock::Lock;
-use crate::{DiffId, Index, InstanceId, Removal, StoreError, disk, place};
-
-/// How to open a store.
-#[derive(Debug, Clone, Default)]
-pub struct OpenOptions {
-    /// What the user ran, for "who holds this". Must hold no secrets.
-    pub command: String,
-    /// Only look: nothing is made, leased or written, and what is found may go at any moment.
-    pub read_only: bool,
-}
+use crate::{DiffId, Index, InstanceId, StoreError};
 
 /// An open store. Clones share one instance.
 #[derive(Debug, Clone)]
@@ -33,140 +22,57 @@ pub struct Store {
 pub(crate) struct Inner {
     pub(crate) layout: Layout,
     pub(crate) db: Db,
-    me: Me,
+    pub(crate) instance: InstanceHandle,
     read_only: bool,
     closed: AtomicBool,
-    pub(crate) indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
+    /// Indexes that were read or made.
+    indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
 }
 
 #[cfg(test)]
 impl Inner {
-    /// Leaves all as a killed process would, whatever clones there are.
+    /// Leaves everything as a killed process would, whatever clones there are.
     pub(crate) fn die(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.me.die();
-    }
-}
-
-/// Where there is no reserve, makes one, unless a prune is using it up just now.
-fn set_room_aside(layout: &Layout) -> Result<(), StoreError> {
-    if !has_reserve(layout)?
-        && let Some(_lock) = Lock::try_exclusive(&layout.prune_lock())?
-    {
-        make_reserve(layout);
-    }
-    Ok(())
-}
-
-/// Removes what a stopped rebuild has left. None runs, since the caller has the version lock.
-fn clear_rebuild(layout: &Layout) {
-    if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_tree(&layout.rebuilding()) {
-        log::warn!("cannot remove what a rebuild has left: {why}");
+        drop(self.instance.take_lock());
     }
 }
 
 impl Store {
-    /// Opens the store in the directory `root`, and makes it if it is missing. What dead instances
-    /// left is settled, and this process becomes an instance.
-    ///
-    /// # Errors
-    /// [`StoreError::NetworkFs`], [`StoreError::NotOurs`], [`StoreError::NewerSchema`] where the
-    /// store must not be used; [`StoreError::Missing`] if it is to be read only and is not there.
-    pub fn open(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
-        let store = Self::open_as_it_is(root, options)?;
-        if !options.read_only {
-            set_room_aside(store.layout())?;
-        }
-        Ok(store)
-    }
-
-    fn open_as_it_is(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
-        let read_only = options.read_only;
-        let layout = Layout::new(place::prepare(root, read_only)?);
-        if !read_only {
-            let is_new = disk::length(&layout.database())?.is_none();
-            layout.make()?;
-            if is_new {
-                db::refuse_orphans(&layout)?;
-                place::make_lasting(layout.root())?;
-            }
-        }
-        let db = Db::open(&layout, read_only)?;
-        let me = if read_only {
-            Me::watching()?
-        } else {
-            clear_rebuild(&layout);
-            instance::reap(&layout, &db)?;
-            Me::register(&layout, &db, &options.command)?
-        };
+    pub(crate) fn new(layout: Layout, db: Db, instance: InstanceHandle, read_only: bool) -> Self {
         let inner = Inner {
             layout,
             db,
-            me,
+            instance,
             read_only,
             closed: AtomicBool::new(false),
             indexes: Mutex::default(),
         };
-        let store = Self {
+        Self {
             inner: Arc::new(inner),
-        };
-        if !read_only && let Err(error) = store.sweep_after_boot() {
-            log::warn!("cannot look for leftovers: {error}");
-        }
-        Ok(store)
-    }
-
-    /// Opens the store in order to prune it. If the disk is so full that even that fails, the room
-    /// that was set aside is given up for it; [`Self::prune`] sets it aside again.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn open_to_prune(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
-        match Self::open(root, options) {
-            Err(StoreError::Full { path }) => {
-                let layout = Layout::new(place::prepare(root, options.read_only)?);
-                match Lock::try_exclusive(&layout.prune_lock())? {
-                    Some(_lock) => give_up_reserve(&layout)?,
-                    None => return Err(StoreError::Full { path }),
-                }
-                Self::open_as_it_is(root, options)
-            }
-            opened => opened,
         }
     }
 
-    /// Ends the instance: its leases, claims, scratch, resources and lock file. Clones can only
-    /// read afterwards. If it is not called, the next process that opens the store does the same.
-    ///
-    /// # Errors
-    /// If something could not be removed; it is tried again by the next process.
-    pub fn close(self) -> Result<(), StoreError> {
-        if self.inner.read_only || self.inner.closed.swap(true, Ordering::SeqCst) {
-            return Ok(());
-        }
-        self.inner.me.end(&self.inner.layout, &self.inner.db)
-    }
-
-    /// The directory of the store, without links in its path.
+    /// The root directory of the store. Its path contains no symbolic links.
     #[must_use]
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
     }
 
-    /// The instance that this process is.
+    /// The instance of this process.
     #[must_use]
     pub fn instance(&self) -> InstanceId {
-        self.inner.me.name()
+        self.inner.instance.name()
     }
 
-    /// A directory of this instance alone, which goes when the instance ends. A store that was
-    /// opened for reading only has none.
+    /// A directory of this instance alone, which is removed when the instance ends. Empty if the store
+    /// was opened read-only.
     #[must_use]
     pub fn scratch(&self) -> &Path {
-        self.inner.me.scratch()
+        self.inner.instance.scratch()
     }
 
-    /// Where the disks of builder VMs are kept. The store only counts them.
+    /// The directory for the guest disks of builder VMs. The store only counts them.
     #[must_use]
     pub fn disks_dir(&self) -> PathBuf {
         self.inner.layout.disks()
@@ -180,12 +86,17 @@ impl Store {
         self.inner.read_only
     }
 
-    /// The row of this instance.
-    pub(crate) fn me(&self) -> i64 {
-        self.inner.me.row()
+    /// The id of the row of this instance.
+    pub(crate) fn instance_row(&self) -> i64 {
+        self.inner.instance.row()
     }
 
-    /// Runs a transaction that writes. `work` must hold only SQL.
+    /// Forbids writes through this handle and its clones. Returns whether they were forbidden before.
+    pub(crate) fn set_closed(&self) -> bool {
+        self.inner.closed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Runs a transaction that writes. `work` must contain only SQL.
     pub(crate) fn write<T>(
         &self,
         commit: Commit,
@@ -206,5 +117,18 @@ impl Store {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.inner.db.read(work)
+    }
+
+    /// The index of a layer, if this process has read or made it.
+    pub(crate) fn cached_index(&self, id: DiffId) -> Option<Arc<Index>> {
+        let cached = self.inner.indexes.lock();
+        let cached = cached.unwrap_or_else(PoisonError::into_inner);
+        cached.get(&id).map(Arc::clone)
+    }
+
+    pub(crate) fn cache_index(&self, id: DiffId, index: &Arc<Index>) {
+        let cached = self.inner.indexes.lock();
+        let mut cached = cached.unwrap_or_else(PoisonError::into_inner);
+        cached.insert(id, Arc::clone(index));
     }
 }

@@ -1,4 +1,4 @@
-//! The clock, for display and order of use only. Nothing is decided by it but what goes first.
+//! The clock. It is for display, and to order objects by last use; nothing else depends on it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,7 +18,7 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Something uneven, to keep processes from trying in step.
+/// A number that differs between processes, so that they do not retry in lockstep.
 pub(crate) fn jitter() -> u8 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

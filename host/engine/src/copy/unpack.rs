@@ -272,14 +272,14 @@ impl Taking<'_> {
         let (writer, actual) = match self.read(&mut file, size, compression, CopyError::Write) {
             // Of what is damaged in the store the server is not to blame.
             Err(CopyError::Archive { .. }) if self.is_damaged(&mut open()?.0, digest)? => {
-                self.store.lose_blob(digest)?;
+                self.store.evict_blob(digest)?;
                 return Err(CopyError::Lost(digest));
             }
             taken => taken?,
         };
         if actual != digest {
             writer.abandon();
-            self.store.lose_blob(digest)?;
+            self.store.evict_blob(digest)?;
             return Err(CopyError::Lost(digest));
         }
         let layer = self.finish(writer)?;

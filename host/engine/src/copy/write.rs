@@ -107,7 +107,7 @@ impl Writing<'_, '_> {
         self.header(item, size)?;
         self.copy(&mut hashing, CopyError::Write)?;
         if found != size || hashing.finish() != digest {
-            store.lose_blob(digest)?;
+            store.evict_blob(digest)?;
             return Err(lost());
         }
         self.tar.pad(size).map_err(CopyError::Write)

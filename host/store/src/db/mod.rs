@@ -1,14 +1,14 @@
 //! The database: one connection per open store, one transaction at a time.
 //!
-//! The law: all deciding happens in transactions that begin as writers, hold nothing but SQL, and
-//! are ordered by SQLite across processes. Waiting for another writer has a bound.
+//! The law: all decisions are made in transactions that begin as writers, contain only SQL, and are
+//! ordered by SQLite across processes. Waiting for another writer is bounded.
 //!
-//! There are two kinds of commit. [`Commit::Durable`] is on disk when it returns. A
-//! [`Commit::Relaxed`] is atomic and visible to every process at once, but loss of power may take
-//! it back. It is for rows that mean something only while their instance lives (leases, claims, the
-//! instance itself) and for hints: loss of power ends every instance, so what is lost then says
-//! nothing that is still true. It saves a sync for every look-up of a cached build. The log of
-//! SQLite is written in order, so a durable commit makes all earlier ones durable, too.
+//! There are two kinds of commit. A [`Commit::Durable`] is on disk when it returns. A
+//! [`Commit::Relaxed`] is atomic and visible to all processes at once, but can be lost with power. It
+//! is for hints, and for rows that matter only while their instance is alive (leases, claims, the
+//! instance itself): a power failure ends every instance, so such rows would be stale anyway. This
+//! saves a sync in each look-up of a cached build. The write-ahead log of SQLite is written in order,
+//! so a durable commit makes all earlier ones durable too.
 
 mod replace;
 mod schema;
@@ -22,47 +22,40 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior};
 
 pub(crate) use self::replace::replace;
-use crate::effect::{Effect, before_sql};
+pub(crate) use crate::failpoint::Commit;
+use crate::failpoint::{IoOperation, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
+use crate::random::random;
 use crate::{StoreError, disk, time};
 
-/// How long a transaction waits for the one of another process. Transactions hold only SQL and
-/// take milliseconds; beyond this somebody is stopped, and the user should hear of it.
-const BUSY: Duration = Duration::from_secs(5);
-/// Between two tries for a transaction: at first about as long as one takes, later longer. SQLite's
-/// own pauses begin at a millisecond and grow to a hundred.
-const SHORT_NAP: Duration = Duration::from_micros(100);
-const LONG_NAP: Duration = Duration::from_millis(2);
-const SHORT_NAPS: u32 = 100;
+/// How long a transaction waits for another process. Transactions contain only SQL and take
+/// milliseconds; after this time the other process is probably stopped, and the user should know.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause between two attempts to begin a transaction: at first about as long as a transaction
+/// takes, later longer. SQLite's own pauses grow from one millisecond to a hundred.
+const SHORT_PAUSE: Duration = Duration::from_micros(100);
+const LONG_PAUSE: Duration = Duration::from_millis(2);
+const SHORT_PAUSES: u32 = 100;
 /// How long opening waits for another process that creates or migrates the store.
-const VERSION_WAIT: Duration = Duration::from_secs(10);
-/// Between two tries of the version lock.
-const VERSION_TICK: Duration = Duration::from_millis(5);
-/// How long folding the log back waits for readers.
-const FOLD_WAIT: Duration = Duration::from_millis(250);
-/// Distinct statements in this crate, generously.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause between two attempts to take the version lock.
+const VERSION_PAUSE: Duration = Duration::from_millis(5);
+/// How long a checkpoint waits for readers.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(250);
+/// More than the number of distinct statements in this crate.
 const STATEMENTS: usize = 96;
-/// Longest log that stays on disk after it was folded back, in bytes.
-const LOG_LIMIT: i64 = 4 << 20;
-/// Pages in the log after which it is folded back. A process that opens the store first reads the
-/// log, so it is kept short.
-const LOG_PAGES: i64 = 400;
-
-/// How a transaction ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Commit {
-    /// On disk.
-    Durable,
-    /// Visible to all, lost with power; see the module.
-    Relaxed,
-}
+/// Maximum length of the write-ahead log file after a checkpoint, in bytes.
+const WAL_LIMIT: i64 = 4 << 20;
+/// Pages in the write-ahead log after which SQLite makes a checkpoint. The first process that opens
+/// the store reads the whole log, so it is kept short.
+const WAL_PAGES: i64 = 400;
 
 /// The connection of this process.
 #[derive(Debug)]
 pub(crate) struct Db {
     state: Mutex<State>,
-    /// Held as long as the store is open, so that nobody changes the schema meanwhile.
+    /// Held while the store is open, so that nobody changes the schema meanwhile.
     _version: Lock,
 }
 
@@ -73,16 +66,17 @@ struct State {
 }
 
 impl Db {
-    /// Opens the database; makes and migrates it unless `read_only`.
+    /// Opens the database. Creates it if it is missing, unless `read_only`; migrates an older one.
     pub(crate) fn open(layout: &Layout, read_only: bool) -> Result<Self, StoreError> {
         let (mut connection, version) = settle_version(layout, read_only)?;
         if !read_only {
-            shorten_log(&mut connection, layout)?;
+            limit_wal(&mut connection, layout)?;
         }
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(StoreError::corrupt(format!(
-                "the database is in mode {mode}, not wal"
+                "the database of the store is in journal mode `{mode}` instead of `wal`: do not open \
+                 it with other programs"
             )));
         }
         let state = State {
@@ -95,7 +89,7 @@ impl Db {
         })
     }
 
-    /// Runs a transaction that may write. `work` must hold only SQL.
+    /// Runs a transaction that may write. `work` must contain only SQL.
     pub(crate) fn write<T, E: From<StoreError>>(
         &self,
         commit: Commit,
@@ -103,24 +97,24 @@ impl Db {
     ) -> Result<T, E> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.set(commit)?;
-        before_sql(Effect::Begin).map_err(StoreError::from)?;
+        before_sql(IoOperation::BeginWrite).map_err(StoreError::from)?;
         let transaction = state
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;
         let done = work(&transaction)?;
-        before_sql(Effect::Commit(commit)).map_err(StoreError::from)?;
+        before_sql(IoOperation::Commit(commit)).map_err(StoreError::from)?;
         transaction.commit().map_err(StoreError::from)?;
         Ok(done)
     }
 
-    /// Runs a transaction that reads one state of the database.
+    /// Runs a read transaction, which sees one state of the database.
     pub(crate) fn read<T>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        before_sql(Effect::Read)?;
+        before_sql(IoOperation::BeginRead)?;
         let transaction = state.connection.transaction()?;
         work(&transaction)
     }
@@ -146,30 +140,30 @@ fn connect(path: &Path, read_only: bool) -> Result<Connection, StoreError> {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
     }
     let mut connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_handler(Some(nap))?;
+    connection.busy_handler(Some(pause))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    // Folding the log back costs two syncs, which the last of several short commands should not
-    // pay. The next process reads the log, as it would after a crash.
+    // A checkpoint costs two syncs, too much at the end of a short command. The next process reads
+    // the log instead, as after a crash.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.execute_batch(&format!(
         "PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
-         PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = {LOG_LIMIT}; \
-         PRAGMA wal_autocheckpoint = {LOG_PAGES}; PRAGMA query_only = {read_only};"
+         PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = {WAL_LIMIT}; \
+         PRAGMA wal_autocheckpoint = {WAL_PAGES}; PRAGMA query_only = {read_only};"
     ))?;
     let enforced: bool = connection.query_row("PRAGMA foreign_keys", [], |row| row.get(0))?;
     if !enforced {
-        return Err(StoreError::corrupt("SQLite does not enforce references"));
+        return Err(StoreError::corrupt("SQLite does not enforce foreign keys"));
     }
     Ok(connection)
 }
 
-/// Connects to a database whose schema is the one that this program knows, with the lock that keeps
-/// it so. Whoever must change it needs the lock for itself; all try, none waits inside the kernel.
-/// The file is opened with the lock in hand, or it might be one that was replaced meanwhile.
+/// Connects to a database with the schema that this program knows. The returned lock keeps others from
+/// changing it. Changing the schema needs the lock exclusively; everybody polls the lock, so that
+/// nobody waits in the kernel. The file is opened under the lock, since it could be replaced otherwise.
 fn settle_version(layout: &Layout, read_only: bool) -> Result<(Connection, Lock), StoreError> {
     let path = layout.version_lock();
-    let deadline = Instant::now() + VERSION_WAIT;
+    let deadline = Instant::now() + VERSION_TIMEOUT;
     loop {
         if let Some(shared) = Lock::try_shared(&path)? {
             if let Some(connection) = try_connect(layout, read_only)? {
@@ -183,66 +177,66 @@ fn settle_version(layout: &Layout, read_only: bool) -> Result<(Connection, Lock)
         }
         if Instant::now() >= deadline {
             return Err(StoreError::Busy(
-                "another process has the store open or is changing its version".to_owned(),
+                "another process has it open, or is upgrading or rebuilding it; try again when that has ended".to_owned(),
             ));
         }
-        // Several may begin at once: an uneven pause lets one of them get through.
-        thread::sleep(VERSION_TICK.mul_f64(1.0 + f64::from(time::jitter()) / 255.0));
+        // Several processes may start at once: with unequal pauses one of them gets through.
+        thread::sleep(VERSION_PAUSE.mul_f64(1.0 + f64::from(time::jitter()) / 255.0));
     }
 }
 
-/// Folds the log back and empties it if it has grown long. SQLite begins it anew only at a moment
-/// without readers, and where many processes share a store that may never come of itself: the log
-/// would fill the disk. Pages that are in the database already take no room there, so this works on
-/// a full disk and makes room. Gives up soon where others read: the next process tries again.
-fn shorten_log(connection: &mut Connection, layout: &Layout) -> Result<(), StoreError> {
-    let limit = LOG_LIMIT.cast_unsigned();
-    if disk::length(&layout.log())?.is_none_or(|length| length <= limit) {
+/// Checkpoints and empties the write-ahead log if it is long. SQLite restarts the log only when there
+/// are no readers, which may never happen if many processes share a store, and then the log would
+/// fill the disk. Overwriting pages of the database needs no disk space, so this works on a full disk
+/// and frees some. Gives up soon if others are reading; the next process tries again.
+fn limit_wal(connection: &mut Connection, layout: &Layout) -> Result<(), StoreError> {
+    let limit = WAL_LIMIT.cast_unsigned();
+    if disk::length(&layout.wal())?.is_none_or(|length| length <= limit) {
         return Ok(());
     }
-    connection.busy_timeout(FOLD_WAIT)?;
-    // First beside writers, which may take long; what needs them to wait is short then.
+    connection.busy_timeout(CHECKPOINT_TIMEOUT)?;
+    // The long part first, without blocking writers; the part that blocks them is short then.
     for mode in ["PASSIVE", "TRUNCATE"] {
         match checkpoint(connection, mode) {
             Ok(true) => {}
             Ok(false) => {
-                log::debug!("the log of the database is not wholly folded back");
+                log::debug!("the log of the database could only be checkpointed in part");
                 break;
             }
             Err(error) => {
-                log::debug!("the log of the database cannot be folded back: {error}");
+                log::debug!("cannot checkpoint the log of the database: {error}");
                 break;
             }
         }
     }
-    Ok(connection.busy_handler(Some(nap))?)
+    Ok(connection.busy_handler(Some(pause))?)
 }
 
-/// Waits a little for the transaction of another process, unless that took [`BUSY`] in all.
-fn nap(tries: i32) -> bool {
+/// SQLite's busy handler: pauses before another attempt, up to [`BUSY_TIMEOUT`] in all.
+fn pause(tries: i32) -> bool {
     let tries = tries.unsigned_abs();
-    let short = SHORT_NAP * tries.min(SHORT_NAPS);
-    if short + LONG_NAP * tries.saturating_sub(SHORT_NAPS) >= BUSY {
+    let short = SHORT_PAUSE * tries.min(SHORT_PAUSES);
+    if short + LONG_PAUSE * tries.saturating_sub(SHORT_PAUSES) >= BUSY_TIMEOUT {
         return false;
     }
-    thread::sleep(if tries < SHORT_NAPS {
-        SHORT_NAP
+    thread::sleep(if tries < SHORT_PAUSES {
+        SHORT_PAUSE
     } else {
-        LONG_NAP
+        LONG_PAUSE
     });
     true
 }
 
-/// Folds the log back in one of SQLite's ways; tells whether all of it is.
+/// Runs a checkpoint in one of SQLite's modes. Returns whether it is complete.
 fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
-    before_sql(Effect::Fold)?;
+    before_sql(IoOperation::Checkpoint)?;
     connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-        let (busy, pages, folded): (i64, i64, i64) = row.try_into()?;
-        Ok(busy == 0 && pages == folded)
+        let (busy, pages, done): (i64, i64, i64) = row.try_into()?;
+        Ok(busy == 0 && pages == done)
     })
 }
 
-/// Connects under the shared lock; `None` if something has to be done first that needs it alone.
+/// Connects under the shared lock; `None` if something must be done first that needs an exclusive lock.
 fn try_connect(layout: &Layout, read_only: bool) -> Result<Option<Connection>, StoreError> {
     let found = if replace::is_begun(layout)? {
         None
@@ -256,14 +250,14 @@ fn try_connect(layout: &Layout, read_only: bool) -> Result<Option<Connection>, S
             let (root, known) = (layout.root().to_owned(), schema::VERSION);
             Err(StoreError::NewerSchema { root, found, known })
         }
-        // An older store is brought up to date whoever opens it; there must be one.
+        // An older store is migrated also for a reader, but not created.
         Some((1.., _)) => Ok(None),
         Some(_) | None if read_only => Err(StoreError::Missing(layout.root().to_owned())),
         Some(_) | None => Ok(None),
     }
 }
 
-/// Finishes a replacement that was stopped, and brings the schema up to date.
+/// Finishes an interrupted replacement, and migrates the schema.
 fn make_ready(layout: &Layout) -> Result<(), StoreError> {
     if replace::is_begun(layout)? {
         replace::finish(layout)?;
@@ -279,29 +273,30 @@ fn make_ready(layout: &Layout) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Objects without a database, or with an empty one, are a store that has lost it, and no new one.
+/// Refuses a store that has objects and no database, or an empty one: it has lost its database, and
+/// is not a new store.
 pub(crate) fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
     if disk::list(&layout.blobs())?.is_empty() {
         return Ok(());
     }
     Err(StoreError::corrupt(
-        "the database of the store is lost: `cofferdam store check --repair` makes one from the \
-         objects that are there",
+        "the store has objects, but its database is missing: run `cofferdam store check --repair` to \
+         make a new one from them",
     ))
 }
 
-/// Makes a new database that nobody else knows of.
+/// Creates a database that no other process knows of.
 pub(crate) fn make(path: &Path) -> Result<Connection, StoreError> {
     let mut connection = connect(path, false)?;
     migrate(&mut connection)?;
     Ok(connection)
 }
 
-/// Closes a database so that it is one file.
-pub(crate) fn fold(connection: Connection) -> Result<(), StoreError> {
+/// Closes a database so that it is a single file.
+pub(crate) fn checkpoint_and_close(connection: Connection) -> Result<(), StoreError> {
     if !checkpoint(&connection, "TRUNCATE")? {
         return Err(StoreError::Busy(
-            "the log of a database cannot be folded back".to_owned(),
+            "the log of a database cannot be checkpointed".to_owned(),
         ));
     }
     connection.close().map_err(|(_, error)| error.into())
@@ -311,10 +306,10 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
 }
 
-/// Runs what is missing. The caller holds the version lock alone.
+/// Runs the missing migrations. The caller holds the version lock exclusively.
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    before_sql(Effect::Begin)?;
+    before_sql(IoOperation::BeginWrite)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let from = usize::try_from(version(&transaction)?)
         .map_err(|_| StoreError::corrupt("the database has a negative version"))?;
@@ -328,20 +323,20 @@ fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     if id.is_none() {
         transaction.execute(
             "INSERT INTO store (one, id, created) VALUES (1, ?1, ?2)",
-            (hex::encode(crate::random()?), time::now()),
+            (hex::encode(random()?), time::now()),
         )?;
     }
-    before_sql(Effect::Commit(Commit::Durable))?;
+    before_sql(IoOperation::Commit(Commit::Durable))?;
     transaction.commit()?;
     Ok(())
 }
 
-/// Fails unless a statement that expects one row met exactly one.
+/// Fails unless a statement changed exactly one row.
 pub(crate) fn one_row(changed: usize, what: &str) -> Result<(), StoreError> {
     if changed == 1 {
         return Ok(());
     }
     Err(StoreError::corrupt(format!(
-        "{what}: {changed} rows where one was expected"
+        "{what}: {changed} rows changed where one was expected"
     )))
 }

@@ -1,13 +1,17 @@
-//! The tables, and how a store of an older version becomes one of this version.
+//! The tables, and the migrations from older versions.
 //!
-//! Tables are strict, references restrict, and nothing is replaced by deleting it: what hangs on a
-//! row must be settled before the row goes. File names contain row ids, so ids that name files
-//! come from a sequence and are never given out twice.
+//! Tables are strict, foreign keys restrict deletion, and nothing is replaced by deleting it: whatever
+//! refers to a row must be removed before the row. Ids that name files come from a sequence, and are
+//! never reused.
+//!
+//! The text of a migration never changes, not even its comments, since SQLite stores it in the database.
+//! An object that the code calls tombstoned has the state `condemned`. A change of the schema is a new
+//! migration, a new version, and a new fixture for `tests/versions.rs`.
 
-/// Version of the schema that this program reads and writes.
+/// The schema version that this program reads and writes.
 pub(super) const VERSION: i64 = 2;
 
-/// What brings a database from version *n* to *n + 1*, at place *n*.
+/// The migrations; the one at index *n* leads from version *n* to *n + 1*.
 pub(super) const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
 
 const FIRST: &str = "
@@ -211,7 +215,7 @@ mod tests {
             for dir in ["blobs", "index"] {
                 std::fs::create_dir(old.path().join(dir)).unwrap();
             }
-            // Also by who only reads: after a new version was installed, the first command may do that.
+            // Also by a reader: after an update, the first command may be one that only reads.
             let options = OpenOptions {
                 read_only: true,
                 ..OpenOptions::default()

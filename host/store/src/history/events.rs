@@ -1,22 +1,22 @@
-//! What happened to the store itself: a result that differs from the one before, an object that was
-//! lost. Noted in the transaction that makes it so.
+//! Events of the store itself: a step result that differs from the previous one, an object that was
+//! evicted. They are recorded in the transaction that causes them.
 
 use rusqlite::Transaction;
 
 use crate::db::Commit;
 use crate::{Store, StoreError, time};
 
-/// Events that are kept.
+/// How many events are kept.
 const KEEP: i64 = 1000;
 
-/// Something that happened to the store.
+/// An event of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// When, in seconds since 1970.
     pub at: i64,
-    /// What: `result differs`, `object lost` or `image lost`.
+    /// `result differs`, `object lost` (a damaged object was evicted) or `image lost` (with its name).
     pub kind: String,
-    /// To what, and why.
+    /// What it happened to, and why.
     pub text: String,
 }
 
@@ -40,7 +40,7 @@ impl Store {
         })
     }
 
-    /// Forgets old events.
+    /// Deletes old events.
     pub(super) fn trim_events(&self) -> Result<(), StoreError> {
         self.write(Commit::Relaxed, |tx| {
             tx.prepare_cached("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1")?
@@ -50,8 +50,8 @@ impl Store {
     }
 }
 
-/// Notes an event.
-pub(crate) fn note(tx: &Transaction<'_>, kind: &str, text: &str) -> Result<(), StoreError> {
+/// Records an event.
+pub(crate) fn record(tx: &Transaction<'_>, kind: &str, text: &str) -> Result<(), StoreError> {
     tx.prepare_cached("INSERT INTO event (at, kind, text) VALUES (?1, ?2, ?3)")?
         .execute((time::now(), kind, text))?;
     Ok(())

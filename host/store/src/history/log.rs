@@ -4,9 +4,9 @@
 //! length of data u32 | XXH3-64 of what follows u64 | stream u8 | milliseconds since 1970 u64 | data
 //! ```
 //!
-//! The law: a torn tail is readable up to the tear, readers read the file at their own pace, and a
-//! full disk stops neither the writer nor the step: what could not be written is counted, and the
-//! count is written as soon as there is room.
+//! The law: a log that was cut off is readable up to the cut, and readers read the file at their own
+//! pace. A full disk stops neither the writer nor the step: lost bytes are counted, and the count is
+//! written as soon as the disk accepts it.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,38 +17,39 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{StoreError, disk, time};
 
 const HEADER: usize = 4 + 8 + 1 + 8;
-/// Most data in a frame, in bytes; longer pieces are split.
+/// Maximum length of the data of a frame, in bytes; longer output is split.
 const MAX_FRAME: usize = 1 << 20;
 
-/// Writes a log.
+/// Writes the log of a step.
 #[derive(Debug)]
 pub struct StepLog {
     path: PathBuf,
     file: File,
-    /// Length of the whole frames.
+    /// Length of the complete frames.
     end: u64,
-    /// Whether there is something behind them that could not be cut off.
-    ragged: bool,
+    /// Whether part of a frame follows them that could not be truncated.
+    torn_tail: bool,
     dropped: u64,
-    unmarked: u64,
+    /// Dropped bytes that no frame in the log reports yet.
+    unreported: u64,
 }
 
-/// One piece of a log.
+/// A frame of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFrame {
     /// Which stream, or [`StepLog::DROPPED`].
     pub stream: u8,
     /// When, in milliseconds since 1970.
     pub at: u64,
-    /// The bytes; of a gap, the number of lost bytes in decimal.
+    /// The output, or the number of lost bytes in decimal if the stream is [`StepLog::DROPPED`].
     pub data: Vec<u8>,
 }
 
 impl StepLog {
-    /// Stream of the frame that tells the name of the step.
+    /// Stream of the frame that contains the name of the step.
     pub const NAME: u8 = 0;
 
-    /// Stream of a frame that tells how many bytes are missing at its place.
+    /// Stream of a frame that says how many bytes are missing at its position.
     pub const DROPPED: u8 = 255;
 
     pub(super) fn create(path: PathBuf) -> Result<Self, StoreError> {
@@ -57,13 +58,13 @@ impl StepLog {
             path,
             file,
             end: 0,
-            ragged: false,
+            torn_tail: false,
             dropped: 0,
-            unmarked: 0,
+            unreported: 0,
         })
     }
 
-    /// Where it is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -75,27 +76,27 @@ impl StepLog {
         self.dropped
     }
 
-    /// Appends output. Never fails: what the disk does not take is counted in [`Self::dropped`].
+    /// Appends output. Never fails: what cannot be written is counted in [`Self::dropped`].
     pub fn append(&mut self, stream: u8, data: &[u8]) {
         for piece in data.chunks(MAX_FRAME) {
-            self.mark();
+            self.report_dropped();
             if !self.put(stream, piece) {
                 let lost = piece.len() as u64;
                 self.dropped = self.dropped.saturating_add(lost);
-                self.unmarked = self.unmarked.saturating_add(lost);
+                self.unreported = self.unreported.saturating_add(lost);
             }
         }
     }
 
-    /// Tells what is missing since the last frame, if there is room now. To be called at the end too:
-    /// what is written no more is what readers take for the whole.
-    pub fn mark(&mut self) {
-        if self.unmarked > 0 && self.put(Self::DROPPED, self.unmarked.to_string().as_bytes()) {
-            self.unmarked = 0;
+    /// Writes a frame that says how many bytes are missing since the last frame, if the disk accepts it.
+    /// Call it at the end as well, so that readers do not take the log for complete.
+    pub fn report_dropped(&mut self) {
+        if self.unreported > 0 && self.put(Self::DROPPED, self.unreported.to_string().as_bytes()) {
+            self.unreported = 0;
         }
     }
 
-    /// Writes one frame, or nothing.
+    /// Writes one whole frame, or nothing. Returns whether it was written.
     fn put(&mut self, stream: u8, data: &[u8]) -> bool {
         let Ok(length) = u32::try_from(data.len()) else {
             return false;
@@ -111,29 +112,29 @@ impl StepLog {
             place.copy_from_slice(&sum.to_le_bytes());
         }
         if let Err(error) = self.write(&frame) {
-            ::log::debug!("{}: {error}", self.path.display());
+            ::log::debug!("cannot write to {}: {error}", self.path.display());
             return false;
         }
         self.end += frame.len() as u64;
         true
     }
 
-    /// Writes behind the whole frames, where no half of a frame may be left that readers meet.
+    /// Writes after the complete frames, and leaves no partial frame there that readers could find.
     fn write(&mut self, frame: &[u8]) -> std::io::Result<()> {
-        if self.ragged {
-            disk::cut(&self.file, self.end)?;
+        if self.torn_tail {
+            disk::truncate(&self.file, self.end)?;
         }
         let written = disk::write_at(&self.file, frame, self.end);
-        self.ragged = written.is_err() && disk::cut(&self.file, self.end).is_err();
+        self.torn_tail = written.is_err() && disk::truncate(&self.file, self.end).is_err();
         written
     }
 }
 
-/// Reads a log, also one that is still written.
+/// Reads a log, also while it is being written.
 #[derive(Debug)]
 pub struct LogReader<R = File> {
     source: R,
-    /// Read, and not yet given out.
+    /// Read from the file and not returned yet.
     buffer: Vec<u8>,
     torn: bool,
 }
@@ -142,12 +143,12 @@ impl LogReader {
     /// Opens a log.
     ///
     /// # Errors
-    /// If there is none, or it cannot be opened.
+    /// If it does not exist or cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::find(path)?.ok_or_else(|| StoreError::Unknown(format!("log {}", path.display())))
     }
 
-    /// Opens a log if there is one.
+    /// Opens a log if it exists.
     pub(super) fn find(path: &Path) -> Result<Option<Self>, StoreError> {
         Ok(disk::open(path)?.map(Self::new))
     }
@@ -162,8 +163,8 @@ impl<R: Read> LogReader<R> {
         }
     }
 
-    /// The next frame; `None` if there is none yet, or the rest is torn. Ask again to follow a log
-    /// that is being written.
+    /// The next frame; `None` if there is none yet, or if the rest is damaged. Call it again to follow a
+    /// log that is being written.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -197,14 +198,14 @@ impl<R: Read> LogReader<R> {
         Ok(None)
     }
 
-    /// Whether the log ended in something damaged.
+    /// Whether the rest of the log is damaged.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.torn
     }
 
-    /// Whether the log ends, as far as it was read, in the middle of a frame: it is being written, or
-    /// its writer was killed.
+    /// Whether the log, as far as it was read, ends in the middle of a frame: it is being written, or its
+    /// writer was killed.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         !self.torn && !self.buffer.is_empty()
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_longer_than_any_is_damage() {
+    fn a_frame_that_is_too_long_is_damage() {
         for (length, is_torn) in [(MAX_FRAME, false), (MAX_FRAME + 1, true)] {
             let length = u32::try_from(length).unwrap();
             let (frames, torn, _) = read(&length.to_le_bytes());
@@ -274,7 +275,7 @@ mod tests {
             damaged[at] ^= 0x10;
             let (frames, torn, is_cut) = read(&damaged);
             assert_eq!(frames.len(), usize::from(at >= first), "flipped at {at}");
-            // A length that is wrong may ask for more than there is.
+            // A wrong length can ask for more than the file has.
             assert!(torn || is_cut, "flipped at {at}");
         }
     }

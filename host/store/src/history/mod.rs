@@ -1,39 +1,40 @@
-//! History: which builds there were, and how they ended.
+//! History: past and present builds, and how they ended.
 //!
-//! The law: the row is on disk when the build starts, and its state is computed: it has ended if
-//! the end is written down, else it runs if its instance lives, else it was interrupted. History is
-//! bounded and has no part in what objects live or die.
+//! The law: the row is on disk when the build starts. Its state is computed: the build has ended if its
+//! end is recorded; otherwise it is running if its instance is alive, and was interrupted if not.
+//! History is bounded, and keeps no object alive.
 
+mod build;
 pub(crate) mod events;
 mod log;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::Row;
-
+use self::build::BuildRow;
 use crate::db::{Commit, one_row};
 use crate::lock::Lock;
-use crate::{Digest, Removal, Run, Store, StoreError, disk, time};
+use crate::{Removal, Store, StoreError, disk, time};
 
+pub use build::{Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Run};
 pub use events::Event;
 pub use log::{LogFrame, LogReader, StepLog};
 
-/// How much of the history is kept.
+/// How much history is kept.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Keep {
-    /// Builds.
+pub(crate) struct HistoryLimits {
+    /// Number of builds.
     pub(crate) builds: usize,
-    /// How long a build is remembered, in seconds.
+    /// Age of a build, in seconds.
     pub(crate) seconds: i64,
-    /// Bytes of logs of builds that have ended; beyond it older builds go. The newest has its log in
-    /// any case, for whoever reads why it failed, and takes nothing from the others.
+    /// Size of the logs of builds that have ended, in bytes; older builds beyond it are deleted. The log
+    /// of the newest build is kept in any case, since the user may still want to read why it failed, and
+    /// does not count.
     pub(crate) bytes: u64,
 }
 
-impl Keep {
-    /// Some days of a farm, some months of a developer.
+impl HistoryLimits {
+    /// Some days of a build farm, or some months of a developer.
     pub(crate) const DEFAULT: Self = Self {
         builds: 10_000,
         seconds: 90 * 24 * 3600,
@@ -41,108 +42,22 @@ impl Keep {
     };
 }
 
-/// Builds that may pile up beyond what is kept before some are forgotten, so that most builds forget
+/// How many builds more than the limit are kept before old ones are deleted, so that most builds delete
 /// none.
 const SLACK: usize = 500;
-/// Every so many builds the age and the logs of all are looked at.
-pub(crate) const LOOK: i64 = 64;
+/// Every how many builds all limits are applied.
+pub(crate) const TRIM_INTERVAL: i64 = 64;
 
-/// Number of a build, counted from the store's creation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BuildId(pub i64);
-
-impl fmt::Display for BuildId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// What is built. Must hold no secrets.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BuildInfo {
-    /// The context, as the user named it.
-    pub context: String,
-    /// The Dockerfile, as the user named it.
-    pub dockerfile: String,
-    /// The target stage; empty for the last one.
-    pub target: String,
-}
-
-/// Whose doing an end is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// It worked.
-    Success,
-    /// It worked, and a step that was done again made something else than before.
-    Differs,
-    /// A step failed, or the Dockerfile or the context is wrong.
-    User,
-    /// The command line is wrong.
-    Usage,
-    /// Time, silence, memory or log size.
-    Limit,
-    /// The user stopped it.
-    Cancelled,
-    /// The machine, the VM, the disk or the network.
-    Host,
-}
-
-impl Class {
-    const ALL: [(Self, &'static str); 7] = [
-        (Self::Success, "success"),
-        (Self::Differs, "differs"),
-        (Self::User, "user"),
-        (Self::Usage, "usage"),
-        (Self::Limit, "limit"),
-        (Self::Cancelled, "cancelled"),
-        (Self::Host, "host"),
-    ];
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::ALL
-            .iter()
-            .find(|(class, _)| class == self)
-            .map_or("", |(_, name)| name);
-        f.write_str(name)
-    }
-}
-
-/// How a build ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuildOutcome {
-    /// Whose doing it is.
-    pub class: Class,
-    /// Exit status of the command.
-    pub status: i32,
-    /// One line; empty on success.
-    pub message: String,
-    /// Digest of the manifest that was built.
-    pub image: Option<Digest>,
-}
-
-/// What is known of a build.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BuildState {
-    /// Its instance lives.
-    Running,
-    /// Its instance died before the end.
-    Interrupted,
-    /// It ended at that time, in seconds since 1970.
-    Ended(i64, BuildOutcome),
-}
-
-/// What came of forgetting builds.
+/// The result of deleting builds or caches.
 #[derive(Debug, Default)]
-pub(crate) struct Forgotten {
-    /// Bytes of their logs.
+pub(crate) struct Deleted {
+    /// Bytes of deleted files.
     pub(crate) freed: u64,
-    /// Why some could not be forgotten.
+    /// Why some could not be deleted.
     pub(crate) failed: Vec<String>,
 }
 
-impl Forgotten {
+impl Deleted {
     pub(crate) fn count(&mut self, bytes: u64, removal: Removal) {
         match removal {
             Removal::Gone => self.freed += bytes,
@@ -151,60 +66,8 @@ impl Forgotten {
     }
 }
 
-/// A build of the past or present.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Build {
-    /// Its number.
-    pub id: BuildId,
-    /// What is built.
-    pub info: BuildInfo,
-    /// When it started, in seconds since 1970.
-    pub started: i64,
-    /// How it stands.
-    pub state: BuildState,
-}
-
-/// A row, before liveness is looked at.
-struct Found {
-    id: i64,
-    instance: String,
-    info: BuildInfo,
-    started: i64,
-    ended: Option<(i64, BuildOutcome)>,
-}
-
-impl Found {
-    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let ended = match row.get::<_, Option<i64>>(6)? {
-            None => None,
-            Some(at) => {
-                let class: String = row.get(7)?;
-                let known = Class::ALL.iter().find(|(_, name)| *name == class);
-                let outcome = BuildOutcome {
-                    class: known.map_or(Class::Host, |(class, _)| *class),
-                    status: row.get(8)?,
-                    message: row.get(9)?,
-                    image: row.get::<_, Option<[u8; 32]>>(10)?.map(Digest),
-                };
-                Some((at, outcome))
-            }
-        };
-        Ok(Self {
-            id: row.get(0)?,
-            instance: row.get(1)?,
-            info: BuildInfo {
-                context: row.get(2)?,
-                dockerfile: row.get(3)?,
-                target: row.get(4)?,
-            },
-            started: row.get(5)?,
-            ended,
-        })
-    }
-}
-
 impl Store {
-    /// Writes down that a build starts.
+    /// Records the start of a build.
     ///
     /// # Errors
     /// If the store fails.
@@ -227,7 +90,7 @@ impl Store {
         })
     }
 
-    /// Writes down how a build ended, once.
+    /// Records how a build ended, once.
     ///
     /// # Errors
     /// If it has ended already, or the store fails.
@@ -247,20 +110,21 @@ impl Store {
                     outcome.image.map(|digest| digest.0),
                 ))?;
             one_row(changed, "end of a build")?;
-            // At least as many as there are, and known without counting them.
+            // An upper bound of the number of builds, known without counting them.
             let most = "SELECT max(id) - min(id) + 1 FROM build";
             Ok(tx.prepare_cached(most)?.query_row([], |row| row.get(0))?)
         })?;
-        let many = usize::try_from(count).is_ok_and(|count| count > Keep::DEFAULT.builds + SLACK);
-        if many || id.0 % LOOK == 0 {
-            // The build has ended well or badly; its history must not change that.
-            match self.trim_history(Keep::DEFAULT) {
-                Ok(forgotten) => {
-                    for why in forgotten.failed {
-                        ::log::warn!("cannot forget a build: {why}");
+        let many =
+            usize::try_from(count).is_ok_and(|count| count > HistoryLimits::DEFAULT.builds + SLACK);
+        if many || id.0 % TRIM_INTERVAL == 0 {
+            // Whatever happens to the history must not change the outcome of the build.
+            match self.trim_history(HistoryLimits::DEFAULT) {
+                Ok(deleted) => {
+                    for why in deleted.failed {
+                        ::log::warn!("cannot delete an old build from the history: {why}");
                     }
                 }
-                Err(error) => ::log::warn!("cannot forget old builds: {error}"),
+                Err(error) => ::log::warn!("cannot delete old builds from the history: {error}"),
             }
         }
         Ok(())
@@ -272,22 +136,22 @@ impl Store {
     /// If the store fails.
     pub fn builds(&self, limit: usize) -> Result<Vec<Build>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.judge_all(self.build_rows(0, i64::MAX, limit)?)
+        self.with_states(self.build_rows(0, i64::MAX, limit)?)
     }
 
-    /// One build; `None` if there is none of this number.
+    /// One build; `None` if no build has this number.
     fn build(&self, id: BuildId) -> Result<Option<Build>, StoreError> {
-        Ok(self.judge_all(self.build_rows(id.0, id.0, 1)?)?.pop())
+        Ok(self.with_states(self.build_rows(id.0, id.0, 1)?)?.pop())
     }
 
-    fn judge_all(&self, found: Vec<Found>) -> Result<Vec<Build>, StoreError> {
-        let builds = found.into_iter().map(|found| self.judge(found));
+    fn with_states(&self, found: Vec<BuildRow>) -> Result<Vec<Build>, StoreError> {
+        let builds = found.into_iter().map(|found| self.with_state(found));
         let mut builds = builds.collect::<Result<Vec<_>, _>>()?;
         let open = |build: &&mut Build| build.state == BuildState::Interrupted;
         let newest = builds.first().map_or(0, |build| build.id.0);
         if let Some(oldest) = builds.iter_mut().rfind(open) {
-            // Who ends a build writes that down before it lets go of its lock, so one that ended
-            // between the two looks above has said so by now.
+            // The end of a build is recorded before its instance releases the lock. So a build that ended
+            // after its row was read, and before its lock was checked, is recorded as ended by now.
             let again = self.build_rows(oldest.id.0, newest, i64::MAX)?.into_iter();
             let mut ended: HashMap<i64, _> = again
                 .filter_map(|found| Some((found.id, found.ended?)))
@@ -302,19 +166,19 @@ impl Store {
     }
 
     /// Builds with numbers from `first` to `last`, newest first.
-    fn build_rows(&self, first: i64, last: i64, limit: i64) -> Result<Vec<Found>, StoreError> {
+    fn build_rows(&self, first: i64, last: i64, limit: i64) -> Result<Vec<BuildRow>, StoreError> {
         self.read(|tx| {
             let mut rows = tx.prepare_cached(
                 "SELECT id, instance, context, dockerfile, target, started, ended, class, status, \
                  message, image FROM build WHERE id BETWEEN ?1 AND ?2 ORDER BY id DESC LIMIT ?3",
             )?;
-            let rows = rows.query_map([first, last, limit], Found::from_row)?;
+            let rows = rows.query_map([first, last, limit], BuildRow::from_row)?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })
     }
 
-    fn judge(&self, found: Found) -> Result<Build, StoreError> {
-        let Found {
+    fn with_state(&self, found: BuildRow) -> Result<Build, StoreError> {
+        let BuildRow {
             id,
             instance,
             info,
@@ -334,10 +198,10 @@ impl Store {
         })
     }
 
-    /// Begins the log of a step of a build. Its first frame is the `name` of the step.
+    /// Creates the log of a step of a build. Its first frame is the `name` of the step.
     ///
     /// # Errors
-    /// If there is one already, or it cannot be made.
+    /// If it exists already, or cannot be created.
     pub fn step_log(&self, build: BuildId, step: u32, name: &str) -> Result<StepLog, StoreError> {
         if self.is_read_only() {
             return Err(StoreError::ReadOnly);
@@ -348,8 +212,8 @@ impl Store {
         Ok(log)
     }
 
-    /// The log of a run, which may be going on in another process; `None` if it has not begun, or was
-    /// forgotten.
+    /// Opens the log of a run, which another process may be writing; `None` if it has not begun or was
+    /// deleted.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -357,14 +221,14 @@ impl Store {
         LogReader::find(&self.layout().step_log(run.build.0, run.step))
     }
 
-    /// The logs of a build: number of the step and file, in the order of steps.
+    /// The logs of a build: number of the step and path, in the order of steps.
     ///
     /// # Errors
     /// If their directory cannot be read.
     pub fn step_logs(&self, build: BuildId) -> Result<Vec<(u32, PathBuf)>, StoreError> {
         let dir = self.layout().build_logs(build.0);
         let names = match disk::list(&dir) {
-            Err(error) if error.is_not_found() => Vec::new(), // no step has begun
+            Err(error) if error.is_not_found() => Vec::new(), // no step has begun yet
             found => found?,
         };
         let step = |name: &std::ffi::OsString| {
@@ -376,21 +240,21 @@ impl Store {
         Ok(logs)
     }
 
-    /// Forgets a build and its logs.
+    /// Deletes a build and its logs from the history.
     ///
     /// # Errors
-    /// [`StoreError::Unknown`] if there is none of this number, [`StoreError::Busy`] if it runs or
-    /// its logs cannot be removed.
+    /// [`StoreError::Unknown`] if no build has this number, [`StoreError::Busy`] if it is running or its
+    /// logs cannot be removed.
     pub fn remove_build(&self, id: BuildId) -> Result<(), StoreError> {
         match self.build(id)? {
             None => Err(StoreError::Unknown(format!("build {id}"))),
             Some(build) if build.state == BuildState::Running => {
-                Err(StoreError::Busy(format!("build {id} runs")))
+                Err(StoreError::Busy(format!("build {id} is running")))
             }
-            // Durable: what the user has taken away does not come back.
+            // Durable: what the user has deleted does not come back.
             Some(_) => {
                 let logs = self.layout().build_logs(id.0);
-                match self.forget_build(id, &logs, Commit::Durable)? {
+                match self.delete_build(id, &logs, Commit::Durable)? {
                     Removal::Gone => Ok(()),
                     Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
                 }
@@ -398,54 +262,55 @@ impl Store {
         }
     }
 
-    /// Forgets builds beyond what is kept, by count, age and bytes, but none that runs.
-    pub(crate) fn trim_history(&self, keep: Keep) -> Result<Forgotten, StoreError> {
-        let oldest = time::now().saturating_sub(keep.seconds);
+    /// Deletes builds beyond the limits, but none that is running.
+    pub(crate) fn trim_history(&self, limits: HistoryLimits) -> Result<Deleted, StoreError> {
+        let oldest = time::now().saturating_sub(limits.seconds);
         let (mut kept, mut bytes) = (0, 0_u64);
-        let forgotten = self.forget_all(|build, of_it| {
-            let with_it = if kept == 0 {
+        let deleted = self.delete_builds_if(|build, log_bytes| {
+            let total = if kept == 0 {
                 0
             } else {
-                bytes.saturating_add(of_it)
+                bytes.saturating_add(log_bytes)
             };
-            if kept >= keep.builds || build.started < oldest || with_it > keep.bytes {
+            if kept >= limits.builds || build.started < oldest || total > limits.bytes {
                 return true;
             }
             kept += 1;
-            bytes = with_it;
+            bytes = total;
             false
         })?;
         self.trim_events()?;
-        Ok(forgotten)
+        Ok(deleted)
     }
 
-    /// Forgets all builds that do not run.
-    pub(crate) fn forget_builds(&self) -> Result<Forgotten, StoreError> {
-        self.forget_all(|_, _| true)
+    /// Deletes all builds that are not running.
+    pub(crate) fn delete_builds(&self) -> Result<Deleted, StoreError> {
+        self.delete_builds_if(|_, _| true)
     }
 
-    /// Forgets those builds that do not run and that `which` names, by the bytes of their logs. One
-    /// whose logs cannot be removed keeps no other one.
-    fn forget_all(
+    /// Deletes those builds, newest first, that are not running and for which `condition` is true; it is
+    /// given the size of the logs. If the logs of a build cannot be removed, the others are deleted all
+    /// the same.
+    fn delete_builds_if(
         &self,
-        mut which: impl FnMut(&Build, u64) -> bool,
-    ) -> Result<Forgotten, StoreError> {
-        let mut forgotten = Forgotten::default();
+        mut condition: impl FnMut(&Build, u64) -> bool,
+    ) -> Result<Deleted, StoreError> {
+        let mut deleted = Deleted::default();
         let builds = self.builds(usize::MAX)?.into_iter();
         for build in builds.filter(|build| build.state != BuildState::Running) {
             let logs = self.layout().build_logs(build.id.0);
-            // What cannot be looked at cannot be removed either, and that tells why.
+            // If the size cannot be read, the removal will fail, too, and say why.
             let bytes = disk::allocated_below(&logs).unwrap_or(0);
-            if !which(&build, bytes) {
+            if !condition(&build, bytes) {
                 continue;
             }
-            forgotten.count(bytes, self.forget_build(build.id, &logs, Commit::Relaxed)?);
+            deleted.count(bytes, self.delete_build(build.id, &logs, Commit::Relaxed)?);
         }
-        Ok(forgotten)
+        Ok(deleted)
     }
 
-    /// The row goes after the logs, so that a build whose logs are there can be named.
-    fn forget_build(
+    /// Deletes the row after the logs, so that a build whose logs could not be removed stays listed.
+    fn delete_build(
         &self,
         id: BuildId,
         logs: &Path,

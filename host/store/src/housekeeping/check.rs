@@ -1,8 +1,9 @@
-//! Check: whether rows and disk agree, down to every byte.
+//! Check: compares the database with the disk, and hashes every object.
 //!
-//! Everything that differs is a finding; at rest, with all processes gone and reaped, there is
-//! none. What is damaged is a miss from then on. Repairing forgets what is lost, makes indexes again,
-//! and removes what belongs to nothing. It runs beside builds: what changes meanwhile is looked at twice before it is told.
+//! Each difference is a finding; if no process uses the store and all were cleaned up after, there is
+//! none. A damaged object is not used any more. A repair evicts damaged objects, makes missing indexes
+//! again, and removes files that belong to nothing. A check can run beside builds: whatever could have
+//! changed meanwhile is checked again before it is reported.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,29 +15,29 @@ use crate::db::Commit;
 use crate::ingest::limits::MAX_INDEX_FILE;
 use crate::lock::{Lock, Probe};
 use crate::object::{self, COLUMNS, Object};
-use crate::{Digest, Removal, Store, StoreError, content_id, disk, index, instance};
+use crate::{Digest, Removal, Store, StoreError, content_id, disk, index, reap, removal};
 
-/// Something that should not be.
+/// Something that is wrong with a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// SQLite itself, or a rule about rows.
+    /// SQLite found damage in the database, or rows contradict each other.
     Database(String),
-    /// The bytes of an object are missing.
+    /// The file of an object is missing.
     Missing(Digest),
-    /// The bytes of an object are not the ones that it is named for.
+    /// The content of an object does not match its digest.
     Damaged(Digest),
-    /// The index of a layer is missing, unreadable or that of another layer.
+    /// The index of a layer is missing, damaged or belongs to another layer.
     BadIndex(Digest),
-    /// An object that was condemned is still there.
+    /// A tombstoned object still exists.
     Leftover {
-        /// Number of its row.
+        /// Id of its row.
         object: i64,
-        /// Why it could not be removed, if that was tried.
+        /// Why it could not be removed, if a removal was tried.
         why: Option<String>,
     },
     /// A file or directory that belongs to nothing.
     Stray(PathBuf),
-    /// A dead instance that could not be settled.
+    /// A dead instance that was not cleaned up after.
     DeadInstance(String),
 }
 
@@ -54,20 +55,22 @@ impl fmt::Display for Finding {
             } => {
                 write!(f, "object {object} could not be removed: {why}")
             }
-            Self::Stray(path) => write!(f, "{} belongs to nothing", path.display()),
-            Self::DeadInstance(name) => write!(f, "instance {name} is dead and not settled"),
+            Self::Stray(path) => write!(f, "{} is not used by the store", path.display()),
+            Self::DeadInstance(name) => {
+                write!(f, "instance {name} has died and was not cleaned up after")
+            }
         }
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CheckReport {
-    /// Everything that should not be, with whether it was repaired.
+    /// The findings, each with whether it was repaired.
     pub findings: Vec<(Finding, bool)>,
-    /// Objects that were read.
+    /// Number of objects that were read.
     pub objects: u64,
-    /// Bytes that were hashed.
+    /// Number of bytes that were hashed.
     pub bytes: u64,
 }
 
@@ -78,13 +81,13 @@ impl CheckReport {
         self.findings.is_empty()
     }
 
-    /// Whether nothing is left to repair.
+    /// Whether all findings were repaired.
     #[must_use]
     pub fn is_repaired(&self) -> bool {
         self.findings.iter().all(|(_, repaired)| *repaired)
     }
 
-    /// What is wrong with the database itself, if anything: no repair of single rows mends that.
+    /// Damage of the database itself, if any: only a rebuild can repair that.
     #[must_use]
     pub fn database_damage(&self) -> Option<&Finding> {
         let mut found = self.findings.iter().map(|(what, _)| what);
@@ -97,18 +100,18 @@ impl CheckReport {
 }
 
 impl Store {
-    /// Compares the database with what is on disk, and hashes every object.
+    /// Compares the database with the disk, hashes every object, and repairs what is wrong if `repair`.
     ///
     /// # Errors
-    /// If something cannot be read. That something is wrong is no error but in the report.
+    /// If something cannot be read. Damage is in the report instead.
     pub fn check(&self, repair: bool) -> Result<CheckReport, StoreError> {
         let repair = repair && !self.is_read_only();
         let mut report = CheckReport::default();
-        for what in self.read(rules)? {
+        for what in self.read(database_damage)? {
             report.add(Finding::Database(what), false);
         }
         self.check_instances(repair, &mut report)?;
-        let before = self.read(condemned)?.into_iter();
+        let before = self.read(tombstoned)?.into_iter();
         let mut before: Vec<i64> = before.map(|(id, _)| id).collect();
         for stray in self.strays()? {
             let gone = repair && stray.ours && sweep::remove(&stray) == Removal::Gone;
@@ -119,7 +122,7 @@ impl Store {
                 before.push(object.id);
             }
         }
-        self.check_condemned(&before, repair, &mut report)?;
+        self.check_tombstoned(&before, repair, &mut report)?;
         Ok(report)
     }
 
@@ -128,11 +131,11 @@ impl Store {
             if let Probe::Held = Lock::probe(&self.layout().instance_lock(&name))? {
                 continue;
             }
-            if repair && let Err(error) = instance::reap(self.layout(), &self.inner.db) {
-                log::warn!("cannot settle dead instances: {error}");
+            if repair && let Err(error) = reap::reap(self.layout(), &self.inner.db) {
+                log::warn!("cannot clean up after dead instances: {error}");
             }
             let left = self.read(instances)?.contains(&name);
-            // One that ended meanwhile, in good order, is no finding.
+            // An instance that ended meanwhile is not a finding.
             if left || repair {
                 report.add(Finding::DeadInstance(name), !left);
             }
@@ -140,21 +143,21 @@ impl Store {
         Ok(())
     }
 
-    /// What was condemned when the check began, or by the check, and is still there is a leftover;
-    /// what went meanwhile was somebody's work.
-    fn check_condemned(
+    /// Reports objects that were tombstoned when the check began, or by the check, and still exist. What
+    /// was tombstoned meanwhile is being removed by another process.
+    fn check_tombstoned(
         &self,
         before: &[i64],
         repair: bool,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        let mut still = self.read(condemned)?;
+        let mut still = self.read(tombstoned)?;
         still.retain(|(id, _)| before.contains(id));
         if repair {
             let ids: Vec<i64> = still.iter().map(|(id, _)| *id).collect();
-            object::remove(self.layout(), &self.inner.db, &ids)?;
+            removal::remove(self.layout(), &self.inner.db, &ids)?;
         }
-        let after = self.read(condemned)?;
+        let after = self.read(tombstoned)?;
         for (object, why) in still {
             let left = after.iter().find(|(id, _)| *id == object);
             let why = left.map_or(why, |(_, why)| why.clone());
@@ -163,7 +166,7 @@ impl Store {
         Ok(())
     }
 
-    /// Tells whether the object was condemned.
+    /// Checks one object. Returns whether it was evicted.
     fn check_object(
         &self,
         object: &Object,
@@ -185,7 +188,7 @@ impl Store {
         }
         let is_lost = repair && !matches!(finding, Finding::BadIndex(_));
         if is_lost {
-            self.lose(object.id, &finding.to_string())?;
+            self.evict(object.id, &finding.to_string())?;
         } else if repair {
             self.remake_index(object)?;
         } else if !self.is_read_only() {
@@ -195,7 +198,7 @@ impl Store {
         Ok(is_lost)
     }
 
-    /// Makes whoever wants to use the object hash it before, and take it for lost.
+    /// Marks an object, so that its next use hashes it and evicts it.
     fn suspect(&self, id: i64) -> Result<(), StoreError> {
         self.write(Commit::Relaxed, |tx| {
             tx.prepare_cached("UPDATE object SET suspect = 1 WHERE id = ?1")?
@@ -233,8 +236,8 @@ fn instances(tx: &Connection) -> Result<Vec<String>, StoreError> {
     Ok(rows.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// Condemned objects that no lease keeps as a row.
-fn condemned(tx: &Connection) -> Result<Vec<(i64, Option<String>)>, StoreError> {
+/// Tombstoned objects without a lease, with the reason why they could not be removed.
+fn tombstoned(tx: &Connection) -> Result<Vec<(i64, Option<String>)>, StoreError> {
     let mut rows = tx.prepare_cached(
         "SELECT id, trouble FROM object WHERE state <> 'valid' AND state = 'condemned' \
          AND NOT EXISTS (SELECT 1 FROM lease WHERE object = object.id) ORDER BY id",
@@ -243,8 +246,8 @@ fn condemned(tx: &Connection) -> Result<Vec<(i64, Option<String>)>, StoreError> 
     Ok(rows.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// What SQLite checks, and what it cannot know.
-fn rules(tx: &Connection) -> Result<Vec<String>, StoreError> {
+/// The checks of SQLite, and of rules that it does not know.
+fn database_damage(tx: &Connection) -> Result<Vec<String>, StoreError> {
     let mut found = Vec::new();
     let mut rows = tx.prepare("PRAGMA integrity_check")?;
     let rows = rows.query_map([], |row| row.get::<_, String>(0))?;
@@ -268,7 +271,9 @@ fn rules(tx: &Connection) -> Result<Vec<String>, StoreError> {
         |row| row.get(0),
     )?;
     if hints > 0 {
-        found.push(format!("{hints} objects are referred to and not valid"));
+        found.push(format!(
+            "{hints} objects are referred to, but are not valid"
+        ));
     }
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! What a prune may take, in the words of `docker buildx prune --filter`.
+//! Filters of a prune, in the syntax of `docker buildx prune --filter`.
 
 use std::str::FromStr;
 
@@ -7,13 +7,13 @@ use thiserror::Error;
 
 use crate::Digest;
 
-/// A compiled pattern takes no more memory than this, whatever somebody writes.
+/// Maximum size of a compiled pattern in memory, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// A test that an object must pass to be pruned: `FIELD=VALUE`, `FIELD!=VALUE` or `FIELD~=PATTERN`.
+/// A condition for an object to be pruned: `FIELD=VALUE`, `FIELD!=VALUE` or `FIELD~=PATTERN`.
 ///
-/// Fields are `id` (a digest; `=` takes its beginning too, with or without `sha256:`), `type` and
-/// `description` (where it came from, such as an instruction).
+/// Fields are `id` (a digest; `=` also accepts its beginning, with or without `sha256:`), `type` and
+/// `description` (where the object came from, such as an instruction).
 #[derive(Debug, Clone)]
 pub struct Filter {
     field: Field,
@@ -34,17 +34,17 @@ enum Test {
     Matches(Regex),
 }
 
-/// Why something is no filter.
+/// Why a filter is invalid.
 #[derive(Debug, Error)]
 pub enum FilterError {
-    /// It has another form.
-    #[error("`{0}` has none of the forms FIELD=VALUE, FIELD!=VALUE and FIELD~=PATTERN")]
+    /// It has none of the three forms.
+    #[error("invalid filter `{0}`: use FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN")]
     Form(String),
-    /// Objects have no such field.
-    #[error("there is no field `{0}`; there are `id`, `type` and `description`")]
+    /// There is no such field.
+    #[error("unknown filter field `{0}`: use `id`, `type` or `description`")]
     Field(String),
-    /// The pattern cannot be compiled.
-    #[error("`{0}` is no regular expression")]
+    /// The pattern is invalid or too large.
+    #[error("invalid regular expression `{0}` in a filter")]
     Pattern(String, #[source] regex::Error),
 }
 
@@ -75,7 +75,7 @@ impl FromStr for Filter {
 }
 
 impl Filter {
-    /// Whether something with these properties passes.
+    /// Whether an object with these properties passes.
     pub(super) fn takes(&self, digest: Option<Digest>, kind: &str, origin: &str) -> bool {
         match self.field {
             Field::Id => {
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_told_by_each_field() {
+    fn a_filter_can_test_each_field() {
         for taken in [
             "id=00ab34",
             "id=00",
@@ -152,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_filter_is_said() {
+    fn an_invalid_filter_is_refused_with_the_reason() {
         for (text, want) in [
-            ("inuse", "none of the forms"),
-            ("size=3", "there is no field `size`"),
-            ("=3", "there is no field ``"),
-            ("id~=(", "is no regular expression"),
-            ("id~=(((a{99}){99}){99}){99}", "is no regular expression"),
+            ("inuse", "use FIELD=VALUE"),
+            ("size=3", "unknown filter field `size`"),
+            ("=3", "unknown filter field ``"),
+            ("id~=(", "invalid regular expression"),
+            ("id~=(((a{99}){99}){99}){99}", "invalid regular expression"),
         ] {
             let error = text.parse::<Filter>().unwrap_err().to_string();
             assert!(error.contains(want), "{error}");

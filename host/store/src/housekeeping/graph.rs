@@ -1,8 +1,8 @@
-//! All valid objects with what keeps them, read in one transaction and judged in memory.
+//! The graph of all valid objects, with what keeps them, read in one transaction.
 //!
-//! Edges lead from newer rows to older ones, so going through the rows from new to old meets every
-//! child before its parents, and one pass tells what is kept. No walk looks at more than every node and
-//! every edge once, however many paths there are; tests assert that.
+//! Edges lead from newer rows to older ones, so a pass from new to old visits each child before its
+//! parents, and one pass decides what is kept. However many paths there are, a walk visits each node
+//! and each edge at most once; tests assert that.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -22,11 +22,11 @@ pub(super) struct Node {
     pub(super) created: i64,
     pub(super) used: i64,
     pub(super) origin: String,
-    /// Positions of the instances that lease it.
+    /// The instances that lease it, as indexes into [`Graph::instances`].
     pub(super) leased: Vec<usize>,
-    /// Names of images that it is a part of.
+    /// Names of the images that it is a part of.
     pub(super) images: Vec<String>,
-    /// Positions of layers made on top of it.
+    /// The layers that were made on top of it, as indexes into [`Graph::nodes`].
     pub(super) children: Vec<usize>,
     parents: Vec<usize>,
 }
@@ -41,7 +41,7 @@ impl Node {
 /// The objects of a store at one moment.
 #[derive(Debug)]
 pub(super) struct Graph {
-    /// By row id.
+    /// Ordered by row id.
     pub(super) nodes: Vec<Node>,
     /// Name and command of the instances.
     pub(super) instances: Vec<(String, String)>,
@@ -53,14 +53,14 @@ impl Graph {
             nodes: nodes(tx)?,
             instances: Vec::new(),
         };
-        let place: HashMap<i64, usize> = graph
+        let position: HashMap<i64, usize> = graph
             .nodes
             .iter()
             .enumerate()
             .map(|(at, node)| (node.id, at))
             .collect();
         for (child, parent) in pairs(tx, "SELECT child, parent FROM edge")? {
-            if let (Some(&child), Some(&parent)) = (place.get(&child), place.get(&parent)) {
+            if let (Some(&child), Some(&parent)) = (position.get(&child), position.get(&parent)) {
                 graph.node(child, |node| node.parents.push(parent));
                 graph.node(parent, |node| node.children.push(child));
             }
@@ -73,12 +73,13 @@ impl Graph {
             graph.instances.push((row.get(1)?, row.get(2)?));
         }
         for (object, instance) in pairs(tx, "SELECT object, instance FROM lease")? {
-            if let (Some(&at), Some(&instance)) = (place.get(&object), instances.get(&instance)) {
+            if let (Some(&at), Some(&instance)) = (position.get(&object), instances.get(&instance))
+            {
                 graph.node(at, |node| node.leased.push(instance));
             }
         }
         for (object, image) in images(tx)? {
-            if let Some(&at) = place.get(&object) {
+            if let Some(&at) = position.get(&object) {
                 graph.node(at, |node| node.images.push(image));
             }
         }
@@ -96,30 +97,30 @@ impl Graph {
         Budget(self.nodes.len() + edges)
     }
 
-    /// For each node, whether it must stay: it is pinned, or something on top of it must stay.
+    /// For each node whether it is kept: it is pinned, or one of its children is kept.
     pub(super) fn kept(&self) -> Vec<bool> {
         let mut kept = vec![false; self.nodes.len()];
         let mut budget = self.budget();
         for (at, node) in self.nodes.iter().enumerate().rev() {
             budget.spend(1 + node.children.len());
             let stays = node.is_pinned() || node.children.iter().any(|child| is_set(&kept, *child));
-            if let Some(place) = kept.get_mut(at) {
-                *place = stays;
+            if let Some(slot) = kept.get_mut(at) {
+                *slot = stays;
             }
         }
         kept
     }
 
-    /// What may go, in the order in which it may go: children before parents, and among those that
-    /// may go next the one that was not used for longest.
+    /// The nodes that may be removed, in order: children before parents, and among those that can be
+    /// next, the least recently used one.
     pub(super) fn removable(&self, wanted: impl Fn(&Node) -> bool) -> Vec<usize> {
-        let may_go = |node: &Node| !node.is_pinned() && wanted(node);
+        let may_remove = |node: &Node| !node.is_pinned() && wanted(node);
         let mut children: Vec<usize> = self.nodes.iter().map(|node| node.children.len()).collect();
         let mut next: BinaryHeap<Reverse<(i64, usize)>> = self
             .nodes
             .iter()
             .enumerate()
-            .filter(|(_, node)| node.children.is_empty() && may_go(node))
+            .filter(|(_, node)| node.children.is_empty() && may_remove(node))
             .map(|(at, node)| Reverse((node.used, at)))
             .collect();
         let mut order = Vec::new();
@@ -134,7 +135,7 @@ impl Graph {
                     continue;
                 };
                 *left = left.saturating_sub(1);
-                if *left == 0 && may_go(node) {
+                if *left == 0 && may_remove(node) {
                     next.push(Reverse((node.used, parent)));
                 }
             }
@@ -143,12 +144,12 @@ impl Graph {
     }
 }
 
-/// How many nodes and edges a walk may still look at.
+/// How many nodes and edges a walk may still visit.
 struct Budget(usize);
 
 impl Budget {
     fn spend(&mut self, count: usize) {
-        debug_assert!(count <= self.0, "a walk looks at something twice");
+        debug_assert!(count <= self.0, "a walk visits something twice");
         self.0 = self.0.saturating_sub(count);
     }
 }

@@ -1,26 +1,25 @@
-//! Usage, prune, sweep and check.
+//! Disk usage, prune, free space, leftovers, check and rebuild.
 //!
-//! The law: what keeps an object is asked of the rows each time (leases of live instances, names of
-//! images, children), never of a counter, and disk usage is what the file system has allocated for
+//! The law: what keeps an object (leases of live instances, image names, child layers) is read from the
+//! rows each time, never from a counter, and disk usage is what the file system has allocated for
 //! everything below the root.
 
 pub(crate) mod check;
 mod filter;
+mod free_space;
+mod free_space_guard;
+mod full_disk;
 mod graph;
 mod prune;
 mod rebuild;
-mod reserve;
-mod room;
+pub(crate) mod reserve;
 mod sweep;
 mod usage;
 
 pub use check::{CheckReport, Finding};
 pub use filter::{Filter, FilterError};
+pub use free_space::Space;
+pub use free_space_guard::{FreeSpaceEvent, FreeSpaceGuard, FreeSpaceHooks};
 pub use prune::{PruneEnd, PruneOptions, PruneReport, Pruned};
 pub use rebuild::Rebuilt;
-pub use room::Space;
 pub use usage::{Item, Pin, Usage};
-
-pub(crate) use reserve::{
-    give_up as give_up_reserve, is_there as has_reserve, make as make_reserve,
-};

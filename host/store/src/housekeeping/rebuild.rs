@@ -1,34 +1,35 @@
-//! A new database from the object files, for when the old one is damaged.
+//! Rebuild: makes a new database from the object files if the old one is damaged.
 //!
-//! Objects are what they hash to, so they survive, and so do the logs of builds; the names of images,
-//! the step keys, the rest of the history and all hints are lost. Nothing here happens by itself: a
-//! damaged database is refused until the user asks for this.
+//! Objects are identified by their content, so they are kept, and so are the logs of builds. Image
+//! names, step keys, the rest of the history and all hints are lost. This is never automatic: a damaged
+//! database is refused until the user asks for a rebuild.
 
 use std::path::Path;
 
 use rusqlite::{Connection, Transaction};
 
 use crate::db::Commit;
-use crate::effect::{Effect, before_sql};
+use crate::failpoint::{IoOperation, before_sql};
 use crate::layout::Layout;
 use crate::lock::Lock;
 use crate::object::LAYER;
 use crate::{
-    Class, Digest, Removal, Store, StoreError, content_id, db, disk, layer, object, place, time,
+    Class, Digest, Removal, Store, StoreError, content_id, db, disk, location, object, reindex,
+    time,
 };
 
-/// What was kept.
+/// What a rebuild has kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rebuilt {
-    /// Layers.
+    /// Number of layers.
     pub layers: u64,
-    /// Other blobs.
+    /// Number of other blobs.
     pub blobs: u64,
-    /// Builds, of which nothing but logs is left.
+    /// Number of builds, of which only the logs are left.
     pub builds: u64,
 }
 
-/// What an object file turns out to be.
+/// The content of an object file.
 struct Salvaged {
     id: i64,
     digest: Digest,
@@ -38,31 +39,31 @@ struct Salvaged {
 }
 
 impl Store {
-    /// Replaces the database of the store in `root` by one that is made from the object files.
-    /// Nobody may have the store open.
+    /// Replaces the database of the store in `root` by a new one, made from the object files. No process
+    /// may have the store open.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] if somebody has it open.
+    /// [`StoreError::Busy`] if a process has it open.
     pub fn rebuild(root: &Path) -> Result<Rebuilt, StoreError> {
-        let layout = Layout::new(place::prepare(root, false)?);
+        let layout = Layout::new(location::prepare_root(root, false)?);
         layout.make()?;
         let Some(_alone) = Lock::try_exclusive(&layout.version_lock())? else {
             return Err(StoreError::Busy(
-                "another process has the store open".to_owned(),
+                "another process has it open; try again when that has ended".to_owned(),
             ));
         };
         let made = layout.rebuilding();
-        settled(disk::remove_tree(&made))?; // of one that was stopped
+        removed(disk::remove_tree(&made))?; // of an interrupted rebuild
         disk::make_dir(&made)?;
         let database = made.join("store.db");
         let rebuilt = fill(&layout, &database)?;
         db::replace(&layout, &database)?;
-        settled(disk::remove_tree(&made))?;
+        removed(disk::remove_tree(&made))?;
         Ok(rebuilt)
     }
 }
 
-/// Makes the new database, in one file that is durable.
+/// Makes the new database, a single durable file.
 fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
     let ids = numbers(&layout.blobs())?;
     let mut connection = db::make(database)?;
@@ -71,7 +72,7 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
         let Some(found) = salvage(layout, *id)? else {
             continue;
         };
-        before_sql(Effect::Begin)?;
+        before_sql(IoOperation::BeginWrite)?;
         let transaction = connection.transaction()?;
         if insert(&transaction, &found)? {
             match found.layer {
@@ -79,20 +80,21 @@ fn fill(layout: &Layout, database: &Path) -> Result<Rebuilt, StoreError> {
                 None => rebuilt.blobs += 1,
             }
         }
-        before_sql(Effect::Commit(Commit::Durable))?;
+        before_sql(IoOperation::Commit(Commit::Durable))?;
         transaction.commit()?;
     }
-    // No number of before is given out again, also none of what was not kept.
+    // No id of the old database is reused, not even of objects that were not kept.
     let indexes = numbers(&layout.indexes())?;
-    never_again(&connection, "object", ids.last().max(indexes.last()))?;
+    reserve_ids(&connection, "object", ids.last().max(indexes.last()))?;
     rebuilt.builds = keep_logs(&mut connection, layout)?;
-    db::fold(connection)?;
-    let file = disk::open(database)?.ok_or_else(|| StoreError::corrupt("no new database"))?;
+    db::checkpoint_and_close(connection)?;
+    let file =
+        disk::open(database)?.ok_or_else(|| StoreError::corrupt("the new database is missing"))?;
     disk::sync_file(&file, database)?;
     Ok(rebuilt)
 }
 
-fn settled(removal: Removal) -> Result<(), StoreError> {
+fn removed(removal: Removal) -> Result<(), StoreError> {
     match removal {
         Removal::Gone => Ok(()),
         Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
@@ -111,14 +113,14 @@ fn numbers(dir: &Path) -> Result<Vec<i64>, StoreError> {
     Ok(ids)
 }
 
-/// Reads an object file. It is a layer if it has an index and is a tar that can be one.
+/// Reads an object file. It is a layer if it has an index, and is a valid tar of a layer.
 fn salvage(layout: &Layout, id: i64) -> Result<Option<Salvaged>, StoreError> {
     let path = layout.blob(id);
     let Some(size) = disk::length(&path)? else {
         return Ok(None);
     };
     if disk::length(&layout.index(id))?.is_some()
-        && let Some((digest, index)) = layer::read_tar(&path)?
+        && let Some((digest, index)) = reindex::read_tar(&path)?
     {
         let layer = Some((content_id(index.entries()).0, index.entries().len() as u64));
         return Ok(Some(Salvaged {
@@ -137,7 +139,7 @@ fn salvage(layout: &Layout, id: i64) -> Result<Option<Salvaged>, StoreError> {
     }))
 }
 
-/// Makes a row, unless there is one with the same bytes.
+/// Inserts a row, unless there is one with the same content.
 fn insert(tx: &Transaction<'_>, found: &Salvaged) -> Result<bool, StoreError> {
     let changed = tx
         .prepare_cached(
@@ -157,10 +159,10 @@ fn insert(tx: &Transaction<'_>, found: &Salvaged) -> Result<bool, StoreError> {
     Ok(changed == 1)
 }
 
-/// Makes a row for every build that has logs: they stay as long as those of other builds.
+/// Inserts a row for each build that has logs, so that they are kept as long as those of other builds.
 fn keep_logs(connection: &mut Connection, layout: &Layout) -> Result<u64, StoreError> {
     let ids = numbers(&layout.logs())?;
-    before_sql(Effect::Begin)?;
+    before_sql(IoOperation::BeginWrite)?;
     let transaction = connection.transaction()?;
     let mut insert = transaction.prepare_cached(
         "INSERT INTO build (id, instance, context, dockerfile, target, started, ended, class, \
@@ -171,15 +173,16 @@ fn keep_logs(connection: &mut Connection, layout: &Layout) -> Result<u64, StoreE
         insert.execute((id, then, Class::Host.to_string(), LOGS_ONLY))?;
     }
     drop(insert);
-    before_sql(Effect::Commit(Commit::Durable))?;
+    before_sql(IoOperation::Commit(Commit::Durable))?;
     transaction.commit()?;
     Ok(ids.len() as u64)
 }
 
-/// What is told of such a build.
+/// The message of such a build. It is stored in the database.
 const LOGS_ONLY: &str = "how it ended is not known: the database was lost, the logs are left";
 
-fn never_again(connection: &Connection, table: &str, last: Option<&i64>) -> Result<(), StoreError> {
+/// Makes the database give out only ids above `last`.
+fn reserve_ids(connection: &Connection, table: &str, last: Option<&i64>) -> Result<(), StoreError> {
     let Some(last) = last else { return Ok(()) };
     connection.execute("DELETE FROM sqlite_sequence WHERE name = ?1", [table])?;
     connection.execute(

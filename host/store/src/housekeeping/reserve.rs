@@ -1,51 +1,55 @@
-//! What is set aside so that a prune can begin on a full disk: deleting takes room and files, too.
+//! The reserve: disk space and files that are released so that a prune can begin on a full disk, since
+//! deleting needs some of both.
 //!
-//! It is given up before a prune where there is little of either, and made again after. On file
-//! systems that copy on write it is a help and no guarantee. Only who holds the prune lock touches it.
+//! It is released before a prune if little of either is left, and made again afterwards. On a
+//! copy-on-write file system it helps, but guarantees nothing. Only the holder of the prune lock may
+//! touch it.
 
-use super::room;
+use super::free_space;
 use crate::layout::Layout;
 use crate::{Removal, StoreError, disk};
 
-/// As much as the log of the database needs to condemn and delete one batch of objects, in bytes.
+/// What the log of the database needs to tombstone and delete one batch of objects, in bytes.
 const SIZE: i64 = 4 << 20;
 
-/// Empty files. Opening a store makes its lock, its scratch directory and two files of the database.
+/// Number of empty files. Opening a store creates its lock file, its scratch directory and two files of
+/// the database.
 const FILES: u64 = 8;
 
-/// Sets it aside, if that was not done. Having none is no reason to fail.
+/// Makes the reserve if it is missing. Having none is not an error.
 pub(crate) fn make(layout: &Layout) {
-    if let Ok(false) = is_there(layout)
+    if let Ok(false) = exists(layout)
         && let Err(error) = allocate(layout)
     {
-        log::debug!("no reserve: {error}");
+        log::debug!("cannot make the reserve: {error}");
         if let Err(error) = remove(layout) {
-            log::warn!("cannot remove a reserve that was not made: {error}");
+            log::warn!("cannot remove an incomplete reserve: {error}");
         }
     }
 }
 
-/// Whether it is set aside.
-pub(crate) fn is_there(layout: &Layout) -> Result<bool, StoreError> {
-    let is_of_older_version = disk::length(&layout.reserve())?.is_some(); // one file
-    Ok(!is_of_older_version && disk::length(&layout.reserved_room())?.is_some())
+/// Whether there is a complete reserve.
+pub(crate) fn exists(layout: &Layout) -> Result<bool, StoreError> {
+    // Older versions had a single file instead of the directory.
+    let is_of_older_version = disk::length(&layout.reserve())?.is_some();
+    Ok(!is_of_older_version && disk::length(&layout.reserved_bytes())?.is_some())
 }
 
 fn allocate(layout: &Layout) -> Result<(), StoreError> {
-    remove(layout)?; // of one that was not finished
+    remove(layout)?; // an incomplete one
     disk::make_dir(&layout.reserve())?;
     for n in 0..FILES {
         let path = layout.reserve().join(n.to_string());
         disk::create(&path).map_err(StoreError::at("create", &path))?;
     }
-    let path = layout.reserved_room();
+    let path = layout.reserved_bytes();
     let file = disk::create(&path).map_err(StoreError::at("create", &path))?;
     disk::allocate(&file, SIZE).map_err(StoreError::at("allocate", &path))
 }
 
-/// Gives it up if the disk is nearly full.
-pub(crate) fn give_up(layout: &Layout) -> Result<(), StoreError> {
-    let space = room::space(layout)?;
+/// Releases the reserve if the disk is nearly full.
+pub(crate) fn release(layout: &Layout) -> Result<(), StoreError> {
+    let space = free_space::space(layout)?;
     let has_files = space.files.is_none_or(|free| free > FILES * 2);
     if space.free > SIZE.cast_unsigned() * 2 && has_files {
         return Ok(());

@@ -1,8 +1,8 @@
-//! Leftovers: what lies in the directories of the store and belongs to nothing.
+//! Sweep: finds and removes files in the directories of the store that no row names.
 //!
-//! The law: first the listing, then the rows. Every file has its row before it is made, and keeps
-//! it until it is gone; so what was listed, has no row and is still there is garbage. An error
-//! while listing stops the sweep, and is never read as "nothing there".
+//! The law: list first, then read the rows. Each file has its row before it is created and until it is
+//! removed; so a file that was listed, has no row and still exists is garbage. An error while listing
+//! ends the sweep, and is never taken for an empty directory.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -10,12 +10,13 @@ use std::path::PathBuf;
 use rusqlite::Connection;
 
 use crate::cache::is_cache;
+use crate::instance::boot_id;
 use crate::layout::Layout;
 use crate::lock::{Lock, Probe};
-use crate::{Removal, Store, StoreError, disk, instance};
+use crate::{Removal, Store, StoreError, disk};
 
-/// What lies directly below the root of a store.
-const KNOWN: [&str; 15] = [
+/// The names directly below the root of a store.
+const ROOT_NAMES: [&str; 15] = [
     "blobs",
     "cache",
     "disks",
@@ -33,30 +34,30 @@ const KNOWN: [&str; 15] = [
     "version.lock",
 ];
 
-/// Where it is written down, as a fact, in which run of the kernel the last sweep was.
+/// The fact that contains the boot id of the last sweep.
 const SWEPT: (&str, &str) = ("store", "swept");
 
-/// Something without an owner.
+/// A file or directory that no row names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stray {
     pub(crate) path: PathBuf,
-    /// Whether it lies where only the store puts things, so that it may be removed.
+    /// Whether it is in a directory where only the store creates files, so that it may be removed.
     pub(crate) ours: bool,
 }
 
-/// Names that were seen, by directory.
+/// The names that were found, by directory.
 struct Listing {
     objects: Vec<(PathBuf, Option<i64>)>,
     scratch: Vec<(PathBuf, String)>,
     logs: Vec<(PathBuf, Option<i64>)>,
     locks: Vec<(PathBuf, String)>,
-    /// Files that cannot be caches.
+    /// Files with names that no cache has.
     caches: Vec<PathBuf>,
     root: Vec<PathBuf>,
 }
 
 impl Store {
-    /// Everything that belongs to nothing.
+    /// Everything that no row names.
     pub(crate) fn strays(&self) -> Result<Vec<Stray>, StoreError> {
         let layout = self.layout();
         let listing = list(layout)?;
@@ -73,7 +74,7 @@ impl Store {
         let scratch = scratch.filter(|(_, name)| !rows.instances.contains(name));
         strays.extend(scratch.map(|(path, _)| garbage(path)));
         for (path, name) in listing.locks {
-            // One that is held belongs to somebody who is just coming or going.
+            // A lock that is held belongs to an instance that is just being registered or ended.
             if !rows.instances.contains(&name) && !matches!(Lock::probe(&path)?, Probe::Held) {
                 strays.push(garbage(path));
             }
@@ -85,12 +86,12 @@ impl Store {
                 .into_iter()
                 .map(|path| Stray { path, ours: false }),
         );
-        // What went between the listing and the rows went in good order.
+        // What disappeared after the listing was removed in good order.
         strays.retain(|stray| stray.path.symlink_metadata().is_ok());
         Ok(strays)
     }
 
-    /// Removes what [`Self::strays`] found in places of our own.
+    /// Removes what [`Self::strays`] found, where only the store creates files.
     pub(crate) fn sweep(&self) -> Result<Vec<(Stray, Removal)>, StoreError> {
         let strays = self.strays()?.into_iter().filter(|stray| stray.ours);
         Ok(strays
@@ -100,17 +101,19 @@ impl Store {
 }
 
 impl Store {
-    /// Sweeps once in every run of the kernel. When power is lost, names come back that were taken
-    /// away, and rows go that were not on disk yet, so that neither knows of the other.
+    /// Sweeps once after each boot. After a power failure, removed files can be back, and rows that were
+    /// not on disk yet are missing, so that files and rows do not match.
     pub(crate) fn sweep_after_boot(&self) -> Result<(), StoreError> {
-        let boot = instance::boot_id()?;
+        let boot = boot_id()?;
         if self.fact(SWEPT.0, SWEPT.1)?.as_ref() == Some(&boot) {
             return Ok(());
         }
         for (stray, removal) in self.sweep()? {
             match removal {
-                Removal::Gone => log::info!("removed the leftover {}", stray.path.display()),
-                Removal::Busy(why) | Removal::Failed(why) => log::warn!("a leftover: {why}"),
+                Removal::Gone => log::info!("removed unused file {}", stray.path.display()),
+                Removal::Busy(why) | Removal::Failed(why) => {
+                    log::warn!("cannot remove an unused file: {why}");
+                }
             }
         }
         self.set_fact(SWEPT.0, SWEPT.1, &boot)
@@ -129,6 +132,7 @@ pub(crate) fn remove(stray: &Stray) -> Removal {
     }
 }
 
+/// The names that rows give to files.
 struct Rows {
     objects: HashSet<i64>,
     builds: HashSet<i64>,
@@ -158,7 +162,7 @@ fn list(layout: &Layout) -> Result<Listing, StoreError> {
     let mut objects = numbered(layout.blobs())?;
     objects.extend(numbered(layout.indexes())?);
     let root = named(layout.root().to_owned())?.into_iter();
-    let root = root.filter(|(_, name)| !KNOWN.contains(&name.as_str()));
+    let root = root.filter(|(_, name)| !ROOT_NAMES.contains(&name.as_str()));
     let locks = named(layout.instances())?.into_iter();
     let caches = named(layout.caches())?.into_iter();
     let caches = caches.filter(|(_, name)| !is_cache(name));
@@ -180,7 +184,7 @@ fn named(dir: PathBuf) -> Result<Vec<(PathBuf, String)>, StoreError> {
         .collect())
 }
 
-/// Things that are named by the id of a row. A name that is no id has none.
+/// Files that are named by the id of a row; `None` for a name that is not an id.
 fn numbered(dir: PathBuf) -> Result<Vec<(PathBuf, Option<i64>)>, StoreError> {
     let id = |name: &str| name.parse().ok().filter(|id: &i64| id.to_string() == name);
     Ok(named(dir)?

@@ -1,10 +1,10 @@
-//! What takes room, and who keeps it.
+//! Disk usage, and what keeps each object.
 
 use super::graph::{Graph, Node};
 use crate::layout::Layout;
 use crate::{Digest, Store, StoreError, disk};
 
-/// What a store takes on disk, in bytes that the file system has allocated.
+/// The disk usage of a store, in bytes that the file system has allocated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Everything below the root, and the root itself.
@@ -15,30 +15,30 @@ pub struct Usage {
     pub indexes: u64,
     /// The database with its log.
     pub database: u64,
-    /// Disks of builder VMs.
+    /// Guest disks of builder VMs.
     pub disks: u64,
     /// Logs of builds.
     pub logs: u64,
-    /// Scratch of instances.
+    /// Scratch directories of instances.
     pub scratch: u64,
     /// Caches.
     pub caches: u64,
-    /// What of it a prune can free now.
+    /// What a prune could free now.
     pub reclaimable: u64,
     /// All valid objects, oldest first.
     pub items: Vec<Item>,
 }
 
-/// An object and what keeps it.
+/// An object, and what keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     /// Its digest.
     pub digest: Digest,
     /// `layer`, `manifest`, …
     pub kind: String,
-    /// Where it came from.
+    /// Where it came from, such as an instruction.
     pub origin: String,
-    /// Allocated bytes, with its index.
+    /// Allocated bytes, including its index.
     pub allocated: u64,
     /// Length in bytes.
     pub size: u64,
@@ -46,31 +46,31 @@ pub struct Item {
     pub created: i64,
     /// When it was last used, in seconds since 1970.
     pub used: i64,
-    /// What keeps it; nothing if a prune can free it.
+    /// What keeps it; empty if a prune can remove it.
     pub pins: Vec<Pin>,
 }
 
-/// A reason why an object cannot go.
+/// A reason why an object is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pin {
     /// A live instance uses it.
     Instance {
         /// Its id.
         id: String,
-        /// What its user ran.
+        /// The command that its user ran.
         command: String,
     },
-    /// An image with this name needs it.
+    /// The image of this name needs it.
     Image(String),
-    /// A layer that cannot go was made on top of it.
+    /// This layer, which is kept, was made on top of it.
     Child(Digest),
 }
 
 impl Store {
-    /// Counts every byte below the root, and says who keeps what.
+    /// Measures everything below the root, and lists what keeps each object.
     ///
     /// # Errors
-    /// If something cannot be looked at.
+    /// If a file or the database cannot be read.
     pub fn du(&self) -> Result<Usage, StoreError> {
         let graph = self.read(Graph::load)?;
         let layout = self.layout();
@@ -92,15 +92,15 @@ impl Store {
     }
 }
 
-/// The files of SQLite are looked at and never opened: closing one would drop the locks that this
-/// process has through SQLite.
+/// The files of SQLite are measured without opening them: closing one would release the locks that
+/// SQLite holds in this process.
 fn database(layout: &Layout) -> u64 {
     let main = layout.database();
     let others = ["db-wal", "db-shm"].map(|suffix| main.with_extension(suffix));
     disk::allocated(&main) + others.iter().map(|path| disk::allocated(path)).sum::<u64>()
 }
 
-/// Allocated bytes of an object with its index.
+/// Allocated bytes of an object and its index.
 pub(super) fn allocated(layout: &Layout, id: i64) -> u64 {
     disk::allocated(&layout.blob(id)) + disk::allocated(&layout.index(id))
 }
@@ -137,7 +137,7 @@ fn pins(graph: &Graph, kept: &[bool], node: &Node) -> Vec<Pin> {
     leases.chain(images).chain(children).collect()
 }
 
-/// The objects that live instances use, and those that only names of images keep.
+/// The objects that live instances use, and the others that are kept.
 pub(super) fn kept(graph: &Graph, layout: &Layout) -> (Vec<Item>, Vec<Item>) {
     let by_instance = |pin: &Pin| matches!(pin, Pin::Instance { .. });
     let mut items = items(graph, layout);

@@ -1,9 +1,8 @@
-//! Taking in a layer: an untrusted tar is checked, hashed, indexed and written, in one pass.
+//! Ingesting a layer: an untrusted tar is checked, hashed, indexed and written in one pass.
 //!
-//! The law: nothing of it is visible before [`LayerWriter::finish`] has committed it, or
-//! [`WrittenLayer::finish`] for who compares its digest before, and what was refused once stays
-//! refused. A layer that is there already is taken as it is, so no lock on the
-//! name of a result exists anywhere.
+//! The law: nothing is visible before [`LayerWriter::finish`] or [`WrittenLayer::finish`] has committed
+//! the layer, and a writer that has rejected something rejects everything after it. If the store has
+//! the layer already, that one is used; so the name of a result is never locked.
 
 mod entry;
 mod header;
@@ -22,33 +21,45 @@ pub(crate) use sink::Sink;
 
 use self::parser::Parser;
 use crate::digest::Hasher;
-use crate::object::{self, Draft, Outcome, Wanted};
+use crate::object::{self, Outcome, PendingObject, Wanted};
 use crate::{
     DiffId, Digest, Index, IngestError, Layer, Store, StoreError, content_id, disk, index,
 };
 
 /// Receives the uncompressed tar of a layer, in pieces of any size.
 ///
-/// A layer that is refused makes `write` fail with an [`io::Error`] around the [`IngestError`], and
-/// [`Self::finish`] with the [`IngestError`] itself. A writer that is dropped leaves bytes that go
-/// when the instance ends; [`Self::abandon`] removes them at once.
+/// If the layer is rejected, `write` fails with an [`io::Error`] that wraps the [`IngestError`], and
+/// [`Self::finish`] with the [`IngestError`] itself. If the writer is dropped, its file is removed when
+/// the instance ends; [`Self::abandon`] removes it at once.
 #[derive(Debug)]
 pub struct LayerWriter {
     store: Store,
-    draft: Draft,
+    pending: PendingObject,
     sink: Sink,
     parser: Parser,
-    refused: Option<IngestError>,
+    rejected: Option<IngestError>,
+}
+
+impl Store {
+    /// Begins to store a layer, whose uncompressed tar is written to the result. `origin` says where it
+    /// comes from, for display.
+    ///
+    /// # Errors
+    /// If it cannot be recorded, or its file cannot be created.
+    pub fn layer_writer(&self, origin: &str) -> Result<LayerWriter, StoreError> {
+        let (pending, file) = self.begin(object::LAYER, origin)?;
+        Ok(LayerWriter::new(self.clone(), pending, file))
+    }
 }
 
 impl LayerWriter {
-    pub(crate) fn new(store: Store, draft: Draft, file: File) -> Self {
+    fn new(store: Store, pending: PendingObject, file: File) -> Self {
         Self {
             sink: Sink::new(&store, file),
             store,
-            draft,
+            pending,
             parser: Parser::new(),
-            refused: None,
+            rejected: None,
         }
     }
 
@@ -56,35 +67,35 @@ impl LayerWriter {
     ///
     /// # Errors
     /// [`IngestError::Rejected`] and [`IngestError::TooLarge`] if the tar cannot be a layer;
-    /// [`IngestError::Store`] if the store could not keep it.
+    /// [`IngestError::Store`] if it could not be stored.
     pub fn finish(self) -> Result<Layer, IngestError> {
         self.written()?.finish()
     }
 
-    /// Ends the tar, and makes nothing visible yet: who expects a certain layer can compare.
+    /// Ends the tar, and makes nothing visible yet, so that the caller can compare the digest.
     ///
     /// # Errors
     /// As [`Self::finish`].
     pub fn written(self) -> Result<WrittenLayer, IngestError> {
         let Self {
             store,
-            draft,
+            pending,
             sink,
             parser,
-            refused,
+            rejected,
         } = self;
-        let done = match refused {
-            Some(refused) => Err(refused),
-            None => end(&draft, sink, parser),
+        let done = match rejected {
+            Some(rejected) => Err(rejected),
+            None => end(&pending, sink, parser),
         };
         match done {
             Ok(whole) => Ok(WrittenLayer {
                 store,
-                draft,
+                pending,
                 whole,
             }),
             Err(error) => {
-                store.discard_after_failure(&draft);
+                store.discard_after_failure(&pending);
                 Err(error)
             }
         }
@@ -93,12 +104,12 @@ impl LayerWriter {
     /// Removes what was written.
     pub fn abandon(self) {
         drop(self.sink);
-        self.store.discard_after_failure(&self.draft);
+        self.store.discard_after_failure(&self.pending);
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), IngestError> {
         self.parser.push(bytes)?;
-        let path = &self.draft.path;
+        let path = &self.pending.path;
         Ok(self
             .sink
             .push(bytes)
@@ -108,12 +119,12 @@ impl LayerWriter {
 
 impl Write for LayerWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.refused.is_none() {
-            self.refused = self.take(bytes).err();
+        if self.rejected.is_none() {
+            self.rejected = self.take(bytes).err();
         }
-        match &self.refused {
+        match &self.rejected {
             None => Ok(bytes.len()),
-            Some(refused) => Err(io::Error::new(io::ErrorKind::InvalidData, refused.clone())),
+            Some(rejected) => Err(io::Error::new(io::ErrorKind::InvalidData, rejected.clone())),
         }
     }
 
@@ -122,17 +133,17 @@ impl Write for LayerWriter {
     }
 }
 
-/// A layer of which all is written, and which nobody can see yet. Dropping it is as dropping a
+/// A layer that is completely written, but not visible yet. Dropping it is like dropping a
 /// [`LayerWriter`].
 #[derive(Debug)]
-#[must_use = "a layer that is not finished is not there"]
+#[must_use = "a layer that is not finished is not in the store"]
 pub struct WrittenLayer {
     store: Store,
-    draft: Draft,
+    pending: PendingObject,
     whole: Whole,
 }
 
-/// A whole tar, and what it is.
+/// A complete tar with its digest and index.
 #[derive(Debug)]
 struct Whole {
     file: File,
@@ -151,11 +162,11 @@ impl WrittenLayer {
     /// Makes the layer durable and then visible, and leases it.
     ///
     /// # Errors
-    /// [`IngestError::Store`] if the store could not keep it.
+    /// [`IngestError::Store`] if it could not be stored.
     pub fn finish(self) -> Result<Layer, IngestError> {
-        let done = complete(&self.store, &self.draft, self.whole);
+        let done = complete(&self.store, &self.pending, self.whole);
         if done.is_err() {
-            self.store.discard_after_failure(&self.draft);
+            self.store.discard_after_failure(&self.pending);
         }
         done
     }
@@ -163,16 +174,16 @@ impl WrittenLayer {
     /// Removes what was written.
     pub fn abandon(self) {
         drop(self.whole);
-        self.store.discard_after_failure(&self.draft);
+        self.store.discard_after_failure(&self.pending);
     }
 }
 
-fn end(draft: &Draft, sink: Sink, parser: Parser) -> Result<Whole, IngestError> {
+fn end(pending: &PendingObject, sink: Sink, parser: Parser) -> Result<Whole, IngestError> {
     let index = parser.finish()?;
     let size = sink.size();
     let (file, digest) = sink
         .finish()
-        .map_err(StoreError::at("write", &draft.path))?;
+        .map_err(StoreError::at("write", &pending.path))?;
     Ok(Whole {
         file,
         digest,
@@ -181,26 +192,26 @@ fn end(draft: &Draft, sink: Sink, parser: Parser) -> Result<Whole, IngestError> 
     })
 }
 
-fn complete(store: &Store, draft: &Draft, whole: Whole) -> Result<Layer, IngestError> {
+fn complete(store: &Store, pending: &PendingObject, whole: Whole) -> Result<Layer, IngestError> {
     let Whole {
         file,
         digest,
         size,
         index,
     } = whole;
-    // The usual case of a layer that is made again: nothing needs to become durable.
-    if let Some(there) = store.acquire(|tx| object::find(tx, Wanted::Layer(digest)))? {
-        store.discard(draft)?;
-        return Ok(Layer::try_from(there)?);
+    // Usual for a layer that is made again: nothing needs to become durable.
+    if let Some(existing) = store.acquire(|tx| object::find(tx, Wanted::Layer(digest)))? {
+        store.discard(pending)?;
+        return Ok(Layer::try_from(existing)?);
     }
-    disk::sync_file(&file, &draft.path)?;
-    disk::write_new(&store.layout().index(draft.id), &index::encode(&index))?;
+    disk::sync_file(&file, &pending.path)?;
+    disk::write_new(&store.layout().index(pending.id), &index::encode(&index))?;
     disk::sync_dir(&store.layout().blobs())?;
     disk::sync_dir(&store.layout().indexes())?;
     let content = Some(content_id(index.entries()));
     let entries = index.entries().len() as u64;
     let object = store.commit(
-        draft,
+        pending,
         &Outcome {
             digest,
             size,
@@ -208,11 +219,11 @@ fn complete(store: &Store, draft: &Draft, whole: Whole) -> Result<Layer, IngestE
             entries,
         },
     )?;
-    store.remember_index(DiffId(digest), &Arc::new(index));
+    store.cache_index(DiffId(digest), &Arc::new(index));
     Ok(Layer::try_from(object)?)
 }
 
-/// Reads a tar that is in the store already.
+/// Reads a tar of the store again, for its digest and index.
 #[derive(Debug)]
 pub(crate) struct Reindex {
     hasher: Hasher,
@@ -236,7 +247,7 @@ impl Reindex {
         }
     }
 
-    /// Digest and index; `None` if it is no layer.
+    /// Digest and index; `None` if it is not a layer.
     pub(crate) fn finish(self) -> Option<(Digest, Index)> {
         let index = self.parser?.finish().ok()?;
         Some((self.hasher.finish(), index))

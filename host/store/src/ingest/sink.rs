@@ -1,8 +1,8 @@
-//! Where the bytes of a blob go: into its file and into its digest.
+//! The sink for the content of a blob, which writes its file and computes its digest.
 //!
-//! Hashing is what ingest costs. A layer hashes each byte twice, once for its file and once for
-//! the tar, so the second half is done here by a thread of its own, reached through a bounded
-//! queue of large pieces. Small blobs never start it.
+//! Hashing is the main cost of an ingest. Each byte of a layer is hashed twice, for the digest of its
+//! file and for that of the whole tar, so the latter is done by a separate thread, behind a bounded
+//! queue of large pieces. Small blobs do not start the thread.
 
 use std::fs::File;
 use std::io;
@@ -12,18 +12,19 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::is_full;
-use crate::{Store, disk, effect};
+use crate::failpoint::Hooks;
+use crate::{Store, disk};
 
-/// Unit of handing over. Large enough that the hand-over costs nothing.
+/// Size of a piece in the queue, in bytes: so large that the queue costs nothing.
 const PIECE: usize = 1 << 20;
-/// Pieces on their way. With the one that is filled and the one that is hashed, this bounds the
-/// memory of one ingest.
+/// Pieces in the queue. With the piece that is being filled and the one that is being hashed, this
+/// bounds the memory of an ingest.
 const QUEUE: usize = 4;
 
-/// How often room is made for one piece.
-const TRIES: u32 = 8;
+/// How often disk space is freed for one piece.
+const ATTEMPTS: u32 = 8;
 
-/// A file that is written and hashed.
+/// Writes and hashes a new file.
 #[derive(Debug)]
 pub(crate) struct Sink {
     piece: Vec<u8>,
@@ -33,9 +34,9 @@ pub(crate) struct Sink {
 
 #[derive(Debug)]
 enum Target {
-    /// Nothing has left `piece` yet.
-    Here(Output),
-    There(Worker),
+    /// No piece is full yet.
+    Direct(Output),
+    Thread(Worker),
 }
 
 #[derive(Debug)]
@@ -45,7 +46,7 @@ struct Worker {
     thread: JoinHandle<io::Result<(File, Hasher)>>,
 }
 
-/// A file on a disk that may be full.
+/// A file on a disk that can become full.
 #[derive(Debug)]
 struct Output {
     file: File,
@@ -54,13 +55,14 @@ struct Output {
 }
 
 impl Output {
-    /// Writes all of it. On a full disk what nothing keeps makes room, a few times: others may take
-    /// what was freed, and a quota or a lack of inodes looks like room.
+    /// Writes all of `bytes`. If the disk is full, frees space by pruning and tries again, a few times:
+    /// other processes may take what was freed, and with a quota or without free inodes there seems to
+    /// be space.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut tries = 0;
+        let mut attempts = 0;
         while let Err(error) = disk::write_at(&self.file, bytes, self.end) {
-            tries += 1;
-            if !is_full(&error) || tries > TRIES || !self.store.make_room() {
+            attempts += 1;
+            if !is_full(&error) || attempts > ATTEMPTS || !self.store.free_space() {
                 return Err(error);
             }
         }
@@ -70,7 +72,7 @@ impl Output {
 }
 
 impl Sink {
-    /// Writes to a new file of this store.
+    /// A sink that writes to a new file of this store.
     pub(crate) fn new(store: &Store, file: File) -> Self {
         let output = Output {
             file,
@@ -79,22 +81,22 @@ impl Sink {
         };
         Self {
             piece: Vec::new(),
-            target: Some(Target::Here(output)),
+            target: Some(Target::Direct(output)),
             size: 0,
         }
     }
 
-    /// Bytes taken so far.
+    /// Number of bytes so far.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Takes the next bytes. Waits while the disk or the other thread is behind.
+    /// Appends bytes. Waits while the disk or the other thread is behind.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         self.size += bytes.len() as u64;
         while !bytes.is_empty() {
-            let room = PIECE - self.piece.len();
-            let (taken, rest) = bytes.split_at(room.min(bytes.len()));
+            let missing = PIECE - self.piece.len();
+            let (taken, rest) = bytes.split_at(missing.min(bytes.len()));
             self.piece.extend_from_slice(taken);
             if self.piece.len() == PIECE {
                 self.hand_over()?;
@@ -104,14 +106,14 @@ impl Sink {
         Ok(())
     }
 
-    /// The file, everything written but not yet durable, and the digest of all bytes.
+    /// Writes what is left. Returns the file, which is not durable yet, and the digest of all bytes.
     pub(crate) fn finish(mut self) -> io::Result<(File, Digest)> {
         match self.target.take() {
-            Some(Target::Here(mut output)) => {
+            Some(Target::Direct(mut output)) => {
                 output.write(&self.piece)?;
                 Ok((output.file, Digest::of(&self.piece)))
             }
-            Some(Target::There(worker)) => {
+            Some(Target::Thread(worker)) => {
                 if !self.piece.is_empty() && worker.full.send(self.piece).is_err() {
                     return Err(worker.failure());
                 }
@@ -124,8 +126,8 @@ impl Sink {
 
     fn hand_over(&mut self) -> io::Result<()> {
         let worker = match self.target.take() {
-            Some(Target::Here(output)) => Worker::start(output)?,
-            Some(Target::There(worker)) => worker,
+            Some(Target::Direct(output)) => Worker::start(output)?,
+            Some(Target::Thread(worker)) => worker,
             None => return Err(gone()),
         };
         let next = worker
@@ -136,7 +138,7 @@ impl Sink {
         if worker.full.send(full).is_err() {
             return Err(worker.failure());
         }
-        self.target = Some(Target::There(worker));
+        self.target = Some(Target::Thread(worker));
         Ok(())
     }
 }
@@ -145,11 +147,11 @@ impl Worker {
     fn start(mut output: Output) -> io::Result<Self> {
         let (full, next) = bounded::<Vec<u8>>(QUEUE);
         let (back, empty) = bounded(QUEUE);
-        let watch = effect::Watch::of_this_thread();
+        let hooks = Hooks::of_this_thread();
         let thread = thread::Builder::new()
             .name("ingest".to_owned())
             .spawn(move || {
-                watch.enter();
+                hooks.install();
                 let mut hasher = Hasher::new();
                 for mut piece in next {
                     output.write(&piece)?;
@@ -171,13 +173,13 @@ impl Worker {
         self.thread.join().unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Why the thread does not take pieces any more.
+    /// Why the thread takes no more pieces.
     fn failure(self) -> io::Error {
         self.join().err().unwrap_or_else(gone)
     }
 }
 
-/// A write after a failed one.
+/// The error of a write after a failed one.
 fn gone() -> io::Error {
     io::Error::other("an earlier write failed")
 }
@@ -190,7 +192,7 @@ mod tests {
     use crate::OpenOptions;
 
     #[test]
-    fn what_is_kept_is_what_was_pushed() {
+    fn the_blob_is_what_was_pushed_in_pieces_of_any_size() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path(), &OpenOptions::default()).unwrap();
         let bytes: Vec<u8> = (0..3 * PIECE + 5)

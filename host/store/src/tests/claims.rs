@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::db::Commit;
-use crate::history::LOOK;
+use crate::history::TRIM_INTERVAL;
 use crate::{BuildInfo, BuildOutcome, BuildState, Class, ResourceKind, StoreError};
 
 #[test]
@@ -55,7 +55,7 @@ fn one_of_two_gets_the_claim_and_the_other_learns_who_has_it() {
 }
 
 #[test]
-fn who_waits_learns_of_the_run_and_how_its_command_failed() {
+fn a_waiter_learns_of_the_run_and_how_its_command_failed() {
     let root = Root::new();
     let (one, two) = (root.open(), root.open());
     let owner = |store: &Store| {
@@ -74,25 +74,25 @@ fn who_waits_learns_of_the_run_and_how_its_command_failed() {
     let run = crate::Run { build, step: 7 };
     let first = claim();
     assert_eq!(owner(&two).run, None);
-    first.tell(run).unwrap();
+    first.set_run(run).unwrap();
     let first_owner = owner(&two);
     assert_eq!(first_owner.run, Some(run));
     assert_eq!(two.failure(&first_owner).unwrap(), None);
     first.fail(3).unwrap();
     let failure = Some(crate::Failure { run, status: 3 });
     assert_eq!(two.failure(&first_owner).unwrap(), failure);
-    // The next one is another run, and nothing is told of one that was only let go of.
+    // The next claim is another run, and a released claim has no failure.
     let second = claim();
     let second_owner = owner(&two);
-    second.tell(run).unwrap();
+    second.set_run(run).unwrap();
     second.release().unwrap();
     assert_eq!(two.failure(&second_owner).unwrap(), None);
-    // A failure without a run is nothing that anybody could show.
+    // A failure without a run could not be shown.
     let third = claim();
     let third_owner = owner(&two);
     third.fail(4).unwrap();
     assert_eq!(two.failure(&third_owner).unwrap(), None);
-    // After a while nobody waits any more.
+    // After a while nobody waits for it any more.
     root.database()
         .execute("UPDATE failure SET at = at - 3600", [])
         .unwrap();
@@ -126,7 +126,7 @@ fn a_blob_is_opened_with_its_length_and_one_that_is_not_there_is_not() {
     std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
     assert_eq!((&bytes[..], len), (&b"bytes"[..], 5));
     assert!(store.open_blob(Digest([7; 32])).unwrap().is_none());
-    // What is begun and given up leaves nothing before the instance ends.
+    // An abandoned blob leaves nothing behind, even before the instance ends.
     let mut writer = store.blob_writer("config").unwrap();
     writer.write_all(b"half").unwrap();
     let blobs = root.path().join("blobs");
@@ -153,7 +153,7 @@ fn a_claim_that_is_released_or_dropped_is_free() {
         panic!("not free")
     };
     one.close().unwrap();
-    // Too late, and without effect on its successor.
+    // Too late, and does not affect the next claim.
     let Lookup::Claimed(_successor) = two.lookup(key("a")).unwrap() else {
         panic!("not free")
     };
@@ -234,10 +234,10 @@ fn a_blob_that_was_given_up_is_not_there_and_can_come_again() {
         .join("blobs")
         .join(&names(&root.path().join("blobs"))[0]);
     std::fs::write(path, b"bites").unwrap();
-    store.lose_blob(digest).unwrap();
+    store.evict_blob(digest).unwrap();
     assert!(store.open_blob(digest).unwrap().is_none());
     assert_eq!(names(&root.path().join("blobs")).len(), 0);
-    store.lose_blob(digest).unwrap();
+    store.evict_blob(digest).unwrap();
     assert_eq!(store.put_blob(b"bytes", "download").unwrap(), digest);
     assert_eq!(store.blob(digest).unwrap().as_deref(), Some(&b"bytes"[..]));
     store.close().unwrap();
@@ -478,12 +478,12 @@ fn a_reader_leases_nothing_and_writes_nothing() {
     root.assert_clean();
 }
 
-/// Each as a killed process would leave it: its lock is free, its row has no end.
+/// Each as a killed process would leave it: its lock is free, and its end is not recorded.
 #[test]
 fn ten_thousand_killed_builds_are_told_interrupted_and_none_runs() {
     const INSTANCES: usize = 100;
     const BUILDS: usize = 100;
-    // In memory, where there is such a place: what is counted here is not the disk's patience.
+    // In memory if possible: the speed of the disk is not the subject.
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() {
         tempfile::tempdir_in(memory)
@@ -504,8 +504,8 @@ fn ten_thousand_killed_builds_are_told_interrupted_and_none_runs() {
     let interrupted = |build: &crate::Build| build.state == BuildState::Interrupted;
     assert!(builds.iter().all(interrupted));
     assert!(store.check(false).unwrap().is_clean());
-    // Builds that end do not make the store forget more of them than it keeps builds.
-    for _ in 0..LOOK {
+    // No more builds are deleted than exceed the limit.
+    for _ in 0..TRIM_INTERVAL {
         ended(&store);
     }
     let left = store.builds(usize::MAX).unwrap();
@@ -544,7 +544,7 @@ fn history_tells_running_ended_and_interrupted_apart() {
 }
 
 #[test]
-fn nothing_of_an_instance_goes_before_its_vm_is_seen_to_be_gone() {
+fn nothing_of_an_instance_is_removed_before_its_vm_is_seen_to_be_gone() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let dir = outside.path().join("dir");
@@ -572,7 +572,7 @@ fn nothing_of_an_instance_goes_before_its_vm_is_seen_to_be_gone() {
 }
 
 #[test]
-fn what_an_instance_has_made_outside_goes_with_it() {
+fn resources_are_removed_with_their_instance() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let (file, dir) = (outside.path().join("file"), outside.path().join("dir"));

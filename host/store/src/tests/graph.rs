@@ -7,13 +7,13 @@ use super::{Root, key, step};
 use crate::db::Commit;
 use crate::{DiffId, Lookup, Pin, PruneEnd, PruneOptions, Store, StoreError};
 
-/// Rows of objects.
+/// Number of objects.
 const VERTICES: i64 = 100_000;
-/// Far more than a walk takes, even on a slow machine under load; walking each path would take for
-/// ever, and a cost that grows with the square hours.
+/// Far more than a walk takes, even on a slow machine under load. Walking each path would never end,
+/// and quadratic cost would mean hours.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Layers of which each was made on the two before it. They have no bytes, which no walk needs.
+/// Layers, each of which was made on the two before it. They have no files, since no walk needs them.
 fn diamonds(store: &Store) {
     let made: Result<(), StoreError> = store.write(Commit::Relaxed, |tx| {
         let mut object = tx.prepare(
@@ -41,10 +41,10 @@ fn a_hundred_thousand_layers_with_diamonds_are_accounted_for_and_pruned() {
     diamonds(&store);
     let begin = Instant::now();
     let usage = store.du().unwrap();
-    // None is pinned, so all may go.
+    // None is pinned, so all may be removed.
     assert_eq!(usage.items.len(), 100_000);
     assert!(usage.items.iter().all(|item| item.pins.is_empty()));
-    // An image of the last one keeps all, by every path.
+    // An image of the last layer keeps all of them, along each path.
     let name = |sql: &str| {
         let sql = sql.to_owned();
         let done = store.write(Commit::Relaxed, move |tx| Ok(tx.execute_batch(&sql)?));
@@ -57,7 +57,7 @@ fn a_hundred_thousand_layers_with_diamonds_are_accounted_for_and_pruned() {
     assert!(usage.items.iter().all(|item| !item.pins.is_empty()));
     assert_eq!(super::prune(&store, &PruneOptions::default()).removed, 0);
     name("DELETE FROM image");
-    // Children go before their parents; and the pass can be stopped at any point.
+    // Children are removed before their parents, and the prune can be cancelled at any point.
     let mut last = i64::MAX;
     let mut seen = 0;
     let report = store
@@ -126,7 +126,7 @@ fn each_object_names_what_keeps_it() {
 }
 
 #[test]
-fn caches_beyond_what_is_kept_go_oldest_first() {
+fn caches_beyond_the_limit_are_removed_oldest_first() {
     let root = Root::new();
     let store = root.open();
     let names = || super::names(&root.path().join("cache"));

@@ -1,11 +1,11 @@
-//! History: what is kept of it, and what is forgotten.
+//! History: what is kept, and what is deleted.
 
 use nix::errno::Errno;
 
 use super::*;
 use crate::db::Commit;
-use crate::effect::{Effect, watching};
-use crate::history::{Keep, LOOK, events};
+use crate::failpoint::{IoOperation, with_hook};
+use crate::history::{HistoryLimits, TRIM_INTERVAL, events};
 use crate::lock::Lock;
 use crate::{
     Build, BuildId, BuildInfo, BuildState, LogReader, ResourceKind, Run, StepLog, StoreError,
@@ -57,7 +57,7 @@ fn logs_are_found_in_the_order_of_steps_and_read_by_others() {
     }
     let missing = Run { build, step: 2 };
     assert!(store.open_step_log(missing).unwrap().is_none());
-    // What cannot be listed is no empty list.
+    // A directory that cannot be listed does not count as empty.
     let other = ended(&store);
     let logs = root.path().join("logs").join(other.to_string());
     std::fs::write(&logs, "").unwrap();
@@ -96,9 +96,9 @@ fn so_many_builds_are_kept_and_none_that_runs_is_forgotten() {
     let store = root.open();
     let running = store.start_build(&BuildInfo::default()).unwrap();
     let done: Vec<i64> = (0..4).map(|_| ended(&store).0).collect();
-    let keep = |builds| Keep {
+    let keep = |builds| HistoryLimits {
         builds,
-        ..Keep::DEFAULT
+        ..HistoryLimits::DEFAULT
     };
     assert!(store.trim_history(keep(4)).unwrap().failed.is_empty());
     assert_eq!(ids(&store), [done[3], done[2], done[1], done[0], running.0]);
@@ -117,9 +117,9 @@ fn builds_are_kept_for_so_long() {
         set_back(&root, build, age);
         build.0
     });
-    let keep = |seconds| Keep {
+    let keep = |seconds| HistoryLimits {
         seconds,
-        ..Keep::DEFAULT
+        ..HistoryLimits::DEFAULT
     };
     assert!(store.trim_history(keep(7300)).unwrap().failed.is_empty());
     assert_eq!(ids(&store), [now, young, old]);
@@ -138,20 +138,20 @@ fn so_many_bytes_of_logs_are_kept_those_of_the_newest_builds() {
         log(&store, *build, 100_000);
     }
     let of_one = crate::disk::allocated_below(&root.path().join("logs").join("1")).unwrap();
-    let keep = |bytes| Keep {
+    let keep = |bytes| HistoryLimits {
         bytes,
-        ..Keep::DEFAULT
+        ..HistoryLimits::DEFAULT
     };
-    // The newest does not count.
+    // The newest build does not count.
     assert_eq!(store.trim_history(keep(2 * of_one)).unwrap().freed, 0);
     let forgotten = store.trim_history(keep(2 * of_one - 1)).unwrap();
     assert_eq!((forgotten.freed, forgotten.failed.len()), (of_one, 0));
     assert_eq!(ids(&store), [builds[2].0, builds[1].0]);
-    // One that cannot be removed keeps no other one.
+    // A build that cannot be deleted does not keep the others.
     let stuck = root.path().join("logs").join(builds[1].to_string());
     std::fs::remove_dir_all(&stuck).unwrap();
     std::fs::write(&stuck, "").unwrap();
-    let keep_none = Keep {
+    let keep_none = HistoryLimits {
         seconds: -1,
         ..keep(0)
     };
@@ -165,15 +165,15 @@ fn so_many_bytes_of_logs_are_kept_those_of_the_newest_builds() {
 fn a_build_with_a_large_log_takes_no_other_build_with_it() {
     let root = Root::new();
     let store = root.open();
-    let keep = Keep {
+    let keep = HistoryLimits {
         bytes: 100_000,
-        ..Keep::DEFAULT
+        ..HistoryLimits::DEFAULT
     };
     let small = ended(&store);
     log(&store, small, 10);
     let large = store.start_build(&BuildInfo::default()).unwrap();
     log(&store, large, 300_000);
-    // Not while it runs, and not when it has just ended, for then its log is wanted.
+    // Not while it is running, and not when it has just ended, since its log is still wanted.
     assert_eq!(store.trim_history(keep).unwrap().freed, 0);
     store.end_build(large, &ENDED).unwrap();
     assert_eq!(store.trim_history(keep).unwrap().freed, 0);
@@ -186,7 +186,7 @@ fn a_build_with_a_large_log_takes_no_other_build_with_it() {
 }
 
 #[test]
-fn a_dead_build_does_not_run_while_somebody_settles_it() {
+fn a_dead_build_is_not_running_while_another_process_cleans_up_after_it() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let path = outside.path().join("vm.lock");
@@ -222,12 +222,12 @@ fn a_dead_build_does_not_run_while_somebody_settles_it() {
 }
 
 #[test]
-fn every_so_many_builds_old_ones_are_forgotten() {
+fn old_builds_are_deleted_at_intervals() {
     let root = Root::new();
     let store = root.open();
     let old = ended(&store);
-    set_back(&root, old, Keep::DEFAULT.seconds + 60);
-    for _ in 2..LOOK {
+    set_back(&root, old, HistoryLimits::DEFAULT.seconds + 60);
+    for _ in 2..TRIM_INTERVAL {
         ended(&store);
     }
     assert!(ids(&store).contains(&old.0));
@@ -243,12 +243,18 @@ fn so_many_events_are_kept_the_newest() {
     let store = root.open();
     let noted: Result<(), StoreError> = store.write(Commit::Relaxed, |tx| {
         for n in 0..1003 {
-            events::note(tx, "object lost", &n.to_string())?;
+            events::record(tx, "object lost", &n.to_string())?;
         }
         Ok(())
     });
     noted.unwrap();
-    assert!(store.trim_history(Keep::DEFAULT).unwrap().failed.is_empty());
+    assert!(
+        store
+            .trim_history(HistoryLimits::DEFAULT)
+            .unwrap()
+            .failed
+            .is_empty()
+    );
     let events = store.events().unwrap();
     assert_eq!(events.len(), 1000);
     let rows = "SELECT count(*) FROM event";
@@ -263,25 +269,25 @@ fn so_many_events_are_kept_the_newest() {
 }
 
 #[test]
-fn what_a_full_disk_took_from_the_end_of_a_log_is_marked_when_there_is_room() {
+fn output_lost_to_a_full_disk_is_reported_in_the_log_later() {
     let root = Root::new();
     let store = root.open();
     let build = ended(&store);
     let mut log = store.step_log(build, 1, "RUN x").unwrap();
-    let full = |effect: Effect<'_>| {
-        if let Effect::Write(..) = effect {
+    let full = |operation: IoOperation<'_>| {
+        if let IoOperation::Write(..) = operation {
             return Err(Errno::ENOSPC.into());
         }
         Ok(())
     };
-    watching(full, || {
+    with_hook(full, || {
         log.append(1, b"lost");
         log.append(1, b" as well");
-        log.mark();
+        log.report_dropped();
     });
     assert_eq!(log.dropped(), 12);
-    log.mark();
-    log.mark();
+    log.report_dropped();
+    log.report_dropped();
     let mut reader = LogReader::open(log.path()).unwrap();
     let mut frames = Vec::new();
     while let Some(frame) = reader.next_frame().unwrap() {

@@ -179,7 +179,7 @@ fn image_names(store: &Store) -> Vec<String> {
 }
 
 #[test]
-fn images_lose_their_names_only_as_far_as_room_is_asked_for() {
+fn images_lose_their_names_only_until_enough_space_is_free() {
     let root = Root::new();
     let store = two_images(&root);
     let total = store.du().unwrap().total;
@@ -255,7 +255,7 @@ fn a_filter_takes_what_passes_it_and_leaves_the_rest() {
 }
 
 #[test]
-fn one_that_cannot_be_removed_stops_nothing_and_goes_later() {
+fn an_object_that_cannot_be_removed_stops_nothing_and_is_removed_later() {
     let root = Root::new();
     let store = root.open();
     for content in ["a", "b", "c"] {
@@ -285,9 +285,9 @@ fn one_that_cannot_be_removed_stops_nothing_and_goes_later() {
     root.assert_clean();
 }
 
-/// What an earlier pass has left does not count for what is asked of this one.
+/// Removing what an earlier prune has left does not count for the limits of this one.
 #[test]
-fn what_was_condemned_before_goes_beside_what_is_asked_for() {
+fn earlier_tombstones_do_not_count_for_the_limits() {
     let root = Root::new();
     let store = root.open();
     for content in ["a", "b", "c", "d", "e"] {
@@ -331,7 +331,7 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
     };
     let report = store.prune(&all, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!((report.end, report.removed), (PruneEnd::Cancelled, 1));
-    // Whoever stops it wants to keep the rest.
+    // The rest is kept after a cancel.
     assert_eq!(store.builds(9).unwrap()[0].id, build);
     assert!(store.load_cache("kept").is_some());
     let report = prune(&store, &all);
@@ -343,7 +343,7 @@ fn a_prune_that_is_stopped_is_finished_by_the_next() {
     root.assert_clean();
 }
 
-/// History is nothing that a build needs, so a prune leaves it alone unless nothing else limits it.
+/// No build needs the history, so only a prune without limits deletes it.
 #[test]
 fn only_a_prune_of_everything_forgets_builds() {
     let root = Root::new();
@@ -418,7 +418,7 @@ fn a_second_prune_says_that_there_is_one() {
     let mut seen = None;
     one.prune(&PruneOptions::default(), &mut |_| {
         seen = Some(prune(&two, &PruneOptions::default()).end);
-        // Nothing is held that a build needs.
+        // A prune holds no lock that a build needs.
         layer(&two, "b");
         ControlFlow::Continue(())
     })
@@ -500,10 +500,10 @@ fn check_finds_and_repairs_each_kind_of_damage() {
     finds(
         &root,
         &[
-            "blobs/999 belongs to nothing",
-            "blobs/foreign belongs to nothing",
-            "logs/77 belongs to nothing",
-            "tmp/0123 belongs to nothing",
+            "blobs/999 is not used by the store",
+            "blobs/foreign is not used by the store",
+            "logs/77 is not used by the store",
+            "tmp/0123 is not used by the store",
             "",
             "",
             "",
@@ -564,7 +564,7 @@ fn a_lost_index_is_made_again_and_a_damaged_tar_is_not_believed() {
 }
 
 #[test]
-fn a_foreign_file_in_the_way_of_a_new_object_is_got_round() {
+fn a_foreign_file_with_the_name_of_a_new_object_is_skipped() {
     let root = Root::new();
     let store = root.open();
     layer(&store, "a");
@@ -658,7 +658,7 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     assert_eq!(*store.index(made.diff_id).unwrap(), *index);
     assert_eq!(store.blob(blob).unwrap().unwrap(), b"blob");
     assert_eq!(store.peek(key("a")).unwrap(), None);
-    // These are leftovers, and their numbers are not given out again.
+    // These files are unused, and their ids are not reused.
     prune(&store, &PruneOptions::default());
     layer(&store, "new");
     assert!(root.path().join("blobs/104").exists());

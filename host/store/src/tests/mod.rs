@@ -1,7 +1,7 @@
-//! Whole ways through the store, with several handles and several processes.
+//! Tests of the whole store, with several handles and several processes.
 
+mod check;
 mod claims;
-mod findings;
 mod graph;
 mod history;
 mod housekeeping;
@@ -9,19 +9,20 @@ mod index;
 mod ingest;
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "each match is about a few of many phases or effects"
+    reason = "each match is about a few of many phases or operations"
 )]
 mod model;
+mod modules;
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "each match is about a few of many effects"
+    reason = "each match is about a few of many operations"
 )]
 mod operations;
 mod outputs;
 mod processes;
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "each match is about a few of many effects or facts"
+    reason = "each match is about a few of many operations or promises"
 )]
 mod proof;
 mod property;
@@ -57,12 +58,12 @@ impl Root {
         open(self.path())
     }
 
-    /// The database, past the store.
+    /// A connection to the database that bypasses the store.
     fn database(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.path().join("store.db")).unwrap()
     }
 
-    /// All handles are gone: nothing may be left over.
+    /// After all handles were dropped nothing may be left over.
     #[track_caller]
     fn assert_clean(&self) {
         let store = self.open();
@@ -111,7 +112,7 @@ pub(crate) fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
 
 fn ingest(store: &Store, tar: &[u8]) -> Result<Layer, IngestError> {
     let mut writer = store.layer_writer("test").unwrap();
-    // What is refused says so again at the end.
+    // An error comes again from `finish`.
     writer.write_all(tar).ok();
     writer.finish()
 }
@@ -125,7 +126,7 @@ fn key(name: &str) -> StepKey {
     StepKey(Digest::of(name.as_bytes()))
 }
 
-/// Does a step: claims its key and binds it to a new layer.
+/// Runs a step: claims its key and makes a new layer its result.
 fn step(store: &Store, name: &str, parents: &[DiffId]) -> Layer {
     let Lookup::Claimed(claim) = store.lookup(key(name)).unwrap() else {
         panic!("{name} is not free")
@@ -134,7 +135,7 @@ fn step(store: &Store, name: &str, parents: &[DiffId]) -> Layer {
     claim.commit(&made, parents, false).unwrap()
 }
 
-/// How a build ends that went well.
+/// The outcome of a successful build.
 const ENDED: BuildOutcome = BuildOutcome {
     class: Class::Success,
     status: 0,
@@ -142,7 +143,7 @@ const ENDED: BuildOutcome = BuildOutcome {
     image: None,
 };
 
-/// A build that went well.
+/// A successful build.
 fn ended(store: &Store) -> BuildId {
     let build = store.start_build(&BuildInfo::default()).unwrap();
     store.end_build(build, &ENDED).unwrap();

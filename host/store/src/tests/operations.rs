@@ -1,8 +1,8 @@
 //! Random operations of several instances, some of which die, against a model in memory.
 //!
-//! After each operation the database is read beside the store and compared: the valid objects, the
-//! results, the images, the builds, and the claims and leases of those that live; and a check finds
-//! nothing but what could not be deleted.
+//! After each operation the database is read and compared with the model: the valid objects, the
+//! results, the images, the builds, and the claims and leases of live instances. A check finds only
+//! what could not be removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,7 +16,7 @@ use rusqlite::Connection;
 
 use super::proof::{fast_dir, settle};
 use super::{ENDED, key, layer, open};
-use crate::effect::{Effect, watching};
+use crate::failpoint::{IoOperation, with_hook};
 use crate::{
     BuildId, BuildInfo, Claim, DiffId, Digest, Finding, Lookup, PruneOptions, Store, StoreError,
 };
@@ -31,9 +31,9 @@ const HANDLES: usize = 3;
 enum Op {
     Open,
     Close(usize),
-    /// As a killed process: nothing is put in order.
+    /// As a killed process: nothing is cleaned up.
     Kill(usize),
-    /// Does a step on top of another, or only claims it.
+    /// Runs a step on top of another, or only claims it.
     Step {
         at: usize,
         step: usize,
@@ -61,7 +61,7 @@ enum Op {
         limit: Limit,
         fault: Option<bool>,
     },
-    /// Makes the database again, if nobody has it open.
+    /// Rebuilds the database, if nobody has the store open.
     Rebuild,
 }
 
@@ -100,27 +100,27 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// An instance at work.
+/// A live instance.
 struct Handle {
     store: Store,
     held: Vec<(usize, Claim)>,
     builds: Vec<BuildId>,
 }
 
-/// What must be in the store. Objects are named by what they hold.
+/// What must be in the store. Objects are identified by their content.
 #[derive(Debug, Default)]
 struct Model {
-    /// Each with the number of its row: parents are older.
+    /// Each with the id of its row: parents are older.
     valid: BTreeMap<&'static str, i64>,
     edges: BTreeSet<(&'static str, &'static str)>,
     results: BTreeSet<&'static str>,
     images: BTreeMap<&'static str, (&'static str, &'static str)>,
-    /// Of those that live, by number of their row.
+    /// Of live instances, by id of their row.
     leases: BTreeSet<(i64, &'static str)>,
     claims: BTreeMap<&'static str, i64>,
     builds: usize,
     ended: usize,
-    /// Whether something may be condemned and still there.
+    /// Whether a tombstoned object may still exist.
     stuck: bool,
 }
 
@@ -130,7 +130,7 @@ impl Model {
         self.claims.retain(|_, who| *who != instance);
     }
 
-    /// Takes away what nothing keeps; with `images`, names keep nothing and go with what they name.
+    /// Removes what nothing keeps. With `images`, names keep nothing, and are removed with their parts.
     fn prune(&mut self, images: bool) {
         let pinned = |name: &str| {
             let mut parts = self.images.values();
@@ -185,7 +185,7 @@ impl Bench {
         Connection::open(self.root().join("store.db")).unwrap()
     }
 
-    /// The number of the row of a valid object.
+    /// The id of the row of a valid object.
     fn id(&self, content: Digest) -> i64 {
         let sql = "SELECT id FROM object WHERE digest = ?1 AND state = 'valid'";
         self.database()
@@ -193,7 +193,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// What the operation does to store and model.
+    /// Applies an operation to the store and the model.
     fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
         match *op {
             Op::Open if self.handles.len() < HANDLES => {
@@ -209,7 +209,7 @@ impl Bench {
             Op::Close(at) | Op::Kill(at) => {
                 if at < self.handles.len() {
                     let handle = self.handles.remove(at);
-                    self.model.forget(handle.store.me());
+                    self.model.forget(handle.store.instance_row());
                     if matches!(op, Op::Kill(_)) {
                         handle.store.inner.die();
                     } else {
@@ -234,7 +234,7 @@ impl Bench {
     }
 
     fn work(&mut self, at: usize, op: &Op) -> Result<(), TestCaseError> {
-        let me = self.handles[at].store.me();
+        let me = self.handles[at].store.instance_row();
         match *op {
             Op::Step {
                 step, parent, hold, ..
@@ -289,7 +289,7 @@ impl Bench {
             }
             Op::EndBuild(_) => {
                 if let Some(build) = self.handles[at].builds.pop() {
-                    // A prune of everything forgets what does not run, and this one runs.
+                    // A prune of everything deletes builds that are not running, and this one is running.
                     self.handles[at].store.end_build(build, &ENDED).unwrap();
                     self.model.ended += 1;
                 }
@@ -313,7 +313,7 @@ impl Bench {
         hold: bool,
     ) -> Result<(), TestCaseError> {
         let name = STEPS[step];
-        let me = self.handles[at].store.me();
+        let me = self.handles[at].store.instance_row();
         match self.handles[at].store.lookup(key(name)).unwrap() {
             Lookup::Hit(layer) => {
                 prop_assert!(self.model.results.contains(name));
@@ -326,7 +326,7 @@ impl Bench {
                     .handles
                     .iter()
                     .find(|it| it.store.instance() == owner.instance);
-                let who = who.map(|it| it.store.me());
+                let who = who.map(|it| it.store.instance_row());
                 prop_assert_eq!(who, self.model.claims.get(name).copied());
             }
             Lookup::Claimed(claim) => {
@@ -347,7 +347,7 @@ impl Bench {
         let store = &self.handles[at].store;
         let made = layer(store, name);
         claim.commit(&made, &[diff_id(parent)], false).unwrap();
-        let (me, id) = (store.me(), self.id(made.diff_id.0));
+        let (me, id) = (store.instance_row(), self.id(made.diff_id.0));
         self.model.valid.insert(name, id);
         self.model.claims.remove(name);
         self.model.results.insert(name);
@@ -370,8 +370,8 @@ impl Bench {
             dry_run: matches!(limit, Limit::Dry),
             ..PruneOptions::default()
         };
-        let watcher = move |effect: Effect<'_>| match (effect, fault) {
-            (Effect::RemoveFile(path), Some(busy))
+        let hook = move |operation: IoOperation<'_>| match (operation, fault) {
+            (IoOperation::RemoveFile(path), Some(busy))
                 if path.parent().is_some_and(|dir| dir.ends_with("blobs")) =>
             {
                 Err(io::Error::from(if busy {
@@ -383,7 +383,7 @@ impl Bench {
             _ => Ok(()),
         };
         let store = self.handles[at].store.clone();
-        let report = watching(watcher, || {
+        let report = with_hook(hook, || {
             store.prune(&options, &mut |_| ControlFlow::Continue(()))
         });
         let report = report.unwrap();
@@ -397,7 +397,7 @@ impl Bench {
         self.model.prune(images);
         if images {
             let running: usize = self.handles.iter().map(|it| it.builds.len()).sum();
-            // Builds of an instance that lives and has ended them are gone as well.
+            // The ended builds of live instances are deleted as well.
             self.model.ended = 0;
             let live = self
                 .handles
@@ -413,7 +413,7 @@ impl Bench {
         }
     }
 
-    /// Only content is left.
+    /// After a rebuild only content is left.
     fn rebuild(&mut self) -> Result<(), TestCaseError> {
         if !self.root().exists() {
             return Ok(());
@@ -422,8 +422,8 @@ impl Bench {
             Err(error) => prop_assert!(!self.handles.is_empty() && is_busy(&error), "{}", error),
             Ok(_) => {
                 prop_assert!(self.handles.is_empty());
-                // What was condemned and what dead ones have left may count as a blob now: from
-                // here on only a prune tells what is there.
+                // Tombstoned objects, and files of dead instances, may count as blobs now. From here on
+                // only a prune shows what exists.
                 let mut model = Model::default();
                 std::mem::swap(&mut model, &mut self.model);
                 let store = open(&self.root());
@@ -457,7 +457,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Compares everything.
+    /// Compares the store with the model.
     fn compare(&self) -> Result<(), TestCaseError> {
         if self.handles.is_empty() {
             return Ok(());
@@ -479,7 +479,11 @@ impl Bench {
         prop_assert_eq!(texts("SELECT hex(key) FROM action"), results);
         let images: BTreeSet<String> = model.images.keys().map(|it| (*it).to_owned()).collect();
         prop_assert_eq!(texts("SELECT name FROM image"), images);
-        let live: BTreeSet<i64> = self.handles.iter().map(|it| it.store.me()).collect();
+        let live: BTreeSet<i64> = self
+            .handles
+            .iter()
+            .map(|it| it.store.instance_row())
+            .collect();
         let live: Vec<String> = live.iter().map(ToString::to_string).collect();
         let live = live.join(",");
         let claims = model
@@ -514,7 +518,7 @@ impl Bench {
         for (finding, _) in self.handles[0].store.check(false).unwrap().findings {
             let known = match finding {
                 Finding::Leftover { why: Some(_), .. } => self.model.stuck,
-                // Told until the next one opens the store or prunes it.
+                // Reported until a process opens or prunes the store.
                 Finding::DeadInstance(_) => true,
                 _ => false,
             };

@@ -1,7 +1,7 @@
-//! Equal content from several sides at once, whose name is known before (fixed) or only when it is
-//! there (floating): the deadlock of NixOS/nix#15846 in its forms. There the name of an output had a
-//! lock, which one side held while it waited for the other. Here content has no lock: who is first
-//! makes the object, and the other finds it when it commits.
+//! Several producers of equal content, whose name is known before (fixed outputs) or afterwards
+//! (floating outputs): the variants of the deadlock in NixOS/nix#15846. There, the name of an output had
+//! a lock, which one producer held while it waited for the other. Here content has no lock: the first
+//! producer makes the object, and the other finds it when it commits.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Child;
@@ -21,7 +21,7 @@ use crate::{Claim, LayerWriter};
 /// A deadlock would last for ever.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// Does something that must not wait for anybody.
+/// Runs something that must not wait for anybody.
 #[track_caller]
 fn in_bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let (done, finished) = sync_channel(1);
@@ -30,7 +30,7 @@ fn in_bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         match finished.recv_timeout(BOUND) {
             Ok(result) => result,
             Err(RecvTimeoutError::Disconnected) => panic!("see above"),
-            // The scope would wait for the thread: this ends the process, which names the test.
+            // The scope would wait for the thread, so this ends the process, and names the test.
             Err(RecvTimeoutError::Timeout) => {
                 writeln!(std::io::stderr(), "nobody may wait here").unwrap();
                 std::process::abort();
@@ -46,7 +46,7 @@ fn claim(store: &Store, name: &str) -> Claim {
     }
 }
 
-/// All bytes of a layer, and not its end.
+/// A layer whose bytes are all written, but which is not finished.
 fn begun(store: &Store, content: &str) -> LayerWriter {
     let mut writer = store.layer_writer("begun").unwrap();
     let bytes = tar(&[("file", content.as_bytes())]);
@@ -119,9 +119,8 @@ impl Drop for Killed {
     }
 }
 
-/// Stops a process that has a store open. Its store has threads of its own that write now and then;
-/// who is stopped in the middle of that makes others say that the database is busy, which is another
-/// test.
+/// Stops a process that has a store open, but not in the middle of a transaction: then others would
+/// report that the database is busy, which is the subject of another test.
 fn stop_outside_of_a_transaction(pid: Pid, root: &Root) {
     in_bound(|| {
         let database = root.database();
@@ -152,8 +151,8 @@ fn nix_15846_output_that_a_stopped_process_is_making() {
     let store = root.open();
     let made = in_bound(|| step(&store, "equal", &[]));
     kill(pid, Signal::SIGCONT).unwrap();
-    // Waiting ends its standard input. Its status says nothing: nobody reads what the test harness in
-    // it prints at the end.
+    // Waiting closes its standard input. Its status means nothing, since nobody reads the final output of
+    // its test harness.
     in_bound(|| child.wait().unwrap());
     for name in ["equal", "made by equal"] {
         assert_eq!(
@@ -171,7 +170,7 @@ fn nix_15846_output_that_a_stopped_process_is_making() {
 fn nix_15846_crossed_outputs_of_two_processes() {
     let root = Root::new();
     let mut children = ["make one, other", "make other, one"].map(|role| spawn(root.path(), role));
-    // Neither waits for anything but the other.
+    // Each waits only for the other.
     for child in &mut children {
         drop(child.stdin.take());
     }
@@ -184,8 +183,8 @@ fn nix_15846_crossed_outputs_of_two_processes() {
     root.assert_clean();
 }
 
-/// What the children do: `make A` begins the layer A, is seen to, and finishes it when its standard
-/// input ends; `make A, B` has both begun, and finishes one after the other.
+/// The code of the child processes: `make A` begins the layer A, reports it, and finishes it when its
+/// standard input is closed; `make A, B` begins both, and finishes one after the other.
 pub(super) fn make(store: &Store, contents: &str) {
     let claim = claim(store, &format!("made by {contents}"));
     let begun: Vec<_> = contents.split(", ").map(|it| begun(store, it)).collect();

@@ -1,4 +1,4 @@
-//! Several processes, some of which are killed; a disk that is full.
+//! Several processes, some of which are killed; full disks.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use crate::layout::Layout;
 const ROOT: &str = "STORE_TEST_ROOT";
 const ROLE: &str = "STORE_TEST_ROLE";
 
-/// Not a test of its own: what a child process does.
+/// Not a test: the code of the child processes.
 #[test]
 fn child() {
     let Some(root) = std::env::var_os(ROOT) else {
@@ -59,7 +59,7 @@ fn child() {
     }
 }
 
-/// Does a step or waits for whom is doing it.
+/// Runs a step, or waits for the process that is running it.
 fn work(store: &Store, name: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
@@ -76,7 +76,7 @@ fn work(store: &Store, name: &str) {
     panic!("{name} never ended");
 }
 
-/// Tells the parent, through the output that it reads.
+/// Tells the parent on standard output.
 pub(super) fn ready() {
     let mut out = std::io::stdout();
     out.write_all(b"\nready\n").unwrap();
@@ -118,12 +118,12 @@ fn a_killed_instance_is_reaped_and_its_claim_taken_over() {
         panic!("not busy")
     };
     assert_ne!(owner.instance, store.instance());
-    // It lives, so nothing of it goes.
+    // It is alive, so nothing of it is removed.
     assert_eq!(prune(&store, &PruneOptions::default()).removed, 0);
     assert_eq!(names(&root.path().join("blobs")).len(), 2);
     child.kill().unwrap();
     child.wait().unwrap();
-    // Met in the middle of work, not only when a store is opened.
+    // This happens in the middle of work as well, not only when a store is opened.
     let Lookup::Claimed(claim) = store.lookup(key("held")).unwrap() else {
         panic!("not free")
     };
@@ -173,7 +173,7 @@ fn wherever_processes_are_killed_the_next_one_finds_a_sound_store() {
     drop(root.open());
     for round in 0..10u64 {
         let mut children = [spawn(root.path(), "work"), spawn(root.path(), "churn")];
-        // Somewhere between the start of the process and the end of its work.
+        // At some time between the start of the process and the end of its work.
         std::thread::sleep(Duration::from_millis(20 + 23 * round));
         for child in &mut children {
             child.kill().unwrap();
@@ -227,7 +227,7 @@ fn a_process_that_is_stopped_in_a_transaction_makes_others_say_busy_in_bound() {
     let start = Instant::now();
     assert!(matches!(store.lookup(key("a")), Err(StoreError::Busy(_))));
     assert!(start.elapsed() < Duration::from_secs(30));
-    // Who only reads does not wait.
+    // A reader does not wait.
     assert_eq!(store.images().unwrap(), []);
     stopped.execute_batch("ROLLBACK").unwrap();
     drop(stopped);
@@ -293,9 +293,9 @@ fn an_empty_database_beside_objects_is_a_lost_one_and_no_new_store() {
     }
 }
 
-/// The log grows as long as anybody reads; it must not stay so for ever.
+/// The write-ahead log grows while a process reads, and must not stay so large.
 #[test]
-fn a_log_that_has_grown_long_is_folded_back_by_whoever_opens_the_store() {
+fn opening_a_store_checkpoints_a_long_log() {
     const LONG: u64 = 5 << 20;
     let root = Root::new();
     let store = root.open();
@@ -314,11 +314,11 @@ fn a_log_that_has_grown_long_is_folded_back_by_whoever_opens_the_store() {
         number += 1;
         assert!(number < 5_000, "the log does not grow");
     }
-    // As long as the other one reads nobody can do anything about it, and nothing stops.
+    // While the other process reads, nothing can be done about it, and nobody waits.
     drop(root.open());
     assert!(log() >= LONG);
     drop(reader);
-    // Without a transaction, which would fold it back as well, if nobody reads just then.
+    // Without a transaction, which could checkpoint the log as well.
     drop(Db::open(&Layout::new(root.path().to_owned()), true).unwrap());
     assert!(log() >= LONG);
     drop(Db::open(&Layout::new(root.path().to_owned()), false).unwrap());
@@ -333,7 +333,7 @@ struct Tmpfs {
 }
 
 impl Tmpfs {
-    /// `None` where this process may not mount, which is said.
+    /// `None`, with a message, if this process may not mount.
     fn new(limits: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -386,12 +386,12 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
         "{full:?}"
     );
     assert!(!kept.is_empty());
-    // To the last byte, so that the reserve is what is left to prune with.
+    // To the last byte, so that only the reserve makes a prune possible.
     let filler = small.dir.path().join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
-    // What is there is in use.
-    assert!(!store.make_room());
+    // Everything is in use.
+    assert!(!store.free_space());
     store.close().ok();
     let store = open_full(&root);
     for layer in &kept {
@@ -414,7 +414,7 @@ fn a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
 }
 
 #[test]
-fn what_does_not_fit_gets_the_room_of_some_that_nothing_keeps() {
+fn a_write_to_a_full_disk_prunes_unused_objects() {
     let Some(small) = Tmpfs::new("size=48m") else {
         return;
     };
@@ -427,11 +427,11 @@ fn what_does_not_fit_gets_the_room_of_some_that_nothing_keeps() {
     store.close().unwrap();
     let store = open(&root);
     assert!(store.space().unwrap().free < 8 << 20);
-    // Whoever prunes just now is waited for.
+    // A running prune is waited for.
     let pruner = crate::lock::Lock::try_exclusive(&store.layout().prune_lock());
     let pruner = pruner.unwrap().unwrap();
     let is_made = std::thread::scope(|scope| {
-        let waits = scope.spawn(|| store.make_room());
+        let waits = scope.spawn(|| store.free_space());
         std::thread::sleep(Duration::from_millis(120));
         drop(pruner);
         waits.join().unwrap()
@@ -454,7 +454,7 @@ fn without_a_single_file_left_a_prune_frees_some() {
     };
     let root = small.dir.path().join("store");
     let store = open(&root);
-    // That of an older version is one file.
+    // Older versions had a single file.
     let reserve = root.join("reserve");
     std::fs::remove_dir_all(&reserve).unwrap();
     std::fs::write(&reserve, b"x").unwrap();

@@ -1,12 +1,13 @@
 //! `cofferdam build`.
 //!
 //! [`args`] defines the options, [`request`] turns them into a request for the engine, [`vm`] starts the
-//! VM when the engine needs it, and [`results`] writes the result files.
+//! VM when the engine needs it, [`free_space`] reports how disk space is kept free, and [`results`] writes
+//! the result files.
 
 mod args;
+mod free_space;
 mod request;
 mod results;
-mod room;
 mod vm;
 
 use std::collections::HashSet;
@@ -14,6 +15,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ::store::FreeSpaceGuard;
 use engine::build::{BuildError, BuildRequest, BuildResult, build_and_tell, differing_text};
 use exec::Cancel;
 use serde_json::Value;
@@ -62,7 +64,9 @@ fn build(
     let store = common.open().map_err(|failure| (failure, None))?;
     let vm = LazyVm::new(args, &store, Arc::clone(progress));
     let mut report = None;
-    let built = room::kept(&store, args.min_free_space, progress, cancel, || {
+    let guard = FreeSpaceGuard::new(&store, args.min_free_space);
+    let hooks = free_space::Hooks::new(&store, progress, cancel);
+    let built = guard.run(&hooks, || {
         // The history records success only after all other results are written.
         build_and_tell(request, &store, &vm, &**progress, cancel, |built| {
             report = vm.shut_down();
@@ -76,7 +80,7 @@ fn build(
         let elsewhere = matches!(error, BuildError::Tell { .. });
         let mut failure = failure(error);
         if failure.hint.is_none() && !elsewhere {
-            failure.hint = room::hint(&store, &failure);
+            failure.hint = free_space::hint(&store, &failure);
         }
         failure
     });

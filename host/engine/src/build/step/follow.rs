@@ -81,7 +81,7 @@ impl<'a> Steps<'a> {
     /// Says to those who wait which run a claim stands for.
     pub(super) fn tell(&self, at: &At<'_>, claim: &Claim) -> Result<(), BuildError> {
         let (build, step) = (self.build, at.number);
-        Ok(claim.tell(Run { build, step })?)
+        Ok(claim.set_run(Run { build, step })?)
     }
 
     fn show(

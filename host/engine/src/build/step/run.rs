@@ -89,7 +89,7 @@ impl Steps<'_> {
         let spec = self.specify(at, op)?;
         let mut output = self.own_log(at)?;
         let run = self.executor.run(&spec, &mut output, self.cancel);
-        output.log.mark();
+        output.log.report_dropped();
         match run {
             Ok(done) => Ok(done.layer),
             Err(source) => Err(self.step_error(at, op, &output.log, source)),

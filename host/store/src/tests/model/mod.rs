@@ -1,18 +1,18 @@
-//! Claims, leases and condemning in every order, with a crash at any moment.
+//! Claims, leases and tombstones in every order, with a crash at any point.
 //!
-//! A [`World`] is the database, the object files and what each process is at; one [`Action`] is one
-//! transaction or one effect on the files, as they stand in `action.rs`, `object.rs`, `instance.rs`
-//! and `prune.rs`. [stateright] visits every world. [`schedule`] lets the real code run in random
-//! orders of the same steps, under the same laws.
+//! A [`ModelState`] is the database, the object files and what each process is doing. An [`Action`] is one
+//! transaction or one I/O operation on the files, as in `action.rs`, `object.rs`, `reap.rs` and
+//! `prune.rs`. [stateright] visits every state. [`schedule`] runs the real code in random orders of the
+//! same steps, under the same laws.
 
 mod schedule;
-mod world;
+mod state;
 
 use stateright::{Checker, Model, Property};
 
-use world::{Action, Phase, World};
+use state::{Action, ModelState, Phase};
 
-/// What a wrong store would do.
+/// A deliberate fault, which the model must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Fault {
     None,
@@ -20,19 +20,19 @@ enum Fault {
     LeaseLater,
     /// A key is claimed without looking for a result again.
     NoSecondLook,
-    /// Prune removes the bytes first.
+    /// Prune removes the file before the tombstone.
     BytesFirst,
-    /// Who has a claim for long counts as dead.
+    /// The owner of an old claim counts as dead.
     ImpatientWaiter,
-    /// The claims of the dead stay.
+    /// The claims of dead instances stay.
     ClaimsOfTheDead,
-    /// The row of a draft of the dead goes with its claim, and not after its bytes.
+    /// The row of a pending object of a dead instance is deleted with its claim, not after its file.
     RowFirst,
-    /// Who has a claim takes the next one before it begins to work.
+    /// The owner of a claim takes the next one before it begins to work.
     HoldAndWait,
 }
 
-/// Who does what, and what may happen.
+/// What the processes do, and what may happen.
 #[derive(Debug, Clone)]
 struct Script {
     /// The keys that each builder wants, one after the other.
@@ -50,61 +50,67 @@ impl Script {
 }
 
 impl Model for Script {
-    type State = World;
+    type State = ModelState;
     type Action = Action;
 
-    fn init_states(&self) -> Vec<World> {
-        vec![World::new(self)]
+    fn init_states(&self) -> Vec<ModelState> {
+        vec![ModelState::new(self)]
     }
 
-    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        world.actions(self, actions);
+    fn actions(&self, state: &ModelState, actions: &mut Vec<Action>) {
+        state.actions(self, actions);
     }
 
-    fn next_state(&self, world: &World, action: Action) -> Option<World> {
-        let mut next = world.clone();
+    fn next_state(&self, state: &ModelState, action: Action) -> Option<ModelState> {
+        let mut next = state.clone();
         next.apply(self, action);
         Some(next)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("one works at a key", |script: &Self, world: &World| {
-                (0..script.keys()).all(|key| world.at_work(key) <= 1)
+            Property::always("one works at a key", |script: &Self, state: &ModelState| {
+                (0..script.keys()).all(|key| state.at_work(key) <= 1)
             }),
-            Property::always("no work is done twice", |script: &Self, world: &World| {
-                let spare = script.crashes - world.crashes + world.condemned;
-                (0..script.keys()).all(|key| world.begun[key] <= 1 + spare)
-            }),
-            Property::always("a valid object has its bytes", |_, world: &World| {
-                world
+            Property::always(
+                "no work is done twice",
+                |script: &Self, state: &ModelState| {
+                    let spare = script.crashes - state.crashes + state.tombstoned;
+                    (0..script.keys()).all(|key| state.begun[key] <= 1 + spare)
+                },
+            ),
+            Property::always("a valid object has its bytes", |_, state: &ModelState| {
+                state
                     .rows
                     .iter()
                     .all(|row| !row.is_valid() || row.is_whole())
             }),
-            Property::always("a leased object stays", |_, world: &World| {
-                let leased = |row: &world::Row| row.leases.iter().any(|who| world.lives(*who));
-                world
+            Property::always("a leased object stays", |_, state: &ModelState| {
+                let leased = |row: &state::Object| row.leases.iter().any(|who| state.lives(*who));
+                state
                     .rows
                     .iter()
                     .all(|row| !leased(row) || (row.is_valid() && row.is_whole()))
             }),
-            Property::always("bytes have a row", |_, world: &World| !world.orphan),
-            Property::always("a result is an object", |_, world: &World| {
-                world
+            Property::always("bytes have a row", |_, state: &ModelState| !state.orphan),
+            Property::always("a result is an object", |_, state: &ModelState| {
+                state
                     .results
                     .iter()
                     .flatten()
-                    .all(|id| world.row(*id).is_some_and(world::Row::is_valid))
+                    .all(|id| state.row(*id).is_some_and(state::Object::is_valid))
             }),
-            Property::always("who stops has finished", |script: &Self, world: &World| {
-                let mut actions = Vec::new();
-                script.actions(world, &mut actions);
-                actions.retain(|action| !matches!(action, Action::Crash(_)));
-                !actions.is_empty() || world.is_complete(script)
-            }),
-            Property::sometimes("a dead one is taken over from", |_, world: &World| {
-                world
+            Property::always(
+                "who stops has finished",
+                |script: &Self, state: &ModelState| {
+                    let mut actions = Vec::new();
+                    script.actions(state, &mut actions);
+                    actions.retain(|action| !matches!(action, Action::Crash(_)));
+                    !actions.is_empty() || state.is_complete(script)
+                },
+            ),
+            Property::sometimes("a dead one is taken over from", |_, state: &ModelState| {
+                state
                     .processes
                     .iter()
                     .any(|it| matches!(it.phase, Phase::Reap(..)))
@@ -135,7 +141,7 @@ fn crossed(fault: Fault) -> Script {
 #[expect(clippy::print_stdout, reason = "the document quotes it")]
 fn check(script: Script) {
     let checker = script.checker().spawn_dfs().join();
-    println!("{} worlds", checker.unique_state_count());
+    println!("{} states", checker.unique_state_count());
     for (law, path) in checker.discoveries() {
         if law == "a dead one is taken over from" {
             continue;
@@ -147,7 +153,7 @@ fn check(script: Script) {
     checker.assert_any_discovery("a dead one is taken over from");
 }
 
-/// Some order shows what is wrong.
+/// A fault is found in some order.
 #[track_caller]
 fn check_found(script: Script, law: &'static str) {
     let fault = script.fault;
@@ -160,7 +166,7 @@ fn check_found(script: Script, law: &'static str) {
 }
 
 #[test]
-fn two_that_want_the_same_beside_two_prunes_and_two_crashes() {
+fn two_builders_of_one_key_with_two_prunes_and_two_crashes() {
     check(Script {
         prunes: 2,
         crashes: 2,
@@ -169,7 +175,7 @@ fn two_that_want_the_same_beside_two_prunes_and_two_crashes() {
 }
 
 #[test]
-fn two_that_want_the_same_in_opposite_order_beside_a_prune_and_two_crashes() {
+fn two_builders_of_two_keys_in_opposite_order_with_a_prune_and_two_crashes() {
     check(Script {
         prunes: 1,
         crashes: 2,
@@ -178,7 +184,7 @@ fn two_that_want_the_same_in_opposite_order_beside_a_prune_and_two_crashes() {
 }
 
 #[test]
-fn three_that_want_the_same_beside_a_prune_and_two_crashes() {
+fn three_builders_of_one_key_with_a_prune_and_two_crashes() {
     check(Script {
         builders: vec![vec![0], vec![0], vec![0]],
         prunes: 1,
@@ -188,7 +194,7 @@ fn three_that_want_the_same_beside_a_prune_and_two_crashes() {
 }
 
 #[test]
-fn a_lease_after_the_look_is_too_late() {
+fn a_lease_in_a_later_transaction_is_too_late() {
     check_found(two(Fault::LeaseLater), "a leased object stays");
 }
 
@@ -198,26 +204,26 @@ fn a_claim_without_a_second_look_does_work_twice() {
 }
 
 #[test]
-fn bytes_that_go_before_the_row_is_condemned_are_missed() {
+fn a_file_that_is_removed_before_the_tombstone_is_missed() {
     check_found(two(Fault::BytesFirst), "a valid object has its bytes");
 }
 
 #[test]
-fn a_waiter_without_patience_makes_two_work_at_once() {
+fn a_waiter_that_takes_a_live_claim_makes_two_work_at_once() {
     check_found(two(Fault::ImpatientWaiter), "one works at a key");
 }
 
 #[test]
-fn claims_that_outlive_their_owner_are_waited_for_for_ever() {
+fn a_claim_that_outlives_its_owner_is_waited_for_without_end() {
     check_found(two(Fault::ClaimsOfTheDead), "who stops has finished");
 }
 
 #[test]
-fn a_row_that_goes_before_its_bytes_leaves_them_to_nobody() {
+fn a_row_that_is_deleted_before_its_file_leaves_an_orphan() {
     check_found(two(Fault::RowFirst), "bytes have a row");
 }
 
 #[test]
-fn a_claim_that_is_held_while_another_is_waited_for_is_a_deadlock_of_two() {
+fn a_claim_that_is_held_while_waiting_for_another_is_a_deadlock() {
     check_found(crossed(Fault::HoldAndWait), "who stops has finished");
 }

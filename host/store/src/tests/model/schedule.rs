@@ -1,6 +1,6 @@
-//! The real code in random orders: several instances, each a thread that stops before every effect
-//! until it is told to go on, or to die. Between two steps the laws of the model are looked at in
-//! the real database and the real files.
+//! The real code in random orders: several instances, each a thread that stops before each I/O operation
+//! until it is told to continue or to die. After each step the laws of the model are checked in the real
+//! database and the real files.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,21 +14,21 @@ use nix::errno::Errno;
 
 use super::super::proof::{fast_dir, settle, width};
 use super::super::{key, names, open, step, tar};
-use crate::effect::{Effect, watching};
+use crate::failpoint::{IoOperation, with_hook};
 use crate::{DiffId, Lookup, PruneOptions, Store, StoreError};
 
 /// Orders that are tried.
 const ORDERS: u64 = 300;
-/// Steps after which an order that has not come to rest never does.
+/// Number of steps after which an order counts as endless.
 const STEPS: usize = 4000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
-    /// Between two stops.
+    /// Between two I/O operations.
     Running,
-    /// Before an effect.
+    /// Before an I/O operation.
     Stopped,
-    /// The effect fails.
+    /// The I/O operation fails.
     Failing,
     Dying,
     Ended,
@@ -58,21 +58,21 @@ impl Turns {
         turns.clone()
     }
 
-    /// Stops until it is told how to go on.
+    /// Stops until it is told how to continue.
     fn stop(&self, who: usize) -> Turn {
         self.set(who, Turn::Stopped);
         self.wait(|turns| turns[who] != Turn::Stopped)[who]
     }
 }
 
-/// What all of one order share.
+/// What all instances of an order share.
 #[derive(Default)]
 struct Shared {
     turns: Turns,
-    /// By key: how many work at it, and how often work was begun.
+    /// By key: how many are working on it, and how often work was begun.
     works: [AtomicUsize; 2],
     begun: [AtomicUsize; 2],
-    /// Objects that a prune told of.
+    /// Number of objects that a prune reported.
     pruned: AtomicUsize,
 }
 
@@ -133,11 +133,11 @@ fn prune(shared: &Shared, store: &Store) -> Result<(), StoreError> {
 fn live(shared: &Arc<Shared>, who: usize, store: &Store) {
     let failed = Arc::new(AtomicBool::new(false));
     let mut dead = false;
-    let watcher = {
+    let hook = {
         let (shared, store, failed) = (Arc::clone(shared), store.clone(), Arc::clone(&failed));
-        move |effect: Effect<'_>| {
-            // A transaction is one step: nobody stops who has the database to itself.
-            let is_step = !matches!(effect, Effect::Commit(_));
+        move |operation: IoOperation<'_>| {
+            // A transaction is one step: an instance does not stop while it has the database locked.
+            let is_step = !matches!(operation, IoOperation::Commit(_));
             let turn = if dead || !is_step {
                 Turn::Running
             } else {
@@ -159,7 +159,7 @@ fn live(shared: &Arc<Shared>, who: usize, store: &Store) {
             }
         }
     };
-    let done = watching(watcher, || match who {
+    let done = with_hook(hook, || match who {
         0 => build(shared, who, store, [0, 1]),
         1 => build(shared, who, store, [1, 0]),
         _ => prune(shared, store),
@@ -173,7 +173,7 @@ fn live(shared: &Arc<Shared>, who: usize, store: &Store) {
     assert!(failed || done.is_ok(), "{who}: {done:?}");
 }
 
-/// What does not hold of rows and files at this moment.
+/// Describes a law that rows and files violate now.
 fn broken(root: &Path, alive: &[i64]) -> Option<String> {
     let database = rusqlite::Connection::open(root.join("store.db")).unwrap();
     let sql = "SELECT id, state, size FROM object";
@@ -206,11 +206,11 @@ fn broken(root: &Path, alive: &[i64]) -> Option<String> {
         .map(|name| format!("the bytes {name} have no row"))
 }
 
-/// One order, drawn from `seed`; at most two die. Returns the number of steps.
+/// One order, determined by `seed`; at most two instances die. Returns the number of steps.
 fn run(seed: u64) -> usize {
     let dir = fast_dir();
     let root = dir.path().join("store");
-    // Half of them begin with results that nobody leases, which a prune may take at any moment.
+    // Half of the orders start with results that nobody leases, which a prune can remove at any moment.
     let made = usize::from(seed.is_multiple_of(2));
     if made == 1 {
         let store = open(&root);
@@ -230,9 +230,9 @@ fn run(seed: u64) -> usize {
         usize::try_from(dice >> 33).unwrap() % sides
     };
     let (mut kills, mut faults, mut steps, mut who) = (0, 0, 0, 0);
-    // In half of them all goes well, so that nothing excuses work that is done twice.
+    // In half of the orders nothing fails, so that nothing excuses repeated work.
     let mishaps = if seed % 4 < 2 { 2 } else { 0 };
-    // From steps that alternate all the time to long stretches of one process.
+    // From a switch after each step to long runs of one process.
     let patience = [1, 3, 10][usize::try_from(seed % 3).unwrap()];
     std::thread::scope(|scope| {
         for (who, store) in stores.iter().enumerate() {
@@ -244,11 +244,11 @@ fn run(seed: u64) -> usize {
             let turns = shared.turns.wait(|turns| turns.iter().all(still));
             let stopped = |who: &usize| turns[*who] == Turn::Stopped;
             let able: Vec<usize> = (0..turns.len()).filter(stopped).collect();
-            let alive: Vec<i64> = able.iter().map(|who| stores[*who].me()).collect();
+            let alive: Vec<i64> = able.iter().map(|who| stores[*who].instance_row()).collect();
             let wrong = broken(&root, &alive);
             steps += 1;
             if able.is_empty() || wrong.is_some() || steps > STEPS {
-                // Nobody may wait for ever while this panics.
+                // The others must not wait forever after this panic.
                 able.iter()
                     .for_each(|who| shared.turns.set(*who, Turn::Dying));
                 assert_eq!(wrong, None, "order {seed}, step {steps}");
@@ -269,7 +269,7 @@ fn run(seed: u64) -> usize {
         }
     });
     drop(stores);
-    // Work is done again only where somebody died or failed, or a result was pruned.
+    // Work is repeated only if an instance died or failed, or a result was pruned.
     let spare = kills + faults + shared.pruned.load(Ordering::SeqCst);
     for begun in &shared.begun {
         let begun = begun.load(Ordering::SeqCst);

@@ -1,82 +1,89 @@
-//! The process or the machine stops before the n-th effect, for every n; and again in the recovery.
+//! The process dies, or power is lost, before the n-th I/O operation, for each n; and once more during the
+//! recovery.
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::fact::{self, Clean, Fact};
+use super::promise::{self, Clean, Promise};
 use super::recorder::{Point, Recorder};
 use super::scenario::{ALL, Base, Scenario};
-use super::world::{self, World};
-use super::{Wrong, fast_dir, power, try_open, width};
-use crate::effect::{booted, watching};
+use super::snapshot::{self, Snapshot};
+use super::{Wrong, fast_dir, power_loss, try_open, width};
+use crate::failpoint::{with_boot_id, with_hook};
 use crate::{Store, StoreError};
 
-/// Crashes in recovery that are tried per scenario, at least.
+/// How many disks per scenario are recovered with another crash, at least.
 const RECOVERIES: usize = 4;
 
-/// Does what the next user does, and panics unless all is well then.
-pub(super) fn recover(scenario: &Scenario, root: &Path, facts: &[Fact], clean: Clean, power: bool) {
+/// Does what the next user does, and panics unless everything is right afterwards.
+pub(super) fn recover(
+    scenario: &Scenario,
+    root: &Path,
+    promises: &[Promise],
+    clean: Clean,
+    power: bool,
+) {
     if scenario.base == Base::Ruined {
         match try_open(root) {
-            // Refused until the rebuild that was stopped is done again.
+            // Refused until the interrupted rebuild is done again.
             Err(StoreError::Corrupt { .. }) => drop(Store::rebuild(root).unwrap()),
             Err(error) => panic!("{error}"),
             Ok(store) => store.close().unwrap(),
         }
     }
-    fact::settle(root, facts, clean, power);
+    promise::settle(root, promises, clean, power);
 }
 
-/// Records all moments of a piece of work in `dir`.
-fn record(dir: &Path, facts: &fact::Facts, work: impl FnOnce()) -> Vec<Point> {
-    let recorder = Arc::new(Mutex::new(Recorder::new(dir, facts)));
-    watching(Recorder::watcher(&recorder), work);
+/// Runs `work`, and records the disk before each of its I/O operations in `dir`.
+fn record(dir: &Path, promises: &promise::Promises, work: impl FnOnce()) -> Vec<Point> {
+    let recorder = Arc::new(Mutex::new(Recorder::new(dir, promises)));
+    with_hook(Recorder::hook(&recorder), work);
     let mut recorder = recorder.lock().unwrap();
     recorder.finish();
     std::mem::take(&mut recorder.points)
 }
 
-/// One thing that may be found on disk.
+/// One state in which the disk may be found.
 struct Found {
     what: String,
-    world: World,
-    facts: Vec<Fact>,
+    snapshot: Snapshot,
+    promises: Vec<Promise>,
     /// How often power was lost.
     power: usize,
 }
 
 impl Found {
-    /// Runs `work` in the boot that comes after it.
+    /// Runs `work` as after the reboot that follows.
     fn after<T>(&self, work: impl FnOnce() -> T) -> T {
         match self.power {
             0 => work(),
-            count => booted(&format!("boot {count}"), work),
+            count => with_boot_id(&format!("boot {count}"), work),
         }
     }
 }
 
-/// All that may be found after a stop at one of these moments, each once.
-fn found(points: &[Point], seen: &mut HashSet<(bool, World, String)>) -> Vec<Found> {
+/// All states in which the disk may be found after a crash at one of these points, each once.
+fn found(points: &[Point], seen: &mut HashSet<(bool, Snapshot, String)>) -> Vec<Found> {
     let mut all = Vec::new();
     for (point, number) in points.iter().zip(0u64..) {
-        let mut add = |kind: String, world: World, power: bool| {
-            let facts = format!("{:?}", point.facts);
-            if seen.insert((power, world.clone(), facts)) {
+        let mut add = |kind: String, snapshot: Snapshot, power: bool| {
+            let promises = format!("{:?}", point.promises);
+            if seen.insert((power, snapshot.clone(), promises)) {
                 all.push(Found {
-                    what: format!("before {number}, {}: {kind}", point.effect),
-                    world,
-                    facts: point.facts.clone(),
+                    what: format!("before {number}, {}: {kind}", point.operation),
+                    snapshot,
+                    promises: point.promises.clone(),
                     power: usize::from(power),
                 });
             }
         };
-        add("killed".to_owned(), point.live_world(), false);
+        add("killed".to_owned(), point.live_snapshot(), false);
         if let Some(amid) = &point.amid {
             add("killed in the middle".to_owned(), amid.clone(), false);
         }
-        for (kind, world) in power::worlds(point, number, width() - 1) {
-            add(kind, world, true);
+        for (kind, snapshot) in power_loss::snapshots(point, number, width() - 1) {
+            add(kind, snapshot, true);
         }
     }
     all
@@ -86,19 +93,19 @@ fn try_one(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, found: &Found) {
     let root = dir.join("new/store");
     let what = || format!("{}, {}", scenario.name, found.what);
     wrong.unless(what, || {
-        world::make(dir, &found.world);
+        snapshot::make(dir, &found.snapshot);
         let power = found.power > 0;
-        found.after(|| recover(scenario, &root, &found.facts, scenario.clean(), power));
+        found.after(|| recover(scenario, &root, &found.promises, scenario.clean(), power));
     });
 }
 
-/// Stops the recovery itself. Returns how many ways were tried.
+/// Crashes the recovery itself. Returns how many ways were tried.
 fn try_recovery(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, first: &Found) -> usize {
-    world::make(dir, &first.world);
+    snapshot::make(dir, &first.snapshot);
     let root = dir.join("new/store");
-    let facts = fact::Facts::of(first.facts.clone());
+    let promises = promise::Promises::of(first.promises.clone());
     let open = || {
-        record(dir, &facts, || match try_open(&root) {
+        record(dir, &promises, || match try_open(&root) {
             Ok(store) => store.close().unwrap(),
             Err(StoreError::Corrupt { .. }) if scenario.base == Base::Ruined => {
                 Store::rebuild(&root).unwrap();
@@ -111,7 +118,7 @@ fn try_recovery(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, first: &Foun
     let (mut count, mut losses) = (0, 0);
     let mut seen = HashSet::new();
     for second in found(&points.unwrap_or_default(), &mut seen) {
-        // Of the ways to lose power a second time, every third is tried.
+        // Of the ways to lose power a second time, each third one is tried.
         if second.power > 0 {
             losses += 1;
             if losses % 3 != 0 {
@@ -133,8 +140,8 @@ fn try_recovery(wrong: &mut Wrong, scenario: &Scenario, dir: &Path, first: &Foun
 fn run(wrong: &mut Wrong, scenario: &Scenario) {
     let dir = fast_dir();
     let case = scenario.prepare(dir.path());
-    let facts = case.facts.clone();
-    let points = record(dir.path(), &facts, || scenario.run(&case).unwrap());
+    let promises = case.promises.clone();
+    let points = record(dir.path(), &promises, || scenario.run(&case).unwrap());
     drop(case);
     let all = found(&points, &mut HashSet::new());
     for found in &all {
@@ -153,15 +160,15 @@ fn run(wrong: &mut Wrong, scenario: &Scenario) {
     );
 }
 
-/// Two tests, so that they can run side by side.
+/// Two tests, so that they can run in parallel.
 #[test]
-fn wherever_it_stops_first_half() {
+fn a_crash_anywhere_is_recovered_from_first_half() {
     let mut wrong = Wrong::default();
     ALL.iter().step_by(2).for_each(|it| run(&mut wrong, it));
 }
 
 #[test]
-fn wherever_it_stops_second_half() {
+fn a_crash_anywhere_is_recovered_from_second_half() {
     let mut wrong = Wrong::default();
     ALL.iter()
         .skip(1)

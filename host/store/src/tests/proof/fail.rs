@@ -1,4 +1,4 @@
-//! The n-th effect fails, for n = 1, 2, … until nothing fails any more.
+//! The n-th I/O operation fails, for n = 1, 2, … until an operation has fewer.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,74 +8,77 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
-use super::fact::{self, Clean};
+use super::promise::{self, Clean};
 use super::scenario::{ALL, Scenario};
 use super::{Wrong, fast_dir};
 use crate::db::Commit;
-use crate::effect::{Effect, watching};
+use crate::failpoint::{IoOperation, with_hook};
 use crate::{Store, StoreError};
 
-/// What goes wrong, and how long.
+/// What goes wrong, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// One effect fails with this.
+    /// One I/O operation fails with this error.
     Once(Errno),
-    /// One effect is done, and yet told to have failed.
+    /// One I/O operation succeeds, but reports a failure.
     Done,
-    /// From then on there is no room: what needs some fails.
+    /// The disk stays full: from then on, what needs space fails.
     Full,
-    /// From then on nothing works.
+    /// From then on everything fails.
     Broken,
-    /// From then on another process writes to the database.
+    /// From then on another process holds the database locked.
     Locked,
 }
 
 impl Fault {
-    /// What can go wrong with an effect.
-    fn of(effect: &Effect<'_>) -> Vec<Self> {
-        let once: &[Errno] = match effect {
-            Effect::Look(_) => &[Errno::EIO],
-            Effect::Lock(_) => &[Errno::EINTR],
-            Effect::MakeDir(_) | Effect::Create(_) | Effect::Link(_) | Effect::Rename(..) => {
-                &[Errno::ENOSPC, Errno::EIO]
+    /// The faults that an I/O operation can have.
+    fn of(operation: &IoOperation<'_>) -> Vec<Self> {
+        let once: &[Errno] = match operation {
+            IoOperation::Inspect(_) => &[Errno::EIO],
+            IoOperation::Lock(_) => &[Errno::EINTR],
+            IoOperation::MakeDir(_)
+            | IoOperation::Create(_)
+            | IoOperation::Link(_)
+            | IoOperation::Rename(..) => &[Errno::ENOSPC, Errno::EIO],
+            IoOperation::Write(..) | IoOperation::Allocate(_) => {
+                &[Errno::ENOSPC, Errno::EIO, Errno::EINTR]
             }
-            Effect::Write(..) | Effect::Allocate(_) => &[Errno::ENOSPC, Errno::EIO, Errno::EINTR],
-            Effect::SyncFile(_) | Effect::SyncDir(_) => &[Errno::ENOSPC, Errno::EIO],
-            Effect::Cut(..) => &[Errno::EIO, Errno::EINTR],
-            Effect::RemoveFile(_) | Effect::RemoveTree(_) => &[Errno::EIO, Errno::EBUSY],
-            Effect::Read => &[Errno::EBUSY, Errno::EIO],
-            Effect::Begin | Effect::Commit(_) | Effect::Fold => {
+            IoOperation::SyncFile(_) | IoOperation::SyncDir(_) => &[Errno::ENOSPC, Errno::EIO],
+            IoOperation::Truncate(..) => &[Errno::EIO, Errno::EINTR],
+            IoOperation::RemoveFile(_) | IoOperation::RemoveTree(_) => &[Errno::EIO, Errno::EBUSY],
+            IoOperation::BeginRead => &[Errno::EBUSY, Errno::EIO],
+            IoOperation::BeginWrite | IoOperation::Commit(_) | IoOperation::Checkpoint => {
                 &[Errno::EBUSY, Errno::ENOSPC, Errno::EIO]
             }
         };
         let mut faults: Vec<Self> = once.iter().map(|errno| Self::Once(*errno)).collect();
-        if can_be_done(effect) {
+        if can_be_done(operation) {
             faults.push(Self::Done);
         }
-        if Self::Full.strikes(effect) {
+        if Self::Full.strikes(operation) {
             faults.push(Self::Full);
         }
-        if Self::Locked.strikes(effect) {
+        if Self::Locked.strikes(operation) {
             faults.push(Self::Locked);
         }
         faults.push(Self::Broken);
         faults
     }
 
-    /// Whether a lasting fault meets an effect.
-    fn strikes(self, effect: &Effect<'_>) -> bool {
+    /// Whether a lasting fault affects an I/O operation.
+    fn strikes(self, operation: &IoOperation<'_>) -> bool {
         match self {
             Self::Once(_) | Self::Done => false,
             Self::Broken => true,
-            Self::Locked => matches!(effect, Effect::Begin | Effect::Fold),
+            Self::Locked => matches!(operation, IoOperation::BeginWrite | IoOperation::Checkpoint),
             Self::Full => matches!(
-                effect,
-                Effect::MakeDir(_)
-                    | Effect::Create(_)
-                    | Effect::Link(_)
-                    | Effect::Write(..)
-                    | Effect::Allocate(_)
-                    | Effect::Commit(_)
+                operation,
+                IoOperation::MakeDir(_)
+                    | IoOperation::Create(_)
+                    | IoOperation::Link(_)
+                    | IoOperation::Write(..)
+                    | IoOperation::Allocate(_)
+                    | IoOperation::Commit(_)
             ),
         }
     }
@@ -90,31 +93,31 @@ impl Fault {
     }
 }
 
-fn can_be_done(effect: &Effect<'_>) -> bool {
+fn can_be_done(operation: &IoOperation<'_>) -> bool {
     matches!(
-        effect,
-        Effect::MakeDir(_)
-            | Effect::Create(_)
-            | Effect::Rename(..)
-            | Effect::RemoveFile(_)
-            | Effect::RemoveTree(_)
+        operation,
+        IoOperation::MakeDir(_)
+            | IoOperation::Create(_)
+            | IoOperation::Rename(..)
+            | IoOperation::RemoveFile(_)
+            | IoOperation::RemoveTree(_)
     )
 }
 
-/// Does it in the place of the store, as far as that works.
-fn do_it(effect: &Effect<'_>) {
-    let done = match effect {
-        Effect::MakeDir(path) => fs::create_dir_all(path),
-        Effect::Create(path) => File::create_new(path).map(drop),
-        Effect::Rename(from, to) => fs::rename(from, to),
-        Effect::RemoveFile(path) => fs::remove_file(path),
-        Effect::RemoveTree(path) => fs::remove_dir_all(path),
+/// Does an I/O operation instead of the store, as far as that works.
+fn do_it(operation: &IoOperation<'_>) {
+    let done = match operation {
+        IoOperation::MakeDir(path) => fs::create_dir_all(path),
+        IoOperation::Create(path) => File::create_new(path).map(drop),
+        IoOperation::Rename(from, to) => fs::rename(from, to),
+        IoOperation::RemoveFile(path) => fs::remove_file(path),
+        IoOperation::RemoveTree(path) => fs::remove_dir_all(path),
         _ => Ok(()),
     };
     done.ok(); // what cannot be done has failed indeed
 }
 
-/// As the disk does it: some bytes get there, and then no more.
+/// Writes half of the bytes, as a disk that becomes full.
 fn half(file: &File, bytes: &[u8], at: Option<u64>) {
     let bytes = &bytes[..bytes.len() / 2];
     match at {
@@ -126,27 +129,27 @@ fn half(file: &File, bytes: &[u8], at: Option<u64>) {
     }
 }
 
-/// Watches, and lets the effect of this number fail. Told is what went wrong first.
+/// A hook that makes the I/O operation of this number fail, and stores what it was in `struck`.
 fn failing(
     number: usize,
     fault: Fault,
     struck: Arc<Mutex<Option<String>>>,
-) -> impl FnMut(Effect<'_>) -> io::Result<()> + Send {
+) -> impl FnMut(IoOperation<'_>) -> io::Result<()> + Send {
     let mut count = 0;
-    move |effect| {
+    move |operation| {
         count += 1;
-        if count == number || (count > number && fault.strikes(&effect)) {
+        if count == number || (count > number && fault.strikes(&operation)) {
             if fault != Fault::Once(Errno::EINTR)
-                && let Effect::Write(file, bytes, at) = effect
+                && let IoOperation::Write(file, bytes, at) = operation
                 && count == number
             {
                 half(file, bytes, at);
             }
             if fault == Fault::Done {
-                do_it(&effect);
+                do_it(&operation);
             }
             let mut struck = struck.lock().unwrap();
-            struck.get_or_insert_with(|| format!("{effect:?}").chars().take(200).collect());
+            struck.get_or_insert_with(|| format!("{operation:?}").chars().take(200).collect());
             return Err(fault.errno().into());
         }
         Ok(())
@@ -158,13 +161,13 @@ fn is_open(store: &Store) -> bool {
     !matches!(written, Err(StoreError::Closed))
 }
 
-fn is_sync(effect: &str) -> bool {
+fn is_sync(operation: &str) -> bool {
     ["SyncFile", "SyncDir", "Commit(Durable)"]
         .iter()
-        .any(|name| effect.starts_with(name))
+        .any(|name| operation.starts_with(name))
 }
 
-/// Tries a scenario with one fault. False if it did not come to that effect.
+/// Tries a scenario with one fault. Returns false if the scenario has fewer I/O operations.
 fn attempt(
     wrong: &mut Wrong,
     scenario: &Scenario,
@@ -182,24 +185,24 @@ fn attempt(
         )
     };
     wrong.unless(what, || {
-        let watcher = failing(number, fault, Arc::clone(&struck));
-        let done = watching(watcher, || scenario.run(&case));
-        let effect = struck.lock().unwrap().clone();
-        match effect.as_deref() {
+        let hook = failing(number, fault, Arc::clone(&struck));
+        let done = with_hook(hook, || scenario.run(&case));
+        let operation = struck.lock().unwrap().clone();
+        match operation.as_deref() {
             None => done.unwrap(),
-            // What is not durable is not done, and who asked for it must know.
-            Some(effect) if fault != Fault::Done && is_sync(effect) => {
+            // What is not durable is not done, and the caller must know.
+            Some(operation) if fault != Fault::Done && is_sync(operation) => {
                 assert!(done.is_err(), "nobody was told");
             }
             Some(_) => {}
         }
-        let (root, facts) = (case.root(), case.facts.now());
+        let (root, promises) = (case.root(), case.promises.now());
         if let Some(store) = case.store().filter(|store| is_open(store))
-            && let Some(broken) = fact::broken(store, &facts, false)
+            && let Some(broken) = promise::broken(store, &promises, false)
         {
             panic!("while it is open: {broken}");
         }
-        // Every other one is killed.
+        // In every other case the handle is dropped as by a kill.
         if let Some(store) = case.end()
             && number.is_multiple_of(2)
         {
@@ -209,26 +212,26 @@ fn attempt(
             Clean::Wholly | Clean::ButLeftovers => Clean::ButLeftovers,
             Clean::AfterRepair => Clean::AfterRepair,
         };
-        super::crash::recover(scenario, &root, &facts, clean, false);
+        super::crash::recover(scenario, &root, &promises, clean, false);
     });
     struck.lock().unwrap().is_some()
 }
 
-/// Every effect of a scenario fails in every way.
+/// Each I/O operation of a scenario fails in each way.
 #[expect(clippy::print_stdout, reason = "the document quotes it")]
 fn run(wrong: &mut Wrong, scenario: &Scenario) {
     let dir = fast_dir();
     let mut faults: Vec<Vec<Fault>> = Vec::new();
     let case = scenario.prepare(dir.path());
     let found = Arc::new(Mutex::new(Vec::new()));
-    let watcher = {
+    let hook = {
         let found = Arc::clone(&found);
-        move |effect: Effect<'_>| {
-            found.lock().unwrap().push(Fault::of(&effect));
+        move |operation: IoOperation<'_>| {
+            found.lock().unwrap().push(Fault::of(&operation));
             Ok(())
         }
     };
-    watching(watcher, || scenario.run(&case)).unwrap();
+    with_hook(hook, || scenario.run(&case)).unwrap();
     drop(case);
     faults.append(&mut found.lock().unwrap());
     let mut cases = 0;
@@ -242,21 +245,21 @@ fn run(wrong: &mut Wrong, scenario: &Scenario) {
     let clean = attempt(wrong, scenario, dir.path(), faults.len() + 1, Fault::Broken);
     assert!(!clean, "{} is not always the same", scenario.name);
     println!(
-        "{}: {} effects, {cases} faults",
+        "{}: {} I/O operations, {cases} faults",
         scenario.name,
         faults.len()
     );
 }
 
-/// Two tests, so that they can run side by side.
+/// Two tests, so that they can run in parallel.
 #[test]
-fn whatever_fails_first_half() {
+fn a_failure_anywhere_is_handled_first_half() {
     let mut wrong = Wrong::default();
     ALL.iter().step_by(2).for_each(|it| run(&mut wrong, it));
 }
 
 #[test]
-fn whatever_fails_second_half() {
+fn a_failure_anywhere_is_handled_second_half() {
     let mut wrong = Wrong::default();
     ALL.iter()
         .skip(1)

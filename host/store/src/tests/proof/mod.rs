@@ -1,19 +1,19 @@
-//! Each operation of the store against a disk that fails, and against a stop at any moment.
+//! Each operation of the store with a disk that fails, and with a crash at each point.
 //!
-//! [`scenario`] lists the operations. [`fail`] makes the n-th effect of each fail, for every n.
-//! [`crash`] stops each before its n-th effect, for every n, and looks what the next one makes of
-//! the disk as it is then; [`power`] says how much of it is left when it was the machine that
-//! stopped. What must hold afterwards is in [`fact`].
+//! [`scenario`] lists the operations. [`fail`] makes the n-th I/O operation of each fail, for each n.
+//! [`crash`] kills each before its n-th I/O operation, for each n, and lets the next process open the disk
+//! as it is then; [`power_loss`] computes what may be left of the disk if power was lost. [`promise`]
+//! checks what must hold afterwards.
 
 mod crash;
-mod fact;
 mod fail;
-mod mended;
-mod power;
+mod failpoints;
+mod power_loss;
+mod promise;
 mod recorder;
+mod regressions;
 mod scenario;
-mod seam;
-mod world;
+mod snapshot;
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{OpenOptions, Store, StoreError};
 
-/// A directory where a sync costs nothing, if there is one.
+/// A directory in memory, where syncs are fast; in the usual place if there is none.
 pub(super) fn fast_dir() -> TempDir {
     let memory = Path::new("/dev/shm");
     tempfile::tempdir_in(memory).unwrap_or_else(|_| tempfile::tempdir().unwrap())
@@ -35,24 +35,24 @@ fn try_open(root: &Path) -> Result<Store, StoreError> {
     Store::open(root, &options)
 }
 
-/// Opens the store as the next process would, and panics unless all is well, but for what could not
-/// be removed.
+/// Opens the store as the next process would, and panics unless everything is right, except for what
+/// could not be removed.
 pub(super) fn settle(root: &Path) {
-    fact::settle(root, &[], fact::Clean::ButLeftovers, false);
+    promise::settle(root, &[], promise::Clean::ButLeftovers, false);
 }
 
-/// How many times as many samples as usual are taken where not everything is tried.
+/// The factor by which more samples are taken where not everything is tried.
 pub(super) fn width() -> usize {
     let wanted = std::env::var("STORE_PROOF_WIDTH").ok();
     wanted.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// What went wrong, with what was tried.
+/// The failed cases.
 #[derive(Debug, Default)]
 struct Wrong(Vec<String>);
 
 impl Wrong {
-    /// Runs `work`, and keeps its panic for the end, so that one test shows all that is wrong.
+    /// Runs `work`, and collects its panic, so that one test shows all failed cases.
     fn unless<T>(&mut self, what: impl FnOnce() -> String, work: impl FnOnce() -> T) -> Option<T> {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         let payload = match done {

@@ -1,10 +1,8 @@
-//! Watches an operation and keeps what the disk is before each of its effects, together with what
-//! of it would still be there if power went.
+//! Records the disk before each I/O operation, together with what of it would survive a power failure.
 //!
-//! What is durable: the bytes of a file as of its last sync, the names in a directory as of its
-//! last sync, and of the database what was there at the last durable commit. The file of the
-//! database itself is SQLite's affair: it changes only when its log is folded back, with syncs
-//! around it, and SQLite syncs the directory when it makes a log.
+//! Durable are the bytes of a file as of its last sync, the names in a directory as of its last sync,
+//! and the database as of the last durable commit. The database file itself is left to SQLite: it changes
+//! only in checkpoints, with syncs around them, and SQLite syncs the directory when it creates the log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -14,10 +12,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::fact::{Fact, Facts};
-use super::world::{self, Node, World};
+use super::promise::{Promise, Promises};
+use super::snapshot::{self, Node, Snapshot};
 use crate::db::Commit;
-use crate::effect::Effect;
+use crate::failpoint::IoOperation;
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,24 +27,24 @@ pub(super) enum Id {
 /// The names in each directory, by its path.
 pub(super) type Names = BTreeMap<PathBuf, BTreeMap<OsString, Id>>;
 
-/// The disk at one moment.
+/// The disk at one point in time.
 #[derive(Debug, Clone)]
 pub(super) struct Point {
-    /// What was about to happen.
-    pub(super) effect: String,
+    /// The I/O operation that is next.
+    pub(super) operation: String,
     pub(super) live: Names,
     pub(super) durable: Names,
-    /// Bytes by number of file, as they are and as they are on disk.
+    /// Content by inode number, as written and as synced.
     pub(super) bytes: HashMap<u64, Node>,
     pub(super) synced: HashMap<u64, Node>,
     /// Renames so far: from, to.
     pub(super) renames: Vec<(PathBuf, PathBuf)>,
-    /// The same moment, in the middle of the effect.
-    pub(super) amid: Option<World>,
-    pub(super) facts: Vec<Fact>,
+    /// The disk in the middle of the I/O operation.
+    pub(super) amid: Option<Snapshot>,
+    pub(super) promises: Vec<Promise>,
 }
 
-/// An effect that is under way until the next one is heard of.
+/// An I/O operation that is in progress until the next one is announced.
 enum Pending {
     Nothing,
     Sync(u64),
@@ -56,30 +54,30 @@ enum Pending {
 
 pub(super) struct Recorder {
     dir: PathBuf,
-    facts: Facts,
+    promises: Promises,
     state: Point,
     pending: Pending,
-    /// Keeps numbers of files from being used again.
+    /// Open files, so that their inode numbers are not reused.
     held: HashMap<u64, File>,
     pub(super) points: Vec<Point>,
 }
 
 impl Recorder {
-    /// All that is there now is durable.
-    pub(super) fn new(dir: &Path, facts: &Facts) -> Self {
+    /// Everything that exists now is durable.
+    pub(super) fn new(dir: &Path, promises: &Promises) -> Self {
         let state = Point {
-            effect: String::new(),
+            operation: String::new(),
             live: Names::new(),
             durable: Names::new(),
             bytes: HashMap::new(),
             synced: HashMap::new(),
             renames: Vec::new(),
             amid: None,
-            facts: Vec::new(),
+            promises: Vec::new(),
         };
         let mut recorder = Self {
             dir: dir.to_owned(),
-            facts: facts.clone(),
+            promises: promises.clone(),
             state,
             pending: Pending::Nothing,
             held: HashMap::new(),
@@ -91,56 +89,59 @@ impl Recorder {
         recorder
     }
 
-    /// A watcher that writes into `recorder`.
-    pub(super) fn watcher(
+    /// A hook that records into `recorder`.
+    pub(super) fn hook(
         recorder: &Arc<Mutex<Self>>,
-    ) -> impl FnMut(Effect<'_>) -> io::Result<()> + Send + 'static {
+    ) -> impl FnMut(IoOperation<'_>) -> io::Result<()> + Send + 'static {
         let recorder = Arc::clone(recorder);
-        move |effect| {
-            recorder.lock().unwrap().hear(effect);
+        move |operation| {
+            recorder.lock().unwrap().hear(operation);
             Ok(())
         }
     }
 
-    /// The end of the operation is a moment, too.
+    /// Records the disk at the end.
     pub(super) fn finish(&mut self) {
         self.settle();
         self.keep("the end".to_owned(), None);
     }
 
-    fn hear(&mut self, effect: Effect<'_>) {
+    fn hear(&mut self, operation: IoOperation<'_>) {
         if matches!(
-            effect,
-            Effect::Look(_) | Effect::Lock(_) | Effect::Read | Effect::Begin
+            operation,
+            IoOperation::Inspect(_)
+                | IoOperation::Lock(_)
+                | IoOperation::BeginRead
+                | IoOperation::BeginWrite
         ) {
             return;
         }
         self.settle();
-        let text = format!("{effect:?}").chars().take(160).collect();
-        let amid = self.amid(&effect);
+        let text = format!("{operation:?}").chars().take(160).collect();
+        let amid = self.amid(&operation);
         self.keep(text, amid);
-        if let Effect::Rename(from, to) = effect {
+        if let IoOperation::Rename(from, to) = operation {
             let pair = (self.relative(from), self.relative(to));
             self.state.renames.push(pair);
         }
-        self.pending = match effect {
-            Effect::SyncFile(file) => Pending::Sync(file.metadata().unwrap().ino()),
-            Effect::SyncDir(path) => Pending::SyncDir(self.relative(path)),
-            Effect::Commit(Commit::Durable) | Effect::Fold => Pending::Commit,
-            Effect::Commit(Commit::Relaxed)
-            | Effect::Look(_)
-            | Effect::Lock(_)
-            | Effect::Read
-            | Effect::Begin
-            | Effect::MakeDir(_)
-            | Effect::Create(_)
-            | Effect::Link(_)
-            | Effect::Write(..)
-            | Effect::Cut(..)
-            | Effect::Allocate(_)
-            | Effect::Rename(..)
-            | Effect::RemoveFile(_)
-            | Effect::RemoveTree(_) => Pending::Nothing,
+        self.pending = match operation {
+            IoOperation::SyncFile(file) => Pending::Sync(file.metadata().unwrap().ino()),
+            IoOperation::SyncDir(path) => Pending::SyncDir(self.relative(path)),
+            IoOperation::Commit(Commit::Durable) | IoOperation::Checkpoint => Pending::Commit,
+            IoOperation::Commit(Commit::Relaxed)
+            | IoOperation::Inspect(_)
+            | IoOperation::Lock(_)
+            | IoOperation::BeginRead
+            | IoOperation::BeginWrite
+            | IoOperation::MakeDir(_)
+            | IoOperation::Create(_)
+            | IoOperation::Link(_)
+            | IoOperation::Write(..)
+            | IoOperation::Truncate(..)
+            | IoOperation::Allocate(_)
+            | IoOperation::Rename(..)
+            | IoOperation::RemoveFile(_)
+            | IoOperation::RemoveTree(_) => Pending::Nothing,
         };
     }
 
@@ -149,7 +150,7 @@ impl Recorder {
         inside.map_or_else(|_| PathBuf::from("/"), Path::to_owned)
     }
 
-    /// Sees what the last effect has made of the disk.
+    /// Reads what the last I/O operation has done to the disk.
     fn settle(&mut self) {
         self.look();
         let state = &mut self.state;
@@ -171,7 +172,7 @@ impl Recorder {
                         continue;
                     };
                     state.synced.insert(*log, state.bytes[log].clone());
-                    // A log that was made just now: its first sync takes the directory along.
+                    // A new log: its first sync includes the directory.
                     let known = state.durable.get(&dir);
                     if known.and_then(|names| names.get(&OsString::from("store.db-wal")))
                         != Some(&Id::File(*log))
@@ -187,7 +188,7 @@ impl Recorder {
         let state = &mut self.state;
         state.live.clear();
         state.live.insert(PathBuf::new(), BTreeMap::new());
-        for (path, (number, node)) in world::scan(&self.dir) {
+        for (path, (number, node)) in snapshot::scan(&self.dir) {
             let id = if node == Node::Dir {
                 state.live.entry(path.clone()).or_default();
                 Id::Dir
@@ -210,40 +211,40 @@ impl Recorder {
         }
     }
 
-    fn keep(&mut self, effect: String, amid: Option<World>) {
-        let facts = self.facts.now();
+    fn keep(&mut self, operation: String, amid: Option<Snapshot>) {
+        let promises = self.promises.now();
         self.points.push(Point {
-            effect,
+            operation,
             amid,
-            facts,
+            promises,
             ..self.state.clone()
         });
     }
 
-    /// What is there when the process dies in the middle of an effect that has one.
-    fn amid(&self, effect: &Effect<'_>) -> Option<World> {
-        let mut world = self.state.live_world();
-        match effect {
-            Effect::Write(file, bytes, at) if bytes.len() > 1 => {
+    /// The disk if the process dies in the middle of an I/O operation that has one.
+    fn amid(&self, operation: &IoOperation<'_>) -> Option<Snapshot> {
+        let mut snapshot = self.state.live_snapshot();
+        match operation {
+            IoOperation::Write(file, bytes, at) if bytes.len() > 1 => {
                 let number = file.metadata().unwrap().ino();
                 let path = path_of(&self.state.live, number)?;
-                let Some(Node::File(old)) = world.get(&path) else {
+                let Some(Node::File(old)) = snapshot.get(&path) else {
                     return None;
                 };
                 let mut torn = old.to_vec();
                 torn.truncate(at.map_or(torn.len(), |at| usize::try_from(at).unwrap()));
                 torn.extend_from_slice(&bytes[..bytes.len() / 2]);
-                world.insert(path, Node::File(torn.into()));
+                snapshot.insert(path, Node::File(torn.into()));
             }
-            Effect::RemoveTree(path) => {
+            IoOperation::RemoveTree(path) => {
                 let path = self.relative(path);
                 let below = |at: &&PathBuf| at.starts_with(&path) && **at != path;
-                let last = world.keys().rfind(below)?.clone();
-                world.remove(&last);
+                let last = snapshot.keys().rfind(below)?.clone();
+                snapshot.remove(&last);
             }
             _ => return None,
         }
-        Some(world)
+        Some(snapshot)
     }
 }
 
@@ -255,18 +256,18 @@ fn path_of(names: &Names, number: u64) -> Option<PathBuf> {
 }
 
 impl Point {
-    /// What is there when only the process dies.
-    pub(super) fn live_world(&self) -> World {
-        let mut world = World::new();
+    /// The disk if only the process dies.
+    pub(super) fn live_snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::new();
         for (dir, names) in &self.live {
             for (name, id) in names {
                 let node = match id {
                     Id::Dir => Node::Dir,
                     Id::File(number) => self.bytes[number].clone(),
                 };
-                world.insert(dir.join(name), node);
+                snapshot.insert(dir.join(name), node);
             }
         }
-        world
+        snapshot
     }
 }

@@ -1,4 +1,4 @@
-//! The operations that are tried, and the stores that they begin with.
+//! The operations that are tried, and the stores that they start with.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::super::{key, layer, step, tar};
-use super::fact::{Clean, Fact, Facts};
-use super::world::{self, World};
+use super::promise::{Clean, Promise, Promises};
+use super::snapshot::{self, Snapshot};
 use super::{fast_dir, try_open};
 use crate::db::Commit;
 use crate::{
@@ -18,29 +18,29 @@ use crate::{
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
-/// A store at work, in a directory of its own.
+/// A store in a directory of its own.
 pub(super) struct Case {
-    /// All that is watched; the store is below.
+    /// The directory that is recorded; the store is below it.
     pub(super) dir: PathBuf,
-    pub(super) facts: Facts,
+    pub(super) promises: Promises,
     /// Opened before the operation begins.
     store: Option<Store>,
 }
 
-/// What a scenario begins with.
+/// What a scenario starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Base {
     /// Not even a directory.
     Nothing,
     /// Layers, blobs, images and builds, all instances ended.
     Used,
-    /// As above, with the last transactions still in the log of the database.
-    Unfolded,
-    /// With an instance that was killed in the middle of everything.
+    /// As [`Self::Used`], with the last transactions still in the write-ahead log.
+    WithWal,
+    /// With an instance that was killed while it did many things.
     Killed,
-    /// With something wrong in each place.
+    /// With damage of each kind.
     Damaged,
-    /// With a database that is none.
+    /// With garbage in place of the database.
     Ruined,
 }
 
@@ -57,7 +57,7 @@ pub(super) const ALL: [Scenario; 24] = [
     begins("open", Base::Used, open_close),
     begins("open after a kill", Base::Killed, open_close),
     begins("open to prune", Base::Used, open_to_prune),
-    begins("rebuild", Base::Unfolded, rebuild),
+    begins("rebuild", Base::WithWal, rebuild),
     begins("rebuild of a ruin", Base::Ruined, rebuild),
     within("blob", Base::Used, blob),
     within("large blob", Base::Used, large_blob),
@@ -100,13 +100,13 @@ const fn within(name: &'static str, base: Base, op: fn(&Case) -> Done) -> Scenar
 }
 
 impl Scenario {
-    /// Makes `dir` the beginning of the scenario.
+    /// Puts the start of the scenario into `dir`.
     pub(super) fn prepare(&self, dir: &Path) -> Case {
-        let (world, facts) = self.base.get();
-        world::make(dir, world);
+        let (snapshot, promises) = self.base.get();
+        snapshot::make(dir, snapshot);
         let mut case = Case {
             dir: dir.to_owned(),
-            facts: Facts::of(facts.clone()),
+            promises: Promises::of(promises.clone()),
             store: None,
         };
         if self.opened {
@@ -123,8 +123,8 @@ impl Scenario {
     pub(super) fn clean(&self) -> Clean {
         match self.base {
             Base::Nothing | Base::Used | Base::Killed => Clean::Wholly,
-            // Whatever else lies where objects do.
-            Base::Unfolded | Base::Ruined | Base::Damaged => Clean::AfterRepair,
+            // Other files in the directory of objects.
+            Base::WithWal | Base::Ruined | Base::Damaged => Clean::AfterRepair,
         }
     }
 }
@@ -148,39 +148,39 @@ impl Case {
 }
 
 impl Base {
-    /// Made once, and then copied.
-    fn get(self) -> &'static (World, Vec<Fact>) {
-        static MADE: [OnceLock<(World, Vec<Fact>)>; 6] = [const { OnceLock::new() }; 6];
+    /// Made once, then copied.
+    fn get(self) -> &'static (Snapshot, Vec<Promise>) {
+        static MADE: [OnceLock<(Snapshot, Vec<Promise>)>; 6] = [const { OnceLock::new() }; 6];
         MADE[self as usize].get_or_init(|| self.make())
     }
 
-    fn make(self) -> (World, Vec<Fact>) {
+    fn make(self) -> (Snapshot, Vec<Promise>) {
         let dir = fast_dir();
         let root = dir.path().join("new/store");
         if self == Self::Nothing {
-            return (World::new(), Vec::new());
+            return (Snapshot::new(), Vec::new());
         }
-        let mut facts = used(&root);
-        if self != Self::Unfolded {
+        let mut promises = used(&root);
+        if self != Self::WithWal {
             fold(&root);
         }
         match self {
             Self::Nothing | Self::Used => {}
-            Self::Unfolded => facts.retain(is_content),
-            Self::Killed => return (killed(dir.path(), &root, &mut facts), facts),
-            Self::Damaged => damage(&root, &mut facts),
+            Self::WithWal => promises.retain(is_content),
+            Self::Killed => return (killed(dir.path(), &root, &mut promises), promises),
+            Self::Damaged => damage(&root, &mut promises),
             Self::Ruined => {
-                facts.retain(is_content);
+                promises.retain(is_content);
                 std::fs::write(root.join("store.db"), vec![0x5a; 20_000]).unwrap();
             }
         }
-        (world::of(dir.path()), facts)
+        (snapshot::of(dir.path()), promises)
     }
 }
 
-/// What can be told from the object files alone.
-fn is_content(fact: &Fact) -> bool {
-    matches!(fact, Fact::Blob(_) | Fact::Layer(_))
+/// What a rebuild can find in the object files alone.
+fn is_content(promise: &Promise) -> bool {
+    matches!(promise, Promise::Blob(_) | Promise::Layer(_))
 }
 
 fn small(name: &str) -> Vec<u8> {
@@ -189,7 +189,7 @@ fn small(name: &str) -> Vec<u8> {
 
 fn ingest(store: &Store, tar: &[u8]) -> Result<Layer, IngestError> {
     let mut writer = store.layer_writer("test")?;
-    // What is refused says so again at the end.
+    // An error comes again from `finish`.
     writer.write_all(tar).ok();
     writer.finish()
 }
@@ -203,15 +203,15 @@ fn outcome(status: i32) -> BuildOutcome {
     }
 }
 
-fn image(case: &Facts, store: &Store, name: &'static str, layers: &[DiffId]) -> Done {
+fn image(case: &Promises, store: &Store, name: &'static str, layers: &[DiffId]) -> Done {
     let (manifest, config) = (Digest::of(b"manifest"), Digest::of(b"config"));
-    case.doubt(|fact| match fact {
-        Fact::Image(image) => image.name == name,
-        Fact::NoImage(none) => *none == name,
+    case.doubt(|promise| match promise {
+        Promise::Image(image) => image.name == name,
+        Promise::NoImage(none) => *none == name,
         _ => false,
     });
     store.set_image(name, manifest, config, layers)?;
-    case.add(Fact::Image(crate::Image {
+    case.add(Promise::Image(crate::Image {
         name: name.to_owned(),
         manifest,
         config,
@@ -221,42 +221,42 @@ fn image(case: &Facts, store: &Store, name: &'static str, layers: &[DiffId]) -> 
     Ok(())
 }
 
-fn used(root: &Path) -> Vec<Fact> {
-    let facts = Facts::default();
+fn used(root: &Path) -> Vec<Promise> {
+    let promises = Promises::default();
     let (store, other) = (try_open(root).unwrap(), try_open(root).unwrap());
     for blob in [&b"manifest"[..], b"config", b"loose blob"] {
         store.put_blob(blob, "test").unwrap();
-        facts.add(Fact::Blob(blob.to_vec()));
+        promises.add(Promise::Blob(blob.to_vec()));
     }
     let a = step(&store, "a", &[]).diff_id;
     let b = step(&store, "b", &[a]).diff_id;
     layer(&store, "loose");
     for name in ["a", "b", "loose"] {
-        facts.add(Fact::Layer(small(name)));
+        promises.add(Promise::Layer(small(name)));
     }
-    facts.add(Fact::Hit("a", a));
-    facts.add(Fact::Hit("b", b));
-    image(&facts, &store, "kept", &[a]).unwrap();
-    image(&facts, &store, "other", &[a, b]).unwrap();
+    promises.add(Promise::Hit("a", a));
+    promises.add(Promise::Hit("b", b));
+    image(&promises, &store, "kept", &[a]).unwrap();
+    image(&promises, &store, "other", &[a, b]).unwrap();
     let ended = store.start_build(&BuildInfo::default()).unwrap();
     let mut log = store.step_log(ended, 1, "RUN x").unwrap();
     log.append(1, b"old output");
     store.end_build(ended, &outcome(3)).unwrap();
-    facts.add(Fact::Ended(ended, 3));
-    facts.add(Fact::Output(ended, 1, b"old output".to_vec()));
+    promises.add(Promise::Ended(ended, 3));
+    promises.add(Promise::Output(ended, 1, b"old output".to_vec()));
     let lost = other.start_build(&BuildInfo::default()).unwrap();
-    facts.add(Fact::Build(lost));
+    promises.add(Promise::Build(lost));
     drop(other);
     store.save_cache("cache", b"cached").unwrap();
-    facts.add(Fact::Cache("cache", b"cached".to_vec()));
+    promises.add(Promise::Cache("cache", b"cached".to_vec()));
     store.set_fact("kind", "known", "value").unwrap();
-    facts.add(Fact::Value("known", "value".to_owned()));
+    promises.add(Promise::Value("known", "value".to_owned()));
     store.close().unwrap();
     try_open(root).unwrap().close().unwrap();
-    facts.now()
+    promises.now()
 }
 
-/// One file with all in it, so that what a scenario adds to the log is easy to tell.
+/// Checkpoints the database, so that the log contains only what a scenario adds.
 fn fold(root: &Path) {
     let database = rusqlite::Connection::open(root.join("store.db")).unwrap();
     database
@@ -264,15 +264,15 @@ fn fold(root: &Path) {
         .unwrap();
 }
 
-/// The disk in the moment when an instance is killed that does many things at once.
-fn killed(dir: &Path, root: &Path, facts: &mut Vec<Fact>) -> World {
+/// The disk at the moment when an instance is killed that does many things at once.
+fn killed(dir: &Path, root: &Path, promises: &mut Vec<Promise>) -> Snapshot {
     let store = try_open(root).unwrap();
     let Lookup::Claimed(_claim) = store.lookup(key("held")).unwrap() else {
         panic!("not free")
     };
     let made = step(&store, "made", &[]).diff_id;
-    facts.push(Fact::Layer(small("made")));
-    facts.push(Fact::Hit("made", made));
+    promises.push(Promise::Layer(small("made")));
+    promises.push(Promise::Hit("made", made));
     let mut writer = store.layer_writer("unfinished").unwrap();
     writer.write_all(&vec![0; 1 << 20]).unwrap();
     let _empty = store.blob_writer("empty").unwrap();
@@ -281,14 +281,14 @@ fn killed(dir: &Path, root: &Path, facts: &mut Vec<Fact>) -> World {
     let build = store.start_build(&BuildInfo::default()).unwrap();
     let mut log = store.step_log(build, 1, "RUN y").unwrap();
     log.append(1, b"last words");
-    facts.push(Fact::Build(build));
-    facts.push(Fact::Output(build, 1, b"last words".to_vec()));
-    let world = world::of(dir);
+    promises.push(Promise::Build(build));
+    promises.push(Promise::Output(build, 1, b"last words".to_vec()));
+    let snapshot = snapshot::of(dir);
     drop(writer);
-    world
+    snapshot
 }
 
-fn damage(root: &Path, facts: &mut Vec<Fact>) {
+fn damage(root: &Path, promises: &mut Vec<Promise>) {
     let store = try_open(root).unwrap();
     let id = |name: &str| {
         let wanted = crate::object::Wanted::Layer(Digest::of(&small(name)));
@@ -301,7 +301,7 @@ fn damage(root: &Path, facts: &mut Vec<Fact>) {
     std::fs::remove_file(root.join("index").join(a)).unwrap();
     std::fs::write(root.join("index").join(b), b"no index").unwrap();
     std::fs::write(root.join("blobs").join(loose), b"torn").unwrap();
-    facts.retain(|fact| *fact != Fact::Layer(small("loose")));
+    promises.retain(|promise| *promise != Promise::Layer(small("loose")));
     std::fs::write(root.join("blobs/999"), b"stray").unwrap();
     std::fs::create_dir_all(root.join("tmp/0123/below")).unwrap();
     std::fs::create_dir(root.join("logs/77")).unwrap();
@@ -310,7 +310,7 @@ fn damage(root: &Path, facts: &mut Vec<Fact>) {
 fn open_new(case: &Case) -> Done {
     let store = try_open(&case.root())?;
     store.put_blob(b"first", "test")?;
-    case.facts.add(Fact::Blob(b"first".to_vec()));
+    case.promises.add(Promise::Blob(b"first".to_vec()));
     Ok(store.close()?)
 }
 
@@ -334,11 +334,11 @@ fn rebuild(case: &Case) -> Done {
 
 fn blob(case: &Case) -> Done {
     case.open().put_blob(b"new", "test")?;
-    case.facts.add(Fact::Blob(b"new".to_vec()));
+    case.promises.add(Promise::Blob(b"new".to_vec()));
     Ok(())
 }
 
-/// One that the thread of the sink writes.
+/// A blob that the thread of the sink writes.
 fn large_blob(case: &Case) -> Done {
     let bytes = vec![7; (1 << 20) + 1000];
     let mut writer = case.open().blob_writer("test")?;
@@ -348,7 +348,7 @@ fn large_blob(case: &Case) -> Done {
         }
     }
     writer.finish()?;
-    case.facts.add(Fact::Blob(bytes));
+    case.promises.add(Promise::Blob(bytes));
     Ok(())
 }
 
@@ -356,7 +356,7 @@ fn new_layer(case: &Case) -> Done {
     let tar = small("new");
     let made = ingest(case.open(), &tar)?;
     assert_eq!(made.diff_id, DiffId(Digest::of(&tar)));
-    case.facts.add(Fact::Layer(tar));
+    case.promises.add(Promise::Layer(tar));
     Ok(())
 }
 
@@ -391,17 +391,18 @@ fn claim_and_commit(case: &Case) -> Done {
     };
     let tar = small("c");
     let made = ingest(case.open(), &tar)?;
-    case.facts.add(Fact::Layer(tar));
+    case.promises.add(Promise::Layer(tar));
     let parent = DiffId(Digest::of(&small("b")));
     claim.commit(&made, &[parent], false)?;
-    case.facts.add(Fact::Hit("c", made.diff_id));
-    // Somebody does a step again, and it gives something else.
+    case.promises.add(Promise::Hit("c", made.diff_id));
+    // A step runs again, and its result is another one.
     let Lookup::Claimed(claim) = case.open().claim(key("b"))? else {
         return Err("not free".into());
     };
-    case.facts.doubt(|fact| matches!(fact, Fact::Hit("b", _)));
+    case.promises
+        .doubt(|promise| matches!(promise, Promise::Hit("b", _)));
     claim.commit(&made, &[], true)?;
-    case.facts.add(Fact::Hit("b", made.diff_id));
+    case.promises.add(Promise::Hit("b", made.diff_id));
     Ok(())
 }
 
@@ -411,7 +412,7 @@ fn claim_dropped(case: &Case) -> Done {
             Lookup::Claimed(claim) if release => claim.release()?,
             Lookup::Claimed(claim) => drop(claim),
             Lookup::Hit(_) => panic!("a hit on what was never made"),
-            // The first could not be dropped, and stays until the end.
+            // The first claim could not be released, and lasts until the end.
             Lookup::Busy(_) => return Err("busy".into()),
         }
     }
@@ -421,12 +422,13 @@ fn claim_dropped(case: &Case) -> Done {
 fn tag_and_untag(case: &Case) -> Done {
     let store = case.open();
     let id = |name: &str| DiffId(Digest::of(&small(name)));
-    image(&case.facts, store, "new", &[id("a"), id("b")])?;
-    image(&case.facts, store, "kept", &[id("b")])?;
-    let other = |fact: &Fact| matches!(fact, Fact::Image(image) if image.name == "other");
-    case.facts.doubt(other);
+    image(&case.promises, store, "new", &[id("a"), id("b")])?;
+    image(&case.promises, store, "kept", &[id("b")])?;
+    let other =
+        |promise: &Promise| matches!(promise, Promise::Image(image) if image.name == "other");
+    case.promises.doubt(other);
     assert!(store.remove_image("other")?);
-    case.facts.add(Fact::NoImage("other"));
+    case.promises.add(Promise::NoImage("other"));
     let unknown = store.set_image("new", Digest::of(b"?"), Digest::of(b"config"), &[]);
     assert!(unknown.is_err());
     Ok(())
@@ -434,7 +436,7 @@ fn tag_and_untag(case: &Case) -> Done {
 
 fn history(case: &Case) -> Done {
     let build = case.open().start_build(&BuildInfo::default())?;
-    case.facts.add(Fact::Build(build));
+    case.promises.add(Promise::Build(build));
     for number in [1, 2] {
         let mut log = case.open().step_log(build, number, "RUN z")?;
         let pieces = (0..3u8).map(|at| vec![at + 1; 700 - 300 * usize::from(at)]);
@@ -442,35 +444,35 @@ fn history(case: &Case) -> Done {
             let dropped = log.dropped();
             log.append(1, &piece);
             if log.dropped() == dropped {
-                case.facts.add(Fact::Output(build, number, piece));
+                case.promises.add(Promise::Output(build, number, piece));
             }
         }
     }
     case.open().end_build(build, &outcome(7))?;
-    case.facts.add(Fact::Ended(build, 7));
+    case.promises.add(Promise::Ended(build, 7));
     Ok(())
 }
 
 fn history_removed(case: &Case) -> Done {
     for build in case.open().builds(1000)? {
-        case.facts.doubt(|fact| match fact {
-            Fact::Build(id) | Fact::Ended(id, _) | Fact::Output(id, ..) => *id == build.id,
+        case.promises.doubt(|promise| match promise {
+            Promise::Build(id) | Promise::Ended(id, _) | Promise::Output(id, ..) => *id == build.id,
             _ => false,
         });
         case.open().remove_build(build.id)?;
-        case.facts.add(Fact::Forgotten(build.id));
+        case.promises.add(Promise::Forgotten(build.id));
     }
     Ok(())
 }
 
-fn prune_with(case: &Case, options: &PruneOptions, keeps: fn(&Fact) -> bool) -> Done {
-    case.facts.doubt(|fact| !keeps(fact));
+fn prune_with(case: &Case, options: &PruneOptions, keeps: fn(&Promise) -> bool) -> Done {
+    case.promises.doubt(|promise| !keeps(promise));
     let mut told = 0;
     let report = case.open().prune(options, &mut |_| {
         told += 1;
         ControlFlow::Continue(())
     })?;
-    // What failed may also be something that is no object: a leftover, or a log.
+    // The failure may also concern an unused file or a log, instead of an object.
     let failed = report.failed.len() as u64;
     assert!(
         (report.removed..=report.removed + failed).contains(&told),
@@ -479,12 +481,12 @@ fn prune_with(case: &Case, options: &PruneOptions, keeps: fn(&Fact) -> bool) -> 
     Ok(())
 }
 
-/// What no prune without images takes.
-fn is_of_an_image(fact: &Fact) -> bool {
-    match fact {
-        Fact::Layer(tar) => [small("a"), small("b")].contains(tar),
-        Fact::Blob(bytes) => bytes != b"loose blob",
-        Fact::Hit(name, _) => ["a", "b"].contains(name),
+/// What a prune without images does not remove.
+fn is_of_an_image(promise: &Promise) -> bool {
+    match promise {
+        Promise::Layer(tar) => [small("a"), small("b")].contains(tar),
+        Promise::Blob(bytes) => bytes != b"loose blob",
+        Promise::Hit(name, _) => ["a", "b"].contains(name),
         _ => true,
     }
 }
@@ -498,7 +500,9 @@ fn prune_images(case: &Case) -> Done {
         images: true,
         ..PruneOptions::default()
     };
-    prune_with(case, &options, |fact| matches!(fact, Fact::Value(..)))
+    prune_with(case, &options, |promise| {
+        matches!(promise, Promise::Value(..))
+    })
 }
 
 fn prune_limits(case: &Case) -> Done {
@@ -518,14 +522,14 @@ fn prune_limits(case: &Case) -> Done {
         ..PruneOptions::default()
     };
     prune_with(case, &goal, |_| true)?;
-    // Layers are old, so those that nothing keeps go, and no blob.
+    // Layers are old, so unused ones are removed, but no blob.
     case.open().write(Commit::Relaxed, |tx| {
         let sql = "UPDATE object SET used = used - 7200 WHERE kind = 'layer'";
         Ok(tx.execute(sql, []).map(drop)?)
     })?;
-    prune_with(case, &young, |fact| match fact {
-        Fact::Blob(_) => true,
-        fact => is_of_an_image(fact),
+    prune_with(case, &young, |promise| match promise {
+        Promise::Blob(_) => true,
+        promise => is_of_an_image(promise),
     })?;
     let less = PruneOptions {
         max_used: Some(case.open().du()?.total - 1),
@@ -551,17 +555,19 @@ fn damage_met(case: &Case) -> Done {
     let loose = DiffId(Digest::of(&small("loose")));
     assert_eq!(case.open().layer(loose)?, None);
     ingest(case.open(), &small("loose"))?;
-    case.facts.add(Fact::Layer(small("loose")));
+    case.promises.add(Promise::Layer(small("loose")));
     Ok(())
 }
 
 fn hints(case: &Case) -> Done {
-    case.facts
-        .doubt(|fact| matches!(fact, Fact::Cache(..) | Fact::Value(..)));
+    case.promises
+        .doubt(|promise| matches!(promise, Promise::Cache(..) | Promise::Value(..)));
     case.open().save_cache("cache", b"changed")?;
-    case.facts.add(Fact::Cache("cache", b"changed".to_vec()));
+    case.promises
+        .add(Promise::Cache("cache", b"changed".to_vec()));
     case.open().set_fact("kind", "known", "changed")?;
-    case.facts.add(Fact::Value("known", "changed".to_owned()));
+    case.promises
+        .add(Promise::Value("known", "changed".to_owned()));
     Ok(())
 }
 

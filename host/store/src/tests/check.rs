@@ -1,4 +1,4 @@
-//! What a check finds, counts and repairs.
+//! What a check finds, counts and repairs, and what is done about dead instances.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use crate::lock::Lock;
 use crate::{Finding, ResourceKind, StoreError};
 
 #[test]
-fn a_dead_instance_is_a_finding_until_it_is_settled() {
+fn a_dead_instance_is_a_finding_until_it_is_cleaned_up_after() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let lock = outside.path().join("vm.lock");
@@ -18,7 +18,7 @@ fn a_dead_instance_is_a_finding_until_it_is_settled() {
     let vm = ResourceKind::Vm { pid: 1, lock };
     dead.add_resource(vm).unwrap();
     drop(dead);
-    // Neither opening nor a repair settles what has a VM that lives.
+    // Neither opening nor a repair cleans up after an instance with a live VM.
     let store = root.open();
     let finding = Finding::DeadInstance(name);
     for repair in [false, true] {
@@ -88,7 +88,7 @@ fn a_lock_that_nobody_holds_and_no_row_names_is_a_stray() {
     let store = root.open();
     let path = store.layout().instance_lock("nobody");
     let held = Lock::try_exclusive(&path).unwrap().unwrap();
-    // Somebody who is just coming.
+    // An instance that is just being registered.
     assert!(store.check(true).unwrap().is_clean());
     drop(held);
     let found = Finding::Stray(path);
@@ -98,13 +98,13 @@ fn a_lock_that_nobody_holds_and_no_row_names_is_a_stray() {
 }
 
 #[test]
-fn whoever_opens_the_store_goes_on_with_what_was_stopped() {
+fn opening_a_store_finishes_what_was_interrupted() {
     let root = Root::new();
     let store = root.open();
     store.put_blob(b"condemned", "test").unwrap();
     store.close().unwrap();
-    let condemn = "UPDATE object SET state = 'condemned'";
-    assert_eq!(root.database().execute(condemn, []).unwrap(), 1);
+    let tombstone = "UPDATE object SET state = 'condemned'";
+    assert_eq!(root.database().execute(tombstone, []).unwrap(), 1);
     let rebuild = root.path().join("tmp").join("rebuild");
     std::fs::create_dir_all(rebuild.join("of")).unwrap();
     let store = root.open();
@@ -115,7 +115,7 @@ fn whoever_opens_the_store_goes_on_with_what_was_stopped() {
 }
 
 #[test]
-fn what_the_dead_have_made_goes_and_their_disks_stay() {
+fn resources_of_dead_instances_are_removed_and_their_disks_stay() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let place = |name: &str| outside.path().join(name);
@@ -143,7 +143,7 @@ fn what_the_dead_have_made_goes_and_their_disks_stay() {
     root.assert_clean();
 }
 
-/// A process, which has the file open and locked if there is one.
+/// A process that has this file, if any, open and locked.
 fn sleeper(locked: Option<&Path>) -> Child {
     let stdin = locked.map_or_else(Stdio::null, |path| {
         let file = std::fs::File::create(path).unwrap();
@@ -196,7 +196,7 @@ fn a_vm_has_ended_when_nobody_holds_its_lock() {
 }
 
 #[test]
-fn what_is_set_aside_stays_where_there_is_room() {
+fn the_reserve_stays_while_there_is_free_space() {
     let root = Root::new();
     let made = || {
         let room = root.path().join("reserve").join("room");
@@ -241,7 +241,7 @@ fn leftovers_are_swept_once_after_each_boot() {
 }
 
 #[test]
-fn a_reader_takes_what_is_doubtful_and_misses_what_is_gone() {
+fn a_reader_uses_suspect_objects_and_misses_removed_ones() {
     let root = Root::new();
     let store = root.open();
     let blob = store.put_blob(b"bytes", "test").unwrap();
@@ -260,7 +260,7 @@ fn a_reader_takes_what_is_doubtful_and_misses_what_is_gone() {
 }
 
 #[test]
-fn a_draft_that_is_not_needed_goes_at_once() {
+fn a_pending_object_that_is_not_needed_is_removed_at_once() {
     let root = Root::new();
     let store = root.open();
     let blobs = root.path().join("blobs");
@@ -275,7 +275,7 @@ fn a_draft_that_is_not_needed_goes_at_once() {
     store.layer_writer("test").unwrap().abandon();
     store.blob_writer("test").unwrap().abandon();
     assert_eq!(objects(), (1, 1));
-    // Trouble with the directory is told as such, and not taken for files that are in the way.
+    // An error of the directory is reported as such, and not taken for a foreign file.
     let away = root.path().join("away");
     std::fs::rename(&blobs, &away).unwrap();
     let error = store.put_blob(b"y", "test").unwrap_err();
@@ -332,7 +332,7 @@ fn rows_that_refer_to_what_is_not_valid_are_found() {
     };
     set("condemned");
     let report = store.check(false).unwrap();
-    let wrong = Finding::Database("1 objects are referred to and not valid".to_owned());
+    let wrong = Finding::Database("1 objects are referred to, but are not valid".to_owned());
     assert_eq!(report.database_damage(), Some(&wrong));
     assert_eq!(report.findings, [(wrong, false)]);
     set("valid");

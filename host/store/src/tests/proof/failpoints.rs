@@ -1,8 +1,8 @@
-//! That the seam is where all goes through.
+//! Each I/O operation passes a failpoint.
 
 use std::path::{Path, PathBuf};
 
-/// What changes a file system, and the one module that may say so.
+/// Calls that change a file system; only `disk` may contain them.
 const CHANGES: [&str; 17] = [
     "File::create",
     "OpenOptions::new",
@@ -37,7 +37,7 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn nothing_changes_the_disk_but_through_the_seam() {
+fn nothing_changes_the_disk_without_a_failpoint() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     sources(&src, &mut files);
@@ -45,12 +45,12 @@ fn nothing_changes_the_disk_but_through_the_seam() {
     let mut told = 0;
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        // What tests do below their own heading is their affair.
+        // Without the unit tests of the module.
         let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         let uses: Vec<&str> = CHANGES.into_iter().filter(|it| text.contains(it)).collect();
         let commits = text.matches(".commit()").count() + text.matches("wal_checkpoint(").count();
-        let hooks = text.matches("before_sql(Effect::Commit").count()
-            + text.matches("before_sql(Effect::Fold").count();
+        let hooks = text.matches("before_sql(IoOperation::Commit").count()
+            + text.matches("before_sql(IoOperation::Checkpoint").count();
         assert_eq!(commits, hooks, "{}", file.display());
         told += commits;
         if !file.ends_with("disk.rs") {

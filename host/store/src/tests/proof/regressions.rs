@@ -1,4 +1,4 @@
-//! One test for each fault of the store that the others of this module have found.
+//! One test for each fault of the store that the other tests of this module have found.
 
 use std::io;
 use std::sync::{Arc, Mutex, mpsc};
@@ -7,7 +7,7 @@ use std::thread;
 use nix::errno::Errno;
 
 use super::super::{ENDED, Root, key, layer, names, open, prune, step};
-use crate::effect::{Effect, booted, watching};
+use crate::failpoint::{IoOperation, with_boot_id, with_hook};
 use crate::history::LogReader;
 use crate::lock::Lock;
 use crate::{
@@ -15,35 +15,34 @@ use crate::{
     Store, StoreError,
 };
 
-/// Fails all effects that `which` names.
-fn without<T>(which: fn(&Effect<'_>) -> bool, work: impl FnOnce() -> T) -> T {
-    let watcher = move |effect: Effect<'_>| {
-        if which(&effect) {
+/// Runs `work` while all I/O operations for which `which` is true fail.
+fn without<T>(which: fn(&IoOperation<'_>) -> bool, work: impl FnOnce() -> T) -> T {
+    let hook = move |operation: IoOperation<'_>| {
+        if which(&operation) {
             return Err(io::Error::from(Errno::EIO));
         }
         Ok(())
     };
-    watching(watcher, work)
+    with_hook(hook, work)
 }
 
-/// A frame was half written and the half could not be cut off: what came behind it was lost to
-/// every reader.
+/// A frame was written in part and could not be truncated: readers lost everything after it.
 #[test]
-fn a_log_goes_on_where_the_last_whole_frame_ends() {
+fn a_log_continues_after_the_last_complete_frame() {
     let root = Root::new();
     let store = root.open();
     let build = store.start_build(&BuildInfo::default()).unwrap();
     let mut log = store.step_log(build, 1, "RUN x").unwrap();
-    let broken = |effect: Effect<'_>| match effect {
-        Effect::Write(file, bytes, Some(at)) => {
+    let broken = |operation: IoOperation<'_>| match operation {
+        IoOperation::Write(file, bytes, Some(at)) => {
             use std::os::unix::fs::FileExt;
             file.write_all_at(&bytes[..bytes.len() / 2], at)?;
             Err(Errno::ENOSPC.into())
         }
-        Effect::Cut(..) => Err(Errno::EIO.into()),
+        IoOperation::Truncate(..) => Err(Errno::EIO.into()),
         _ => Ok(()),
     };
-    watching(broken, || log.append(1, &[b'x'; 1000]));
+    with_hook(broken, || log.append(1, &[b'x'; 1000]));
     log.append(1, b"later");
     let mut reader = LogReader::open(log.path()).unwrap();
     let mut frames = Vec::new();
@@ -57,8 +56,8 @@ fn a_log_goes_on_where_the_last_whole_frame_ends() {
     root.assert_clean();
 }
 
-/// One log that could not be removed kept all builds before it, and prune told of nothing that it had
-/// removed: a build that was out of room gave up although there was some.
+/// A log that could not be removed kept all older builds, and prune did not report what it had removed:
+/// a build on a full disk gave up although there was free space.
 #[test]
 fn logs_that_cannot_be_removed_keep_nothing_else() {
     let root = Root::new();
@@ -71,9 +70,9 @@ fn logs_that_cannot_be_removed_keep_nothing_else() {
     }
     store.close().unwrap();
     let store = root.open();
-    let stuck = |effect: &Effect<'_>| match effect {
-        Effect::RemoveTree(path) => path.ends_with("logs/2"),
-        Effect::Look(path) => path.ends_with("blobs"),
+    let stuck = |operation: &IoOperation<'_>| match operation {
+        IoOperation::RemoveTree(path) => path.ends_with("logs/2"),
+        IoOperation::Inspect(path) => path.ends_with("blobs"),
         _ => false,
     };
     let all = PruneOptions {
@@ -90,10 +89,10 @@ fn logs_that_cannot_be_removed_keep_nothing_else() {
     root.assert_clean();
 }
 
-/// Between the look at its row and the look at its owner's lock a build ended and its owner left: it
-/// was told to be interrupted.
+/// A build ended, and its instance too, after its row was read and before the lock was checked: it was
+/// reported as interrupted.
 #[test]
-fn a_build_that_ends_while_it_is_looked_at_is_not_interrupted() {
+fn a_build_that_ends_while_its_state_is_read_is_not_interrupted() {
     let root = Root::new();
     let (owner, looker) = (root.open(), root.open());
     let build = owner.start_build(&BuildInfo::default()).unwrap();
@@ -106,8 +105,8 @@ fn a_build_that_ends_while_it_is_looked_at_is_not_interrupted() {
         tell.send(()).unwrap();
     });
     let mut looks = 0;
-    let ends = move |effect: Effect<'_>| {
-        if let Effect::Look(path) | Effect::Lock(path) = effect
+    let ends = move |operation: IoOperation<'_>| {
+        if let IoOperation::Inspect(path) | IoOperation::Lock(path) = operation
             && path.parent().is_some_and(|dir| dir.ends_with("instances"))
         {
             looks += 1;
@@ -118,7 +117,7 @@ fn a_build_that_ends_while_it_is_looked_at_is_not_interrupted() {
         }
         Ok(())
     };
-    let builds = watching(ends, || looker.builds(9)).unwrap();
+    let builds = with_hook(ends, || looker.builds(9)).unwrap();
     assert!(
         matches!(&builds[0].state, BuildState::Ended(_, outcome) if *outcome == ENDED),
         "{builds:?}"
@@ -128,9 +127,9 @@ fn a_build_that_ends_while_it_is_looked_at_is_not_interrupted() {
     root.assert_clean();
 }
 
-/// What is older than is kept goes with any prune, and nothing else does.
+/// Any prune deletes builds that are older than the limit, and no others.
 #[test]
-fn old_builds_are_forgotten() {
+fn old_builds_are_deleted() {
     let root = Root::new();
     let store = root.open();
     for _ in 0..3 {
@@ -151,16 +150,16 @@ fn old_builds_are_forgotten() {
     root.assert_clean();
 }
 
-/// The log of the old database was removed, and then the process died: the old database without its
-/// log was taken for the store, in silence.
+/// A process died after removing the log of the old database: the old database without its log was used
+/// silently.
 #[test]
-fn a_rebuild_that_was_stopped_in_the_middle_is_finished_by_the_next_process() {
+fn an_interrupted_rebuild_is_finished_by_the_next_process() {
     let root = Root::new();
     let store = root.open();
     let made = step(&store, "a", &[]);
     store.close().unwrap();
     let stopped = without(
-        |effect| matches!(effect, Effect::Rename(_, to) if to.ends_with("store.db")),
+        |operation| matches!(operation, IoOperation::Rename(_, to) if to.ends_with("store.db")),
         || Store::rebuild(root.path()),
     );
     assert!(stopped.is_err());
@@ -177,16 +176,16 @@ fn a_rebuild_that_was_stopped_in_the_middle_is_finished_by_the_next_process() {
     root.assert_clean();
 }
 
-/// A database was opened, then replaced by a rebuild, and then used: all went into a file without a
-/// name.
+/// A database was opened, then replaced by a rebuild, then used: everything was written to an unlinked
+/// file.
 #[test]
-fn who_opens_a_store_beside_a_rebuild_gets_the_new_database() {
+fn a_store_that_is_opened_during_a_rebuild_has_the_new_database() {
     let root = Root::new();
     root.open().close().unwrap();
     let path = root.path().to_owned();
     let mut once = Some(());
-    let between = move |effect: Effect<'_>| {
-        if matches!(effect, Effect::Lock(lock) if lock.ends_with("version.lock"))
+    let between = move |operation: IoOperation<'_>| {
+        if matches!(operation, IoOperation::Lock(lock) if lock.ends_with("version.lock"))
             && once.take().is_some()
         {
             let path = path.clone();
@@ -195,7 +194,7 @@ fn who_opens_a_store_beside_a_rebuild_gets_the_new_database() {
         }
         Ok(())
     };
-    let store = watching(between, || open(root.path()));
+    let store = with_hook(between, || open(root.path()));
     let blob = store.put_blob(b"x", "test").unwrap();
     store.close().unwrap();
     let store = root.open();
@@ -204,10 +203,10 @@ fn who_opens_a_store_beside_a_rebuild_gets_the_new_database() {
     root.assert_clean();
 }
 
-/// A store whose database was lost began anew as an empty one, and the next prune would have taken
-/// all objects away.
+/// A store that had lost its database became an empty one, and the next prune would have removed all
+/// objects.
 #[test]
-fn a_store_that_has_lost_its_database_is_not_begun_anew() {
+fn a_store_that_has_lost_its_database_is_refused() {
     let root = Root::new();
     let store = root.open();
     let made = layer(&store, "a");
@@ -224,38 +223,38 @@ fn a_store_that_has_lost_its_database_is_not_begun_anew() {
     root.assert_clean();
 }
 
-/// After loss of power, files came back whose rows were gone, and stayed until a prune.
+/// After a power failure, files were back whose rows were gone, and stayed until a prune.
 #[test]
-fn what_comes_back_with_power_is_swept_once_in_a_boot() {
+fn files_that_are_back_after_a_power_failure_are_swept_once_per_boot() {
     let root = Root::new();
     root.open().close().unwrap();
     let stray = root.path().join("blobs/77");
     std::fs::write(&stray, b"x").unwrap();
     root.open().close().unwrap();
     assert!(stray.exists(), "swept in the same boot");
-    booted("the next boot", || root.open().close().unwrap());
+    with_boot_id("the next boot", || root.open().close().unwrap());
     assert!(!stray.exists());
-    booted("the next boot", || root.assert_clean());
+    with_boot_id("the next boot", || root.assert_clean());
 }
 
-/// The directory of a new store was not durable, so all that it had promised to keep was not.
+/// The directory of a new store was not durable, so nothing in it was.
 #[test]
 fn the_names_above_a_new_store_are_durable_before_anything_is_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let watcher = {
+    let hook = {
         let seen = Arc::clone(&seen);
-        move |effect: Effect<'_>| {
-            match effect {
-                Effect::SyncDir(path) => seen.lock().unwrap().push(path.to_owned()),
-                Effect::Begin => return Err(Errno::EIO.into()),
+        move |operation: IoOperation<'_>| {
+            match operation {
+                IoOperation::SyncDir(path) => seen.lock().unwrap().push(path.to_owned()),
+                IoOperation::BeginWrite => return Err(Errno::EIO.into()),
                 _ => {}
             }
             Ok(())
         }
     };
     let root = dir.path().canonicalize().unwrap().join("new/store");
-    let opened = watching(watcher, || Store::open(&root, &OpenOptions::default()));
+    let opened = with_hook(hook, || Store::open(&root, &OpenOptions::default()));
     assert!(opened.is_err());
     let seen = seen.lock().unwrap();
     for dir in root.ancestors().take(3) {
@@ -263,10 +262,10 @@ fn the_names_above_a_new_store_are_durable_before_anything_is_in_it() {
     }
 }
 
-/// Something of a dead instance could not be removed just then, and the build that found its claim
-/// failed, though the claim was free.
+/// Something of a dead instance could not be removed, and the build that met its claim failed, although
+/// the claim was free.
 #[test]
-fn a_waiter_takes_over_from_the_dead_whatever_else_they_left() {
+fn a_claim_of_a_dead_instance_is_free_whatever_else_it_left() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let (dead, store) = (root.open(), root.open());
@@ -287,9 +286,10 @@ fn a_waiter_takes_over_from_the_dead_whatever_else_they_left() {
     root.assert_clean();
 }
 
-/// While one process settled a dead instance without a lock file, others that met its claim gave up.
+/// While a process cleaned up after a dead instance without a lock file, others that met its claim gave
+/// up.
 #[test]
-fn a_dead_owner_that_somebody_is_settling_is_waited_for() {
+fn a_claim_whose_dead_owner_is_being_reaped_is_waited_for() {
     let root = Root::new();
     let (dead, store) = (root.open(), root.open());
     let Lookup::Claimed(claim) = dead.lookup(key("a")).unwrap() else {
@@ -310,14 +310,14 @@ fn a_dead_owner_that_somebody_is_settling_is_waited_for() {
     root.assert_clean();
 }
 
-/// A lock file of nobody that could not be removed kept every process from opening the store.
+/// An unused lock file that could not be removed kept all processes from opening the store.
 #[test]
-fn a_lock_file_that_cannot_be_removed_is_no_reason_not_to_open() {
+fn a_lock_file_that_cannot_be_removed_does_not_keep_the_store_from_opening() {
     let root = Root::new();
     root.open().close().unwrap();
     std::fs::write(root.path().join("instances/0123.lock"), b"").unwrap();
     let store = without(
-        |effect| matches!(effect, Effect::RemoveFile(path) if path.ends_with("0123.lock")),
+        |operation| matches!(operation, IoOperation::RemoveFile(path) if path.ends_with("0123.lock")),
         || root.open(),
     );
     layer(&store, "a");
@@ -325,7 +325,7 @@ fn a_lock_file_that_cannot_be_removed_is_no_reason_not_to_open() {
     root.assert_clean();
 }
 
-/// A repair said that all was mended, and left what it had condemned and could not remove.
+/// A repair reported success, although it could not remove what it had tombstoned.
 #[test]
 fn a_repair_that_cannot_remove_what_is_damaged_says_so() {
     let root = Root::new();
@@ -335,7 +335,7 @@ fn a_repair_that_cannot_remove_what_is_damaged_says_so() {
     std::fs::write(root.path().join("blobs/1"), b"damage").unwrap();
     let store = root.open();
     let report = without(
-        |effect| matches!(effect, Effect::RemoveFile(path) if path.ends_with("blobs/1")),
+        |operation| matches!(operation, IoOperation::RemoveFile(path) if path.ends_with("blobs/1")),
         || store.check(true).unwrap(),
     );
     assert!(!report.is_repaired());
@@ -348,7 +348,7 @@ fn a_repair_that_cannot_remove_what_is_damaged_says_so() {
     root.assert_clean();
 }
 
-/// Asking for the logs of a build that had not come to a step was an error.
+/// Listing the logs of a build before its first step was an error.
 #[test]
 fn a_build_without_a_step_has_no_logs() {
     let root = Root::new();

@@ -8,91 +8,93 @@ use super::super::{key, names};
 use crate::history::LogReader;
 use crate::{BuildId, BuildState, DiffId, Digest, Finding, Image, Store};
 
-/// Something that a call has told to be so.
+/// Something that a call has promised by returning success.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fact {
+pub(super) enum Promise {
     Blob(Vec<u8>),
-    /// By its tar.
+    /// A layer with this tar.
     Layer(Vec<u8>),
-    /// The step of this name made the layer.
+    /// The result of the step of this name.
     Hit(&'static str, DiffId),
     Image(Image),
     NoImage(&'static str),
     /// A build that has started.
     Build(BuildId),
-    /// It has ended, with that status.
+    /// It has ended with this status.
     Ended(BuildId, i32),
     Forgotten(BuildId),
-    /// A piece in the log of a step. Never synced, so only a crash of the process leaves it.
+    /// Output in the log of a step. It is never synced, so it survives only a crash of the process.
     Output(BuildId, u32, Vec<u8>),
-    /// Hints may go with power.
+    /// Hints can be lost with power.
     Cache(&'static str, Vec<u8>),
     Value(&'static str, String),
 }
 
-impl Fact {
+impl Promise {
     fn outlives_power(&self) -> bool {
         !matches!(self, Self::Output(..) | Self::Cache(..) | Self::Value(..))
     }
 }
 
-/// All that was told so far.
+/// All promises so far.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Facts(Arc<Mutex<Vec<Fact>>>);
+pub(super) struct Promises(Arc<Mutex<Vec<Promise>>>);
 
-impl Facts {
-    pub(super) fn of(facts: Vec<Fact>) -> Self {
-        Self(Arc::new(Mutex::new(facts)))
+impl Promises {
+    pub(super) fn of(promises: Vec<Promise>) -> Self {
+        Self(Arc::new(Mutex::new(promises)))
     }
 
-    pub(super) fn now(&self) -> Vec<Fact> {
+    pub(super) fn now(&self) -> Vec<Promise> {
         self.0.lock().unwrap().clone()
     }
 
-    pub(super) fn add(&self, fact: Fact) {
-        self.0.lock().unwrap().push(fact);
+    pub(super) fn add(&self, promise: Promise) {
+        self.0.lock().unwrap().push(promise);
     }
 
-    /// Takes back what is about to be changed: until that has ended, either may be found.
-    pub(super) fn doubt(&self, of: impl Fn(&Fact) -> bool) {
-        self.0.lock().unwrap().retain(|fact| !of(fact));
+    /// Drops promises about what is being changed: until that has ended, either state may be found.
+    pub(super) fn doubt(&self, of: impl Fn(&Promise) -> bool) {
+        self.0.lock().unwrap().retain(|promise| !of(promise));
     }
 }
 
-/// Tells what does not hold. `power`: it was lost since.
-pub(super) fn broken(store: &Store, facts: &[Fact], power: bool) -> Option<String> {
-    let facts = facts.iter().filter(|fact| !power || fact.outlives_power());
-    let mut wrong = facts.filter_map(|fact| match holds(store, fact) {
+/// Describes a broken promise. `power`: power was lost since.
+pub(super) fn broken(store: &Store, promises: &[Promise], power: bool) -> Option<String> {
+    let promises = promises
+        .iter()
+        .filter(|promise| !power || promise.outlives_power());
+    let mut wrong = promises.filter_map(|promise| match is_kept(store, promise) {
         Ok(true) => None,
-        Ok(false) => Some(format!("{fact:?} does not hold")),
-        Err(error) => Some(format!("{fact:?}: {error}")),
+        Ok(false) => Some(format!("{promise:?} does not hold")),
+        Err(error) => Some(format!("{promise:?}: {error}")),
     });
     wrong.next()
 }
 
-fn holds(store: &Store, fact: &Fact) -> Result<bool, Box<dyn std::error::Error>> {
-    Ok(match fact {
-        Fact::Blob(bytes) => store.blob(Digest::of(bytes))?.as_ref() == Some(bytes),
-        Fact::Layer(tar) => {
+fn is_kept(store: &Store, promise: &Promise) -> Result<bool, Box<dyn std::error::Error>> {
+    Ok(match promise {
+        Promise::Blob(bytes) => store.blob(Digest::of(bytes))?.as_ref() == Some(bytes),
+        Promise::Layer(tar) => {
             let id = DiffId(Digest::of(tar));
             let mut read = Vec::new();
             store.open_layer(id)?.read_to_end(&mut read)?;
             let layer = store.layer(id)?.ok_or("no layer")?;
             read == *tar && store.index(id)?.entries().len() as u64 == layer.entries
         }
-        Fact::Hit(name, id) => store.peek(key(name))?.map(|layer| layer.diff_id) == Some(*id),
-        Fact::Image(image) => store.image(&image.name)?.is_some_and(|found| {
+        Promise::Hit(name, id) => store.peek(key(name))?.map(|layer| layer.diff_id) == Some(*id),
+        Promise::Image(image) => store.image(&image.name)?.is_some_and(|found| {
             (found.manifest, found.config, found.layers)
                 == (image.manifest, image.config, image.layers.clone())
         }),
-        Fact::NoImage(name) => store.image(name)?.is_none(),
-        Fact::Build(id) => store.builds(1000)?.iter().any(|build| build.id == *id),
-        Fact::Ended(id, status) => store.builds(1000)?.iter().any(|build| {
+        Promise::NoImage(name) => store.image(name)?.is_none(),
+        Promise::Build(id) => store.builds(1000)?.iter().any(|build| build.id == *id),
+        Promise::Ended(id, status) => store.builds(1000)?.iter().any(|build| {
             build.id == *id
                 && matches!(&build.state, BuildState::Ended(_, end) if end.status == *status)
         }),
-        Fact::Forgotten(id) => store.builds(1000)?.iter().all(|build| build.id != *id),
-        Fact::Output(id, step, piece) => {
+        Promise::Forgotten(id) => store.builds(1000)?.iter().all(|build| build.id != *id),
+        Promise::Output(id, step, piece) => {
             let logs = store.step_logs(*id)?;
             let (_, path) = logs.iter().find(|(at, _)| at == step).ok_or("no log")?;
             let mut reader = LogReader::open(path)?;
@@ -102,17 +104,17 @@ fn holds(store: &Store, fact: &Fact) -> Result<bool, Box<dyn std::error::Error>>
             }
             found
         }
-        Fact::Cache(name, bytes) => store.load_cache(name).as_ref() == Some(bytes),
-        Fact::Value(name, value) => store.fact("kind", name)?.as_ref() == Some(value),
+        Promise::Cache(name, bytes) => store.load_cache(name).as_ref() == Some(bytes),
+        Promise::Value(name, value) => store.fact("kind", name)?.as_ref() == Some(value),
     })
 }
 
-/// Whether anything but this instance seems to be at work.
+/// Describes anything that seems to belong to another live instance.
 pub(super) fn unrest(store: &Store) -> Option<String> {
     let count = |what: &str, sql: &str| {
         let sql = sql.to_owned();
         let found: i64 = store
-            .read(|tx| Ok(tx.query_row(&sql, [store.me()], |row| row.get(0))?))
+            .read(|tx| Ok(tx.query_row(&sql, [store.instance_row()], |row| row.get(0))?))
             .unwrap();
         (found != 0).then(|| format!("{found} {what}"))
     };
@@ -135,22 +137,22 @@ pub(super) fn unrest(store: &Store) -> Option<String> {
         })
         .or_else(|| {
             let sql = "SELECT count(*) FROM object WHERE state = 'writing' AND maker <> ?1";
-            count("drafts", sql)
+            count("pending objects", sql)
         })
 }
 
-/// How clean a check must be.
+/// What a check may find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Clean {
-    /// Nothing is found.
+    /// Nothing.
     Wholly,
-    /// All that is found is an object whose removal failed, and a repair takes it away.
+    /// Only objects whose removal failed; a repair removes them.
     ButLeftovers,
-    /// Whatever is found, a repair mends it: the scenario begins with damage.
+    /// Anything, if a repair repairs it: the scenario begins with damage.
     AfterRepair,
 }
 
-/// Tells what a check finds that it should not.
+/// Describes what a check finds and should not.
 pub(super) fn dirt(store: &Store, clean: Clean) -> Option<String> {
     let report = store.check(false).unwrap();
     let bad = report.findings.iter().find(|(finding, _)| match clean {
@@ -172,16 +174,16 @@ pub(super) fn dirt(store: &Store, clean: Clean) -> Option<String> {
     (!again.is_empty()).then(|| format!("found after the repair: {again:?}"))
 }
 
-/// Opens the store as the next process would, and panics unless all is well.
-pub(super) fn settle(root: &Path, facts: &[Fact], clean: Clean, power: bool) {
+/// Opens the store as the next process would, and panics unless everything is right.
+pub(super) fn settle(root: &Path, promises: &[Promise], clean: Clean, power: bool) {
     let store = super::try_open(root).unwrap();
     let wrong = unrest(&store)
         .or_else(|| dirt(&store, clean))
-        .or_else(|| broken(&store, facts, power));
+        .or_else(|| broken(&store, promises, power));
     if let Some(wrong) = wrong {
         panic!("{wrong}");
     }
-    // It is not only whole but works.
+    // The store can also be used.
     let blob = store.put_blob(b"afterwards", "test").unwrap();
     assert!(store.blob(blob).unwrap().is_some());
     store.close().unwrap();

@@ -1,4 +1,4 @@
-//! What is in a directory, as a value.
+//! The content of a directory, as a value.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,19 +6,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Something with a name.
+/// A file or directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Node {
     Dir,
     File(Arc<[u8]>),
-    /// A file of this length whose bytes mean nothing.
+    /// A file of this length whose content does not matter.
     Room(u64),
 }
 
-/// Everything below a directory, by path relative to it.
-pub(super) type World = BTreeMap<PathBuf, Node>;
+/// Everything below a directory, by relative path.
+pub(super) type Snapshot = BTreeMap<PathBuf, Node>;
 
-/// Reads all below a directory; with each file its number.
+/// Reads everything below a directory, each with its inode number.
 pub(super) fn scan(root: &Path) -> BTreeMap<PathBuf, (u64, Node)> {
     let mut found = BTreeMap::new();
     let mut left = vec![PathBuf::new()];
@@ -27,7 +27,7 @@ pub(super) fn scan(root: &Path) -> BTreeMap<PathBuf, (u64, Node)> {
             let entry = entry.unwrap();
             let path = dir.join(entry.file_name());
             let meta = entry.metadata().unwrap();
-            // SQLite makes it again, since no process has it open any more.
+            // SQLite creates it again, since no process has it open any more.
             if path.to_string_lossy().ends_with("db-shm") {
                 continue;
             }
@@ -45,14 +45,14 @@ pub(super) fn scan(root: &Path) -> BTreeMap<PathBuf, (u64, Node)> {
     found
 }
 
-/// The value of a directory.
-pub(super) fn of(root: &Path) -> World {
+/// A snapshot of a directory.
+pub(super) fn of(root: &Path) -> Snapshot {
     let found = scan(root).into_iter();
     found.map(|(path, (_, node))| (path, node)).collect()
 }
 
-/// Makes a directory be `world`, whatever was there.
-pub(super) fn make(root: &Path, world: &World) {
+/// Replaces the content of a directory by `snapshot`.
+pub(super) fn make(root: &Path, snapshot: &Snapshot) {
     for entry in fs::read_dir(root).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
@@ -61,7 +61,7 @@ pub(super) fn make(root: &Path, world: &World) {
             fs::remove_file(path).unwrap();
         }
     }
-    for (path, node) in world {
+    for (path, node) in snapshot {
         let path = root.join(path);
         match node {
             Node::Dir => fs::create_dir(path).unwrap(),

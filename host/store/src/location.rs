@@ -1,4 +1,4 @@
-//! Where a store may be: a directory of the user's own, on a local file system.
+//! The checks of where a store may be: a directory that belongs to the user, on a local file system.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,8 +10,8 @@ use nix::unistd::geteuid;
 
 use crate::{StoreError, disk};
 
-/// File systems of other machines, and those that show a host's files to a guest, by the number in
-/// `statfs(2)`. Their locks hold on one side only, or their shared memory is not shared.
+/// Network file systems, and those that share a host's files with a guest, by their number in
+/// `statfs(2)`. Their locks bind one side only, or their shared memory is not shared.
 const REMOTE: [(u32, &str); 16] = [
     (0x6969, "nfs"),
     (0x517b, "smb"),
@@ -31,8 +31,8 @@ const REMOTE: [(u32, &str); 16] = [
     (0x6573_5546, "fuse"),
 ];
 
-/// Makes the root directory if it is missing, and returns it without links in its path.
-pub(crate) fn prepare(root: &Path, read_only: bool) -> Result<PathBuf, StoreError> {
+/// Creates the root directory if it is missing. Returns its path without symbolic links.
+pub(crate) fn prepare_root(root: &Path, read_only: bool) -> Result<PathBuf, StoreError> {
     if read_only {
         if disk::length(&root.join("store.db"))?.is_none() {
             return Err(StoreError::Missing(root.to_owned()));
@@ -46,9 +46,9 @@ pub(crate) fn prepare(root: &Path, read_only: bool) -> Result<PathBuf, StoreErro
     Ok(root)
 }
 
-/// Makes the name of a new store durable, with those of the directories above it: some of them may
-/// be as new. One that cannot be opened was there before.
-pub(crate) fn make_lasting(root: &Path) -> Result<(), StoreError> {
+/// Makes the name of a new store durable, and those of the directories above it, since they may be
+/// new as well. A directory that cannot be opened existed before.
+pub(crate) fn sync_ancestors(root: &Path) -> Result<(), StoreError> {
     for dir in root.ancestors() {
         match disk::sync_dir(dir) {
             Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
@@ -62,7 +62,7 @@ pub(crate) fn make_lasting(root: &Path) -> Result<(), StoreError> {
 
 fn check_owner(root: &Path) -> Result<(), StoreError> {
     let owner = fs::metadata(root)
-        .map_err(StoreError::at("look at", root))?
+        .map_err(StoreError::at("inspect", root))?
         .uid();
     if owner == geteuid().as_raw() {
         return Ok(());
@@ -74,7 +74,7 @@ fn check_owner(root: &Path) -> Result<(), StoreError> {
 }
 
 fn check_file_system(root: &Path) -> Result<(), StoreError> {
-    let found = statfs(root).map_err(|e| StoreError::io("look at", root, e.into()))?;
+    let found = statfs(root).map_err(|e| StoreError::io("inspect", root, e.into()))?;
     match remote(found.filesystem_type().0) {
         Some(kind) => Err(StoreError::NetworkFs {
             path: root.to_owned(),
@@ -84,7 +84,8 @@ fn check_file_system(root: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// The number has 32 bits; the field is wider on some machines, and signed on most.
+/// The name of the network file system with this number. The number has 32 bits; the field is wider
+/// on some machines, and signed on most.
 fn remote(number: impl TryInto<i64>) -> Option<&'static str> {
     let wide = number.try_into().ok()?;
     let number = u32::try_from(wide & 0xffff_ffff).ok()?;
@@ -102,7 +103,7 @@ mod tests {
     fn network_file_systems_are_known_by_their_number() {
         assert_eq!(remote(0x6969i64), Some("nfs"));
         assert_eq!(remote(0xff53_4d42u32), Some("cifs"));
-        // As a signed number of 32 bits, as some machines have it.
+        // As a signed 32-bit number, which some machines use.
         assert_eq!(remote(0xff53_4d42u32.cast_signed()), Some("cifs"));
         assert_eq!(remote(0xef53i64), None);
     }

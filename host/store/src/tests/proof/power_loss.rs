@@ -1,13 +1,13 @@
-//! What may be left of a disk when power goes.
+//! What may be left of a disk after a power failure.
 //!
-//! A name that was made, changed or removed since its directory was synced may be there as before
-//! or as after. Of the bytes that were written since the file was synced, there may be all, none, a
-//! part, or others.
+//! A name that was created, changed or removed since its directory was synced may be as before or as
+//! after. Of the bytes that were written since the file was synced, all, none or a part may be there,
+//! or other bytes.
 
 use std::path::{Path, PathBuf};
 
 use super::recorder::{Id, Names, Point};
-use super::world::{Node, World};
+use super::snapshot::{Node, Snapshot};
 
 /// Which names there are.
 #[derive(Debug, Clone, Copy)]
@@ -16,9 +16,9 @@ enum Which {
     New,
     /// Old and new ones.
     All,
-    /// Only those that are both.
+    /// Only names that are old and new.
     Lasting,
-    /// Each by the throw of a coin.
+    /// Each old or new at random.
     Any,
 }
 
@@ -45,7 +45,7 @@ const KINDS: [(Which, What); 9] = [
     (Which::Any, What::Any),
 ];
 
-/// A row of numbers that is always the same.
+/// A sequence of pseudo-random numbers that is always the same.
 struct Dice(u64);
 
 impl Dice {
@@ -60,13 +60,13 @@ struct Cut<'a> {
     which: Which,
     what: What,
     dice: Dice,
-    world: World,
+    snapshot: Snapshot,
     /// The names in it.
     shown: Names,
 }
 
-/// What may be left at a moment, with a name for each. `more` throws of the dice.
-pub(super) fn worlds(point: &Point, seed: u64, more: usize) -> Vec<(String, World)> {
+/// The disks that may be left at a point, each with a description; `more` of them random.
+pub(super) fn snapshots(point: &Point, seed: u64, more: usize) -> Vec<(String, Snapshot)> {
     let random = std::iter::repeat_n((Which::Any, What::Any), more);
     let kinds = KINDS.into_iter().chain(random).zip(0u64..);
     kinds
@@ -77,18 +77,18 @@ pub(super) fn worlds(point: &Point, seed: u64, more: usize) -> Vec<(String, Worl
                 which,
                 what,
                 dice,
-                world: World::new(),
+                snapshot: Snapshot::new(),
                 shown: Names::new(),
             };
             cut.dir(Path::new(""));
             cut.keep_renamed();
-            (format!("{which:?} names, {what:?} bytes"), cut.world)
+            (format!("{which:?} names, {what:?} bytes"), cut.snapshot)
         })
         .collect()
 }
 
 impl Cut<'_> {
-    /// A rename is there or not, so what was renamed has one of its names at least.
+    /// A rename is done or not, so a renamed file has at least one of its names.
     fn keep_renamed(&mut self) {
         for (from, to) in &self.point.renames {
             let id = |names: &Names, path: &PathBuf| {
@@ -100,10 +100,10 @@ impl Cut<'_> {
                 continue;
             };
             let shown = id(&self.shown, to) == new || id(&self.shown, from) == new;
-            let was = old.is_some() && self.world.contains_key(from.parent().unwrap());
+            let was = old.is_some() && self.snapshot.contains_key(from.parent().unwrap());
             if !shown && was {
                 let node = self.bytes(number);
-                self.world.insert(from.clone(), node);
+                self.snapshot.insert(from.clone(), node);
             }
         }
     }
@@ -136,12 +136,12 @@ impl Cut<'_> {
         names.insert(name.to_owned(), id);
         match id {
             Id::Dir => {
-                self.world.insert(path.clone(), Node::Dir);
+                self.snapshot.insert(path.clone(), Node::Dir);
                 self.dir(&path);
             }
             Id::File(number) => {
                 let node = self.bytes(number);
-                self.world.insert(path, node);
+                self.snapshot.insert(path, node);
             }
         }
     }
@@ -158,7 +158,7 @@ impl Cut<'_> {
                 [usize::try_from(self.dice.throw(4)).unwrap()],
             chosen => chosen,
         };
-        // What was changed in the middle is one or the other.
+        // A file that was changed in the middle is old or new.
         let Some(added) = written.strip_prefix(&**durable) else {
             return if matches!(what, What::Written) {
                 new

@@ -2,16 +2,16 @@
 
 use super::{Fault, Script};
 
-/// A process, by its place. The last two are the pruner and the one that comes when all have gone.
+/// The index of a process. The last two are the pruner, and the process that comes after all others.
 pub(super) type Who = usize;
-/// Number of a row; never given out twice.
+/// Id of a row; never reused.
 type Id = usize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum State {
+enum ObjectState {
     Writing,
     Valid,
-    Condemned,
+    Tombstoned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,18 +23,18 @@ enum Bytes {
 
 /// A row of `object`, with its file and its leases.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Row {
+pub(super) struct Object {
     id: Id,
     key: usize,
-    state: State,
+    state: ObjectState,
     maker: Option<Who>,
     bytes: Bytes,
     pub(super) leases: Vec<Who>,
 }
 
-impl Row {
+impl Object {
     pub(super) fn is_valid(&self) -> bool {
-        self.state == State::Valid
+        self.state == ObjectState::Valid
     }
 
     pub(super) fn is_whole(&self) -> bool {
@@ -42,10 +42,10 @@ impl Row {
     }
 }
 
-/// What a process does next. Each is one transaction or one effect.
+/// What a process does next. Each is one transaction or one I/O operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Phase {
-    /// Not there yet.
+    /// Not started yet.
     Late,
     /// `peek`: find the result and lease it.
     Look,
@@ -55,7 +55,7 @@ pub(super) enum Phase {
     Claim,
     /// `is_alive`: try the lock of the owner.
     Probe(Who),
-    /// The lock is held: try again after a tick.
+    /// The lock is held: try again after a pause.
     Wait(Who),
     /// `begin`: the row, then its file.
     Begin,
@@ -63,25 +63,25 @@ pub(super) enum Phase {
     Write(Id),
     /// `commit` of the object.
     Commit(Id),
-    /// Removal of what was condemned, then of its row; then on with the step.
+    /// Removal of a tombstoned object, then of its row; then the step continues.
     Remove(Id, bool),
     /// `Claim::commit`.
     Bind(Id),
-    /// Settles an instance whose lock it holds, perhaps itself.
+    /// Cleans up after an instance whose lock it holds, perhaps its own.
     Reap(Who, Settle),
-    /// `condemn`.
-    Condemn,
+    /// `tombstone`.
+    Tombstone,
     Gone,
 }
 
-/// The steps of `settle`.
+/// The steps of `clean_up`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Settle {
-    /// `remove_drafts_of`.
-    DraftBytes,
+    /// `remove_pending_of`.
+    PendingBytes,
     Rows,
     Bytes,
-    BytelessRows,
+    RowsWithoutBytes,
     Instance,
     Unlock,
 }
@@ -101,14 +101,14 @@ pub(super) enum Action {
     Crash(Who),
 }
 
-/// Everything at one moment.
+/// The whole system at one point in time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct World {
+pub(super) struct ModelState {
     pub(super) processes: Vec<Process>,
     /// Whether there is a row of `instance`, and who holds the lock.
     instances: Vec<bool>,
     locks: Vec<Option<Who>>,
-    pub(super) rows: Vec<Row>,
+    pub(super) rows: Vec<Object>,
     next: Id,
     /// Of `action`: key to object.
     pub(super) results: Vec<Option<Id>>,
@@ -117,12 +117,12 @@ pub(super) struct World {
     pub(super) begun: Vec<usize>,
     pub(super) crashes: usize,
     prunes: usize,
-    pub(super) condemned: usize,
-    /// Bytes whose row is gone.
+    pub(super) tombstoned: usize,
+    /// Whether there is a file whose row is gone.
     pub(super) orphan: bool,
 }
 
-impl World {
+impl ModelState {
     pub(super) fn new(script: &Script) -> Self {
         let count = script.builders.len();
         let process = |phase, left: &[usize]| Process {
@@ -138,7 +138,7 @@ impl World {
         let pruner = if script.prunes == 0 {
             Phase::Gone
         } else {
-            Phase::Condemn
+            Phase::Tombstone
         };
         processes.push(process(pruner, &[]));
         processes.push(process(Phase::Late, &[]));
@@ -161,7 +161,7 @@ impl World {
             begun: vec![0; script.keys()],
             crashes: script.crashes,
             prunes: script.prunes,
-            condemned: 0,
+            tombstoned: 0,
             orphan: false,
         }
     }
@@ -175,11 +175,11 @@ impl World {
         self.processes.iter().filter(works).count()
     }
 
-    pub(super) fn row(&self, id: Id) -> Option<&Row> {
+    pub(super) fn row(&self, id: Id) -> Option<&Object> {
         self.rows.iter().find(|row| row.id == id)
     }
 
-    fn row_mut(&mut self, id: Id) -> Option<&mut Row> {
+    fn row_mut(&mut self, id: Id) -> Option<&mut Object> {
         self.rows.iter_mut().find(|row| row.id == id)
     }
 
@@ -187,7 +187,7 @@ impl World {
         self.processes.len() - 1
     }
 
-    /// The late one has cleared up behind all others.
+    /// The last process has cleaned up after all others.
     pub(super) fn is_complete(&self, script: &Script) -> bool {
         let mut keys = script.builders.iter().flatten();
         let made = |key: usize| self.results[key].is_some();
@@ -198,7 +198,7 @@ impl World {
                 .all(|row| row.is_valid() && row.leases.is_empty())
             && self.claims.iter().all(Option::is_none)
             && !self.instances.contains(&true)
-            && (self.condemned > 0 || self.crashes < script.crashes || keys.all(|key| made(*key)))
+            && (self.tombstoned > 0 || self.crashes < script.crashes || keys.all(|key| made(*key)))
     }
 
     pub(super) fn actions(&self, script: &Script, actions: &mut Vec<Action>) {
@@ -208,7 +208,7 @@ impl World {
                 Phase::Late => self.processes[..self.late()]
                     .iter()
                     .all(|it| it.phase == Phase::Gone),
-                // A try that would tell the same again is no step.
+                // An attempt with the same result is not a step.
                 Phase::Wait(owner) => {
                     let key = process.left[0];
                     self.claims[key] != Some(owner)
@@ -246,7 +246,7 @@ impl World {
         }
     }
 
-    /// Does what `who` is at, and tells what comes next.
+    /// Does the current step of `who`, and returns its next phase.
     fn step(&mut self, script: &Script, who: Who) -> Phase {
         let key = self.processes[who].left.first().copied();
         match (self.processes[who].phase, key) {
@@ -264,10 +264,10 @@ impl World {
             (Phase::Begin, Some(key)) => {
                 let id = self.next;
                 self.next += 1;
-                self.rows.push(Row {
+                self.rows.push(Object {
                     id,
                     key,
-                    state: State::Writing,
+                    state: ObjectState::Writing,
                     maker: Some(who),
                     bytes: Bytes::Missing,
                     leases: Vec::new(),
@@ -296,7 +296,7 @@ impl World {
             }
             (Phase::Bind(id), Some(key)) => self.bind(who, id, key),
             (Phase::Reap(whom, at), _) => self.settle(script, who, whom, at),
-            (Phase::Condemn, _) => self.condemn(script, who),
+            (Phase::Tombstone, _) => self.tombstone(script, who),
             (phase, _) => unreachable!("{phase:?}"),
         }
     }
@@ -310,7 +310,7 @@ impl World {
     }
 
     fn found(&self, key: usize) -> Option<Id> {
-        self.results[key].filter(|id| self.row(*id).is_some_and(Row::is_valid))
+        self.results[key].filter(|id| self.row(*id).is_some_and(Object::is_valid))
     }
 
     fn set_bytes(&mut self, id: Id, bytes: Bytes) {
@@ -320,10 +320,10 @@ impl World {
         }
     }
 
-    /// Deletes the row of a condemned object without a lease.
+    /// Deletes the row of a tombstoned object without a lease.
     fn delete(&mut self, id: Id) {
         if let Some(row) = self.row(id)
-            && row.state == State::Condemned
+            && row.state == ObjectState::Tombstoned
             && row.leases.is_empty()
         {
             self.orphan |= row.bytes != Bytes::Missing;
@@ -345,12 +345,12 @@ impl World {
         self.next_key(who)
     }
 
-    /// On to the next key, or to the end of the instance in good order.
+    /// The next key, or the orderly end of the instance.
     fn next_key(&mut self, who: Who) -> Phase {
         self.processes[who].claimed = false;
         self.processes[who].left.remove(0);
         if self.processes[who].left.is_empty() {
-            return Phase::Reap(who, Settle::DraftBytes);
+            return Phase::Reap(who, Settle::PendingBytes);
         }
         Phase::Look
     }
@@ -382,7 +382,7 @@ impl World {
             && matches!(self.processes[who].phase, Phase::Wait(_))
             && self.claims[key] == Some(owner);
         if self.locks[owner].is_some() && !impatient {
-            // A wait ends with another look.
+            // A wait ends with another look-up.
             return match self.processes[who].phase {
                 Phase::Wait(_) => Phase::Look,
                 _ => Phase::Wait(owner),
@@ -395,21 +395,21 @@ impl World {
             };
         }
         self.locks[owner] = Some(who);
-        Phase::Reap(owner, Settle::DraftBytes)
+        Phase::Reap(owner, Settle::PendingBytes)
     }
 
     fn commit(&mut self, who: Who, id: Id, key: usize) -> Phase {
         let there = self.valid(key);
         let Some(row) = self.row_mut(id) else {
-            return Phase::Gone; // an error: somebody took the draft away
+            return Phase::Gone; // an error: the pending object was taken away
         };
         row.maker = None;
         if let Some(there) = there {
-            row.state = State::Condemned;
+            row.state = ObjectState::Tombstoned;
             self.lease(who, there);
             return Phase::Remove(id, false);
         }
-        row.state = State::Valid;
+        row.state = ObjectState::Valid;
         self.lease(who, id);
         Phase::Bind(id)
     }
@@ -425,23 +425,23 @@ impl World {
     }
 
     /// One candidate of a prune, as long as there are prunes.
-    fn condemn(&mut self, script: &Script, who: Who) -> Phase {
-        let free = |row: &&Row| row.is_valid() && row.leases.is_empty();
+    fn tombstone(&mut self, script: &Script, who: Who) -> Phase {
+        let free = |row: &&Object| row.is_valid() && row.leases.is_empty();
         let Some(id) = self.rows.iter().find(free).map(|row| row.id) else {
             return self.pruned(who);
         };
-        if script.fault == Fault::BytesFirst && self.row(id).is_some_and(Row::is_whole) {
+        if script.fault == Fault::BytesFirst && self.row(id).is_some_and(Object::is_whole) {
             self.set_bytes(id, Bytes::Missing);
-            return Phase::Condemn;
+            return Phase::Tombstone;
         }
         for result in &mut self.results {
             if *result == Some(id) {
                 *result = None;
             }
         }
-        self.condemned += 1;
+        self.tombstoned += 1;
         if let Some(row) = self.row_mut(id) {
-            row.state = State::Condemned;
+            row.state = ObjectState::Tombstoned;
         }
         Phase::Remove(id, false)
     }
@@ -449,18 +449,18 @@ impl World {
     fn pruned(&mut self, who: Who) -> Phase {
         self.prunes = self.prunes.saturating_sub(1);
         if self.prunes > 0 {
-            Phase::Condemn
+            Phase::Tombstone
         } else {
-            Phase::Reap(who, Settle::DraftBytes)
+            Phase::Reap(who, Settle::PendingBytes)
         }
     }
 
-    /// One step of settling `whom`.
+    /// One step of cleaning up after `whom`.
     fn settle(&mut self, script: &Script, who: Who, whom: Who, at: Settle) -> Phase {
-        let drafts = |row: &Row| row.maker == Some(whom) && row.state == State::Writing;
+        let pending = |row: &Object| row.maker == Some(whom) && row.state == ObjectState::Writing;
         match at {
-            Settle::DraftBytes => {
-                for row in self.rows.iter_mut().filter(|row| drafts(row)) {
+            Settle::PendingBytes => {
+                for row in self.rows.iter_mut().filter(|row| pending(row)) {
                     row.bytes = if script.fault == Fault::RowFirst {
                         row.bytes
                     } else {
@@ -482,29 +482,30 @@ impl World {
                     if row.maker == Some(whom) {
                         row.maker = None;
                         row.state = if row.is_valid() {
-                            State::Valid
+                            ObjectState::Valid
                         } else {
-                            State::Condemned
+                            ObjectState::Tombstoned
                         };
                     }
                 }
                 if script.fault == Fault::RowFirst {
-                    self.delete_condemned();
+                    self.delete_tombstoned();
                 }
                 return Phase::Reap(whom, Settle::Bytes);
             }
-            // Also what a dead prune has condemned: the next process goes on with it.
+            // This includes tombstones of a dead prune, which the next process finishes.
             Settle::Bytes => {
                 for row in &mut self.rows {
-                    if row.state == State::Condemned && row.leases.is_empty() {
+                    if row.state == ObjectState::Tombstoned && row.leases.is_empty() {
                         row.bytes = Bytes::Missing;
                     }
                 }
-                return Phase::Reap(whom, Settle::BytelessRows);
+                return Phase::Reap(whom, Settle::RowsWithoutBytes);
             }
-            Settle::BytelessRows => {
-                let condemned = |row: &Row| row.state == State::Condemned && !row.is_whole();
-                let gone = |row: &Row| condemned(row) && row.bytes == Bytes::Missing;
+            Settle::RowsWithoutBytes => {
+                let tombstoned =
+                    |row: &Object| row.state == ObjectState::Tombstoned && !row.is_whole();
+                let gone = |row: &Object| tombstoned(row) && row.bytes == Bytes::Missing;
                 self.rows
                     .retain(|row| !(gone(row) && row.leases.is_empty()));
                 return Phase::Reap(whom, Settle::Instance);
@@ -524,26 +525,33 @@ impl World {
         }
     }
 
-    fn delete_condemned(&mut self) {
-        let condemned = self.rows.iter().filter(|row| row.state == State::Condemned);
-        let ids: Vec<Id> = condemned.map(|row| row.id).collect();
+    fn delete_tombstoned(&mut self) {
+        let tombstoned = self
+            .rows
+            .iter()
+            .filter(|row| row.state == ObjectState::Tombstoned);
+        let ids: Vec<Id> = tombstoned.map(|row| row.id).collect();
         for id in ids {
             self.delete(id);
         }
     }
 
-    /// The one that comes last settles all that are dead, and then what is condemned.
+    /// The last process cleans up after all dead instances, then removes tombstoned objects.
     fn next_corpse(&mut self, who: Who) -> Phase {
         let dead = (0..who).find(|whom| self.instances[*whom] && self.locks[*whom].is_none());
         if let Some(whom) = dead {
             self.locks[whom] = Some(who);
-            return Phase::Reap(whom, Settle::DraftBytes);
+            return Phase::Reap(whom, Settle::PendingBytes);
         }
-        let rest = self.rows.iter().find(|row| row.state == State::Condemned);
+        let rest = self
+            .rows
+            .iter()
+            .find(|row| row.state == ObjectState::Tombstoned);
         match rest {
             Some(row) if row.bytes == Bytes::Missing => {
-                self.rows
-                    .retain(|row| row.state != State::Condemned || row.bytes != Bytes::Missing);
+                self.rows.retain(|row| {
+                    row.state != ObjectState::Tombstoned || row.bytes != Bytes::Missing
+                });
                 Phase::Late
             }
             Some(row) => {

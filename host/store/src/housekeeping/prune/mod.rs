@@ -1,124 +1,41 @@
-//! Prune: what nothing keeps goes, children before parents, least recently used first.
+//! Prune: removes objects that nothing keeps, children before parents, least recently used first.
 //!
-//! The law: a pass is finite. There is one list of candidates and each is tried once; whether it may
-//! go is asked again in the transaction that condemns it, which no lease can slip past. Condemned is
-//! on disk before the first byte goes, and what cannot be removed stays condemned and stops nothing.
-//! The pass can be cut off at any instruction; the next one goes on from there. One process prunes
-//! at a time, builds never wait for it, and nothing is held while progress is told but the lock that
-//! says so.
+//! The law: a prune is finite. There is one list of candidates, and each is tried once. Whether it may
+//! be removed is checked again in the transaction that tombstones it, so no lease can be missed. The
+//! tombstone is on disk before the files are removed; an object that cannot be removed keeps its
+//! tombstone and does not stop the rest. A prune can be killed at any instruction, and the next one
+//! continues. Only one process prunes at a time, and builds never wait for it: while progress is
+//! reported, only the prune lock is held.
+
+mod options;
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use rusqlite::Transaction;
 
+pub use self::options::{PruneEnd, PruneOptions, PruneReport, Pruned};
 use super::graph::Graph;
-use super::{Filter, reserve, room, usage};
+use super::{free_space, reserve, usage};
 use crate::db::Commit;
-use crate::history::{Forgotten, Keep};
+use crate::history::{Deleted, HistoryLimits};
 use crate::lock::Lock;
-use crate::object::{remove_files, settle_removals, unpin};
-use crate::{Digest, Item, Removal, Store, StoreError, disk, image, instance, time};
+use crate::{Digest, Removal, Store, StoreError, disk, reap, references, removal, time};
 
-/// Objects that are condemned in one transaction.
+/// How many objects are tombstoned in one transaction.
 const BATCH: usize = 128;
 
-/// What a prune shall do.
-#[derive(Debug, Clone, Default)]
-pub struct PruneOptions {
-    /// Also what images with names are made of: an image loses its name when a part of it goes. With
-    /// [`Self::unused_for`], only images that were not made in that time.
-    pub images: bool,
-    /// Only what was not used for this long.
-    pub unused_for: Option<Duration>,
-    /// Only what passes all of these.
-    pub filters: Vec<Filter>,
-    /// Stop when the store takes at most this many bytes.
-    pub max_used: Option<u64>,
-    /// Stop when at least this many bytes are free on the file system.
-    pub min_free: Option<u64>,
-    /// Leave the store this many bytes, whatever the other limits say.
-    pub reserved: u64,
-    /// Only say what would go.
-    pub dry_run: bool,
-}
-
-impl PruneOptions {
-    /// Whether enough can be enough.
-    fn is_bounded(&self) -> bool {
-        self.max_used.is_some() || self.min_free.is_some() || self.reserved > 0
-    }
-
-    /// Whether something with these properties passes all filters; only objects have digests.
-    #[must_use]
-    pub fn takes(&self, digest: Option<Digest>, kind: &str, origin: &str) -> bool {
-        let mut filters = self.filters.iter();
-        filters.all(|filter| filter.takes(digest, kind, origin))
-    }
-
-    /// Whether nothing shall be left that is not in use, history included.
-    fn is_for_all(&self) -> bool {
-        let is_choosy = self.unused_for.is_some() || !self.filters.is_empty();
-        self.images && !is_choosy && !self.is_bounded()
-    }
-}
-
-/// One candidate that was tried.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pruned {
-    /// Its digest.
-    pub digest: Option<Digest>,
-    /// `layer`, `manifest`, …
-    pub kind: String,
-    /// Bytes that the file system had allocated for it.
-    pub bytes: u64,
-    /// What came of it.
-    pub removal: Removal,
-}
-
-/// How a prune ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PruneEnd {
-    /// Everything that may go is gone, or as much as was asked for.
-    #[default]
-    Complete,
-    /// Everything that may go is gone, and it was less than was asked for.
-    Incomplete,
-    /// The caller stopped it.
-    Cancelled,
-    /// Another process is at it.
-    AlreadyRunning,
-}
-
-/// What a prune did.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PruneReport {
-    /// How it ended.
-    pub end: PruneEnd,
-    /// Bytes of the files that are seen to be gone.
-    pub freed: u64,
-    /// Objects that are gone.
-    pub removed: u64,
-    /// What could not be removed, and why. It stays condemned, and is tried again next time.
-    pub failed: Vec<String>,
-    /// What live instances use.
-    pub in_use: Vec<Item>,
-    /// What else is kept: for images that have names, and layers below others that are kept.
-    pub kept: Vec<Item>,
-}
-
-/// One prune at work.
+/// A running prune.
 struct Pass<'a> {
     store: &'a Store,
     dry_run: bool,
     progress: &'a mut dyn FnMut(&Pruned) -> ControlFlow<()>,
     report: PruneReport,
-    /// Names that keep nothing.
-    weak_names: HashSet<String>,
+    /// Image names that are removed with the parts of the image.
+    removable_names: HashSet<String>,
 }
 
-/// Something to remove.
+/// An object to remove.
 struct Candidate {
     id: i64,
     digest: Option<Digest>,
@@ -126,11 +43,11 @@ struct Candidate {
 }
 
 impl Store {
-    /// Removes what nothing keeps. `progress` is told of each object that was tried, and may stop
-    /// the pass.
+    /// Removes objects that nothing keeps. `progress` is called after each object, and can cancel the
+    /// prune.
     ///
     /// # Errors
-    /// If the store fails. That something could not be removed is no error but in the report.
+    /// If the store fails. A failed removal is in the report instead.
     pub fn prune(
         &self,
         options: &PruneOptions,
@@ -152,10 +69,10 @@ impl Store {
             dry_run: options.dry_run,
             progress,
             report,
-            weak_names: HashSet::new(),
+            removable_names: HashSet::new(),
         };
         if !options.dry_run {
-            reserve::give_up(self.layout())?;
+            reserve::release(self.layout())?;
         }
         let done = pass.run(options);
         if !options.dry_run {
@@ -165,10 +82,10 @@ impl Store {
         Ok(pass.report)
     }
 
-    /// How many bytes a prune with these options sets out to free; [`u64::MAX`] if there is no goal.
+    /// How many bytes a prune with these options tries to free; [`u64::MAX`] if there is no limit.
     ///
     /// # Errors
-    /// If the store or its file system cannot be looked at.
+    /// If the size of the store, or the free space, cannot be read.
     pub fn prune_goal(&self, options: &PruneOptions) -> Result<u64, StoreError> {
         if !options.is_bounded() {
             return Ok(u64::MAX);
@@ -177,8 +94,8 @@ impl Store {
         let total = disk::allocated_below(layout.root())?;
         let mut keep = options.max_used.unwrap_or(u64::MAX);
         if let Some(min_free) = options.min_free {
-            keep =
-                keep.min(total.saturating_sub(min_free.saturating_sub(room::space(layout)?.free)));
+            let missing = min_free.saturating_sub(free_space::space(layout)?.free);
+            keep = keep.min(total.saturating_sub(missing));
         }
         if options.max_used.is_none() && options.min_free.is_none() {
             keep = 0;
@@ -194,33 +111,34 @@ impl Pass<'_> {
             .unused_for
             .map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         let before = time::now().saturating_sub(age);
-        // Whatever the clock said when they were made.
+        // Without an age all names, even those that a wrong clock dated into the future.
         let named_until = options.unused_for.map_or(i64::MAX, |_| before);
         if options.images {
-            self.weak_names = store.names_until(named_until)?;
+            self.removable_names = store.image_names_until(named_until)?;
         }
         if !self.dry_run {
-            if self.finish_condemned()?.is_break() {
+            if self.finish_tombstoned()?.is_break() {
                 return Ok(());
             }
-            instance::reap(store.layout(), &store.inner.db)?;
+            reap::reap(store.layout(), &store.inner.db)?;
             self.sweep();
         }
         self.remove_unused(options, before)?;
         if !self.dry_run && self.report.end != PruneEnd::Cancelled {
-            store.forget_facts()?;
+            store.delete_facts()?;
             if options.is_for_all() {
-                self.forgot(store.forget_builds()?);
-                self.forgot(store.forget_caches()?);
+                self.count(store.delete_builds()?);
+                self.count(store.delete_caches()?);
             }
-            self.forgot(store.trim_history(Keep::DEFAULT)?);
+            self.count(store.trim_history(HistoryLimits::DEFAULT)?);
         }
         Ok(())
     }
 
-    /// Removes what was condemned before. That needs no room in the database until bytes are gone.
-    fn finish_condemned(&mut self) -> Result<ControlFlow<()>, StoreError> {
-        let condemned = self.store.read(|tx| {
+    /// Removes what was tombstoned before. This writes to the database only after files are gone, so it
+    /// works on a full disk.
+    fn finish_tombstoned(&mut self) -> Result<ControlFlow<()>, StoreError> {
+        let tombstoned = self.store.read(|tx| {
             let mut rows = tx.prepare_cached(
                 "SELECT id, digest, kind FROM object WHERE state <> 'valid' AND state = 'condemned' \
                  ORDER BY id",
@@ -235,7 +153,7 @@ impl Pass<'_> {
             })?;
             Ok(rows.collect::<Result<Vec<_>, _>>()?)
         })?;
-        for batch in condemned.chunks(BATCH) {
+        for batch in tombstoned.chunks(BATCH) {
             if self.remove(batch)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -247,7 +165,8 @@ impl Pass<'_> {
         let store = self.store;
         let mut graph = store.read(Graph::load)?;
         for node in &mut graph.nodes {
-            node.images.retain(|name| !self.weak_names.contains(name));
+            node.images
+                .retain(|name| !self.removable_names.contains(name));
         }
         (self.report.in_use, self.report.kept) = usage::kept(&graph, store.layout());
         let order = graph.removable(|node| {
@@ -277,8 +196,9 @@ impl Pass<'_> {
                 return Ok(());
             }
             if !self.dry_run {
-                let ids =
-                    store.write(Commit::Durable, |tx| condemn(tx, &batch, &self.weak_names))?;
+                let ids = store.write(Commit::Durable, |tx| {
+                    tombstone(tx, &batch, &self.removable_names)
+                })?;
                 batch.retain(|candidate| ids.contains(&candidate.id));
             }
             if self.remove(&batch)?.is_break() {
@@ -287,7 +207,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Removes the files of condemned objects and tells of each.
+    /// Removes the files of tombstoned objects, and reports each.
     fn remove(&mut self, batch: &[Candidate]) -> Result<ControlFlow<()>, StoreError> {
         let layout = self.store.layout();
         let mut removals = Vec::with_capacity(batch.len());
@@ -297,7 +217,7 @@ impl Pass<'_> {
             let removal = if self.dry_run {
                 Removal::Gone
             } else {
-                remove_files(layout, candidate.id)
+                removal::remove_files(layout, candidate.id)
             };
             match &removal {
                 Removal::Gone => {
@@ -322,12 +242,12 @@ impl Pass<'_> {
             }
         }
         if !self.dry_run {
-            settle_removals(&self.store.inner.db, &removals)?;
+            removal::record(&self.store.inner.db, &removals)?;
         }
         Ok(flow)
     }
 
-    /// What cannot even be looked at is one of the things that could not be removed.
+    /// Removes files that belong to nothing. A failure is one of the failed removals.
     fn sweep(&mut self) {
         let strays = self.store.sweep().unwrap_or_else(|error| {
             self.report.failed.push(error.to_string());
@@ -335,29 +255,29 @@ impl Pass<'_> {
         });
         for (stray, removal) in strays {
             match removal {
-                Removal::Gone => log::info!("removed the leftover {}", stray.path.display()),
+                Removal::Gone => log::info!("removed unused file {}", stray.path.display()),
                 Removal::Busy(why) | Removal::Failed(why) => self.report.failed.push(why),
             }
         }
     }
 
-    fn forgot(&mut self, forgotten: Forgotten) {
-        self.report.freed += forgotten.freed;
-        self.report.failed.extend(forgotten.failed);
+    fn count(&mut self, deleted: Deleted) {
+        self.report.freed += deleted.freed;
+        self.report.failed.extend(deleted.failed);
     }
 }
 
-/// Condemns what of a batch nothing keeps at this moment, children before their parents, and takes
-/// away the weak names of what goes. Returns what is condemned now.
-fn condemn(
+/// Tombstones those objects of a batch that nothing keeps now, children before their parents, and
+/// deletes their removable image names. Returns their ids.
+fn tombstone(
     tx: &Transaction<'_>,
     batch: &[Candidate],
-    weak_names: &HashSet<String>,
+    removable_names: &HashSet<String>,
 ) -> Result<Vec<i64>, StoreError> {
-    let mut condemned = Vec::with_capacity(batch.len());
+    let mut tombstoned = Vec::with_capacity(batch.len());
     for candidate in batch {
-        let names = image::names_of(tx, candidate.id)?;
-        if !names.iter().all(|name| weak_names.contains(name)) {
+        let names = references::image_names(tx, candidate.id)?;
+        if !names.iter().all(|name| removable_names.contains(name)) {
             continue;
         }
         let changed = tx
@@ -370,18 +290,18 @@ fn condemn(
             .execute([candidate.id])?;
         if changed == 1 {
             for name in names {
-                image::delete(tx, &name)?;
+                references::delete_image(tx, &name)?;
             }
-            unpin(tx, candidate.id)?;
-            condemned.push(candidate.id);
+            references::delete_hints(tx, candidate.id)?;
+            tombstoned.push(candidate.id);
         }
     }
-    Ok(condemned)
+    Ok(tombstoned)
 }
 
 impl Store {
-    /// The names of images that were made until then, in seconds since 1970.
-    fn names_until(&self, then: i64) -> Result<HashSet<String>, StoreError> {
+    /// The names of images that were made until this time, in seconds since 1970.
+    fn image_names_until(&self, then: i64) -> Result<HashSet<String>, StoreError> {
         self.read(|tx| {
             let mut rows = tx.prepare_cached("SELECT name FROM image WHERE created <= ?1")?;
             let names = rows.query_map([then], |row| row.get(0))?;
@@ -389,8 +309,8 @@ impl Store {
         })
     }
 
-    /// Facts about objects that are gone.
-    fn forget_facts(&self) -> Result<(), StoreError> {
+    /// Deletes facts that refer to objects that no longer exist.
+    fn delete_facts(&self) -> Result<(), StoreError> {
         self.write(Commit::Relaxed, |tx| {
             tx.prepare_cached(
                 "DELETE FROM fact WHERE value LIKE 'sha256:%' AND NOT EXISTS (SELECT 1 FROM object \

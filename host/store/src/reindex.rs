@@ -1,0 +1,93 @@
+//! The index of a layer in the store: reading it, and making it again from the tar.
+
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::ingest::Reindex;
+use crate::ingest::limits::MAX_INDEX_FILE;
+use crate::object::Object;
+use crate::random::random;
+use crate::{DiffId, Digest, Index, Store, StoreError, disk, index};
+
+impl Store {
+    /// The index of a layer. It is read once per process.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] if the layer is not in the store, [`StoreError::Corrupt`] if its index is
+    /// damaged and cannot be made again from its tar.
+    pub fn index(&self, id: DiffId) -> Result<Arc<Index>, StoreError> {
+        if let Some(index) = self.cached_index(id) {
+            return Ok(index);
+        }
+        let object = self.layer_object(id)?;
+        let index = Arc::new(self.load_index(&object)?);
+        self.cache_index(id, &index);
+        Ok(index)
+    }
+
+    fn load_index(&self, object: &Object) -> Result<Index, StoreError> {
+        let path = self.layout().index(object.id);
+        let found = disk::read(&path, MAX_INDEX_FILE)?.and_then(|bytes| index::decode(&bytes));
+        if let Some(index) = found {
+            return Ok(index);
+        }
+        log::warn!(
+            "{} is missing or damaged: making it again from the layer",
+            path.display()
+        );
+        let index = self.reindex(object)?;
+        if !self.is_read_only() {
+            self.replace_index(object.id, &index)?;
+        }
+        Ok(index)
+    }
+
+    /// Makes the index file of a layer again.
+    pub(crate) fn remake_index(&self, object: &Object) -> Result<(), StoreError> {
+        let index = self.reindex(object)?;
+        self.replace_index(object.id, &index)
+    }
+
+    /// Makes the index of a layer from its tar. Evicts the layer if the tar is damaged.
+    fn reindex(&self, object: &Object) -> Result<Index, StoreError> {
+        match read_tar(&self.layout().blob(object.id))? {
+            Some((digest, index)) if digest == object.digest => Ok(index),
+            Some(_) | None => {
+                let damage = "its tar does not match its digest";
+                if !self.is_read_only() {
+                    self.evict(object.id, damage)?;
+                }
+                Err(StoreError::corrupt(format!(
+                    "layer {}: {damage}",
+                    object.digest
+                )))
+            }
+        }
+    }
+
+    /// Writes an index file, replacing a damaged one.
+    fn replace_index(&self, object: i64, index: &Index) -> Result<(), StoreError> {
+        let new = self
+            .scratch()
+            .join(format!("index-{object}-{}", hex::encode(random()?)));
+        disk::write_new(&new, &index::encode(index))?;
+        disk::rename(&new, &self.layout().index(object))
+    }
+}
+
+/// Digest and index of a tar file of the store; `None` if it cannot be a layer.
+pub(crate) fn read_tar(path: &Path) -> Result<Option<(Digest, Index)>, StoreError> {
+    let Some(mut file) = disk::open(path)? else {
+        return Ok(None);
+    };
+    let (mut reader, mut piece) = (Reindex::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(reader.finish()),
+            Ok(count) => reader.push(piece.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(StoreError::io("read", path, error)),
+        }
+    }
+}
