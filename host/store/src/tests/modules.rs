@@ -21,7 +21,7 @@ fn sources() -> BTreeMap<String, String> {
             } else {
                 let is_dir_module = stem == "mod" || stem == "lib";
                 let text = std::fs::read_to_string(&path).unwrap();
-                let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+                let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
                 let lines = text.lines().map(str::trim_start);
                 let code: Vec<&str> = lines.filter(|line| !line.starts_with("//")).collect();
                 let name = if is_dir_module {

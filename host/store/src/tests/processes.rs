@@ -237,23 +237,6 @@ fn a_process_that_is_stopped_in_a_transaction_makes_others_say_busy_in_bound() {
 }
 
 #[test]
-fn a_newer_schema_is_refused() {
-    let root = Root::new();
-    let store = root.open();
-    store
-        .write(crate::db::Commit::Durable, |tx| {
-            Ok(tx.pragma_update(None, "user_version", 99)?)
-        })
-        .unwrap();
-    drop(store);
-    let error = Store::open(root.path(), &OpenOptions::default()).unwrap_err();
-    assert!(
-        matches!(error, StoreError::NewerSchema { found: 99, .. }),
-        "{error}"
-    );
-}
-
-#[test]
 fn a_damaged_database_is_refused_and_not_replaced() {
     let root = Root::new();
     layer(&root.open(), "a");
