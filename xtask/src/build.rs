@@ -41,19 +41,11 @@ fn release(workspace: &Workspace, package: &str, program: &str) -> Result<PathBu
     Ok(workspace.target.join("release").join(program))
 }
 
-/// The program that measures ways for bytes between host and guest.
+/// The program that measures transports between host and guest.
 pub(crate) fn transport_example(workspace: &Workspace) -> Result<PathBuf> {
-    let words = [
-        "build",
-        "--release",
-        "--package",
-        "vsock-device",
-        "--locked",
-    ];
-    cargo(
-        workspace,
-        &[words.as_slice(), &["--example", "transport"]].concat(),
-    )?;
+    let package = ["--package", "vsock-testbed", "--example", "transport"];
+    let words = ["build", "--release", "--locked"];
+    cargo(workspace, &[words.as_slice(), &package].concat())?;
     Ok(workspace.target.join("release/examples/transport"))
 }
 

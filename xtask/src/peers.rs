@@ -10,7 +10,7 @@ use crate::image;
 use crate::tools;
 use crate::workspace::{Workspace, make_dir, read, update};
 
-/// Where things are that the conformance suite of the vsock crate needs.
+/// Paths that the conformance suite needs (`tests/vsock-testbed/tests/conformance`).
 #[derive(Debug)]
 pub(crate) struct Peers {
     device: PathBuf,
@@ -34,12 +34,12 @@ impl Peers {
     }
 }
 
-/// The files of a VM whose first program does what the conformance suite orders.
+/// The files of a VM whose first program executes the commands of the conformance suite.
 fn vm(workspace: &Workspace) -> Result<PathBuf> {
     let dir = workspace.target.join("conform");
     make_dir(&dir)?;
-    let guest = ["--package", "vsock-driver", "--example", "conform_guest"];
-    let guest = image::compile_static(workspace, &guest)?.join("examples/conform_guest");
+    let guest = ["--package", "vsock-guest", "--bin", "conformance_guest"];
+    let guest = image::compile_static(workspace, &guest)?.join("conformance_guest");
     let other = image::with_program(workspace, &guest, &dir)?;
     update(&dir.join("vmlinuz"), &read(&other.kernel)?)?;
     update(&dir.join("cmdline"), other.cmdline.as_bytes())?;

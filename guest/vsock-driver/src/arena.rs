@@ -1,11 +1,11 @@
-//! Memory that the device can reach: hugepages whose physical addresses are known.
+//! Memory that the device can reach: hugepages whose physical addresses are entry.
 //!
-//! Bargain: this module may use unsafe code, and gives out [`Block`]s. A block is the only way to
-//! the bytes of its range, it is handed out once, and whoever owns it owns them. Giving a buffer to
-//! the device means giving away the block.
+//! Contract: this module may use unsafe code, and gives out [`Block`]s. A block is the only way to
+//! the bytes of its range, it is given out once, and its owner owns the bytes. Giving a buffer to the
+//! device means giving away the block.
 //!
-//! A block never crosses a hugepage, so it lies in one physical piece, however the kernel scattered
-//! the pages.
+//! A block never crosses a hugepage, so it is physically contiguous, wherever the kernel put the
+//! pages.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,41 +21,42 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 /// Bytes of a hugepage.
 pub(crate) const HUGEPAGE: usize = 2 << 20;
 
-/// Bytes of a page, also of what `pagemap` calls a page.
+/// Bytes of a page, as `pagemap` counts them.
 const PAGE: usize = 4096;
 
-/// How many hugepages the kernel has, and shall have.
+/// How many hugepages the kernel has; writing it changes the number.
 const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 const FREE_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
-/// Where the kernel tells physical addresses (`Documentation/admin-guide/mm/pagemap.rst`).
+/// Physical addresses of this process (`Documentation/admin-guide/mm/pagemap.rst`).
 const PAGEMAP: &str = "/proc/self/pagemap";
 
-/// Memory for rings and buffers. It is never swapped, moved or inherited by child processes.
+/// Memory for rings and buffers. It is never swapped, never moved, and not inherited by child
+/// processes.
 #[derive(Debug)]
 pub struct Arena {
     base: NonNull<u8>,
     len: usize,
-    /// Size of the pieces that are contiguous for the device, and where each begins for it.
+    /// Bytes of a piece that is contiguous for the device, and the device's address of each piece.
     piece: usize,
     addresses: Vec<u64>,
-    /// Everything before this offset has an owner.
+    /// Everything before this offset is allocated.
     used: Mutex<usize>,
 }
 
-// SAFETY: an arena owns its mapping. Only blocks reach its bytes, each block has its range for
-// itself, and `used` is behind a lock; so no thread can reach what another one owns.
+// SAFETY: an arena owns its mapping. Only blocks reach its bytes, no two blocks overlap, and `used`
+// is behind a lock; so no thread can reach what another one owns.
 unsafe impl Send for Arena {}
 
 // SAFETY: see `Send`; a shared arena gives access to no byte.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Takes up to `len` bytes of hugepages, which the kernel is asked to make. If memory is short
-    /// there are fewer, but at least one. Only root learns physical addresses.
+    /// Allocates `len` bytes of hugepages, and reserves them in the kernel first. If memory is short
+    /// there are fewer, but at least one. Only root can read physical addresses.
     ///
     /// # Errors
-    /// If there is not a single hugepage, or physical addresses are not told.
+    /// If there is not a single hugepage, or physical addresses cannot be read.
     pub fn huge(len: usize) -> io::Result<Arc<Self>> {
         let wanted = len.div_ceil(HUGEPAGE).max(1);
         let mut pages = wanted.min(make_hugepages(wanted)?);
@@ -67,9 +68,9 @@ impl Arena {
             }
         };
         if pages < wanted {
-            log::warn!("vsock: {pages} hugepages of {wanted} for the arena");
+            log::warn!("vsock: got {pages} of {wanted} hugepages");
         }
-        // Made first, so that the mapping has an owner whatever happens below.
+        // Made first, so that the mapping is freed whatever happens below.
         let mut arena = Self::new(base, pages * HUGEPAGE, HUGEPAGE);
         let pagemap = File::open(PAGEMAP)?;
         arena.addresses = (0..pages)
@@ -78,17 +79,16 @@ impl Arena {
         Ok(Arc::new(arena))
     }
 
-    /// Maps the first `len` bytes of `memory`, which the device knows to begin at `address`. This is
-    /// for devices in another process that were given the same file.
+    /// Maps the first `len` bytes of `memory`, which begin at `address` for the device. This is for
+    /// devices in another process that have the same file.
     ///
     /// # Errors
-    /// If it cannot be mapped, or `address` is zero, which is no address for a ring.
+    /// If it cannot be mapped, or `address` is zero, where no ring can be.
     pub fn shared(memory: impl AsFd, len: usize, address: u64) -> io::Result<Arc<Self>> {
         let size = NonZeroUsize::new(len).filter(|_| address != 0);
         let size = size.ok_or(io::ErrorKind::InvalidInput)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses a place where nothing is mapped, so nobody else's memory is
-        // replaced.
+        // SAFETY: the kernel chooses an unused address range, so no other mapping is replaced.
         let base = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, memory, 0) }?;
         let mut arena = Self::new(base.cast(), len, len);
         arena.addresses = vec![address];
@@ -105,13 +105,13 @@ impl Arena {
         }
     }
 
-    /// Bytes that nobody owns yet.
+    /// Bytes that are not allocated yet.
     pub(crate) fn free(&self) -> usize {
         self.len - *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `len` bytes at a multiple of `align`, a power of two. They are zero. `None` if there
-    /// are not so many in one piece.
+    /// Allocates `len` bytes at a multiple of `align`, a power of two. They are zero. `None` if there
+    /// are not that many in one piece.
     pub(crate) fn block(self: &Arc<Self>, len: usize, align: usize) -> Option<Block> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut from = used.checked_next_multiple_of(align)?;
@@ -131,7 +131,7 @@ impl Arena {
         })
     }
 
-    /// What the device calls the byte at `at`, which lies in a block.
+    /// The device's address of the byte at `at`, which is in a block.
     pub(crate) fn address(&self, at: NonNull<u8>) -> Option<u64> {
         let offset = at.addr().get().checked_sub(self.base.addr().get())?;
         let start = self.addresses.get(offset / self.piece)?;
@@ -141,31 +141,31 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made for this arena, and every block holds the arena, so nobody
-        // reaches it any more. The device was reset before its blocks were dropped.
+        // SAFETY: the mapping was made for this arena, and every block holds the arena, so nothing
+        // refers to it any more. The device was reset before its blocks were dropped.
         if let Err(failed) = unsafe { munmap(self.base.cast(), self.len) } {
             log::error!("vsock: cannot unmap the arena: {failed}");
         }
     }
 }
 
-/// A range of an arena and the right to use it.
+/// A range of an arena, and exclusive access to it.
 #[derive(Debug)]
 pub(crate) struct Block {
     at: NonNull<u8>,
     len: usize,
-    /// Keeps the mapping.
+    /// Keeps the mapping alive.
     _arena: Arc<Arena>,
 }
 
 // SAFETY: a block is the only way to its bytes, like a `Box<[u8]>`.
 unsafe impl Send for Block {}
 
-// SAFETY: a shared block gives read access only, and nobody writes what is shared.
+// SAFETY: a shared block gives read access only, and nothing writes to it while it is shared.
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// Where it begins.
+    /// Its first byte.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.at
     }
@@ -175,8 +175,8 @@ impl Deref for Block {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range was handed out once, to this block, lies in a mapping that lives as long
-        // as `_arena`, and was zeroed by the kernel. The device has no buffer whose block is here.
+        // SAFETY: the range was given out once, to this block, is in a mapping that lives as long as
+        // `_arena`, and was zeroed by the kernel. The device has no buffer whose block is here.
         unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
@@ -188,13 +188,13 @@ impl DerefMut for Block {
     }
 }
 
-/// Sees to it that so many hugepages are free. Returns how many are.
+/// Tries to have this many free hugepages. Returns how many there are.
 fn make_hugepages(wanted: usize) -> io::Result<usize> {
     let read = |path| -> io::Result<usize> {
         let text = fs::read_to_string(path)?;
         text.trim()
             .parse()
-            .map_err(|_| io::Error::other("the kernel does not count hugepages"))
+            .map_err(|_| io::Error::other("cannot read the number of hugepages"))
     };
     let missing = wanted.saturating_sub(read(FREE_HUGEPAGES)?);
     if missing > 0 {
@@ -203,7 +203,7 @@ fn make_hugepages(wanted: usize) -> io::Result<usize> {
     match read(FREE_HUGEPAGES)? {
         0 => Err(io::Error::new(
             io::ErrorKind::OutOfMemory,
-            "the kernel has no hugepage",
+            "no free hugepage; give the VM more memory",
         )),
         free => Ok(free),
     }
@@ -212,27 +212,26 @@ fn make_hugepages(wanted: usize) -> io::Result<usize> {
 fn map_hugepages(pages: usize) -> io::Result<NonNull<u8>> {
     let len = NonZeroUsize::new(pages * HUGEPAGE).ok_or(io::ErrorKind::InvalidInput)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // Shared, since private pages move when a child process and we part ways.
+    // Shared: private pages move when this process writes to them after a fork.
     let flags = MapFlags::MAP_SHARED
         | MapFlags::MAP_HUGETLB
         | MapFlags::MAP_POPULATE
         | MapFlags::MAP_LOCKED;
-    // SAFETY: the kernel chooses a place where nothing is mapped, so nobody else's memory is
-    // replaced.
+    // SAFETY: the kernel chooses an unused address range, so no other mapping is replaced.
     let base = unsafe { mmap_anonymous(None, len, access, flags) }?;
-    // SAFETY: the range is the mapping just made, which children have no use for; the advice
+    // SAFETY: the range is the mapping just made, which child processes do not use; the advice
     // changes nothing in this process.
     let advised = unsafe { madvise(base, len.get(), MmapAdvise::MADV_DONTFORK) };
     if let Err(failed) = advised {
-        log::warn!("vsock: children will inherit the arena: {failed}");
+        log::warn!("vsock: cannot hide the arena from child processes: {failed}");
     }
     Ok(base.cast())
 }
 
-/// Asks the kernel where a page lies.
+/// The physical address of a page.
 #[expect(
     clippy::host_endian_bytes,
-    reason = "the kernel writes for this machine"
+    reason = "the kernel uses the byte order of this machine"
 )]
 fn physical_address(pagemap: &File, virtual_address: usize) -> io::Result<u64> {
     let mut entry = [0; 8];
@@ -246,7 +245,7 @@ fn physical_address(pagemap: &File, virtual_address: usize) -> io::Result<u64> {
     } else {
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            "the kernel does not tell physical addresses",
+            "cannot read physical addresses; only root can",
         ))
     }
 }

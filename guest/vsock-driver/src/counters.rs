@@ -4,15 +4,15 @@
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Packets of the host, of every kind.
+    /// Packets from the host, of every kind.
     pub packets_received: u64,
-    /// Payload bytes of the host.
+    /// Payload bytes from the host.
     pub bytes_received: u64,
-    /// Packets for the host, of every kind.
+    /// Packets to the host, of every kind.
     pub packets_sent: u64,
-    /// Payload bytes for the host.
+    /// Payload bytes to the host.
     pub bytes_sent: u64,
-    /// Packets that belong to no connection, or that are not for us.
+    /// Packets that belong to no connection, or that have another destination.
     pub packets_refused: u64,
     /// Received payloads that were copied (or dropped) instead of being held in their slot.
     pub copies: u64,

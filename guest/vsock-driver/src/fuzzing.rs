@@ -1,12 +1,13 @@
 //! The driver without memory, rings and threads: for a model of the protocol and for fuzzing.
 //!
 //! Not part of the API. [`Driver`] is the multiplexer with everything below it, as a value that can
-//! be copied, hashed and asked whether its laws hold.
+//! be cloned, hashed, and checked for broken invariants.
+
+use virtio_vsock::{HEADER_LEN, Header};
 
 use crate::connection::Received;
 use crate::inbox;
 use crate::mux::Mux;
-use crate::packet::{HEADER_LEN, Header};
 use crate::slots::Slots;
 use crate::table;
 
@@ -21,7 +22,7 @@ pub struct Id(table::Id);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
-/// Received bytes that a reader has.
+/// Received bytes that a reader holds.
 #[derive(Debug, Clone, Hash)]
 pub struct Piece<B>(inbox::Piece<B>);
 
@@ -31,7 +32,7 @@ impl<B: AsRef<[u8]>> Piece<B> {
         self.0.bytes()
     }
 
-    /// Whether they lie in a slot.
+    /// Whether they are in a slot, and not a copy.
     pub fn is_slot(&self) -> bool {
         matches!(self.0, inbox::Piece::Slot(..))
     }
@@ -40,15 +41,15 @@ impl<B: AsRef<[u8]>> Piece<B> {
 /// What a reader finds.
 #[derive(Debug)]
 pub enum Read<B> {
-    /// Bytes, to be given to [`Driver::drop_piece`].
+    /// Bytes, to be returned with [`Driver::drop_piece`].
     Piece(Piece<B>),
     /// Nothing yet.
     Nothing,
-    /// Nothing any more.
+    /// The end of the stream.
     End,
 }
 
-/// A packet for the device: its header, and a buffer with its payload if it has some.
+/// A packet for the device: its header, and a buffer with its payload if it has any.
 pub type Packet<B> = ([u8; HEADER_LEN], Option<B>);
 
 /// See the module's description.
@@ -72,7 +73,7 @@ impl<B: AsRef<[u8]>> Driver<B> {
     /// Takes what the device wrote into a slot, as `shared` does: `header`, and `len` bytes of
     /// payload.
     pub fn receive(&mut self, header: &[u8], slot: B, len: usize) {
-        match Header::decode(header).filter(|header| header.len as usize == len) {
+        match Header::decode_prefix(header).filter(|header| header.len as usize == len) {
             Some(header) => self.0.handle_packet(&header, slot),
             None => self.0.discard(slot),
         }
@@ -84,54 +85,54 @@ impl<B: AsRef<[u8]>> Driver<B> {
         Some((packet.header.encode(), packet.payload))
     }
 
-    /// A slot that goes back to the device.
+    /// A slot that returns to the device.
     pub fn take_received(&mut self) -> Option<B> {
         self.0.take_received()
     }
 
-    /// A send buffer that nobody will get.
+    /// A send buffer whose bytes will not be sent.
     pub fn take_unsent(&mut self) -> Option<B> {
         self.0.take_unsent()
     }
 
-    /// Forgets who is to be woken. Returns how many there were.
+    /// Discards the wake-up events. Returns how many there were.
     pub fn forget_events(&mut self) -> usize {
         std::iter::from_fn(|| self.0.take_event()).count()
     }
 
-    /// Asks for a connection.
+    /// Opens a connection.
     pub fn connect(&mut self, port: u32) -> Option<Id> {
         self.0.connect(port).ok().flatten().map(Id)
     }
 
-    /// Begins to listen.
+    /// Adds a listener.
     pub fn listen(&mut self, port: u32) -> bool {
         self.0.listen(port).unwrap_or(false)
     }
 
-    /// Ends listening.
+    /// Removes a listener.
     pub fn unlisten(&mut self, port: u32) {
         self.0.unlisten(port);
     }
 
-    /// The next connection that the host has made.
+    /// The next connection from the host.
     pub fn accept(&mut self, port: u32) -> Option<Id> {
         self.0.accept(port).ok().flatten().map(Id)
     }
 
-    /// Whether the host has answered.
+    /// Whether the host has accepted the connection.
     pub fn is_open(&self, Id(id): Id) -> Result<bool, Closed> {
-        let waits = self.0.is_requesting(id).map_err(|_| Closed)?;
-        Ok(!waits)
+        let is_requesting = self.0.is_requesting(id).map_err(|_| Closed)?;
+        Ok(!is_requesting)
     }
 
-    /// Whether a packet of up to `want` bytes could be begun, or never will be.
+    /// Whether [`Self::begin_send`] would get credit, or fail.
     pub fn may_begin(&self, Id(id): Id, want: u32) -> bool {
         let connection = self.0.connection(id);
         connection.is_none_or(|connection| connection.may_begin(want))
     }
 
-    /// Whether a reader finds something, or never will.
+    /// Whether [`Self::read`] would find something, or fail.
     pub fn is_readable(&self, Id(id): Id) -> bool {
         let connection = self.0.connection(id);
         connection.is_none_or(|connection| connection.is_readable())
@@ -142,7 +143,7 @@ impl<B: AsRef<[u8]>> Driver<B> {
         self.0.begin_send(id, want).map_err(|_| Closed)
     }
 
-    /// Sends `len` bytes for which there is credit, and gives back `unused`.
+    /// Sends `len` bytes for which credit was taken, and gives back `unused`.
     pub fn send(&mut self, Id(id): Id, buffer: B, len: u32, unused: u32) -> Result<(), Closed> {
         self.0.send(id, buffer, len, unused).map_err(|_| Closed)
     }
@@ -163,17 +164,17 @@ impl<B: AsRef<[u8]>> Driver<B> {
         self.0.consumed(id, len, buffer);
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts down sending.
     pub fn finish_sending(&mut self, Id(id): Id) -> Result<(), Closed> {
         self.0.finish_sending(id).map_err(|_| Closed)
     }
 
-    /// Forgets the connection.
+    /// Drops the connection.
     pub fn hang_up(&mut self, Id(id): Id) {
         self.0.hang_up(id);
     }
 
-    /// Ends the connection at once.
+    /// Resets the connection.
     pub fn reset(&mut self, Id(id): Id) {
         self.0.reset(id);
     }
@@ -183,7 +184,7 @@ impl<B: AsRef<[u8]>> Driver<B> {
         self.0.end();
     }
 
-    /// Connections that are remembered.
+    /// Connections in the table.
     pub fn connections(&self) -> usize {
         self.0.holdings().len()
     }
@@ -193,16 +194,16 @@ impl<B: AsRef<[u8]>> Driver<B> {
         self.0.holdings().iter().map(|(held, _)| held).sum()
     }
 
-    /// A law of the driver that does not hold, or a rule that the device broke.
+    /// A broken invariant of the driver, or a violation of the device.
     pub fn broken(&self) -> Option<String> {
         if let Some(violation) = self.0.violation() {
-            return Some(format!("the device broke a rule: {violation}"));
+            return Some(format!("the device violated the protocol: {violation}"));
         }
-        self.broken_law().map(str::to_owned)
+        self.broken_invariant().map(str::to_owned)
     }
 
-    /// A law of the driver that does not hold, whatever the device does.
-    pub fn broken_law(&self) -> Option<&'static str> {
+    /// An invariant of the driver that does not hold. Nothing that the device does may break one.
+    pub fn broken_invariant(&self) -> Option<&'static str> {
         let holdings = self.0.holdings();
         let (granted, total) = self.0.slots().granted();
         let shares: usize = holdings.iter().map(|(_, share)| share).sum();
@@ -210,14 +211,14 @@ impl<B: AsRef<[u8]>> Driver<B> {
             return Some("a connection holds more slots than it was granted");
         }
         if shares != granted {
-            return Some("a grant was lost");
+            return Some("the grants do not add up");
         }
         if granted + self.0.slots().reserve() > total.max(1) {
             return Some("the reserve was granted");
         }
-        // One answer per connection, and the bounded refusals.
+        // One packet per connection, and a bounded number of resets to unknown connections.
         if self.0.backlog() > 64 + 2 * holdings.len() + 64 {
-            return Some("answers pile up");
+            return Some("too many packets are queued");
         }
         None
     }

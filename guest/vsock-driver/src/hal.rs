@@ -1,7 +1,7 @@
-//! What virtio-drivers wants to know about memory.
+//! Memory for virtio-drivers.
 //!
-//! Its `Hal` has no `self`, so the arena that a call is about is put into a thread-local for the
-//! time of the call; see [`with`].
+//! Its `Hal` has no `self`, so the arena of a call is in a thread-local during the call; see
+//! [`with`].
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
@@ -15,7 +15,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Arena>>> = const { RefCell::new(None) };
 }
 
-/// Does `work` with a virtqueue whose memory is in `arena`.
+/// Runs `work` on a virtqueue whose memory is in `arena`.
 pub(crate) fn with<R>(arena: &Arc<Arena>, work: impl FnOnce() -> R) -> R {
     let before = CURRENT.replace(Some(Arc::clone(arena)));
     let done = work();
@@ -37,19 +37,19 @@ unsafe impl Hal for ArenaHal {
             let block = arena.block(pages * PAGE_SIZE, PAGE_SIZE)?;
             Some((arena.address(block.start())?, block.start()))
         });
-        // Zero is how this trait says that there is no memory.
+        // Address zero means out of memory in this trait.
         allocated.unwrap_or((0, NonNull::dangling()))
     }
 
-    // SAFETY: nothing is done, so nothing is asked of the caller. The range stays taken as long as
-    // the arena, which has no other use for it.
+    // SAFETY: nothing is done, so nothing is required of the caller. The range stays allocated as
+    // long as the arena, which never gives it out again.
     unsafe fn dma_dealloc(_paddr: PhysAddr, _vaddr: NonNull<u8>, _pages: usize) -> i32 {
         0
     }
 
     // SAFETY: never returns.
     unsafe fn mmio_phys_to_virt(_paddr: PhysAddr, _size: usize) -> NonNull<u8> {
-        unreachable!("a queue asks for memory only")
+        unreachable!("a queue only allocates memory")
     }
 
     // SAFETY: the address is looked up; the buffer itself is not touched.
@@ -59,6 +59,6 @@ unsafe impl Hal for ArenaHal {
             .expect("buffers of a queue are blocks of its arena")
     }
 
-    // SAFETY: the device wrote to where the buffer is, so nothing has to be done.
+    // SAFETY: the device wrote into the buffer itself, so nothing has to be done.
     unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}
 }

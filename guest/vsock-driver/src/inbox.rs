@@ -1,17 +1,17 @@
 //! What was received and not read yet.
 //!
-//! Law: copies of small payloads are merged, so the memory of an inbox is of the order of its bytes,
-//! however they were cut into packets.
+//! Invariant: copies of small payloads are merged, so an inbox uses memory in proportion to its
+//! bytes, whatever the packet sizes.
 
 use std::collections::VecDeque;
 
-/// Copies are merged up to this size, and then a new piece begins.
+/// Copies are merged into pieces of up to this size.
 const MERGE: usize = 64 * 1024;
 
 /// Bytes in the order in which they arrived.
 #[derive(Debug, Clone, Hash)]
 pub(crate) enum Piece<B> {
-    /// The first so many bytes of a buffer.
+    /// A buffer, and how many of its first bytes are received data.
     Slot(B, usize),
     /// A copy.
     Copied(Vec<u8>),
@@ -26,7 +26,7 @@ impl<B: AsRef<[u8]>> Piece<B> {
         }
     }
 
-    /// How many bytes they are, and the buffer in which they lie if they are not a copy.
+    /// The number of bytes, and their buffer if they are not a copy.
     pub(crate) fn into_parts(self) -> (usize, Option<B>) {
         match self {
             Self::Slot(buffer, len) => (len, Some(buffer)),
@@ -64,7 +64,7 @@ impl<B> Inbox<B> {
         }
     }
 
-    /// Whether there is nothing.
+    /// Whether there is nothing to read.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

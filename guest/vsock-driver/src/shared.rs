@@ -1,38 +1,42 @@
 //! What the application's threads and the worker share: the connections, the rings and a lock.
 //!
-//! Everybody works on the rings directly: a writer puts its packet there and a reader its slot back,
-//! without another thread in between. The lock is held for moments only, never while somebody waits
-//! or a payload of the application is copied.
+//! All threads use the rings directly: a writer adds its packet and a reader returns its slot, without
+//! another thread in between. The lock is held briefly, never while a thread waits or a payload of
+//! the application is copied.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use virtio_vsock::{HEADER_LEN, Header};
 
 use crate::arena::Block;
-use crate::connection::{Cause, Outgoing};
+use crate::connection::Outgoing;
 use crate::mux::{Event, Mux};
-use crate::packet::{HEADER_LEN, Header};
-use crate::rings::{Broken, Rings, Sent, Slot};
+use crate::rings::{BrokenRing, Rings, Sent, Slot};
 use crate::table::Id;
+use crate::waits::wait;
 use crate::watchdog::{Verdict, Watchdog};
 
-/// Packets that the worker handles before it lets others have the lock.
+/// Packets that the worker handles before it releases the lock.
 const BUDGET: usize = 32;
+
+/// Why a device is given up that writes something invalid.
+const INVALID_RING: &str = "it wrote an invalid ring";
 
 /// See the module's description.
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// Somebody waits to be accepted, or the device is gone.
+    /// A connection waits to be accepted, or the device is gone.
     pub(crate) incoming: Condvar,
     /// There is a send buffer, or the device is gone.
     buffers: Condvar,
-    /// Tells the worker to look at the state.
-    pub(crate) bell: EventFd,
-    /// Bytes of a buffer to send from.
+    /// Wakes the worker, which then checks the state.
+    pub(crate) notifier: EventFd,
+    /// Bytes of a send buffer.
     pub(crate) buffer_bytes: usize,
 }
 
@@ -42,12 +46,12 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Where the threads of one connection wait.
+/// Where threads wait for one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
+pub(crate) struct Waiters {
     pub(crate) readable: Condvar,
     pub(crate) writable: Condvar,
-    /// Whether a writer is filling a buffer. Looked at under the lock only.
+    /// Whether a writer is filling a buffer. Read and written under the lock only.
     pub(crate) writing: AtomicBool,
 }
 
@@ -59,13 +63,13 @@ pub(crate) struct State {
     /// Free send buffers, and headers for packets without payload.
     buffers: Vec<Slot>,
     headers: Vec<Block>,
-    lines: HashMap<Id, Arc<Line>>,
+    waiters: HashMap<Id, Arc<Waiters>>,
     waiting_for_buffer: usize,
     completed: u64,
     watchdog: Watchdog,
-    /// Whether the worker keeps an eye on the device.
-    watched: bool,
-    pub(crate) stopping: bool,
+    /// Whether the worker watches the device.
+    is_watched: bool,
+    pub(crate) is_stopping: bool,
 }
 
 impl Shared {
@@ -82,41 +86,41 @@ impl Shared {
             rings: Some(rings),
             buffers,
             headers,
-            lines: HashMap::new(),
+            waiters: HashMap::new(),
             waiting_for_buffer: 0,
             completed: 0,
             watchdog,
-            watched: false,
-            stopping: false,
+            is_watched: false,
+            is_stopping: false,
         };
         Ok(Self {
             state: Mutex::new(state),
             incoming: Condvar::new(),
             buffers: Condvar::new(),
-            bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            notifier: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             buffer_bytes,
         })
     }
 
-    /// Locks the state. No code panics with the lock held, so a poisoned one is as good.
+    /// Locks the state. No code panics with the lock held, so poisoning is ignored.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called after every change: moves what the change left to the rings, and wakes who
-    /// waits for it.
+    /// To be called after every change: moves what the change left to the rings, and wakes the
+    /// threads that wait for it.
     pub(crate) fn settle(&self, state: &mut State) {
         if state.pump().is_err() {
-            self.end(state, Some("it broke its rings"));
+            self.end(state, Some(INVALID_RING));
         }
         while let Some(event) = state.mux.take_event() {
             match event {
-                Event::Readable(id) => state.line(id, |line| line.readable.notify_one()),
-                Event::Writable(id) => state.line(id, |line| line.writable.notify_all()),
+                Event::Readable(id) => state.wake(id, |waiters| waiters.readable.notify_one()),
+                Event::Writable(id) => state.wake(id, |waiters| waiters.writable.notify_all()),
                 Event::Changed(id) => {
-                    state.line(id, |line| {
-                        line.readable.notify_all();
-                        line.writable.notify_all();
+                    state.wake(id, |waiters| {
+                        waiters.readable.notify_all();
+                        waiters.writable.notify_all();
                     });
                     // Its writer may wait for a buffer.
                     self.buffers.notify_all();
@@ -127,15 +131,15 @@ impl Shared {
         if state.waiting_for_buffer > 0 && !state.buffers.is_empty() {
             self.buffers.notify_all();
         }
-        if !state.watched && state.in_flight() > 0 {
-            state.watched = true;
-            self.ring();
+        if !state.is_watched && state.in_flight() > 0 {
+            state.is_watched = true;
+            self.wake_worker();
         }
     }
 
     /// Wakes the worker.
-    pub(crate) fn ring(&self) {
-        if let Err(failed) = self.bell.write(1) {
+    pub(crate) fn wake_worker(&self) {
+        if let Err(failed) = self.notifier.write(1) {
             log::error!("vsock: cannot wake the worker: {failed}");
         }
     }
@@ -147,7 +151,7 @@ impl Shared {
         deadline: Option<Instant>,
     ) -> io::Result<MutexGuard<'a, State>> {
         state.waiting_for_buffer += 1;
-        // Asks for an interrupt, and takes what is done already.
+        // Enables the interrupt, and takes back what is sent already.
         self.settle(&mut state);
         let waited = if state.buffers.is_empty() && !state.mux.has_ended() {
             wait(&self.buffers, state, deadline)
@@ -170,24 +174,24 @@ impl Shared {
         loop {
             let mut state = self.lock();
             let more = state.receive();
-            let more = more.unwrap_or_else(|Broken| {
-                self.end(&mut state, Some("it broke its rings"));
+            let more = more.unwrap_or_else(|BrokenRing| {
+                self.end(&mut state, Some(INVALID_RING));
                 false
             });
             self.settle(&mut state);
-            if !more || state.stopping {
+            if !more || state.is_stopping {
                 return;
             }
         }
     }
 
-    /// Whether nothing is left to do for the worker.
+    /// Whether the worker has nothing left to do.
     pub(crate) fn is_over(&self) -> bool {
         let state = self.lock();
-        state.stopping || state.mux.has_ended()
+        state.is_stopping || state.mux.has_ended()
     }
 
-    /// Hears an interrupt.
+    /// Counts and acknowledges an interrupt.
     pub(crate) fn acknowledge(&self) {
         let mut state = self.lock();
         state.mux.counters.interrupts += 1;
@@ -196,37 +200,37 @@ impl Shared {
         }
     }
 
-    /// Looks after the device. Returns whether that has to be done again soon.
+    /// Checks the device. Returns whether it has to be checked again soon.
     pub(crate) fn watch(&self, now: Instant) -> bool {
         let mut state = self.lock();
-        if !state.watched {
+        if !state.is_watched {
             return false;
         }
         self.settle(&mut state);
         let (in_flight, completed) = (state.in_flight(), state.completed);
         let alive = state.rings.as_ref().is_some_and(|rings| rings.is_alive());
-        state.watched = match state.watchdog.check(now, in_flight, completed) {
+        state.is_watched = match state.watchdog.check(now, in_flight, completed) {
             Verdict::Idle => false,
             Verdict::Busy if alive => true,
             Verdict::Busy => {
-                self.end(&mut state, Some("it says that it does not work"));
+                self.end(&mut state, Some("it reports a failure"));
                 false
             }
             Verdict::Dead => {
-                self.end(&mut state, Some("it has done nothing for too long"));
+                self.end(&mut state, Some("it has not responded for too long"));
                 false
             }
         };
-        state.watched
+        state.is_watched
     }
 
-    /// There is no device from now on, for a reason unless it was our wish.
+    /// Drops the device. There is a reason unless the application wants it.
     pub(crate) fn end(&self, state: &mut State, reason: Option<&str>) {
         if let Some(rings) = state.rings.take() {
             if let Some(reason) = reason {
                 log::warn!("vsock: the device is gone: {reason}");
             }
-            // Resets the device, and only then frees what it had.
+            // Resets the device, and only then frees its buffers.
             drop(rings);
         }
         state.buffers.clear();
@@ -237,13 +241,13 @@ impl Shared {
 }
 
 impl State {
-    /// A place to wait for a connection that is new to the application.
-    pub(crate) fn open_line(&mut self, id: Id) -> Arc<Line> {
-        Arc::clone(self.lines.entry(id).or_default())
+    /// Lets the application wait for a connection that is new to it.
+    pub(crate) fn add_waiters(&mut self, id: Id) -> Arc<Waiters> {
+        Arc::clone(self.waiters.entry(id).or_default())
     }
 
-    pub(crate) fn close_line(&mut self, id: Id) {
-        self.lines.remove(&id);
+    pub(crate) fn remove_waiters(&mut self, id: Id) {
+        self.waiters.remove(&id);
     }
 
     /// A buffer for a packet to send.
@@ -255,14 +259,14 @@ impl State {
         !self.buffers.is_empty()
     }
 
-    /// Gives a receive buffer to the device for the first time.
-    pub(crate) fn post(&mut self, slot: Slot) -> Result<(), Broken> {
+    /// Gives a new receive buffer to the device.
+    pub(crate) fn post(&mut self, slot: Slot) -> Result<(), BrokenRing> {
         self.rings.as_mut().map_or(Ok(()), |rings| rings.post(slot))
     }
 
-    fn line(&self, id: Id, wake: impl FnOnce(&Line)) {
-        if let Some(line) = self.lines.get(&id) {
-            wake(line);
+    fn wake(&self, id: Id, notify: impl FnOnce(&Waiters)) {
+        if let Some(waiters) = self.waiters.get(&id) {
+            notify(waiters);
         }
     }
 
@@ -271,7 +275,7 @@ impl State {
     }
 
     /// Handles some received packets. Returns whether there may be more.
-    fn receive(&mut self) -> Result<bool, Broken> {
+    fn receive(&mut self) -> Result<bool, BrokenRing> {
         let Some(rings) = &mut self.rings else {
             return Ok(false);
         };
@@ -279,7 +283,7 @@ impl State {
             let Some((slot, len)) = rings.take_received()? else {
                 return Ok(false);
             };
-            let header = Header::decode(&slot.header);
+            let header = Header::decode_prefix(&slot.header);
             let payload = len.checked_sub(HEADER_LEN);
             match header.filter(|header| payload == Some(header.len as usize)) {
                 Some(header) => self.mux.handle_packet(&header, slot),
@@ -289,8 +293,8 @@ impl State {
         Ok(true)
     }
 
-    /// Moves everything that can be moved.
-    fn pump(&mut self) -> Result<(), Broken> {
+    /// Moves packets and buffers between the multiplexer and the rings, as far as possible.
+    fn pump(&mut self) -> Result<(), BrokenRing> {
         let Some(rings) = &mut self.rings else {
             while self.mux.take_received().is_some() || self.mux.take_unsent().is_some() {}
             return Ok(());
@@ -322,18 +326,18 @@ impl State {
             }
             self.mux.counters.kicks += rings.kick();
             let starving = self.waiting_for_buffer > 0 && self.buffers.is_empty();
-            if !rings.tell_when_sent(is_full || starving) {
+            if !rings.enable_sent_interrupts(is_full || starving) {
                 return Ok(());
             }
         }
     }
 }
 
-/// Writes a packet's header to where the device reads it.
-fn encode(packet: Outgoing<Slot>, headers: &mut Vec<Block>) -> Result<Sent, Broken> {
+/// Writes a packet's header into memory of the device.
+fn encode(packet: Outgoing<Slot>, headers: &mut Vec<Block>) -> Result<Sent, BrokenRing> {
     let write = |block: &mut Block| {
-        let place = block.get_mut(..HEADER_LEN).ok_or(Broken)?;
-        place.copy_from_slice(&packet.header.encode());
+        let bytes = block.get_mut(..HEADER_LEN).ok_or(BrokenRing)?;
+        bytes.copy_from_slice(&packet.header.encode());
         Ok(())
     };
     match packet.payload {
@@ -342,58 +346,9 @@ fn encode(packet: Outgoing<Slot>, headers: &mut Vec<Block>) -> Result<Sent, Brok
             Ok(Sent::Data(slot, packet.header.len as usize))
         }
         None => {
-            let mut header = headers.pop().ok_or(Broken)?;
+            let mut header = headers.pop().ok_or(BrokenRing)?;
             write(&mut header)?;
             Ok(Sent::Control(header))
         }
     }
-}
-
-/// When a wait that starts now has to end.
-pub(crate) fn deadline(timeout: Option<Duration>) -> Option<Instant> {
-    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
-}
-
-/// Waits for `changed`, until `deadline` if there is one.
-pub(crate) fn wait<'a>(
-    changed: &Condvar,
-    state: MutexGuard<'a, State>,
-    deadline: Option<Instant>,
-) -> io::Result<MutexGuard<'a, State>> {
-    let Some(deadline) = deadline else {
-        return Ok(changed.wait(state).unwrap_or_else(PoisonError::into_inner));
-    };
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    let woken = changed
-        .wait_timeout(state, left)
-        .unwrap_or_else(PoisonError::into_inner);
-    Ok(woken.0)
-}
-
-/// Says a cause to the application.
-pub(crate) fn error(cause: Cause) -> io::Error {
-    let (kind, text) = match cause {
-        Cause::Finished => (io::ErrorKind::BrokenPipe, "the connection is closed"),
-        Cause::Refused => (
-            io::ErrorKind::ConnectionRefused,
-            "the host refused the connection",
-        ),
-        Cause::ResetByPeer => (
-            io::ErrorKind::ConnectionReset,
-            "the host reset the connection",
-        ),
-        Cause::ResetHere => (
-            io::ErrorKind::ConnectionAborted,
-            "the connection was reset on this side",
-        ),
-        Cause::Violation(violation) => {
-            let text = format!("the host broke the rules of vsock: {violation}");
-            return io::Error::new(io::ErrorKind::ConnectionReset, text);
-        }
-        Cause::DeviceGone => (io::ErrorKind::NotConnected, "the vsock device is gone"),
-    };
-    io::Error::new(kind, text)
 }

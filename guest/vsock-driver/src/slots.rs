@@ -1,22 +1,21 @@
-//! Who may hold how many receive slots.
+//! How many receive slots each connection may hold.
 //!
 //! Byte credit is not slot credit: a packet occupies a whole slot, however small it is. So each
-//! connection is granted a number of slots, and its byte credit is the size of these. A payload for
-//! which the connection has no slot left, or which is small, is copied out, and its slot goes back
-//! to the device at once.
+//! connection is granted a number of slots, and its byte credit is their total size. A payload that
+//! is small, or that exceeds the connection's slots, is copied out, and its slot returns to the
+//! device at once.
 //!
-//! Law: granted slots and the reserve never exceed the slots that there are, and nobody holds more
-//! than its grant. So at least [`Slots::reserve`] slots are always with the device or on their way
-//! to it, whatever consumers do and however small packets are. What is copied is bounded by the
-//! byte credit.
+//! Invariant: granted slots plus the reserve never exceed the total, and no connection holds more
+//! than its grant. So at least [`Slots::reserve`] slots are always with the device or on their way to
+//! it, whatever readers do and however small packets are. What is copied is bounded by byte credit.
 
-/// Bytes that a connection may have copied when there was no slot to grant.
+/// Byte credit of a connection that could not be granted a slot; everything it receives is copied.
 pub(crate) const COPY_WINDOW: u32 = 64 * 1024;
 
-/// Payloads up to this size are copied. A copy costs less than a slot that is away.
+/// Payloads up to this size are copied: a copy costs less than a missing slot.
 pub(crate) const COPYBREAK: usize = 4 * 1024;
 
-/// What one connection may hold. To be given back with [`Slots::release`].
+/// The share of one connection. It returns with [`Slots::release`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Grant {
     slots: usize,
@@ -40,9 +39,9 @@ impl Grant {
         may
     }
 
-    /// A held slot is free again.
-    pub(crate) fn let_go(&mut self) {
-        debug_assert!(self.held > 0, "let go of more than was held");
+    /// Releases one held slot.
+    pub(crate) fn release_one(&mut self) {
+        debug_assert!(self.held > 0, "released more slots than were held");
         self.held = self.held.saturating_sub(1);
     }
 
@@ -78,13 +77,13 @@ impl Slots {
         }
     }
 
-    /// Slots that nobody may hold.
+    /// Slots that no connection may hold.
     pub(crate) fn reserve(&self) -> usize {
         (self.total / 8).max(1)
     }
 
     /// A share for one more connection. Never more than a quarter of what is left, so that later
-    /// ones get something too; when nothing is left, everything of that connection is copied.
+    /// ones get something too. When nothing is left, that connection's payloads are all copied.
     pub(crate) fn grant(&mut self) -> Grant {
         let free = self
             .total
@@ -103,15 +102,15 @@ impl Slots {
         }
     }
 
-    /// Slots that connections may hold, and slots that there are.
+    /// Slots that connections may hold, and the total.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn granted(&self) -> (usize, usize) {
         (self.granted, self.total)
     }
 
-    /// Takes a share back. Nothing of it may be held any more.
+    /// Takes a share back. No slot of it may be held any more.
     pub(crate) fn release(&mut self, grant: &Grant) {
-        debug_assert_eq!(grant.held, 0, "released a share that is in use");
+        debug_assert_eq!(grant.held, 0, "returned a share that is in use");
         self.granted = self.granted.saturating_sub(grant.slots);
     }
 }
@@ -139,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is granted, held, let go and released: the reserve stays.
+        /// Whatever is granted, held, released and returned: the reserve stays.
         #[test]
         fn the_reserve_is_never_touched(
             total in 1usize..100,
@@ -156,7 +155,7 @@ mod tests {
                 let at = which.index(grants.len());
                 match step {
                     1 => { let _held = grants[at].hold(1 << 20); }
-                    2 if grants[at].held() > 0 => grants[at].let_go(),
+                    2 if grants[at].held() > 0 => grants[at].release_one(),
                     3 if grants[at].held() == 0 => slots.release(&grants.swap_remove(at)),
                     _ => {}
                 }

@@ -1,26 +1,30 @@
-//! From parts to an endpoint at work: sizes, buffers, rings, thread.
+//! Makes a working endpoint from its parts: sizes, buffers, rings, thread.
 
+use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use thiserror::Error;
 use virtio_drivers::transport::Transport;
+use virtio_vsock::HEADER_LEN;
 
 use crate::arena::{Arena, Block, HUGEPAGE};
+use crate::config::Config;
 use crate::mux::Mux;
-use crate::packet::HEADER_LEN;
+use crate::parts::{Interrupts, Parts};
 use crate::rings::{DeviceRings, QUEUE_SIZE, Slot};
 use crate::shared::Shared;
 use crate::slots::Slots;
 use crate::watchdog::Watchdog;
-use crate::{Config, Interrupts, Parts, StartError, worker};
+use crate::worker;
 
 /// Buffers per receive ring: a chain has two descriptors.
 const MAX_SLOTS: usize = QUEUE_SIZE / 2;
 
-/// Half of the descriptors to send; the other half is for packets without payload.
+/// Send buffers get half of the descriptors; the other half is for packets without payload.
 const MAX_SEND_BUFFERS: usize = QUEUE_SIZE / 4;
 
-/// Packets without payload that may be with the device.
+/// Packets without payload that the device may have at a time.
 const CONTROL_HEADERS: usize = QUEUE_SIZE / 2;
 
 /// Smallest slot: a page.
@@ -33,8 +37,25 @@ const HEADER_ALIGN: usize = 64;
 const OVERHEAD: usize =
     4 * 2 * 4096 + (MAX_SLOTS + MAX_SEND_BUFFERS + CONTROL_HEADERS) * HEADER_ALIGN;
 
+/// Why an endpoint cannot be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration is invalid.
+    #[error("invalid vsock configuration: {0}")]
+    Config(&'static str),
+    /// The arena has no space for the smallest slots.
+    #[error("the arena is too small for a vsock endpoint")]
+    TooSmall,
+    /// The device cannot be set up.
+    #[error("cannot set up the vsock device: {0}")]
+    Device(virtio_drivers::Error),
+    /// The system has no resources for the thread and its notifier.
+    #[error("cannot start the thread of the vsock endpoint")]
+    Thread(#[source] io::Error),
+}
+
 impl Config {
-    /// How large an arena has to be for this configuration.
+    /// Bytes of an arena that is large enough for this configuration.
     #[must_use]
     pub fn arena_size(&self) -> usize {
         let receive = self.slot_size.saturating_mul(self.slots);
@@ -42,21 +63,26 @@ impl Config {
         receive.saturating_add(send).saturating_add(OVERHEAD)
     }
 
-    /// The same with the largest slots of at most the wanted size for which `room` is enough.
-    fn fit(&self, room: usize) -> Result<Self, StartError> {
-        let senseless = |what| Err(StartError::Config(what));
-        let is_size = |size: usize| size.is_power_of_two() && (MIN_SLOT..=HUGEPAGE).contains(&size);
-        if !is_size(self.slot_size) {
-            return senseless("slots of this size");
+    /// The same with the largest slots, of at most the configured size, for which `free` bytes are
+    /// enough.
+    fn fit(&self, free: usize) -> Result<Self, StartError> {
+        let invalid = |what| Err(StartError::Config(what));
+        let is_valid =
+            |size: usize| size.is_power_of_two() && (MIN_SLOT..=HUGEPAGE).contains(&size);
+        if !is_valid(self.slot_size) {
+            return invalid("`slot_size` must be a power of two from 4 KiB to 2 MiB");
         }
-        if !is_size(self.send_buffer_size) {
-            return senseless("send buffers of this size");
+        if !is_valid(self.send_buffer_size) {
+            return invalid("`send_buffer_size` must be a power of two from 4 KiB to 2 MiB");
         }
-        if !(2..=MAX_SLOTS).contains(&self.slots) || self.window == 0 {
-            return senseless("so many slots");
+        if !(2..=MAX_SLOTS).contains(&self.slots) {
+            return invalid("`slots` must be from 2 to 64");
+        }
+        if self.window == 0 {
+            return invalid("`window` must be at least 1");
         }
         if !(1..=MAX_SEND_BUFFERS).contains(&self.send_buffers) {
-            return senseless("so many send buffers");
+            return invalid("`send_buffers` must be from 1 to 32");
         }
         let mut slot_size = self.slot_size;
         while slot_size >= MIN_SLOT {
@@ -65,7 +91,7 @@ impl Config {
                 send_buffer_size: self.send_buffer_size.min(slot_size),
                 ..*self
             };
-            if fitted.arena_size() <= room {
+            if fitted.arena_size() <= free {
                 return Ok(fitted);
             }
             slot_size /= 2;
@@ -91,10 +117,10 @@ where
     let config = config.fit(arena.free())?;
     if config.slot_size < wanted {
         let fitted = config.slot_size;
-        log::warn!("vsock: slots of {fitted} bytes, because memory is short");
+        log::warn!("vsock: memory is short: slots of {fitted} instead of {wanted} bytes");
     }
     let slot_bytes = u32::try_from(config.slot_size).map_err(|_| StartError::TooSmall)?;
-    // Data first, large before small: then pieces of a power of two leave no gaps.
+    // Data first, large before small: blocks of a power of two then leave no gaps.
     let receive = blocks(&arena, config.slots, config.slot_size)?;
     let send = blocks(&arena, config.send_buffers, config.send_buffer_size)?;
     let receive = with_headers(&arena, receive)?;
@@ -136,7 +162,7 @@ fn post(shared: &Shared, receive: Vec<Slot>) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Aligned, so that none straddles a hugepage.
+/// Aligned, so that none crosses a hugepage.
 fn blocks(arena: &Arc<Arena>, n: usize, size: usize) -> Result<Vec<Block>, StartError> {
     let block = |_| arena.block(size, size).ok_or(StartError::TooSmall);
     (0..n).map(block).collect()
@@ -169,7 +195,7 @@ mod tests {
         assert_eq!(sizes(12), Some((1024, 128)));
     }
 
-    /// KiB of a slot and of a send buffer that fit into so many hugepages.
+    /// KiB of a slot and of a send buffer that fit into this many hugepages.
     fn sizes(hugepages: usize) -> Option<(usize, usize)> {
         let fitted = Config::default().fit(hugepages * HUGEPAGE).ok()?;
         Some((fitted.slot_size >> 10, fitted.send_buffer_size >> 10))
@@ -185,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_sizes_are_refused() {
+    fn invalid_sizes_are_refused() {
         let check = |change: fn(&mut Config)| {
             let mut config = Config::default();
             change(&mut config);

@@ -1,37 +1,36 @@
-//! Which connections and listeners there are.
+//! Which connections and listeners exist.
 //!
-//! A connection has an [`Id`] that is never used again, because a handle of the application may
-//! outlive the address.
+//! A connection has an [`Id`] that is never reused, because a handle of the application may outlive
+//! the address.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
 
 use crate::connection::{Address, Connection};
 
-/// Connections of the peer that nobody has accepted yet, per listener.
+/// Connections of the peer that wait to be accepted, per listener.
 const BACKLOG: usize = 128;
 
-/// Own ports for connections that we make. Well-known ports are below.
+/// First local port for outgoing connections. Well-known ports are below.
 const FIRST_PORT: u32 = 0x4000_0000;
 
-/// A connection, for ever.
+/// A connection, for as long as the endpoint exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id(u64);
 
-/// A connection and what others think of it.
+/// A connection and what the table and the multiplexer record about it.
 #[derive(Debug, Clone, Hash)]
-pub(crate) struct Known<B> {
+pub(crate) struct Entry<B> {
     pub(crate) connection: Connection<B>,
-    /// Whether it waits to be asked for packets.
-    pub(crate) lined_up: bool,
-    /// Whether the application may still ask for it.
+    /// Whether it is in the queue of connections that have a packet to send.
+    pub(crate) is_queued: bool,
+    /// Whether the application still has a handle, or may get one by accepting.
     pub(crate) has_owner: bool,
 }
 
 /// All connections and listeners of one endpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct Table<B> {
-    connections: HashMap<Id, Known<B>>,
+    connections: HashMap<Id, Entry<B>>,
     addresses: HashMap<Address, Id>,
     listeners: HashMap<u32, VecDeque<Id>>,
     max_connections: usize,
@@ -47,8 +46,8 @@ impl<B: std::hash::Hash> std::hash::Hash for Table<B> {
         for id in ids {
             (id, self.get(id)).hash(state);
         }
-        // Which addresses are taken follows from the connections, but for those that a later
-        // connection has.
+        // Which addresses are taken follows from the connections, except for addresses that a later
+        // connection uses again.
         let mut taken: Vec<Id> = self.addresses.values().copied().collect();
         taken.sort_unstable();
         taken.hash(state);
@@ -74,11 +73,11 @@ impl<B> Table<B> {
         self.addresses.get(address).copied()
     }
 
-    pub(crate) fn get(&self, id: Id) -> Option<&Known<B>> {
+    pub(crate) fn get(&self, id: Id) -> Option<&Entry<B>> {
         self.connections.get(&id)
     }
 
-    pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut Known<B>> {
+    pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut Entry<B>> {
         self.connections.get_mut(&id)
     }
 
@@ -95,31 +94,31 @@ impl<B> Table<B> {
         let id = Id(self.next_id);
         self.next_id += 1;
         self.addresses.insert(address, id);
-        let known = Known {
+        let entry = Entry {
             connection,
-            lined_up: false,
+            is_queued: false,
             has_owner: true,
         };
-        self.connections.insert(id, known);
+        self.connections.insert(id, entry);
         id
     }
 
-    /// Lets another connection have this one's address.
+    /// Frees the address of a connection for another one.
     pub(crate) fn free_address(&mut self, id: Id, address: Address) {
-        if let Entry::Occupied(entry) = self.addresses.entry(address)
+        if let hash_map::Entry::Occupied(entry) = self.addresses.entry(address)
             && *entry.get() == id
         {
             entry.remove();
         }
     }
 
-    /// Forgets a connection.
-    pub(crate) fn remove(&mut self, id: Id) -> Option<Known<B>> {
+    /// Removes a connection.
+    pub(crate) fn remove(&mut self, id: Id) -> Option<Entry<B>> {
         self.connections.remove(&id)
     }
 
-    /// An own port that no connection to `peer_port` uses. There are far more ports than
-    /// connections, so the search ends.
+    /// A local port that no connection to `peer_port` uses. There are far more ports than connections,
+    /// so the search ends.
     pub(crate) fn free_port(&mut self, peer_port: u32) -> u32 {
         loop {
             let own_port = self.next_port;
@@ -137,38 +136,38 @@ impl<B> Table<B> {
         }
     }
 
-    /// Begins to listen. `false` if somebody already does.
+    /// Adds a listener. `false` if the port already has one.
     #[must_use]
     pub(crate) fn listen(&mut self, port: u32) -> bool {
         match self.listeners.entry(port) {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(entry) => {
+            hash_map::Entry::Occupied(_) => false,
+            hash_map::Entry::Vacant(entry) => {
                 entry.insert(VecDeque::new());
                 true
             }
         }
     }
 
-    /// Ends listening. Returns who waited there.
+    /// Removes a listener. Returns the connections that waited to be accepted.
     pub(crate) fn unlisten(&mut self, port: u32) -> VecDeque<Id> {
         self.listeners.remove(&port).unwrap_or_default()
     }
 
-    /// Whether a connection to `port` would be heard.
-    pub(crate) fn has_place(&self, port: u32) -> bool {
+    /// Whether `port` has a listener with space in its backlog.
+    pub(crate) fn has_backlog_space(&self, port: u32) -> bool {
         self.listeners
             .get(&port)
             .is_some_and(|waiting| waiting.len() < BACKLOG)
     }
 
-    /// Lets a connection wait at its listener.
-    pub(crate) fn wait(&mut self, port: u32, id: Id) {
+    /// Adds a connection to the backlog of its listener.
+    pub(crate) fn enqueue(&mut self, port: u32, id: Id) {
         if let Some(waiting) = self.listeners.get_mut(&port) {
             waiting.push_back(id);
         }
     }
 
-    /// Takes the connection that waits longest.
+    /// Takes the connection that has waited longest.
     pub(crate) fn accept(&mut self, port: u32) -> Option<Id> {
         self.listeners.get_mut(&port)?.pop_front()
     }

@@ -1,17 +1,17 @@
-//! Whether the device still does something.
+//! Whether the device still makes progress.
 //!
-//! Law: the clock is an argument, and a device with nothing to do is never late.
+//! Invariant: the clock is an argument, and a device with nothing to do is never late.
 
 use std::time::{Duration, Instant};
 
-/// What is to be thought of the device.
+/// The state of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It has nothing to do.
     Idle,
-    /// It has something to do, and time left for it.
+    /// It has packets to handle, and time left for them.
     Busy,
-    /// It has done nothing for too long.
+    /// It has made no progress for too long.
     Dead,
 }
 
@@ -33,7 +33,7 @@ impl Watchdog {
         }
     }
 
-    /// Judges a device that has done `completed` packets so far and has `in_flight` to do.
+    /// Checks a device that has completed `completed` packets so far and has `in_flight` to handle.
     pub(crate) fn check(&mut self, now: Instant, in_flight: usize, completed: u64) -> Verdict {
         if in_flight == 0 {
             self.since = None;
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_device_that_does_nothing_for_too_long_is_dead() {
+    fn only_a_device_without_progress_for_too_long_is_dead() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut watchdog = Watchdog::new(Duration::from_secs(10));

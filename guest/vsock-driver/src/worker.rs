@@ -1,10 +1,10 @@
-//! The thread that hears the device.
+//! The thread that handles interrupts of the device.
 //!
-//! It waits for interrupts, and for the bell that tells it to keep an eye on the device while
-//! packets are on their way. With nothing on its way it sleeps until something happens.
+//! It waits for interrupts, and for the notifier, which tells it to watch the device while packets
+//! are in flight. With nothing in flight it sleeps until something happens.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,66 +13,44 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::parts::Interrupts;
 use crate::shared::Shared;
 
-/// How often the device is looked at while it has something to do.
+/// How often the device is checked while packets are in flight.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Where interrupts of the device arrive.
-pub trait Interrupts: Send + 'static {
-    /// Readable when the device has interrupted.
-    fn fd(&self) -> BorrowedFd<'_>;
-
-    /// Makes the descriptor wait for the next interrupt.
-    ///
-    /// # Errors
-    /// If the device is gone.
-    fn take(&mut self) -> io::Result<()>;
-
-    /// Lets the device interrupt again. Called before the rings are looked at.
-    ///
-    /// # Errors
-    /// If the device is gone.
-    fn unmask(&mut self) -> io::Result<()>;
-
-    /// The processor that is interrupted, if it is always the same.
-    fn processor(&self) -> Option<usize> {
-        None
-    }
-}
-
-/// Does its work until the endpoint is dropped or the device is gone.
+/// Runs until the endpoint is dropped or the device is gone.
 pub(crate) fn run(shared: &Arc<Shared>, mut interrupts: impl Interrupts) {
     if let Some(processor) = interrupts.processor() {
-        stay_on(processor);
+        bind_to(processor);
     }
     if let Err(failed) = serve(shared, &mut interrupts) {
-        let reason = format!("its interrupts are lost: {failed}");
+        let reason = format!("cannot receive its interrupts: {failed}");
         shared.end(&mut shared.lock(), Some(&reason));
     }
 }
 
-/// Keeps this thread where the interrupts are: to wake it takes a change of thread then, and not an
-/// interrupt of another processor, which an emulator takes longest for.
-fn stay_on(processor: usize) {
+/// Binds this thread to the processor that receives the interrupts: waking it is then a context
+/// switch and not an interrupt of another processor, which is the slowest thing to emulate.
+fn bind_to(processor: usize) {
     let mut processors = CpuSet::new();
-    let stays = processors.set(processor);
-    let stays = stays.and_then(|()| sched_setaffinity(Pid::from_raw(0), &processors));
-    if let Err(errno) = stays {
+    let bound = processors.set(processor);
+    let bound = bound.and_then(|()| sched_setaffinity(Pid::from_raw(0), &processors));
+    if let Err(errno) = bound {
         log::debug!("vsock: not bound to processor {processor}: {errno}");
     }
 }
 
 fn serve(shared: &Shared, interrupts: &mut impl Interrupts) -> io::Result<()> {
-    // The order loses no wake-up: take, acknowledge, unmask, drain.
+    // This order loses no wake-up: take, acknowledge, unmask, drain.
     interrupts.unmask()?;
     shared.drain();
     let mut next_look: Option<Instant> = None;
     while !shared.is_over() {
-        let [interrupted, rung] = wait(shared, interrupts, next_look)?;
+        let [interrupted, woken] = wait(shared, interrupts, next_look)?;
         let now = Instant::now();
-        if rung {
-            match shared.bell.read() {
+        if woken {
+            match shared.notifier.read() {
                 Ok(_) | Err(Errno::EAGAIN) => {}
                 Err(failed) => return Err(failed.into()),
             }
@@ -82,7 +60,7 @@ fn serve(shared: &Shared, interrupts: &mut impl Interrupts) -> io::Result<()> {
             next_look = shared.watch(now).then(|| now + TICK);
         }
         if interrupted {
-            // Once before, so that who waits need not wait for what follows.
+            // Once before, so that waiting threads need not wait for what follows.
             shared.drain();
             interrupts.take()?;
             shared.acknowledge();
@@ -93,17 +71,17 @@ fn serve(shared: &Shared, interrupts: &mut impl Interrupts) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for an interrupt or the bell, but not beyond `until`. Says which there was.
+/// Waits for an interrupt or the notifier, but not beyond `until`. Returns which of them it was.
 fn wait(
     shared: &Shared,
     interrupts: &impl Interrupts,
     until: Option<Instant>,
 ) -> io::Result<[bool; 2]> {
     let mut sources =
-        [interrupts.fd(), shared.bell.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        [interrupts.fd(), shared.notifier.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let timeout = until.map_or(PollTimeout::NONE, |until| {
         let left = until.saturating_duration_since(Instant::now());
-        // Rounded up, or the last millisecond would be spent awake.
+        // Rounded up, or the last millisecond would be a busy loop.
         let left = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
         PollTimeout::from(left.saturating_add(1))
     });

@@ -1,8 +1,8 @@
 //! The device as vhost-user-backend sees it.
 //!
-//! That crate runs two threads for us: one that answers the monitor, and one, the vring worker,
-//! that calls [`Backend::handle_event`] for kicks and for our own bell. The worker ends when a call
-//! fails, and only so: a call made after the end of the device therefore fails.
+//! That crate runs two threads: one that answers the monitor, and one, the vring worker, that calls
+//! [`Backend::handle_event`] for kicks and for our own notifier. Only a failing call ends the worker,
+//! so calls fail once the device has ended.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,24 +15,24 @@ use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::chain::Memory;
-use crate::monitor::Link;
+use crate::monitor_connection::MonitorConnection;
 use crate::mux::Mux;
-use crate::worker::{Left, RX_QUEUE, RingFault, TX_QUEUE, Vring, Worker, feed_themselves};
+use crate::worker::{Progress, RX_QUEUE, RingFault, TX_QUEUE, Vring, Worker, rings_overlap};
 
-/// Receive, send, and the event queue, which monitors keep for themselves.
+/// Receive, send, and the event queue, which the monitor handles itself.
 const QUEUES: usize = 3;
 
-/// Descriptors per ring that a monitor may ask for.
+/// Largest number of descriptors per ring that a monitor may request.
 const QUEUE_SIZE: usize = 1024;
 
-/// The number under which the worker hears our bell; those up to [`QUEUES`] are taken.
-pub(crate) const BELL: u16 = 4;
+/// The event number of our notifier; those up to [`QUEUES`] are taken.
+pub(crate) const NOTIFIER: u16 = 4;
 
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Backend {
     mux: Arc<Mux>,
-    link: Arc<Link>,
+    monitor: Arc<MonitorConnection>,
     worker: Mutex<Worker>,
     rings: OnceLock<Rings>,
 }
@@ -49,34 +49,38 @@ impl std::fmt::Debug for Rings {
 }
 
 impl Backend {
-    pub(crate) fn new(mux: Arc<Mux>, link: Arc<Link>, memory: GuestMemoryAtomic<Memory>) -> Self {
+    pub(crate) fn new(
+        mux: Arc<Mux>,
+        monitor: Arc<MonitorConnection>,
+        memory: GuestMemoryAtomic<Memory>,
+    ) -> Self {
         let worker = Mutex::new(Worker::new(Arc::clone(&mux), memory));
         Self {
             mux,
-            link,
+            monitor,
             worker,
             rings: OnceLock::new(),
         }
     }
 
-    /// Handles what the guest sent last. Its memory outlives it, and it may have said something
+    /// Handles the last packets of the guest. Its memory outlives it, and it may have sent something
     /// important before it powered off.
-    pub(crate) fn hear_last_words(&self) {
+    pub(crate) fn drain_final_packets(&self) {
         let Some(rings) = self.rings.get() else {
             return;
         };
-        // A ring holds at most `QUEUE_SIZE` chains, unless the guest lives and adds more.
+        // A ring holds at most `QUEUE_SIZE` chains, unless the guest still runs and adds more.
         for _ in 0..QUEUE_SIZE {
             let drained = self.worker().drain_tx(&rings.tx);
             match self.checked(drained) {
-                Left::Something => {}
-                Left::Nothing => return,
+                Progress::More => {}
+                Progress::Done => return,
             }
         }
     }
 
     fn work(&self, rings: &Rings) {
-        if feed_themselves([&rings.rx, &rings.tx]) {
+        if rings_overlap([&rings.rx, &rings.tx]) {
             let _ended = self.checked(Err(RingFault::Overlap));
             return;
         }
@@ -85,21 +89,22 @@ impl Backend {
         let sent = self.checked(sent);
         let filled = worker.fill_rx(&rings.rx);
         let filled = self.checked(filled);
-        if (sent, filled) != (Left::Nothing, Left::Nothing) {
-            self.mux.bell.ring();
+        if (sent, filled) != (Progress::Done, Progress::Done) {
+            self.mux.notifier.notify();
         }
     }
 
-    /// Ends the device if a ring is beyond use.
-    fn checked(&self, result: Result<Left, RingFault>) -> Left {
+    /// Ends the device if a ring cannot be used any more.
+    fn checked(&self, result: Result<Progress, RingFault>) -> Progress {
         result.unwrap_or_else(|fault| {
             let source = std::error::Error::source(&fault);
             let source = source
                 .map(|source| format!(": {source}"))
                 .unwrap_or_default();
-            self.mux
-                .give_up(format!("the guest broke its virtqueue: {fault}{source}"));
-            Left::Nothing
+            self.mux.give_up(format!(
+                "the guest has an invalid virtqueue: {fault}{source}"
+            ));
+            Progress::Done
         })
     }
 
@@ -148,10 +153,10 @@ impl VhostUserBackend for Backend {
             RX_QUEUE => self.worker().rx_stopped(),
             TX_QUEUE => {
                 if let Some(rings) = self.rings.get() {
-                    // The crate has just marked the ring as stopped. The guest waits for us, so
-                    // the ring is still as good as before.
+                    // vhost-user-backend has just marked the ring as stopped. The guest waits for
+                    // this call, so the ring is still valid.
                     rings.tx.set_queue_ready(true);
-                    self.hear_last_words();
+                    self.drain_final_packets();
                     rings.tx.set_queue_ready(false);
                 }
                 self.mux.guest_stopped();
@@ -168,9 +173,9 @@ impl VhostUserBackend for Backend {
         vrings: &[Vring],
         _thread: usize,
     ) -> io::Result<()> {
-        watch(&self.mux, &self.link);
-        if event == BELL {
-            self.mux.bell.answer();
+        guard_worker_exit(&self.mux, &self.monitor);
+        if event == NOTIFIER {
+            self.mux.notifier.acknowledge();
         }
         if let (Some(rx), Some(tx)) = (vrings.get(RX_QUEUE), vrings.get(TX_QUEUE)) {
             let rings = || Rings {
@@ -186,26 +191,26 @@ impl VhostUserBackend for Backend {
     }
 }
 
-/// Notices the end of the vring worker, whatever the reason: nobody else would tell.
-struct Watch(Weak<Mux>, Arc<Link>);
+/// Runs when the vring worker ends, for whatever reason: vhost-user-backend reports nothing.
+struct WorkerExit(Weak<Mux>, Arc<MonitorConnection>);
 
 thread_local! {
-    static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+    static WORKER_EXIT: RefCell<Option<WorkerExit>> = const { RefCell::new(None) };
 }
 
-fn watch(mux: &Arc<Mux>, link: &Arc<Link>) {
-    WATCH.with_borrow_mut(|watch| {
-        watch.get_or_insert_with(|| Watch(Arc::downgrade(mux), Arc::clone(link)));
+fn guard_worker_exit(mux: &Arc<Mux>, monitor: &Arc<MonitorConnection>) {
+    WORKER_EXIT.with_borrow_mut(|guard| {
+        guard.get_or_insert_with(|| WorkerExit(Arc::downgrade(mux), Arc::clone(monitor)));
     });
 }
 
-impl Drop for Watch {
+impl Drop for WorkerExit {
     fn drop(&mut self) {
         if let Some(mux) = self.0.upgrade()
             && !mux.has_ended()
         {
             mux.give_up("the vring worker ended unexpectedly".to_owned());
         }
-        self.1.hang_up();
+        self.1.close();
     }
 }

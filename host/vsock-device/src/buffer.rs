@@ -1,29 +1,29 @@
 //! The two byte queues of a connection.
 //!
-//! Law: a byte that went in comes out once and in order, and the memory in use follows the bytes
-//! that are inside, not how many packets or calls they came in.
+//! Invariant: a byte that went in comes out once and in order, and memory use is in proportion to the
+//! queued bytes, whatever the number of packets or calls.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// Where the payload of a packet is read from: guest memory, or a slice in tests.
+/// The payload of a packet: in guest memory, or a slice in tests.
 pub(crate) trait Payload {
-    /// Fills `to` with the next bytes, or says that they cannot be read.
+    /// Fills `to` with the next bytes.
     fn read(&mut self, to: &mut [u8]) -> Result<(), Unreadable>;
 }
 
-/// Memory that was there a moment ago is gone.
+/// The payload cannot be read: guest memory was unmapped meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unreadable;
 
 /// Bytes from the guest that the application has not read yet.
 ///
-/// Who bounds it is the connection's credit: it pushes nothing that was not granted.
+/// The connection's credit bounds it: nothing is pushed that was not granted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ReceiveBuffer {
     segments: VecDeque<Segment>,
-    /// One empty segment kept for the next bytes, so that a steady stream allocates nothing.
+    /// One empty segment for the next bytes, so that a steady stream allocates nothing.
     spare: Option<Segment>,
     len: usize,
 }
@@ -35,7 +35,7 @@ struct Segment {
     end: usize,
 }
 
-/// Small enough for a thousand idle connections, large enough that a packet is a few copies.
+/// Small enough for a thousand idle connections, large enough to copy a packet in a few pieces.
 const SEGMENT: usize = 16 * 1024;
 
 impl std::hash::Hash for ReceiveBuffer {
@@ -70,7 +70,7 @@ impl ReceiveBuffer {
         self.len
     }
 
-    /// Takes over `len` bytes of `payload`.
+    /// Copies `len` bytes of `payload`.
     pub(crate) fn push(
         &mut self,
         len: usize,
@@ -115,7 +115,7 @@ impl ReceiveBuffer {
         *self = Self::default();
     }
 
-    /// The last segment, with room in it.
+    /// The last segment, with free space.
     fn tail(&mut self) -> &mut Segment {
         if self
             .segments
@@ -140,20 +140,20 @@ impl ReceiveBuffer {
     }
 }
 
-/// Bytes for the guest that have not been put into a packet yet.
+/// Bytes for the guest that are not in a packet yet.
 #[derive(Debug, Clone, Default, Hash)]
 pub(crate) struct SendQueue {
     buffers: VecDeque<Bytes>,
-    /// Small buffers are copied together here, behind all of `buffers`: otherwise a million
-    /// one-byte writes would cost far more memory than their bytes.
+    /// Small buffers are merged here, after all of `buffers`: otherwise a million one-byte writes
+    /// would cost far more memory than their bytes.
     tail: Vec<u8>,
     len: usize,
 }
 
-/// Below this a buffer costs more to keep than to copy.
+/// Smaller buffers cost more to keep than to copy.
 const COPY_BREAK: usize = 1024;
 
-/// Where copying together ends and a new tail begins.
+/// Small buffers are merged up to this size.
 const TAIL: usize = 64 * 1024;
 
 impl SendQueue {
@@ -189,7 +189,7 @@ impl SendQueue {
 
     /// Moves the first `n` bytes to the end of `to`.
     pub(crate) fn take(&mut self, n: usize, to: &mut Vec<Bytes>) {
-        debug_assert!(n <= self.len, "more taken than there is");
+        debug_assert!(n <= self.len, "more taken than queued");
         let mut left = n;
         while left > 0 {
             if self.buffers.is_empty() {
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What byte `i` of a stream is in these tests.
+    /// Byte `i` of a stream in these tests.
     fn nth(i: usize) -> u8 {
         u8::try_from(i % 251).unwrap()
     }

@@ -1,8 +1,8 @@
-//! Descriptor chains: where in guest memory a packet lies.
+//! Descriptor chains: where in guest memory a packet is.
 //!
-//! Law: a chain is looked at once, and copied out of guest memory while it is. After that every
-//! access goes to ranges that were checked, so a guest that rewrites its descriptors meanwhile
-//! changes nothing. Chains that loop, leave memory or mix directions are malformed.
+//! Invariant: a chain is read once, and copied out of guest memory. After that every access goes to
+//! ranges that were checked, so a guest that rewrites its descriptors meanwhile changes nothing.
+//! Chains that loop, leave memory or mix directions are malformed.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
@@ -12,7 +12,7 @@ use crate::buffer::{Payload, Unreadable};
 /// The guest's memory.
 pub(crate) type Memory = GuestMemoryMmap<()>;
 
-/// Parts that a chain may have. Linux uses up to 19 for a packet that lies in page fragments.
+/// Descriptors that a chain may have. Linux uses up to 19 for a packet in page fragments.
 const MAX_PARTS: usize = 64;
 
 /// Which side writes.
@@ -22,14 +22,14 @@ pub(crate) enum Direction {
     ToGuest,
 }
 
-/// The ranges of one chain; kept between chains so as to allocate once.
+/// The ranges of one chain; reused for the next chain, to allocate once.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
     ranges: Vec<(GuestAddress, usize)>,
     len: usize,
 }
 
-/// A chain that no correct driver makes.
+/// The chain is not one that a correct driver makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
@@ -62,7 +62,7 @@ impl Parts {
             self.len += len;
             more = descriptor.has_next();
         }
-        // A chain that goes round, or leaves the table, stops in the middle.
+        // The iterator stops early at a chain that loops or leaves the table.
         if more { Err(Malformed) } else { Ok(()) }
     }
 
@@ -71,7 +71,7 @@ impl Parts {
         self.len
     }
 
-    /// Reads or writes them from the start.
+    /// A position at their start, for reading or writing.
     pub(crate) fn cursor<'a>(&'a self, memory: &'a Memory) -> Cursor<'a> {
         Cursor {
             memory,
@@ -90,7 +90,7 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    /// Writes `bytes` at the position, and moves behind them.
+    /// Writes `bytes` at the position, and advances.
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Unreadable> {
         while !bytes.is_empty() {
             let (at, len) = self.next_range(bytes.len())?;
@@ -108,7 +108,7 @@ impl Cursor<'_> {
         }
         let (at, left) = self.now;
         let len = left.min(max);
-        // The whole range was found in memory, so its end does not overflow.
+        // The whole range was checked to be in memory, so its end does not overflow.
         self.now = (GuestAddress(at.0.saturating_add(len as u64)), left - len);
         Ok((at, len))
     }

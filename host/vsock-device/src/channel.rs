@@ -1,21 +1,21 @@
-//! A connection and the threads that wait for it.
+//! A connection, its lock, and the threads that wait for it.
 
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::connection::{Cause, Connection};
+use crate::connection::Connection;
 
 /// One connection, shared by the application's threads, the worker and the table.
 ///
-/// Locks are taken in the order: table, channel, schedule. Nobody waits for guest or application
-/// with one of them held.
+/// Locks are taken in the order: table, channel, schedule. No thread waits for the guest or the
+/// application while it holds one.
 #[derive(Debug)]
 pub(crate) struct Channel {
     core: Mutex<Core>,
-    /// There is something to read, or there never will be.
+    /// There is something to read, or the connection has ended.
     pub(crate) readable: Condvar,
-    /// There is room to write, everything is written, or neither will ever be.
+    /// There is buffer space to write, everything is sent, or the connection has ended.
     pub(crate) writable: Condvar,
 }
 
@@ -23,12 +23,12 @@ pub(crate) struct Channel {
 #[derive(Debug, Clone, Hash)]
 pub(crate) struct Core {
     pub(crate) connection: Connection,
-    /// Bytes that are out of the queue and not yet all in guest memory.
+    /// Bytes that have left the queue and are not all in guest memory yet.
     pub(crate) in_copy: usize,
-    /// Whether the schedule holds this channel in its lane for control packets, and for data.
+    /// Whether the channel is in the schedule's queue for control packets, and in that for data.
     pub(crate) in_urgent: bool,
     pub(crate) in_ready: bool,
-    /// Bytes that it has sent since its turn began.
+    /// Bytes that it has sent in its current turn.
     pub(crate) turn: usize,
 }
 
@@ -57,12 +57,12 @@ impl Channel {
         }
     }
 
-    /// Locks the connection. No code panics with the lock held, so a poisoned one is as good.
+    /// Locks the connection. No code panics with the lock held, so poisoning is ignored.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes everybody who waits for this connection.
+    /// Wakes all threads that wait for this connection.
     pub(crate) fn wake_all(&self) {
         self.readable.notify_all();
         self.writable.notify_all();
@@ -91,44 +91,4 @@ pub(crate) fn wait<'a>(
         .wait_timeout(core, left)
         .unwrap_or_else(PoisonError::into_inner);
     Ok(woken.0)
-}
-
-/// Says a cause to the application.
-pub(crate) fn error(cause: Cause) -> io::Error {
-    let (kind, text) = match cause {
-        Cause::Finished => (io::ErrorKind::BrokenPipe, "the connection is closed"),
-        Cause::Refused => (
-            io::ErrorKind::ConnectionRefused,
-            "the guest refused the connection",
-        ),
-        Cause::ResetByGuest => (
-            io::ErrorKind::ConnectionReset,
-            "the guest reset the connection",
-        ),
-        Cause::ResetByHost => (
-            io::ErrorKind::ConnectionAborted,
-            "the connection was reset on this side",
-        ),
-        Cause::Violation(violation) => {
-            let text = format!("the guest broke the rules of vsock: {violation}");
-            return io::Error::new(io::ErrorKind::ConnectionReset, text);
-        }
-        Cause::GuestStopped => (
-            io::ErrorKind::ConnectionReset,
-            "the guest stopped its vsock driver",
-        ),
-        Cause::MonitorGone => (
-            io::ErrorKind::ConnectionReset,
-            "the monitor closed the vsock device",
-        ),
-        Cause::DeviceFailed => (
-            io::ErrorKind::ConnectionReset,
-            "the vsock device gave up on the guest",
-        ),
-        Cause::DeviceStopped => (
-            io::ErrorKind::ConnectionReset,
-            "the vsock device was shut down",
-        ),
-    };
-    io::Error::new(kind, text)
 }

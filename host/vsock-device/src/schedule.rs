@@ -1,70 +1,71 @@
-//! Whose packet is next.
+//! Which connection sends the next packet.
 //!
-//! Law: a connection is in each lane at most once, so the lanes are as bounded as the connections,
-//! and a connection with data gets [`TURN`] bytes before it is the next one's turn. Control packets
-//! go first: a connection owes at most one of each kind, so they cannot starve data, and data cannot
-//! starve them.
+//! Invariant: a connection is in each queue at most once, so the queues are bounded by the number of
+//! connections. A connection with data sends [`TURN`] bytes before the next one's turn. Control
+//! packets go first: a connection owes at most one of each kind, so they cannot starve data, and data
+//! cannot starve them.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtio_vsock::Header;
+
 use crate::channel::{Channel, Core};
 use crate::connection::Intent;
-use crate::packet::Header;
 
-/// Resets to packets of unknown connections that wait for the guest to post buffers. Beyond this a
-/// guest has to live without an answer, or it could make us remember any number of them.
+/// Resets that wait for the guest to post buffers, in reply to packets of unknown connections.
+/// Further packets get no reply, or a guest could make us queue any number of them.
 const MAX_REFUSALS: usize = 256;
 
-/// Bytes in a row for one connection. Linux posts buffers of one page, and a guest that has to
-/// switch between readers for every page spends most of its time doing that.
+/// Bytes in a row for one connection. Linux posts buffers of one page, and a guest that switches
+/// between readers for every page spends most of its time on that.
 const TURN: usize = 256 * 1024;
 
-/// What waits for a descriptor of the guest.
+/// The packets that wait for a descriptor of the guest.
 #[derive(Debug, Default)]
-pub(crate) struct Schedule(Mutex<Lanes>);
+pub(crate) struct Schedule(Mutex<Queues>);
 
 #[derive(Debug, Default)]
-struct Lanes {
+struct Queues {
     refusals: VecDeque<Header>,
     urgent: VecDeque<Arc<Channel>>,
     ready: VecDeque<Arc<Channel>>,
 }
 
-/// Something that wants a descriptor.
+/// What gets the next descriptor.
 pub(crate) enum Turn {
-    /// This header, as it is.
+    /// A reset that belongs to no connection.
     Refusal(Header),
-    /// Whatever this connection wants to send.
+    /// The next packet of a connection.
     Channel(Arc<Channel>),
 }
 
 impl Schedule {
-    /// Lines `channel` up if it has something to send. Returns whether it is new in a lane.
+    /// Queues `channel` if it has something to send. Returns whether it was not queued before.
     pub(crate) fn offer(&self, channel: &Arc<Channel>, core: &mut Core) -> bool {
         let Some(intent) = core.connection.intent() else {
             return false;
         };
         let urgent = intent.is_urgent();
-        let lined_up = if urgent {
+        let is_queued = if urgent {
             &mut core.in_urgent
         } else {
             &mut core.in_ready
         };
-        if std::mem::replace(lined_up, true) {
+        if std::mem::replace(is_queued, true) {
             return false;
         }
-        let mut lanes = self.lock();
-        let lane = if urgent {
-            &mut lanes.urgent
+        let mut queues = self.lock();
+        let queue = if urgent {
+            &mut queues.urgent
         } else {
-            &mut lanes.ready
+            &mut queues.ready
         };
-        lane.push_back(Arc::clone(channel));
+        queue.push_back(Arc::clone(channel));
         true
     }
 
-    /// Lines `channel` up after it sent `sent` bytes of data: in front again if its turn goes on.
+    /// Queues `channel` after it sent `sent` bytes of data: in front if its turn goes on.
     pub(crate) fn offer_again(&self, channel: &Arc<Channel>, core: &mut Core, sent: usize) {
         core.turn += sent;
         let goes_on = sent > 0 && core.turn < TURN;
@@ -77,26 +78,26 @@ impl Schedule {
         }
     }
 
-    /// Lines a reset up. Returns whether there was room.
+    /// Queues a reset that belongs to no connection. `false` if there are too many.
     pub(crate) fn refuse(&self, refusal: Header) -> bool {
-        let mut lanes = self.lock();
-        let room = lanes.refusals.len() < MAX_REFUSALS;
-        if room {
-            lanes.refusals.push_back(refusal);
+        let mut queues = self.lock();
+        let has_space = queues.refusals.len() < MAX_REFUSALS;
+        if has_space {
+            queues.refusals.push_back(refusal);
         }
-        room
+        has_space
     }
 
-    /// Takes out what is next. A channel forgets that it was lined up.
+    /// Takes the next one out.
     pub(crate) fn next(&self) -> Option<Turn> {
-        let mut lanes = self.lock();
-        if let Some(refusal) = lanes.refusals.pop_front() {
+        let mut queues = self.lock();
+        if let Some(refusal) = queues.refusals.pop_front() {
             return Some(Turn::Refusal(refusal));
         }
-        let urgent = lanes.urgent.pop_front();
+        let urgent = queues.urgent.pop_front();
         let was_urgent = urgent.is_some();
-        let channel = urgent.or_else(|| lanes.ready.pop_front())?;
-        drop(lanes);
+        let channel = urgent.or_else(|| queues.ready.pop_front())?;
+        drop(queues);
         let mut core = channel.lock();
         if was_urgent {
             core.in_urgent = false;
@@ -108,60 +109,60 @@ impl Schedule {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        let lanes = self.lock();
-        lanes.refusals.is_empty() && lanes.urgent.is_empty() && lanes.ready.is_empty()
+        let queues = self.lock();
+        queues.refusals.is_empty() && queues.urgent.is_empty() && queues.ready.is_empty()
     }
 
-    /// How much waits, of every kind.
+    /// Entries of all queues.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn len(&self) -> usize {
-        let lanes = self.lock();
-        lanes.refusals.len() + lanes.urgent.len() + lanes.ready.len()
+        let queues = self.lock();
+        queues.refusals.len() + queues.urgent.len() + queues.ready.len()
     }
 
-    /// Forgets connections that are over.
+    /// Removes connections that are over.
     pub(crate) fn remove(&self, over: &[Arc<Channel>]) {
         let over: HashSet<_> = over.iter().map(Arc::as_ptr).collect();
-        let mut lanes = self.lock();
-        lanes
+        let mut queues = self.lock();
+        queues
             .urgent
             .retain(|channel| !over.contains(&Arc::as_ptr(channel)));
-        lanes
+        queues
             .ready
             .retain(|channel| !over.contains(&Arc::as_ptr(channel)));
     }
 
-    /// Forgets the resets.
+    /// Discards the resets.
     pub(crate) fn forget_refusals(&self) {
         self.lock().refusals.clear();
     }
 
-    /// The same order, of other channels.
+    /// A copy with other channels in the same order.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn copy(&self, mut other: impl FnMut(&Arc<Channel>) -> Arc<Channel>) -> Self {
-        let lanes = self.lock();
-        Self(Mutex::new(Lanes {
-            refusals: lanes.refusals.clone(),
-            urgent: lanes.urgent.iter().map(&mut other).collect(),
-            ready: lanes.ready.iter().map(&mut other).collect(),
+        let queues = self.lock();
+        Self(Mutex::new(Queues {
+            refusals: queues.refusals.clone(),
+            urgent: queues.urgent.iter().map(&mut other).collect(),
+            ready: queues.ready.iter().map(&mut other).collect(),
         }))
     }
 
-    /// Who waits, in each lane.
+    /// The order in each queue.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn hash(&self, state: &mut impl std::hash::Hasher) {
         use std::hash::Hash as _;
-        let lanes = self.lock();
-        lanes.refusals.hash(state);
-        for lane in [&lanes.urgent, &lanes.ready] {
-            lane.len().hash(state);
-            for channel in lane {
+        let queues = self.lock();
+        queues.refusals.hash(state);
+        for queue in [&queues.urgent, &queues.ready] {
+            queue.len().hash(state);
+            for channel in queue {
                 channel.lock().connection.address().hash(state);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lanes> {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What the application holds: streams and listeners.
+//! What the application uses: streams and listeners.
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,9 @@ use crate::mux::Mux;
 
 /// A connected stream. Clones are handles to the same connection.
 ///
-/// One thread may read while another writes. When the last handle is dropped the connection is
-/// closed: what was sent before is still delivered (while the device lives), what was received is
-/// forgotten.
+/// One thread may read while another writes. When the last handle is dropped, the connection is
+/// closed: what was sent before is still delivered (while the device exists), what was received is
+/// discarded.
 #[derive(Debug, Clone)]
 pub struct Stream(Arc<Handle>);
 
@@ -50,8 +50,7 @@ impl Stream {
         self.0.channel.lock().connection.address().guest_port
     }
 
-    /// How long a read may wait. It then fails with [`io::ErrorKind::TimedOut`] and has taken
-    /// nothing.
+    /// How long a read may wait. It then fails with [`io::ErrorKind::TimedOut`] and has read nothing.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) {
         self.0
             .timeouts
@@ -60,7 +59,7 @@ impl Stream {
             .read = timeout;
     }
 
-    /// How long a write may wait for room. It then fails with [`io::ErrorKind::TimedOut`].
+    /// How long a write may wait for buffer space. It then fails with [`io::ErrorKind::TimedOut`].
     pub fn set_write_timeout(&self, timeout: Option<Duration>) {
         self.0
             .timeouts
@@ -69,17 +68,16 @@ impl Stream {
             .write = timeout;
     }
 
-    /// Reads what there is, and waits until there is something. Zero means that the guest has
-    /// finished sending.
+    /// Reads what has arrived, and waits until there is something. Zero is the end of the stream.
     ///
     /// # Errors
-    /// If the connection or the device ended first, or the time is up.
+    /// [`io::ErrorKind::TimedOut`], or if the connection or the device ended first.
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         let Handle { mux, channel, .. } = &*self.0;
         let deadline = channel::deadline(self.timeouts().read);
         let mut core = channel.lock();
         loop {
-            match core.connection.receive(buf).map_err(channel::error)? {
+            match core.connection.receive(buf).map_err(io::Error::from)? {
                 Some(n) => {
                     mux.changed(channel, core);
                     return Ok(n);
@@ -89,8 +87,8 @@ impl Stream {
         }
     }
 
-    /// Queues `data` without copying it (small buffers are merged instead). Waits while it would
-    /// make more than the send window wait for the guest.
+    /// Queues `data` without copying it (small buffers are merged instead). Waits while more than the
+    /// send window would be queued.
     ///
     /// # Errors
     /// If the guest will not receive it, or the time is up. Nothing of `data` is queued then.
@@ -102,13 +100,13 @@ impl Stream {
     /// Queues a copy of `data`, in pieces.
     ///
     /// # Errors
-    /// If the guest will not receive it, or the time is up. A part of it may be queued then.
+    /// If the guest will not receive it, or the time is up. A part of `data` may be queued then.
     pub fn write_all(&self, data: &[u8]) -> io::Result<()> {
         data.chunks(COPY_CHUNK)
             .try_for_each(|piece| self.write_piece(piece))
     }
 
-    /// Waits until the guest has everything that was queued. Whether it reads it is another matter.
+    /// Waits until everything queued is in guest memory. The guest may not have read it yet.
     ///
     /// # Errors
     /// If something queued will never reach the guest, or the time is up.
@@ -116,26 +114,26 @@ impl Stream {
         let channel = &self.0.channel;
         let deadline = channel::deadline(timeout);
         let mut core = channel.lock();
-        while core.connection.unsent().map_err(channel::error)? + core.in_copy > 0 {
+        while core.connection.unsent().map_err(io::Error::from)? + core.in_copy > 0 {
             core = channel::wait(&channel.writable, core, deadline)?;
         }
         Ok(())
     }
 
-    /// Ends sending: the guest reads everything and then the end of the stream.
+    /// Shuts down sending: the guest reads everything and then the end of the stream.
     ///
     /// # Errors
-    /// If the connection has ended otherwise.
+    /// If the connection has ended in another way.
     pub fn shutdown_write(&self) -> io::Result<()> {
         let Handle { mux, channel, .. } = &*self.0;
         let mut core = channel.lock();
         match core.connection.is_requesting() {
             Ok(_) | Err(Cause::Finished) => {}
-            Err(cause) => return Err(channel::error(cause)),
+            Err(cause) => return Err(cause.into()),
         }
         core.connection.finish_sending();
         mux.changed(channel, core);
-        // Other writers learn that they are too late.
+        // Wakes other writers, which fail from now on.
         channel.writable.notify_all();
         Ok(())
     }
@@ -163,8 +161,8 @@ impl Stream {
         let deadline = channel::deadline(self.timeouts().write);
         let mut core = channel.lock();
         loop {
-            core.connection.may_send().map_err(channel::error)?;
-            let queued = core.connection.unsent().map_err(channel::error)?;
+            core.connection.may_send().map_err(io::Error::from)?;
+            let queued = core.connection.unsent().map_err(io::Error::from)?;
             if queued == 0 || queued.saturating_add(len) <= window {
                 break;
             }
@@ -207,7 +205,7 @@ impl Write for &Stream {
         Ok(piece.len())
     }
 
-    /// Does nothing: what is queued goes out by itself. [`Stream::flush`] waits for it.
+    /// Does nothing: queued bytes are sent anyway. [`Stream::flush`] waits for that.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -229,8 +227,8 @@ impl Write for Stream {
     }
 }
 
-/// Accepts the connections that the guest makes to one host port. Dropping it closes the port and
-/// every connection that nobody accepted.
+/// Accepts the connections that the guest makes to one host port. Dropping it closes the port and the
+/// connections that were not accepted.
 #[derive(Debug)]
 pub struct Listener {
     mux: Arc<Mux>,

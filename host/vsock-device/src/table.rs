@@ -1,4 +1,4 @@
-//! Which connections and listeners there are.
+//! Which connections and listeners exist.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,10 +9,10 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use crate::channel::Channel;
 use crate::connection::{Address, Cause};
 
-/// Connections of the guest that nobody has accepted yet, per listener.
+/// Connections of the guest that wait to be accepted, per listener.
 const BACKLOG: usize = 128;
 
-/// Host ports for connections that the host makes. Well-known ports are below.
+/// First host port for connections that the host makes. Well-known ports are below.
 const FIRST_PORT: u32 = 0x4000_0000;
 
 /// All connections and listeners of one device.
@@ -22,7 +22,7 @@ pub(crate) struct Table {
     listeners: HashMap<u32, Sender<Arc<Channel>>>,
     max_connections: usize,
     next_port: u32,
-    /// Why there will never be another connection.
+    /// Why there is never another connection.
     ended: Option<Cause>,
 }
 
@@ -49,15 +49,15 @@ impl Table {
         self.connections.len() >= self.max_connections
     }
 
-    /// Takes out a connection that only waits for the guest's goodbye.
-    pub(crate) fn take_leaving(&mut self) -> Option<Arc<Channel>> {
+    /// Takes out a connection that only waits for the guest's reset.
+    pub(crate) fn take_closing(&mut self) -> Option<Arc<Channel>> {
         let mut all = self.connections.iter();
-        let (address, _) = all.find(|(_, channel)| channel.lock().connection.is_leaving())?;
+        let (address, _) = all.find(|(_, channel)| channel.lock().connection.is_closing())?;
         let address = *address;
         self.connections.remove(&address)
     }
 
-    /// The same connections as other channels, and the same listeners. Nobody waits at one.
+    /// A copy with other channels, and the backlogs of its listeners, which are empty.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn copy(
         &self,
@@ -66,15 +66,15 @@ impl Table {
         let mut made = Self::new(self.max_connections);
         made.next_port = self.next_port;
         made.ended = self.ended;
-        let known = self.connections.iter();
-        made.connections = known.map(|(at, it)| (*at, other(it))).collect();
+        let entries = self.connections.iter();
+        made.connections = entries.map(|(at, it)| (*at, other(it))).collect();
         let ports = self.listeners.keys();
         let backlogs = ports.filter_map(|&port| Some((port, made.listen(port)?)));
         let backlogs = backlogs.collect();
         (made, backlogs)
     }
 
-    /// All connections, in some order that is always the same.
+    /// All connections, in a deterministic order.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn sorted(&self) -> Vec<Arc<Channel>> {
         let mut all: Vec<_> = self.connections.iter().collect();
@@ -87,7 +87,7 @@ impl Table {
         self.connections.insert(address, channel);
     }
 
-    /// Adds a connection that the guest makes, if somebody listens and his backlog has room.
+    /// Adds a connection that the guest makes, if its port has a listener with space in the backlog.
     pub(crate) fn admit(
         &mut self,
         address: Address,
@@ -103,14 +103,14 @@ impl Table {
         let channel = Arc::new(make());
         match listener.try_send(Arc::clone(&channel)) {
             Ok(()) => {}
-            // Only the worker admits, so a listener with room a moment ago has it still.
+            // Only the worker admits, so a backlog that had space a moment ago still has it.
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return None,
         }
         self.connections.insert(address, Arc::clone(&channel));
         Some(channel)
     }
 
-    /// Forgets a connection that is over.
+    /// Removes a connection that is over.
     pub(crate) fn remove(&mut self, address: &Address, channel: &Arc<Channel>) {
         if let Entry::Occupied(entry) = self.connections.entry(*address)
             && Arc::ptr_eq(entry.get(), channel)
@@ -119,7 +119,7 @@ impl Table {
         }
     }
 
-    /// Begins to listen. `None` if somebody already does.
+    /// Adds a listener. `None` if the port already has one.
     pub(crate) fn listen(&mut self, port: u32) -> Option<Receiver<Arc<Channel>>> {
         match self.listeners.entry(port) {
             Entry::Occupied(_) => None,
@@ -131,7 +131,7 @@ impl Table {
         }
     }
 
-    /// Ends listening: once this returns nothing more arrives there.
+    /// Removes a listener. After that nothing more arrives in its backlog.
     pub(crate) fn unlisten(&mut self, port: u32) {
         self.listeners.remove(&port);
     }
@@ -165,7 +165,7 @@ impl Table {
             .collect()
     }
 
-    /// No connection or listener from now on. The first cause stays.
+    /// Allows no connection and no listener from now on. The first cause stays.
     pub(crate) fn end(&mut self, cause: Cause) {
         self.ended.get_or_insert(cause);
         self.listeners.clear();

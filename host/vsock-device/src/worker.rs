@@ -1,12 +1,12 @@
 //! Moves packets between the rings and the connections.
 //!
-//! Law: one call does a bounded amount of work; if there is more, the worker rings its own bell, so
-//! that an end of the device is noticed in between. A chain that makes no sense is given back and
-//! counted; a ring that makes no sense ends the device.
+//! Invariant: one call does a bounded amount of work; if there is more, the worker notifies itself, so
+//! that the end of the device is seen in between. An invalid chain is returned and counted; an invalid
+//! ring ends the device.
 //!
-//! Kicks: the guest need not tell about new receive buffers unless we have run out of them, so that
-//! is asked for only then. Kicks about packets to send are never suppressed: some drivers read
-//! the flag without the fence that would make suppression safe.
+//! Kicks: the device needs a kick for new receive buffers only when it has run out of them, so kicks
+//! are enabled only then. Kicks for packets to send are never suppressed: some drivers read the flag
+//! without the memory barrier that suppression needs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,18 +16,19 @@ use thiserror::Error;
 use vhost_user_backend::{VringRwLock, VringState, VringT};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_vsock::suppression::{Cpu, read_after_writes};
+use virtio_vsock::{HEADER_LEN, Header};
 use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 
 use crate::buffer::Payload;
 use crate::chain::{Direction, Memory, Parts};
-use crate::counters::Violation;
 use crate::mux::Mux;
-use crate::packet::{HEADER_LEN, Header};
+use crate::violation::Violation;
 
 /// A ring and its file descriptors, as vhost-user-backend keeps them.
 pub(crate) type Vring = VringRwLock<GuestMemoryAtomic<Memory>>;
 
-/// The ring of buffers for packets to the guest.
+/// The ring of receive buffers of the guest.
 pub(crate) const RX_QUEUE: usize = 0;
 
 /// The ring of packets from the guest.
@@ -36,14 +37,14 @@ pub(crate) const TX_QUEUE: usize = 1;
 /// Chains that one call takes from one ring.
 const BUDGET: usize = 256;
 
-/// How much the guest gets before it is told. More wastes the time of a guest that waits, less
-/// wastes interrupts.
+/// Bytes that the guest gets per interrupt. With more the guest waits too long, with less it spends
+/// its time on interrupts.
 const SIGNAL_BYTES: usize = 256 * 1024;
 
-/// A ring that cannot be used any more.
+/// Why a ring cannot be used any more.
 #[derive(Debug, Error)]
 pub(crate) enum RingFault {
-    #[error("the available ring makes no sense")]
+    #[error("the available ring is invalid")]
     Available(#[source] virtio_queue::Error),
     #[error("the used ring cannot be written")]
     Used(#[source] virtio_queue::Error),
@@ -51,16 +52,16 @@ pub(crate) enum RingFault {
     OutOfMemory,
     #[error("the rings overlap")]
     Overlap,
-    #[error("a receive buffer vanished while it was filled")]
+    #[error("a receive buffer was unmapped while it was filled")]
     BufferVanished,
 }
 
-/// Whether a call left something to do.
+/// Whether a call has done everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub(crate) enum Left {
-    Nothing,
-    Something,
+pub(crate) enum Progress {
+    Done,
+    More,
 }
 
 /// What the thread that moves packets keeps between calls.
@@ -70,8 +71,8 @@ pub(crate) struct Worker {
     memory: GuestMemoryAtomic<Memory>,
     parts: Parts,
     payload: Vec<Bytes>,
-    /// Whether the guest is asked to kick for receive buffers, once that has been said.
-    asks_for_kicks: Option<bool>,
+    /// Whether kicks for receive buffers are enabled, once the ring says so.
+    kicks_enabled: Option<bool>,
 }
 
 impl Worker {
@@ -81,27 +82,27 @@ impl Worker {
             memory,
             parts: Parts::default(),
             payload: Vec::new(),
-            asks_for_kicks: None,
+            kicks_enabled: None,
         }
     }
 
     /// Handles packets that the guest has sent.
-    pub(crate) fn drain_tx(&mut self, ring: &Vring) -> Result<Left, RingFault> {
+    pub(crate) fn drain_tx(&mut self, ring: &Vring) -> Result<Progress, RingFault> {
         let mut state = ring.get_mut();
         let memory = self.memory.memory();
         let memory: &Memory = &memory;
         if !is_usable(&state, memory)? {
-            return Ok(Left::Nothing);
+            return Ok(Progress::Done);
         }
-        let mut left = Left::Something;
+        let mut left = Progress::More;
         let mut done = 0;
         while done < BUDGET {
             let queue = state.get_queue_mut();
             let Some(head) = self.pop(queue, memory, Direction::FromGuest)? else {
-                left = Left::Nothing;
+                left = Progress::Done;
                 break;
             };
-            if let Some(head) = head.whole {
+            if let Some(head) = head.valid {
                 self.handle_packet(memory);
                 give_back(queue, memory, head, 0)?;
             } else {
@@ -116,56 +117,56 @@ impl Worker {
     }
 
     /// Fills the guest's receive buffers with what the connections have to send.
-    pub(crate) fn fill_rx(&mut self, ring: &Vring) -> Result<Left, RingFault> {
+    pub(crate) fn fill_rx(&mut self, ring: &Vring) -> Result<Progress, RingFault> {
         let mut state = ring.get_mut();
         let memory = self.memory.memory();
         let memory: &Memory = &memory;
         if !is_usable(&state, memory)? {
-            return Ok(Left::Nothing);
+            return Ok(Progress::Done);
         }
-        let mut unsaid = None;
+        let mut unsignaled = None;
         for _ in 0..BUDGET {
             if !self.mux.has_packets() {
-                return self.finish_rx(&state, memory, unsaid, Left::Nothing);
+                return self.finish_rx(&state, memory, unsignaled, Progress::Done);
             }
             let queue = state.get_queue_mut();
             let Some(head) = self.pop(queue, memory, Direction::ToGuest)? else {
-                if self.ask_for_kicks(queue, memory, true)? {
+                if self.enable_kicks(queue, memory, true)? {
                     continue;
                 }
-                return self.finish_rx(&state, memory, unsaid, Left::Nothing);
+                return self.finish_rx(&state, memory, unsignaled, Progress::Done);
             };
-            self.ask_for_kicks(queue, memory, false)?;
-            let written = match head.whole {
+            self.enable_kicks(queue, memory, false)?;
+            let written = match head.valid {
                 Some(head) => self.fill(queue, memory, head)?,
                 None => self.discard(queue, memory, head.index).map(|()| Some(0))?,
             };
             let Some(written) = written else {
-                return self.finish_rx(&state, memory, unsaid, Left::Nothing);
+                return self.finish_rx(&state, memory, unsignaled, Progress::Done);
             };
-            let bytes = unsaid.unwrap_or(0) + written;
-            unsaid = Some(bytes);
+            let bytes = unsignaled.unwrap_or(0) + written;
+            unsignaled = Some(bytes);
             if bytes >= SIGNAL_BYTES {
                 self.signal(&state, memory)?;
-                unsaid = None;
+                unsignaled = None;
             }
         }
-        self.finish_rx(&state, memory, unsaid, Left::Something)
+        self.finish_rx(&state, memory, unsignaled, Progress::More)
     }
 
-    /// The receive ring has stopped; what was said about kicks is void.
+    /// The receive ring has stopped, and with it the setting of kicks.
     pub(crate) fn rx_stopped(&mut self) {
-        self.asks_for_kicks = None;
+        self.kicks_enabled = None;
     }
 
     fn finish_rx(
         &self,
         state: &VringState<GuestMemoryAtomic<Memory>>,
         memory: &Memory,
-        unsaid: Option<usize>,
-        left: Left,
-    ) -> Result<Left, RingFault> {
-        if unsaid.is_some() {
+        unsignaled: Option<usize>,
+        left: Progress,
+    ) -> Result<Progress, RingFault> {
+        if unsignaled.is_some() {
             self.signal(state, memory)?;
         }
         Ok(left)
@@ -183,15 +184,15 @@ impl Worker {
             return Ok(None);
         };
         let index = chain.head_index();
-        let whole = self.parts.load(chain, direction, memory).is_ok()
+        let is_valid = self.parts.load(chain, direction, memory).is_ok()
             && match direction {
                 Direction::FromGuest => self.parts.len() >= HEADER_LEN,
-                // A buffer without room for a single byte would never let data through.
+                // A buffer without space for a single byte would never let data through.
                 Direction::ToGuest => self.parts.len() > HEADER_LEN,
             };
         Ok(Some(Head {
             index,
-            whole: whole.then_some(index),
+            valid: is_valid.then_some(index),
         }))
     }
 
@@ -209,7 +210,7 @@ impl Worker {
     }
 
     /// Puts a packet into the buffer in `self.parts`. Returns its size, or `None` if there was no
-    /// packet and the buffer is still the guest's to fill.
+    /// packet and the buffer stays in the ring.
     fn fill(
         &mut self,
         queue: &mut Queue,
@@ -236,11 +237,11 @@ impl Worker {
             u32::try_from(written).unwrap_or(u32::MAX),
         )?;
         self.payload.clear();
-        self.mux.handed_over(&packet);
+        self.mux.delivered(&packet);
         Ok(Some(written))
     }
 
-    /// Gives a senseless chain back.
+    /// Returns an invalid chain to the guest.
     fn discard(&self, queue: &mut Queue, memory: &Memory, head: u16) -> Result<(), RingFault> {
         self.mux.violation(Violation::MalformedChain);
         if head < queue.size() {
@@ -250,42 +251,39 @@ impl Worker {
         }
     }
 
-    /// Says whether the guest shall kick when it posts receive buffers. Returns whether it has
-    /// posted some meanwhile.
-    fn ask_for_kicks(
+    /// Sets whether the guest kicks when it posts receive buffers. Returns whether it has posted some
+    /// meanwhile.
+    fn enable_kicks(
         &mut self,
         queue: &mut Queue,
         memory: &Memory,
-        ask: bool,
+        enable: bool,
     ) -> Result<bool, RingFault> {
-        if ask {
-            self.asks_for_kicks = Some(true);
+        if enable {
+            self.kicks_enabled = Some(true);
             return queue.enable_notification(memory).map_err(RingFault::Used);
         }
-        if self.asks_for_kicks != Some(false) {
+        if self.kicks_enabled != Some(false) {
             queue
                 .disable_notification(memory)
                 .map_err(RingFault::Used)?;
-            self.asks_for_kicks = Some(false);
+            self.kicks_enabled = Some(false);
         }
         Ok(false)
     }
 
-    /// Interrupts the guest, unless it does not want to be.
+    /// Interrupts the guest, unless it suppresses that.
     fn signal(
         &self,
         state: &VringState<GuestMemoryAtomic<Memory>>,
         memory: &Memory,
     ) -> Result<(), RingFault> {
-        // The used index is written before the guest's wish is read; the guest does it the other
-        // way round, so one of both sees what the other wrote.
-        std::sync::atomic::fence(Ordering::SeqCst);
         let flags = GuestAddress(state.get_queue().avail_ring());
-        let flags: u16 = memory
-            .load(flags, Ordering::Relaxed)
-            .map_err(|_| RingFault::OutOfMemory)?;
+        // The used index is written.
+        let flags = read_after_writes::<Cpu, _>(|| memory.load(flags, Ordering::Relaxed));
+        let flags: u16 = flags.map_err(|_| RingFault::OutOfMemory)?;
         if u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0 {
-            self.mux.tallies.interrupts.add(1);
+            self.mux.counters.interrupts.add(1);
             if let Err(failed) = state.signal_used_queue() {
                 log::warn!("vsock: cannot interrupt the guest: {failed}");
             }
@@ -294,14 +292,15 @@ impl Worker {
     }
 }
 
-/// The first descriptor of a chain, and whether the chain is in order.
+/// The first descriptor of a chain.
 struct Head {
     index: u16,
-    whole: Option<u16>,
+    /// The same if the chain is valid.
+    valid: Option<u16>,
 }
 
-/// Whether the ring is running. Rings become ready one at a time, in any order, so this is asked
-/// of each ring each time.
+/// Whether the ring is running. Rings become ready one at a time, in any order, so each call checks
+/// its own.
 fn is_usable(
     state: &VringState<GuestMemoryAtomic<Memory>>,
     memory: &Memory,
@@ -317,14 +316,14 @@ fn is_usable(
     }
 }
 
-/// Whether what the device writes to a ring is where it reads how much there is to do: each chain
-/// that is done could then make another one, and a guest that sleeps keep the worker busy.
-pub(crate) fn feed_themselves(rings: [&Vring; 2]) -> bool {
-    let places = rings.map(|ring| {
+/// Whether the device would write to a ring where it reads how much there is to do: each completed
+/// chain could then make another one, and the worker would be busy while the guest sleeps.
+pub(crate) fn rings_overlap(rings: [&Vring; 2]) -> bool {
+    let areas = rings.map(|ring| {
         let state = ring.get_ref();
         let queue = state.get_queue();
         let size = u64::from(queue.size());
-        // Flags and index, then entries, then what only `EVENT_IDX` uses (virtio 1.2, 2.7.6, 2.7.8).
+        // Flags and index, entries, and a field for `EVENT_IDX` (virtio 1.2, 2.7.6, 2.7.8).
         let available = (queue.avail_ring(), 6 + 2 * size);
         let used = (queue.used_ring(), 6 + 8 * size);
         queue.ready().then_some((available, used))
@@ -332,8 +331,8 @@ pub(crate) fn feed_themselves(rings: [&Vring; 2]) -> bool {
     let overlap = |(a, a_len): (u64, u64), (b, b_len): (u64, u64)| {
         a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
     };
-    let mut pairs = places.iter().flatten().flat_map(|(available, _)| {
-        places
+    let mut pairs = areas.iter().flatten().flat_map(|(available, _)| {
+        areas
             .iter()
             .flatten()
             .map(move |(_, used)| (available, used))

@@ -72,7 +72,7 @@ pub fn device(bytes: &[u8]) {
         if device.failure().is_some() {
             break;
         }
-        assert_eq!(device.broken_law(), None);
+        assert_eq!(device.broken_invariant(), None);
     }
     // Nobody is left who could not be told.
     device.guest_stopped();
@@ -182,7 +182,7 @@ impl Bench {
         while self.driver.take_unsent().is_some() {}
         self.driver.forget_events();
         assert_eq!(self.posted + self.driver.held(), SLOTS, "slots");
-        assert_eq!(self.driver.broken_law(), None);
+        assert_eq!(self.driver.broken_invariant(), None);
         assert!(self.driver.connections() <= 4 + self.ids.len() + self.hands.len());
     }
 

@@ -1,6 +1,6 @@
 //! Any memory, with rings in it, for the device.
 
-use vsock_device::fuzzing::{BASE, Places, Rig};
+use vsock_device::fuzzing::{BASE, RingAddresses, WorkerHarness};
 use vsock_device::{Config, GuestCid};
 
 use crate::connections::use_device;
@@ -23,8 +23,8 @@ const WRITE: u64 = 2;
 
 /// A guest that writes what it likes where it likes.
 struct Guest {
-    rig: Rig,
-    at: [Places; 2],
+    rig: WorkerHarness,
+    at: [RingAddresses; 2],
     available: [u16; 2],
     sends: usize,
 }
@@ -39,7 +39,7 @@ pub fn run(bytes: &[u8]) {
     let memory = usize::try_from(MEMORY).expect("small");
     let at = [0, 1].map(|ring| places(BASE + ring * 0x4000, SIZE));
     let mut guest = Guest {
-        rig: Rig::new(config, memory, &[7, 8]),
+        rig: WorkerHarness::new(config, memory, &[7, 8]),
         at,
         available: [0; 2],
         sends: 0,
@@ -54,8 +54,8 @@ pub fn run(bytes: &[u8]) {
     guest.check_rest();
 }
 
-fn places(descriptors: u64, size: u16) -> Places {
-    Places {
+fn places(descriptors: u64, size: u16) -> RingAddresses {
+    RingAddresses {
         descriptors,
         available: descriptors + 0x1000,
         used: descriptors + 0x2000,
@@ -115,7 +115,7 @@ impl Guest {
     fn work(&mut self) -> bool {
         let lives = self.rig.work();
         if lives {
-            assert_eq!(self.rig.device().broken_law(), None);
+            assert_eq!(self.rig.device().broken_invariant(), None);
         }
         lives
     }
@@ -179,7 +179,7 @@ impl Guest {
     }
 
     fn publish(&mut self, ring: usize, head: u16) {
-        let Places {
+        let RingAddresses {
             available, size, ..
         } = self.at[ring];
         let slot = u64::from(self.available[ring] % size.max(1));
@@ -221,7 +221,7 @@ impl Guest {
     /// With a guest that does nothing any more, the worker comes to rest.
     fn check_rest(&mut self) {
         for _ in 0..CALLS {
-            if !self.work() || !self.rig.bell() {
+            if !self.work() || !self.rig.take_notification() {
                 return;
             }
         }

@@ -108,8 +108,8 @@ impl Amounts {
 
 pub(super) fn run(workspace: &Workspace, bench: &Bench) -> Result<Report> {
     let amounts = if bench.quick { QUICK } else { FULL };
-    let guest = ["--package", "vsock-driver", "--example", "bench_guest"];
-    let guest = image::compile_static(workspace, &guest)?.join("examples/bench_guest");
+    let guest = ["--package", "vsock-guest", "--bin", "bench_guest"];
+    let guest = image::compile_static(workspace, &guest)?.join("bench_guest");
     let lab = Lab {
         program: build::transport_example(workspace)?,
         vm: image::with_program(workspace, &guest, bench.scratch.path())?,

@@ -1,34 +1,44 @@
 //! One connection: what its two sides have said, without threads, clock or device.
 //!
-//! Packets of the peer go in through [`Connection::handle_packet`], the application's wishes
-//! through methods named after them, and packets for the peer are pulled with
-//! [`Connection::poll_packet`] until there are none. Apart from data, what has to be sent is never a
-//! queue of packets but a set of intentions, so a connection owes its peer at most one packet of
-//! each kind. Data waits in buffers that the application had to get first; there are few of these.
+//! Packets of the peer go in through [`Connection::handle_packet`], calls of the application through
+//! methods of the same name, and packets for the peer are pulled with [`Connection::poll_packet`]
+//! until there are none. Apart from data, what has to be sent is a set of flags and not a queue of
+//! packets, so a connection owes its peer at most one packet of each kind. Data waits in send
+//! buffers, of which there are few.
 //!
-//! `B` is a buffer of the device, in which bytes stay where they arrived.
+//! `B` is a buffer of the device; bytes stay in it where they arrived.
 //!
-//! Law: every byte of the peer is buffered within the granted credit, or the connection is reset; a
-//! buffer that is not kept is given back by the same call.
+//! Invariant: every byte of the peer is buffered within the granted credit, or the connection is
+//! reset; a buffer that is not kept is returned by the same call.
 //!
 //! ```text
-//!   we connect                                  the peer connects
+//!   this side connects                          the peer connects
 //!        │                                           │
 //!        ▼          response                         ▼
-//!   Requesting ──────────────────────────────────► Open ◄─┐ each direction ends by itself
-//!        │                                           │  ──┘ (`Shutdown`)
-//!        │ reset                   we hung up and     │ both ended, reset, violation,
-//!        │                         have sent all  ┌───┤ or the device is gone
-//!        ▼                                        ▼   ▼
-//!     Closed(Refused)                      Leaving ► Closed(Cause)
+//!   Requesting ──────────────────────────────────► Open ◄─┐ each direction is shut down
+//!        │                                           │  ──┘ on its own (`Shutdown`)
+//!        │ reset                   dropped here, and  │ both shut down, reset, violation,
+//!        │                         everything sent ┌──┤ or the device is gone
+//!        ▼                                         ▼  ▼
+//!     Closed(Refused)                      Closing ► Closed(Cause)
 //! ```
+
+mod cause;
+#[cfg(feature = "fuzzing")]
+mod inspect;
+mod outgoing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
-use crate::credit::{RxCredit, TxCredit, Violation};
+use virtio_vsock::{HOST_CID, Header, Op, RxCredit, Shutdown, TYPE_STREAM, TxCredit};
+
+pub(crate) use self::cause::Cause;
+
 use crate::inbox::{Inbox, Piece};
-use crate::packet::{HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
 use crate::slots::Grant;
+use crate::violation::Violation;
 
 /// Both ports of a connection. The peer is always the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,47 +47,31 @@ pub(crate) struct Address {
     pub(crate) peer_port: u32,
 }
 
-/// Why a connection is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Cause {
-    /// Both sides were done, or this side hung up.
-    Finished,
-    /// The peer did not want the connection.
-    Refused,
-    /// The peer reset it.
-    ResetByPeer,
-    /// The application reset it.
-    ResetHere,
-    /// The peer broke the rules on it.
-    Violation(Violation),
-    /// There is no device any more.
-    DeviceGone,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
-    /// We asked for a connection, or shall do so with the next packet.
+    /// This side asked for a connection, or does so with the next packet.
     Requesting { asked: bool },
-    /// Bytes may flow in each direction that nobody has ended.
+    /// Bytes may flow in each direction that is not shut down.
     Open,
-    /// We have said goodbye, and the peer answers with a reset when it has read everything.
-    Leaving,
-    /// Nothing will happen any more, save that a reset may still be owed.
+    /// This side has shut down both directions. The peer answers with a reset when it has read
+    /// everything.
+    Closing,
+    /// Nothing happens any more, except that a reset may still be owed.
     Closed(Cause),
 }
 
 /// What a reader finds.
 #[derive(Debug)]
 pub(crate) enum Received<B> {
-    /// The next bytes. [`Connection::consumed`] is to be told when the reader is done with them.
+    /// The next bytes. The reader calls [`Connection::consumed`] when it is done with them.
     Piece(Piece<B>),
     /// Nothing yet.
     Nothing,
-    /// The peer has finished, and everything was read.
+    /// The peer has shut down sending, and everything was read.
     End,
 }
 
-/// A packet for the peer, and the buffer with its `header.len` bytes of payload if it has some.
+/// A packet for the peer, and the buffer with its `header.len` bytes of payload if it has any.
 #[derive(Debug)]
 pub(crate) struct Outgoing<B> {
     pub(crate) header: Header,
@@ -98,7 +92,8 @@ pub(crate) struct Connection<B> {
     outbox: VecDeque<(B, u32)>,
     /// Packets that have credit and that the application is still filling.
     filling: usize,
-    /// What the application has ended, what of it the peer knows, and what the peer has ended.
+    /// What the application has shut down, what of it the peer was told, and what the peer has shut
+    /// down.
     ended: Shutdown,
     announced: Shutdown,
     ended_by_peer: Shutdown,
@@ -108,7 +103,7 @@ pub(crate) struct Connection<B> {
 }
 
 impl<B: AsRef<[u8]>> Connection<B> {
-    /// A connection that we ask for.
+    /// A connection that this side opens.
     pub(crate) fn to_peer(address: Address, own_cid: u64, grant: Grant) -> Self {
         let requesting = State::Requesting { asked: false };
         Self::new(address, own_cid, grant, requesting, TxCredit::new(0))
@@ -150,8 +145,8 @@ impl<B: AsRef<[u8]>> Connection<B> {
 
     // ---- What the peer says --------------------------------------------------------------------
 
-    /// Takes a packet of this connection, and gives its buffer back unless it is kept. A violation
-    /// has closed the connection already.
+    /// Handles a packet of this connection, and returns its buffer unless it is kept. A violation has
+    /// closed the connection already.
     pub(crate) fn handle_packet(
         &mut self,
         op: Op,
@@ -180,25 +175,25 @@ impl<B: AsRef<[u8]>> Connection<B> {
             (State::Requesting { asked: true }, Op::Response) => self.state = State::Open,
             (State::Requesting { .. }, Op::Reset) => self.close(Cause::Refused),
             (State::Open, Op::Data) => self.on_data(header.len, buffer)?,
-            (State::Open | State::Leaving, Op::Shutdown) => {
+            (State::Open | State::Closing, Op::Shutdown) => {
                 self.on_shutdown(Shutdown::from_wire(header.flags));
             }
             (State::Open, Op::Reset) => self.close(Cause::ResetByPeer),
             (State::Open, Op::CreditRequest) => self.owes_credit = true,
-            (State::Leaving, Op::Reset) => self.close(Cause::Finished),
+            (State::Closing, Op::Reset) => self.close(Cause::Finished),
             (State::Open, Op::CreditUpdate)
-            | (State::Leaving, Op::Data | Op::CreditUpdate | Op::CreditRequest) => {}
+            | (State::Closing, Op::Data | Op::CreditUpdate | Op::CreditRequest) => {}
             (State::Requesting { asked: false }, Op::Response)
             | (
                 State::Requesting { .. },
                 Op::Request | Op::Data | Op::Shutdown | Op::CreditUpdate | Op::CreditRequest,
             )
-            | (State::Open | State::Leaving, Op::Request | Op::Response) => {
+            | (State::Open | State::Closing, Op::Request | Op::Response) => {
                 return Err(Violation::UnexpectedOperation);
             }
-            // Both sides gave up at once: an answer would reach nobody.
+            // Both sides closed at the same time: a reply would reach nobody.
             (State::Closed(_), Op::Reset) => self.owes_reset = false,
-            // The peer hears our reset only after these, whatever they are.
+            // The peer sent these before it saw the reset.
             (State::Closed(_), _) => {}
         }
         Ok(())
@@ -210,7 +205,7 @@ impl<B: AsRef<[u8]>> Connection<B> {
         }
         self.rx.accept(len)?;
         if self.ended.contains(Shutdown::RECEIVE) {
-            // The application has hung up, but what it sent before is still on its way.
+            // The application has closed the connection, but what it sent before is on its way.
             self.rx.consume(len);
             return Ok(());
         }
@@ -226,22 +221,22 @@ impl<B: AsRef<[u8]>> Connection<B> {
     fn on_shutdown(&mut self, ended: Shutdown) {
         self.ended_by_peer.insert(ended);
         if self.ended_by_peer.contains(Shutdown::BOTH) {
-            // The peer forgets the connection when it sees our reset. What it sent stays readable.
+            // The peer drops the connection when it sees the reset. What it sent stays readable.
             self.abort(Cause::Finished);
         }
     }
 
-    // ---- What the application wants ------------------------------------------------------------
+    // ---- Calls of the application --------------------------------------------------------------
 
     /// Whether bytes can still reach the peer.
     pub(crate) fn may_send(&self) -> Result<(), Cause> {
         match self.state {
             State::Closed(cause) => Err(cause),
-            State::Leaving => Err(Cause::Finished),
+            State::Closing => Err(Cause::Finished),
             State::Requesting { .. } | State::Open => {
-                let deaf = self.ended_by_peer.contains(Shutdown::RECEIVE);
-                let done = self.ended.contains(Shutdown::SEND);
-                if deaf || done {
+                let is_unwanted = self.ended_by_peer.contains(Shutdown::RECEIVE);
+                let is_finished = self.ended.contains(Shutdown::SEND);
+                if is_unwanted || is_finished {
                     Err(Cause::Finished)
                 } else {
                     Ok(())
@@ -250,8 +245,8 @@ impl<B: AsRef<[u8]>> Connection<B> {
         }
     }
 
-    /// Takes credit for a packet of up to `want` bytes, which [`Self::send`] has to get then. Zero
-    /// means that the peer has no room.
+    /// Takes credit for a packet of up to `want` bytes; [`Self::send`] has to follow. Zero means that
+    /// the peer has no free space.
     pub(crate) fn begin_send(&mut self, want: u32) -> Result<u32, Cause> {
         self.may_send()?;
         let taken = self.tx.take(want);
@@ -259,8 +254,8 @@ impl<B: AsRef<[u8]>> Connection<B> {
         Ok(taken)
     }
 
-    /// Queues the first `len` bytes of `buffer`. Gives the buffer back if there are none, or if the
-    /// peer will not get them. Of the credit that was taken for it, `unused` is given back.
+    /// Queues the first `len` bytes of `buffer`. Returns the buffer if `len` is zero, or if the peer
+    /// will not get the bytes. `unused` of the credit that was taken is given back.
     pub(crate) fn send(
         &mut self,
         buffer: B,
@@ -280,7 +275,7 @@ impl<B: AsRef<[u8]>> Connection<B> {
                 self.outbox.push_back((buffer, len));
                 return (None, Ok(()));
             }
-            State::Requesting { .. } | State::Open | State::Leaving => Cause::Finished,
+            State::Requesting { .. } | State::Open | State::Closing => Cause::Finished,
         };
         (Some(buffer), Err(cause))
     }
@@ -298,30 +293,30 @@ impl<B: AsRef<[u8]>> Connection<B> {
         }
         match self.state {
             State::Closed(cause) => Err(cause),
-            State::Requesting { .. } | State::Open | State::Leaving => Ok(Received::Nothing),
+            State::Requesting { .. } | State::Open | State::Closing => Ok(Received::Nothing),
         }
     }
 
-    /// The reader is done with a piece of `len` bytes, which lay in a slot or was copied.
+    /// The reader is done with a piece of `len` bytes, which was in a slot or a copy.
     pub(crate) fn consumed(&mut self, len: usize, was_slot: bool) {
         self.rx.consume(u32::try_from(len).unwrap_or(u32::MAX));
         if was_slot {
-            self.grant.let_go();
+            self.grant.release_one();
         }
     }
 
-    /// The application will not send any more; the peer learns it behind the last byte.
+    /// The application will not send any more; the peer is told after the last byte.
     pub(crate) fn finish_sending(&mut self) -> Result<(), Cause> {
         match self.state {
             State::Closed(cause) if cause != Cause::Finished => return Err(cause),
-            State::Requesting { .. } | State::Open | State::Leaving | State::Closed(_) => {}
+            State::Requesting { .. } | State::Open | State::Closing | State::Closed(_) => {}
         }
         self.ended.insert(Shutdown::SEND);
         Ok(())
     }
 
-    /// The application has forgotten the connection. What it sent is still delivered, and the
-    /// buffers with what it did not read are given back.
+    /// The application has dropped the connection. What it sent is still delivered, and the buffers
+    /// with what it did not read are returned.
     pub(crate) fn hang_up(&mut self) -> Vec<B> {
         self.ended.insert(Shutdown::BOTH);
         if matches!(self.state, State::Requesting { .. }) {
@@ -330,19 +325,19 @@ impl<B: AsRef<[u8]>> Connection<B> {
         self.forget_unread()
     }
 
-    /// The application wants the connection dead at once.
+    /// The application closes the connection at once.
     pub(crate) fn reset(&mut self) {
         match self.state {
             State::Requesting { asked: false } => self.close(Cause::ResetHere),
-            State::Requesting { asked: true } | State::Open | State::Leaving => {
+            State::Requesting { asked: true } | State::Open | State::Closing => {
                 self.abort(Cause::ResetHere);
             }
             State::Closed(_) => {}
         }
     }
 
-    /// The device is gone, and with it everybody to whom something was owed.
-    pub(crate) fn cut(&mut self) {
+    /// Closes without telling the peer: the device is gone, or the peer has dropped the connection.
+    pub(crate) fn terminate(&mut self) {
         self.close(Cause::DeviceGone);
         self.owes_reset = false;
     }
@@ -360,15 +355,15 @@ impl<B: AsRef<[u8]>> Connection<B> {
 
     /// Takes out the data that a closed connection will not send any more.
     pub(crate) fn take_unsent(&mut self) -> Vec<B> {
-        let deaf = self.ended_by_peer.contains(Shutdown::RECEIVE);
-        if deaf || matches!(self.state, State::Closed(_)) {
+        let is_unwanted = self.ended_by_peer.contains(Shutdown::RECEIVE);
+        if is_unwanted || matches!(self.state, State::Closed(_)) {
             self.outbox.drain(..).map(|(buffer, _)| buffer).collect()
         } else {
             Vec::new()
         }
     }
 
-    /// Closes, and tells the peer.
+    /// Closes, and resets the peer.
     fn abort(&mut self, cause: Cause) {
         if !matches!(self.state, State::Closed(_)) {
             self.close(cause);
@@ -376,16 +371,10 @@ impl<B: AsRef<[u8]>> Connection<B> {
         }
     }
 
-    /// Closes without a word. The first cause stays.
+    /// Closes without telling the peer. The first cause stays.
     fn close(&mut self, cause: Cause) {
         if !matches!(self.state, State::Closed(_)) {
             self.state = State::Closed(cause);
         }
     }
 }
-
-#[cfg(feature = "fuzzing")]
-mod inspect;
-mod outgoing;
-#[cfg(test)]
-mod tests;

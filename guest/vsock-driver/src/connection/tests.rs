@@ -1,19 +1,20 @@
 use proptest::prelude::*;
+use virtio_vsock::CreditError;
 
 use super::*;
 use crate::slots::{COPYBREAK, Slots};
 
-/// Sizes that make everything happen: slots of two copybreaks.
+/// Slots of two copybreaks, so that some payloads are copied and some are held.
 const SLOT: usize = 2 * COPYBREAK;
 
 type Buffer = Vec<u8>;
 
-/// A side of a connection, with the application in one place.
+/// One side of a connection, with its application.
 struct Side {
     connection: Connection<Buffer>,
     sent: Vec<u8>,
-    heard: Vec<u8>,
-    /// Pieces that the application has not given back.
+    received: Vec<u8>,
+    /// Pieces that the application holds: bytes, and whether they are in a slot.
     held: Vec<(usize, bool)>,
 }
 
@@ -35,12 +36,12 @@ impl Side {
         Self {
             connection,
             sent: Vec::new(),
-            heard: Vec::new(),
+            received: Vec::new(),
             held: Vec::new(),
         }
     }
 
-    /// Two sides between which a connection is open.
+    /// Two sides of an open connection.
     fn pair(slots: [usize; 2]) -> [Self; 2] {
         let [ours, theirs] = slots.map(grant);
         let mut here = Self::new(Connection::to_peer(HERE, 3, ours));
@@ -53,7 +54,7 @@ impl Side {
         pair
     }
 
-    /// Two sides that have sent so many bytes already.
+    /// Two sides that have sent this many bytes already.
     fn pair_after(slots: [usize; 2], count: u32) -> [Self; 2] {
         let mut pair = Self::pair(slots);
         let sizes = [0, 1].map(|n: usize| pair[n].connection.grant.bytes());
@@ -64,7 +65,7 @@ impl Side {
         pair
     }
 
-    /// Hands one packet over, if there is one.
+    /// Delivers one packet, if there is one.
     fn transmit(&mut self, to: &mut Self) -> bool {
         let expected = self.connection.has_packet();
         let packet = self.connection.poll_packet();
@@ -99,10 +100,10 @@ impl Side {
         len as usize
     }
 
-    fn hear(&mut self) -> bool {
+    fn read(&mut self) -> bool {
         match self.connection.receive() {
             Ok(Received::Piece(piece)) => {
-                self.heard.extend(piece.bytes());
+                self.received.extend(piece.bytes());
                 let (len, buffer) = piece.into_parts();
                 self.held.push((len, buffer.is_some()));
                 true
@@ -111,14 +112,14 @@ impl Side {
         }
     }
 
-    fn give_back(&mut self) {
+    fn drop_pieces(&mut self) {
         for (len, was_slot) in self.held.drain(..) {
             self.connection.consumed(len, was_slot);
         }
     }
 }
 
-/// Lets packets go until there are none.
+/// Delivers packets until there are none.
 fn settle(sides: &mut [Side; 2]) {
     for _ in 0..10_000 {
         let [here, there] = sides;
@@ -139,7 +140,7 @@ fn header(op: Op, len: u32) -> Header {
 }
 
 #[test]
-fn a_refused_connection_says_so() {
+fn a_refused_connection_fails() {
     let mut connection = Connection::<Buffer>::to_peer(HERE, 3, grant(4));
     let request = connection.poll_packet().unwrap().header;
     assert_eq!((request.src_cid, request.dst_cid), (3, 2));
@@ -153,18 +154,18 @@ fn a_refused_connection_says_so() {
 }
 
 #[test]
-fn both_directions_end_by_themselves() {
+fn each_direction_is_shut_down_on_its_own() {
     let mut sides = Side::pair([4, 4]);
     sides[0].send(100);
     sides[0].connection.finish_sending().unwrap();
     settle(&mut sides);
     assert_eq!(sides[0].connection.begin_send(1), Err(Cause::Finished));
-    assert!(sides[1].hear());
+    assert!(sides[1].read());
     assert!(matches!(sides[1].connection.receive(), Ok(Received::End)));
     sides[1].send(50);
     settle(&mut sides);
-    assert!(sides[0].hear());
-    assert_eq!(sides[0].heard, sides[1].sent);
+    assert!(sides[0].read());
+    assert_eq!(sides[0].received, sides[1].sent);
     sides[0].connection.hang_up();
     sides[1].connection.hang_up();
     settle(&mut sides);
@@ -180,12 +181,12 @@ fn a_shutdown_waits_for_a_packet_that_is_being_filled() {
     let (back, sent) = sides[0].connection.send(vec![1; SLOT], len, 0);
     assert_eq!((back, sent), (None, Ok(())));
     settle(&mut sides);
-    assert!(sides[1].hear());
-    assert_eq!(sides[1].heard, [1; 10]);
+    assert!(sides[1].read());
+    assert_eq!(sides[1].received, [1; 10]);
 }
 
 #[test]
-fn what_is_queued_when_the_peer_resets_is_given_back() {
+fn buffers_that_are_queued_when_the_peer_resets_are_returned() {
     let mut sides = Side::pair([4, 4]);
     sides[0].send(SLOT);
     sides[1].connection.reset();
@@ -206,48 +207,48 @@ fn more_slots_than_granted_are_never_held() {
         settle(&mut sides);
         assert!(sides[1].connection.grant().held() <= 2);
     }
-    while sides[1].hear() {}
-    assert_eq!(sides[1].heard, sides[0].sent);
+    while sides[1].read() {}
+    assert_eq!(sides[1].received, sides[0].sent);
 }
 
 #[test]
-fn gigabytes_later_the_counters_wrap_and_nothing_happens() {
+fn data_arrives_while_the_credit_counters_wrap() {
     let mut sides = Side::pair_after([4, 4], u32::MAX - 5 * 1000);
     for _ in 0..1000 {
         assert_eq!(sides[0].send(1000), 1000);
         settle(&mut sides);
-        assert!(sides[1].hear());
-        sides[1].give_back();
+        assert!(sides[1].read());
+        sides[1].drop_pieces();
         settle(&mut sides);
     }
-    assert_eq!(sides[1].heard, sides[0].sent);
+    assert_eq!(sides[1].received, sides[0].sent);
 }
 
 #[test]
-fn a_reader_that_holds_everything_stops_the_peer_until_it_lets_go() {
+fn a_reader_that_holds_everything_stops_the_peer_until_it_drops_something() {
     let mut sides = Side::pair([4, 2]);
     while sides[0].send(SLOT) > 0 {
         settle(&mut sides);
-        while sides[1].hear() {}
+        while sides[1].read() {}
     }
     assert_eq!(sides[0].sent.len(), 2 * SLOT);
-    sides[1].give_back();
+    sides[1].drop_pieces();
     settle(&mut sides);
     assert_eq!(sides[0].send(SLOT), SLOT);
 }
 
 #[test]
-fn rules_that_are_broken_close_the_connection() {
+fn violations_close_the_connection() {
     for (packet, violation) in [
         (header(Op::Request, 0), Violation::UnexpectedOperation),
         (header(Op::Response, 0), Violation::UnexpectedOperation),
-        (header(Op::Data, u32::MAX), Violation::CreditOverrun),
+        (header(Op::Data, u32::MAX), CreditError::Overrun.into()),
         (
             Header {
                 fwd_cnt: 1,
                 ..header(Op::CreditUpdate, 0)
             },
-            Violation::CreditLie,
+            CreditError::ForwardedUnsent.into(),
         ),
     ] {
         let [mut side, _] = Side::pair([4, 4]);
@@ -274,7 +275,7 @@ fn data_after_the_end_is_a_violation() {
 }
 
 #[test]
-fn a_question_about_credit_is_answered() {
+fn a_credit_request_is_answered() {
     let [mut side, _] = Side::pair([4, 4]);
     let request = header(Op::CreditRequest, 0);
     let (_, heard) = side
@@ -287,7 +288,7 @@ fn a_question_about_credit_is_answered() {
 }
 
 #[test]
-fn a_question_about_credit_is_answered_as_such_also_when_there_is_data() {
+fn a_credit_request_is_answered_before_data() {
     let [mut side, _] = Side::pair([4, 4]);
     assert_eq!(side.connection.begin_send(10), Ok(10));
     let (_, sent) = side.connection.send(vec![0; 10], 10, 0);
@@ -307,7 +308,7 @@ fn a_question_about_credit_is_answered_as_such_also_when_there_is_data() {
 
 proptest! {
     /// Two sides that do anything in any order: what arrives is what was sent, no buffer is lost,
-    /// and at the end everything gets through. The counters may wrap meanwhile.
+    /// and in the end everything arrives. The counters may wrap meanwhile.
     #[test]
     fn streams_arrive_whole_and_in_order(
         slots in [1usize..5, 1usize..5],
@@ -321,8 +322,8 @@ proptest! {
             match step {
                 0 | 1 => { me.send(n); }
                 2 => { me.transmit(you); }
-                3 => { me.hear(); }
-                _ => me.give_back(),
+                3 => { me.read(); }
+                _ => me.drop_pieces(),
             }
         }
         for side in &mut sides {
@@ -331,20 +332,20 @@ proptest! {
         for _ in 0..50 {
             settle(&mut sides);
             for side in &mut sides {
-                while side.hear() {}
-                side.give_back();
+                while side.read() {}
+                side.drop_pieces();
             }
         }
         let [here, there] = &mut sides;
-        prop_assert_eq!(&here.sent, &there.heard);
-        prop_assert_eq!(&there.sent, &here.heard);
+        prop_assert_eq!(&here.sent, &there.received);
+        prop_assert_eq!(&there.sent, &here.received);
         prop_assert!(matches!(here.connection.receive(), Ok(Received::End)));
         prop_assert_eq!(here.connection.grant().held() + there.connection.grant().held(), 0);
     }
 
-    /// Whatever the peer says, nothing panics, and every buffer is kept or given back.
+    /// Whatever the peer says, nothing panics, and every buffer is kept or returned.
     #[test]
-    fn no_packet_is_too_strange(
+    fn any_packet_is_handled(
         packets in prop::collection::vec(
             (1u16..8, prop_oneof![Just(0u32), 1u32..20_000, any::<u32>()], any::<u32>(), 0u32..3, 0u32..4),
             0..60,

@@ -1,13 +1,13 @@
-//! What a model of the protocol has to see: the whole state as a value, and what must never be.
+//! For the protocol model and for fuzzing: the whole state as a value, and checks of invariants.
 
 use std::hash::{Hash, Hasher};
 
 use super::{Id, Mux, Slots};
 use crate::connection::{Cause, Connection};
-use crate::credit::Violation;
+use crate::violation::Violation;
 
 impl<B: Hash> Hash for Mux<B> {
-    /// Everything but the counters, which decide nothing and only grow.
+    /// Everything except the counters, which decide nothing and only grow.
     fn hash<H: Hasher>(&self, state: &mut H) {
         (&self.table, &self.slots, &self.ready, &self.refusals).hash(state);
         (&self.events, &self.received, &self.unsent, self.gone).hash(state);
@@ -15,13 +15,12 @@ impl<B: Hash> Hash for Mux<B> {
 }
 
 impl<B: AsRef<[u8]>> Mux<B> {
-    /// Who holds slots with data: how many, and how many each may.
+    /// For each connection, how many slots it holds and how many it may hold.
     pub(crate) fn holdings(&self) -> Vec<(usize, usize)> {
-        let known = self.table.ids().into_iter();
-        known
-            .filter_map(|id| self.table.get(id))
-            .map(|known| {
-                let grant = known.connection.grant();
+        let ids = self.table.ids().into_iter();
+        ids.filter_map(|id| self.table.get(id))
+            .map(|entry| {
+                let grant = entry.connection.grant();
                 (grant.held(), grant.slots())
             })
             .collect()
@@ -36,7 +35,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         &self.slots
     }
 
-    /// A rule that the peer broke, on a connection that is still known.
+    /// A violation of the peer on a connection that still exists.
     pub(crate) fn violation(&self) -> Option<Violation> {
         let closed = |id: Id| self.table.get(id)?.connection.is_requesting().err();
         self.table
@@ -52,7 +51,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             })
     }
 
-    /// Answers that wait because of the peer, which must not make us remember any number of them.
+    /// Queued answers to the peer, which must stay bounded.
     pub(crate) fn backlog(&self) -> usize {
         self.refusals.len() + self.ready.len()
     }

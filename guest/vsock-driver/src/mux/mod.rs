@@ -1,34 +1,35 @@
-//! All connections of an endpoint: packets of the peer in, packets for the peer out.
+//! All connections of an endpoint: packets from the peer in, packets for the peer out.
 //!
-//! This layer knows neither rings nor threads. Whoever owns it gives it packets with the buffers in
-//! which they lie, pulls packets with [`Mux::poll_packet`], and after each call takes out what the
-//! call left: buffers ([`Mux::take_received`], [`Mux::take_unsent`]) and [`Event`]s.
+//! This layer knows neither rings nor threads. Its owner gives it received packets with their
+//! buffers, pulls packets to send with [`Mux::poll_packet`], and after each call takes out what the
+//! call left: free buffers ([`Mux::take_received`], [`Mux::take_unsent`]) and [`Event`]s.
 //!
-//! Law: whatever a packet says, handling it takes bounded time and memory; and a connection whose
-//! reader sleeps keeps its own slots and nothing else.
+//! Invariant: whatever a packet says, handling it takes bounded time and memory; and a connection
+//! whose reader sleeps keeps its own slots and nothing else.
 
 use std::collections::VecDeque;
 
+use virtio_vsock::{HOST_CID, Header, Op, TYPE_STREAM};
+
 use crate::connection::{Address, Cause, Connection, Outgoing, Received};
 use crate::counters::Counters;
-use crate::packet::{HOST_CID, Header, Op, TYPE_STREAM};
 use crate::slots::Slots;
 use crate::table::{Id, Table};
 
-/// Resets to packets of unknown connections that wait for a place in the ring. Beyond this the peer
-/// has to live without an answer, or it could make us remember any number of them.
+/// Resets that wait for the ring, in reply to packets of unknown connections. Further packets get no
+/// reply, or the peer could make us queue any number of them.
 const MAX_REFUSALS: usize = 64;
 
-/// Who should look again.
+/// Which waiting threads should check again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Event {
     /// There is something to read.
     Readable(Id),
-    /// There may be room to send.
+    /// There may be credit to send.
     Writable(Id),
     /// The connection has changed its state.
     Changed(Id),
-    /// Somebody waits to be accepted.
+    /// A connection waits to be accepted.
     Incoming,
 }
 
@@ -65,11 +66,11 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     // ---- From the peer -------------------------------------------------------------------------
 
-    /// Handles a packet, whose payload is the first `header.len` bytes of `buffer`.
+    /// Handles a packet. Its payload is the first `header.len` bytes of `buffer`.
     pub(crate) fn handle_packet(&mut self, header: &Header, buffer: B) {
         self.counters.packets_received += 1;
         if header.src_cid != HOST_CID || header.dst_cid != self.own_cid {
-            // An answer would go to whom it names.
+            // A reply would go to the wrong address.
             self.counters.packets_refused += 1;
             return self.received.push(buffer);
         }
@@ -91,25 +92,25 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
     }
 
-    /// Gives a packet back that makes no sense.
+    /// Drops an invalid packet.
     pub(crate) fn discard(&mut self, buffer: B) {
         self.counters.packets_refused += 1;
         self.received.push(buffer);
     }
 
     fn deliver(&mut self, id: Id, op: Op, header: &Header, buffer: B) {
-        let Some(known) = self.table.get_mut(id) else {
+        let Some(entry) = self.table.get_mut(id) else {
             return self.received.push(buffer);
         };
-        if op == Op::Request && known.connection.is_leaving() {
-            // The peer has forgotten the connection to which we said goodbye.
-            let address = known.connection.address();
-            known.connection.cut();
+        if op == Op::Request && entry.connection.is_closing() {
+            // The peer has already dropped the connection that this side is closing.
+            let address = entry.connection.address();
+            entry.connection.terminate();
             self.touch(id);
             self.received.push(buffer);
             return self.admit(address, header);
         }
-        let (back, heard) = known.connection.handle_packet(op, header, buffer);
+        let (back, heard) = entry.connection.handle_packet(op, header, buffer);
         let event = match op {
             Op::Data => Event::Readable(id),
             Op::CreditUpdate => Event::Writable(id),
@@ -122,7 +123,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
         self.received.extend(back);
         if let Err(violation) = heard {
-            log::warn!("vsock: the host broke the rules of a connection: {violation}");
+            log::warn!("vsock: the host violated the protocol on a connection: {violation}");
             self.events.push(Event::Changed(id));
         }
         self.events.push(event);
@@ -134,19 +135,19 @@ impl<B: AsRef<[u8]>> Mux<B> {
     }
 
     fn admit(&mut self, address: Address, request: &Header) {
-        if !self.table.has_place(address.own_port) || !self.make_room() {
+        if !self.table.has_backlog_space(address.own_port) || !self.ensure_capacity() {
             return self.refuse(request);
         }
         let grant = self.slots.grant();
         let connection = Connection::from_peer(address, self.own_cid, grant, request);
         let id = self.table.insert(address, connection);
-        self.table.wait(address.own_port, id);
+        self.table.enqueue(address.own_port, id);
         self.events.push(Event::Incoming);
         self.touch(id);
     }
 
     fn refuse(&mut self, header: &Header) {
-        let Some(refusal) = header.refusal() else {
+        let Some(refusal) = header.reset_reply() else {
             return;
         };
         self.counters.packets_refused += 1;
@@ -157,7 +158,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     // ---- To the peer ---------------------------------------------------------------------------
 
-    /// The next packet, if there is one. Connections take turns.
+    /// The next packet to send. Connections take turns.
     #[must_use]
     pub(crate) fn poll_packet(&mut self) -> Option<Outgoing<B>> {
         if let Some(header) = self.refusals.pop_front() {
@@ -167,14 +168,14 @@ impl<B: AsRef<[u8]>> Mux<B> {
                 payload: None,
             });
         }
-        // Each round takes one out, and only a packet puts it back.
+        // Each round takes a connection out, and only a packet puts it back.
         loop {
             let id = self.ready.pop_front()?;
-            let Some(known) = self.table.get_mut(id) else {
+            let Some(entry) = self.table.get_mut(id) else {
                 continue;
             };
-            known.lined_up = false;
-            let packet = known.connection.poll_packet();
+            entry.is_queued = false;
+            let packet = entry.connection.poll_packet();
             self.touch(id);
             if let Some(packet) = packet {
                 self.counters.packets_sent += 1;
@@ -186,12 +187,12 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     // ---- For the application -------------------------------------------------------------------
 
-    /// Asks for a connection. `None` if there are too many.
+    /// Opens a connection. `None` if there are too many.
     pub(crate) fn connect(&mut self, peer_port: u32) -> Result<Option<Id>, Cause> {
         if self.gone {
             return Err(Cause::DeviceGone);
         }
-        if !self.make_room() {
+        if !self.ensure_capacity() {
             return Ok(None);
         }
         let address = Address {
@@ -205,7 +206,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         Ok(Some(id))
     }
 
-    /// Begins to listen. `false` if somebody already does.
+    /// Adds a listener. `false` if the port already has one.
     pub(crate) fn listen(&mut self, port: u32) -> Result<bool, Cause> {
         if self.gone {
             return Err(Cause::DeviceGone);
@@ -213,7 +214,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         Ok(self.table.listen(port))
     }
 
-    /// Ends listening, and hangs up on those who were not accepted.
+    /// Removes a listener, and closes the connections that were not accepted.
     pub(crate) fn unlisten(&mut self, port: u32) {
         for id in self.table.unlisten(port) {
             self.hang_up(id);
@@ -228,31 +229,31 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
     }
 
-    /// Whether the peer has not answered our request yet, or why there will be no connection.
+    /// Whether the peer has not answered the request yet, or why there will be no connection.
     pub(crate) fn is_requesting(&self, id: Id) -> Result<bool, Cause> {
-        let known = self.table.get(id).ok_or(Cause::Finished)?;
-        known.connection.is_requesting()
+        let entry = self.table.get(id).ok_or(Cause::Finished)?;
+        entry.connection.is_requesting()
     }
 
     /// See [`Connection::may_send`].
     pub(crate) fn may_send(&self, id: Id) -> Result<(), Cause> {
-        let known = self.table.get(id).ok_or(Cause::Finished)?;
-        known.connection.may_send()
+        let entry = self.table.get(id).ok_or(Cause::Finished)?;
+        entry.connection.may_send()
     }
 
     /// See [`Connection::begin_send`].
     pub(crate) fn begin_send(&mut self, id: Id, want: u32) -> Result<u32, Cause> {
-        let known = self.table.get_mut(id).ok_or(Cause::Finished)?;
-        known.connection.begin_send(want)
+        let entry = self.table.get_mut(id).ok_or(Cause::Finished)?;
+        entry.connection.begin_send(want)
     }
 
     /// See [`Connection::send`].
     pub(crate) fn send(&mut self, id: Id, buffer: B, len: u32, unused: u32) -> Result<(), Cause> {
-        let Some(known) = self.table.get_mut(id) else {
+        let Some(entry) = self.table.get_mut(id) else {
             self.unsent.push(buffer);
             return Err(Cause::Finished);
         };
-        let (back, sent) = known.connection.send(buffer, len, unused);
+        let (back, sent) = entry.connection.send(buffer, len, unused);
         self.unsent.extend(back);
         self.touch(id);
         sent
@@ -260,14 +261,14 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// See [`Connection::receive`].
     pub(crate) fn receive(&mut self, id: Id) -> Result<Received<B>, Cause> {
-        let known = self.table.get_mut(id).ok_or(Cause::Finished)?;
-        known.connection.receive()
+        let entry = self.table.get_mut(id).ok_or(Cause::Finished)?;
+        entry.connection.receive()
     }
 
-    /// A reader is done with a piece of `len` bytes and the buffer in which it lay.
+    /// A reader is done with a piece of `len` bytes and with its buffer.
     pub(crate) fn consumed(&mut self, id: Id, len: usize, buffer: Option<B>) {
-        if let Some(known) = self.table.get_mut(id) {
-            known.connection.consumed(len, buffer.is_some());
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.connection.consumed(len, buffer.is_some());
         }
         self.received.extend(buffer);
         self.touch(id);
@@ -275,9 +276,9 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// See [`Connection::finish_sending`].
     pub(crate) fn finish_sending(&mut self, id: Id) -> Result<(), Cause> {
-        let known = self.table.get_mut(id).ok_or(Cause::Finished)?;
-        known.connection.finish_sending()?;
-        // Other writers learn that they are too late.
+        let entry = self.table.get_mut(id).ok_or(Cause::Finished)?;
+        entry.connection.finish_sending()?;
+        // Wakes other writers, which fail from now on.
         self.events.push(Event::Changed(id));
         self.touch(id);
         Ok(())
@@ -285,30 +286,30 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// See [`Connection::hang_up`].
     pub(crate) fn hang_up(&mut self, id: Id) {
-        if let Some(known) = self.table.get_mut(id) {
-            known.has_owner = false;
-            self.received.extend(known.connection.hang_up());
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.has_owner = false;
+            self.received.extend(entry.connection.hang_up());
             self.touch(id);
         }
     }
 
     /// See [`Connection::reset`].
     pub(crate) fn reset(&mut self, id: Id) {
-        if let Some(known) = self.table.get_mut(id) {
-            known.connection.reset();
-            self.received.extend(known.connection.forget_unread());
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.connection.reset();
+            self.received.extend(entry.connection.forget_unread());
             self.events.push(Event::Changed(id));
             self.touch(id);
         }
     }
 
-    /// There is no device any more.
+    /// The device is gone.
     pub(crate) fn end(&mut self) {
         self.gone = true;
         self.refusals.clear();
         for id in self.table.ids() {
-            if let Some(known) = self.table.get_mut(id) {
-                known.connection.cut();
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.connection.terminate();
                 self.events.push(Event::Changed(id));
                 self.touch(id);
             }
@@ -316,7 +317,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.events.push(Event::Incoming);
     }
 
-    /// Whether there is no device any more.
+    /// Whether the device is gone.
     pub(crate) fn has_ended(&self) -> bool {
         self.gone
     }
@@ -328,7 +329,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.received.pop()
     }
 
-    /// A send buffer whose bytes nobody will get.
+    /// A send buffer whose bytes will not be sent.
     pub(crate) fn take_unsent(&mut self) -> Option<B> {
         self.unsent.pop()
     }
@@ -338,20 +339,20 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.events.pop()
     }
 
-    /// Whether there is a place for one more connection. Who is leaving has to make room.
-    fn make_room(&mut self) -> bool {
+    /// Whether there may be one more connection. If not, evicts one that is closing.
+    fn ensure_capacity(&mut self) -> bool {
         if !self.table.is_full() {
             return true;
         }
-        let leaving = |&id: &Id| {
-            let known = self.table.get(id);
-            known.is_some_and(|known| !known.has_owner && known.connection.is_leaving())
+        let is_closing = |&id: &Id| {
+            let entry = self.table.get(id);
+            entry.is_some_and(|entry| !entry.has_owner && entry.connection.is_closing())
         };
-        let Some(id) = self.table.ids().into_iter().find(leaving) else {
+        let Some(id) = self.table.ids().into_iter().find(is_closing) else {
             return false;
         };
-        if let Some(known) = self.table.get_mut(id) {
-            known.connection.cut();
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.connection.terminate();
         }
         self.touch(id);
         !self.table.is_full()
@@ -359,24 +360,24 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// To be called after every change to a connection.
     fn touch(&mut self, id: Id) {
-        let Some(known) = self.table.get_mut(id) else {
+        let Some(entry) = self.table.get_mut(id) else {
             return;
         };
-        let connection = &mut known.connection;
+        let connection = &mut entry.connection;
         self.unsent.extend(connection.take_unsent());
-        if connection.has_packet() && !std::mem::replace(&mut known.lined_up, true) {
+        if connection.has_packet() && !std::mem::replace(&mut entry.is_queued, true) {
             self.ready.push_back(id);
         }
         let (is_over, is_idle) = (connection.is_over(), connection.is_idle());
         let address = connection.address();
-        let forgotten = is_idle && !known.has_owner;
+        let is_unused = is_idle && !entry.has_owner;
         if is_over {
             self.table.free_address(id, address);
         }
-        if forgotten && let Some(known) = self.table.remove(id) {
-            self.slots.release(known.connection.grant());
-            if known.lined_up {
-                // Only a packet would take it out of the line, and the peer may take none.
+        if is_unused && let Some(entry) = self.table.remove(id) {
+            self.slots.release(entry.connection.grant());
+            if entry.is_queued {
+                // Only a packet would take it out of the queue, and the peer may accept none.
                 self.ready.retain(|&waiting| waiting != id);
             }
         }

@@ -7,17 +7,17 @@ const CID: u64 = 3;
 const SLOT: usize = 16 * 1024;
 const SLOTS: usize = 16;
 
-/// A piece that was read, and the slot in which it lies if it was not copied.
+/// The length of a piece that was read, and its slot if it is not a copy.
 type Read = (usize, Option<Vec<u8>>);
 
-/// A mux, and a device that always has the slots which nobody holds.
-struct Bench {
+/// A multiplexer, and a device that has all slots which no connection holds.
+struct Harness {
     mux: Mux<Vec<u8>>,
     posted: usize,
     out: Vec<Header>,
 }
 
-impl Bench {
+impl Harness {
     fn new(max_connections: usize) -> Self {
         let slots = Slots::new(SLOTS, u32::try_from(SLOT).unwrap(), 4);
         Self {
@@ -37,8 +37,8 @@ impl Bench {
         while self.mux.take_event().is_some() {}
     }
 
-    /// A packet of the host.
-    fn hear(&mut self, op: Op, own_port: u32, peer_port: u32, len: usize) {
+    /// A packet from the host.
+    fn receive(&mut self, op: Op, own_port: u32, peer_port: u32, len: usize) {
         assert!(self.posted > 0, "the ring is empty");
         self.posted -= 1;
         let header = Header {
@@ -58,7 +58,7 @@ impl Bench {
 
     /// A connection that the host has made to port 1.
     fn accepted(&mut self, peer_port: u32) -> Id {
-        self.hear(Op::Request, 1, peer_port, 0);
+        self.receive(Op::Request, 1, peer_port, 0);
         self.mux.accept(1).unwrap().unwrap()
     }
 
@@ -68,7 +68,7 @@ impl Bench {
         (op, header.src_port, header.dst_port)
     }
 
-    /// Reads what there is, and keeps the slots.
+    /// Reads everything that has arrived, and keeps the slots.
     fn read(&mut self, id: Id) -> (usize, Vec<Read>) {
         let mut pieces = Vec::new();
         while let Ok(Received::Piece(piece)) = self.mux.receive(id) {
@@ -79,18 +79,18 @@ impl Bench {
 }
 
 #[test]
-fn nobody_listens_and_the_host_hears_it() {
-    let mut bench = Bench::new(8);
-    bench.hear(Op::Request, 1, 50, 0);
-    assert_eq!(bench.last(), (Op::Reset, 1, 50));
-    bench.hear(Op::Reset, 1, 50, 0);
-    assert_eq!(bench.out.len(), 1, "a reset is not answered");
-    assert_eq!(bench.posted, SLOTS);
+fn a_port_without_a_listener_refuses() {
+    let mut harness = Harness::new(8);
+    harness.receive(Op::Request, 1, 50, 0);
+    assert_eq!(harness.last(), (Op::Reset, 1, 50));
+    harness.receive(Op::Reset, 1, 50, 0);
+    assert_eq!(harness.out.len(), 1, "a reset is not answered");
+    assert_eq!(harness.posted, SLOTS);
 }
 
 #[test]
 fn packets_for_others_are_not_answered() {
-    let mut bench = Bench::new(8);
+    let mut harness = Harness::new(8);
     let header = Header {
         src_cid: HOST_CID,
         dst_cid: CID + 1,
@@ -98,156 +98,156 @@ fn packets_for_others_are_not_answered() {
         op: Op::Request.to_wire(),
         ..Header::default()
     };
-    bench.posted -= 1;
-    bench.mux.handle_packet(&header, Vec::new());
-    bench.settle();
-    assert!(bench.out.is_empty());
-    assert_eq!(bench.mux.counters.packets_refused, 1);
+    harness.posted -= 1;
+    harness.mux.handle_packet(&header, Vec::new());
+    harness.settle();
+    assert!(harness.out.is_empty());
+    assert_eq!(harness.mux.counters.packets_refused, 1);
 }
 
 #[test]
 fn many_tiny_packets_never_exhaust_the_slots() {
-    let mut bench = Bench::new(8);
-    assert!(bench.mux.listen(1).unwrap());
-    let [held, tiny, middling] = [50, 51, 52].map(|port| bench.accepted(port));
+    let mut harness = Harness::new(8);
+    assert!(harness.mux.listen(1).unwrap());
+    let [held, tiny, middling] = [50, 51, 52].map(|port| harness.accepted(port));
     for _ in 0..3 {
-        bench.hear(Op::Data, 1, 50, SLOT);
+        harness.receive(Op::Data, 1, 50, SLOT);
     }
-    let (_, chunks) = bench.read(held);
+    let (_, chunks) = harness.read(held);
     for _ in 0..16_000 {
-        bench.hear(Op::Data, 1, 51, 1);
+        harness.receive(Op::Data, 1, 51, 1);
     }
     // Just above the copybreak: the share of slots is soon used up, the byte credit is not.
     let mut sent = 0;
     while sent + COPYBREAK < 2 * SLOT {
-        bench.hear(Op::Data, 1, 52, COPYBREAK + 1);
+        harness.receive(Op::Data, 1, 52, COPYBREAK + 1);
         sent += COPYBREAK + 1;
-        assert!(bench.posted >= 2);
+        assert!(harness.posted >= 2);
     }
-    assert_eq!(bench.read(tiny).0, 16_000);
-    assert_eq!(bench.read(middling).0, sent);
+    assert_eq!(harness.read(tiny).0, 16_000);
+    assert_eq!(harness.read(middling).0, sent);
     for (len, slot) in chunks {
-        bench.mux.consumed(held, len, slot);
+        harness.mux.consumed(held, len, slot);
     }
-    bench.settle();
-    assert_eq!(bench.last().0, Op::CreditUpdate);
+    harness.settle();
+    assert_eq!(harness.last().0, Op::CreditUpdate);
 }
 
 #[test]
 fn a_host_that_ignores_credit_loses_its_connection_and_no_slot() {
-    let mut bench = Bench::new(8);
-    assert!(bench.mux.listen(1).unwrap());
-    let id = bench.accepted(50);
+    let mut harness = Harness::new(8);
+    assert!(harness.mux.listen(1).unwrap());
+    let id = harness.accepted(50);
     for _ in 0..1000 {
-        bench.hear(Op::Data, 1, 50, SLOT);
+        harness.receive(Op::Data, 1, 50, SLOT);
     }
-    assert!(bench.mux.may_send(id).is_err());
-    bench.mux.hang_up(id);
-    bench.settle();
-    assert_eq!(bench.posted, SLOTS);
+    assert!(harness.mux.may_send(id).is_err());
+    harness.mux.hang_up(id);
+    harness.settle();
+    assert_eq!(harness.posted, SLOTS);
 }
 
 #[test]
-fn a_connection_is_forgotten_when_its_last_slot_is_back() {
-    let mut bench = Bench::new(1);
-    assert!(bench.mux.listen(1).unwrap());
-    let id = bench.accepted(50);
-    bench.hear(Op::Data, 1, 50, SLOT);
-    let (_, chunks) = bench.read(id);
-    bench.mux.hang_up(id);
-    bench.settle();
-    assert_eq!(bench.last(), (Op::Shutdown, 1, 50));
-    bench.hear(Op::Reset, 1, 50, 0);
-    assert_eq!(bench.mux.connect(9), Ok(None), "its place is still taken");
+fn a_connection_is_removed_when_its_last_slot_is_returned() {
+    let mut harness = Harness::new(1);
+    assert!(harness.mux.listen(1).unwrap());
+    let id = harness.accepted(50);
+    harness.receive(Op::Data, 1, 50, SLOT);
+    let (_, chunks) = harness.read(id);
+    harness.mux.hang_up(id);
+    harness.settle();
+    assert_eq!(harness.last(), (Op::Shutdown, 1, 50));
+    harness.receive(Op::Reset, 1, 50, 0);
+    assert_eq!(harness.mux.connect(9), Ok(None), "it still counts");
     for (len, slot) in chunks {
-        bench.mux.consumed(id, len, slot);
+        harness.mux.consumed(id, len, slot);
     }
-    bench.settle();
-    assert!(bench.mux.connect(9).unwrap().is_some());
-    assert_eq!(bench.posted, SLOTS);
+    harness.settle();
+    assert!(harness.mux.connect(9).unwrap().is_some());
+    assert_eq!(harness.posted, SLOTS);
 }
 
 #[test]
-fn who_is_leaving_makes_room() {
-    let mut bench = Bench::new(1);
-    assert!(bench.mux.listen(1).unwrap());
-    let id = bench.accepted(50);
-    bench.mux.hang_up(id);
-    bench.settle();
-    // The host has not said goodbye.
-    let next = bench.accepted(51);
-    assert_eq!(bench.last(), (Op::Response, 1, 51));
-    bench.mux.hang_up(next);
-    bench.settle();
+fn a_closing_connection_is_evicted_for_a_new_one() {
+    let mut harness = Harness::new(1);
+    assert!(harness.mux.listen(1).unwrap());
+    let id = harness.accepted(50);
+    harness.mux.hang_up(id);
+    harness.settle();
+    // The host has not answered the shutdown.
+    let next = harness.accepted(51);
+    assert_eq!(harness.last(), (Op::Response, 1, 51));
+    harness.mux.hang_up(next);
+    harness.settle();
     // It may also use the same ports again.
-    bench.accepted(51);
-    assert_eq!(bench.last(), (Op::Response, 1, 51));
+    harness.accepted(51);
+    assert_eq!(harness.last(), (Op::Response, 1, 51));
 }
 
 #[test]
 fn an_old_handle_does_not_reach_a_new_connection_with_its_address() {
-    let mut bench = Bench::new(8);
-    assert!(bench.mux.listen(1).unwrap());
-    let old = bench.accepted(50);
-    bench.hear(Op::Reset, 1, 50, 0);
-    let new = bench.accepted(50);
+    let mut harness = Harness::new(8);
+    assert!(harness.mux.listen(1).unwrap());
+    let old = harness.accepted(50);
+    harness.receive(Op::Reset, 1, 50, 0);
+    let new = harness.accepted(50);
     assert_ne!(old, new);
-    bench.mux.reset(old);
-    bench.mux.hang_up(old);
-    bench.settle();
-    assert_eq!(bench.mux.may_send(new), Ok(()));
-    assert_eq!(bench.mux.may_send(old), Err(Cause::Finished));
+    harness.mux.reset(old);
+    harness.mux.hang_up(old);
+    harness.settle();
+    assert_eq!(harness.mux.may_send(new), Ok(()));
+    assert_eq!(harness.mux.may_send(old), Err(Cause::Finished));
 }
 
 #[test]
 fn connections_take_turns() {
-    let mut bench = Bench::new(8);
-    assert!(bench.mux.listen(1).unwrap());
-    let ids = [50, 51].map(|port| bench.accepted(port));
-    bench.out.clear();
+    let mut harness = Harness::new(8);
+    assert!(harness.mux.listen(1).unwrap());
+    let ids = [50, 51].map(|port| harness.accepted(port));
+    harness.out.clear();
     for id in ids {
         for _ in 0..3 {
-            let len = bench.mux.begin_send(id, 100).unwrap();
-            bench.mux.send(id, vec![0; 100], len, 0).unwrap();
+            let len = harness.mux.begin_send(id, 100).unwrap();
+            harness.mux.send(id, vec![0; 100], len, 0).unwrap();
         }
     }
-    bench.settle();
-    let ports: Vec<u32> = bench.out.iter().map(|header| header.dst_port).collect();
+    harness.settle();
+    let ports: Vec<u32> = harness.out.iter().map(|header| header.dst_port).collect();
     assert_eq!(ports, [50, 51, 50, 51, 50, 51]);
 }
 
 #[test]
-fn a_full_backlog_refuses_and_forgets_nothing_else() {
-    let mut bench = Bench::new(1000);
-    assert!(bench.mux.listen(1).unwrap());
-    (0..128).for_each(|port| bench.hear(Op::Request, 1, port, 0));
-    assert_eq!(bench.last().0, Op::Response);
-    bench.hear(Op::Request, 1, 128, 0);
-    assert_eq!(bench.last(), (Op::Reset, 1, 128));
-    bench.mux.unlisten(1);
-    bench.settle();
-    assert_eq!(bench.last().0, Op::Shutdown);
-    assert_eq!(bench.mux.accept(1), Ok(None));
+fn a_full_backlog_refuses() {
+    let mut harness = Harness::new(1000);
+    assert!(harness.mux.listen(1).unwrap());
+    (0..128).for_each(|port| harness.receive(Op::Request, 1, port, 0));
+    assert_eq!(harness.last().0, Op::Response);
+    harness.receive(Op::Request, 1, 128, 0);
+    assert_eq!(harness.last(), (Op::Reset, 1, 128));
+    harness.mux.unlisten(1);
+    harness.settle();
+    assert_eq!(harness.last().0, Op::Shutdown);
+    assert_eq!(harness.mux.accept(1), Ok(None));
 }
 
 #[test]
-fn the_end_of_the_device_is_heard_by_all() {
-    let mut bench = Bench::new(8);
-    assert!(bench.mux.listen(1).unwrap());
-    let id = bench.accepted(50);
-    bench.mux.end();
-    assert_eq!(bench.mux.may_send(id), Err(Cause::DeviceGone));
-    assert!(matches!(bench.mux.receive(id), Err(Cause::DeviceGone)));
-    assert_eq!(bench.mux.accept(1), Err(Cause::DeviceGone));
-    assert_eq!(bench.mux.connect(1), Err(Cause::DeviceGone));
-    assert_eq!(bench.mux.listen(2), Err(Cause::DeviceGone));
-    assert!(bench.mux.poll_packet().is_none());
+fn everything_fails_when_the_device_is_gone() {
+    let mut harness = Harness::new(8);
+    assert!(harness.mux.listen(1).unwrap());
+    let id = harness.accepted(50);
+    harness.mux.end();
+    assert_eq!(harness.mux.may_send(id), Err(Cause::DeviceGone));
+    assert!(matches!(harness.mux.receive(id), Err(Cause::DeviceGone)));
+    assert_eq!(harness.mux.accept(1), Err(Cause::DeviceGone));
+    assert_eq!(harness.mux.connect(1), Err(Cause::DeviceGone));
+    assert_eq!(harness.mux.listen(2), Err(Cause::DeviceGone));
+    assert!(harness.mux.poll_packet().is_none());
 }
 
-/// Something that the host, the application or nobody in particular does.
+/// Something that the host or the application does.
 #[derive(Debug, Clone)]
 enum Step {
-    Hear(u16, u32, u32, usize, u32),
+    Packet(u16, u32, u32, usize, u32),
     Connect,
     Accept,
     Send(prop::sample::Index, u32),
@@ -263,7 +263,7 @@ fn step() -> impl Strategy<Value = Step> {
     let own_port = prop_oneof![Just(1u32), 0x4000_0000u32..0x4000_0004];
     prop_oneof![
         8 => (1u16..8, own_port, 9u32..12, 0..=SLOT, any::<u32>())
-            .prop_map(|(op, own, peer, len, credit)| Step::Hear(op, own, peer, len, credit)),
+            .prop_map(|(op, own, peer, len, credit)| Step::Packet(op, own, peer, len, credit)),
         1 => Just(Step::Connect),
         2 => Just(Step::Accept),
         2 => (which(), 0..u32::try_from(SLOT).unwrap()).prop_map(|(at, len)| Step::Send(at, len)),
@@ -275,10 +275,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-impl Bench {
+impl Harness {
     fn take(&mut self, step: Step, ids: &mut Vec<Id>, held: &mut Vec<(Id, Read)>) {
         match step {
-            Step::Hear(op, own_port, peer_port, len, buf_alloc) => {
+            Step::Packet(op, own_port, peer_port, len, buf_alloc) => {
                 assert!(self.posted >= 2, "the reserve is touched");
                 self.posted -= 1;
                 let header = Header {
@@ -333,34 +333,33 @@ impl Bench {
 
 proptest! {
     /// Whatever host and application do: nothing panics, the reserve stays with the device, and in
-    /// the end every slot and every share is back.
+    /// the end every slot and every grant is back.
     #[test]
     fn no_slot_is_ever_lost(steps in prop::collection::vec(step(), 1..150)) {
-        let mut bench = Bench::new(12);
-        prop_assert!(bench.mux.listen(1).unwrap());
+        let mut harness = Harness::new(12);
+        prop_assert!(harness.mux.listen(1).unwrap());
         let (mut ids, mut held) = (Vec::new(), Vec::new());
         for step in steps {
-            bench.take(step, &mut ids, &mut held);
+            harness.take(step, &mut ids, &mut held);
         }
-        bench.mux.unlisten(1);
-        ids.into_iter().for_each(|id| bench.mux.hang_up(id));
+        harness.mux.unlisten(1);
+        ids.into_iter().for_each(|id| harness.mux.hang_up(id));
         for (id, (len, slot)) in held {
-            bench.mux.consumed(id, len, slot);
+            harness.mux.consumed(id, len, slot);
         }
-        bench.mux.end();
-        bench.settle();
-        prop_assert_eq!(bench.posted, SLOTS);
-        prop_assert!(bench.mux.table.ids().is_empty());
-        prop_assert_eq!(bench.mux.slots.grant().bytes(), 3 * u32::try_from(SLOT).unwrap());
+        harness.mux.end();
+        harness.settle();
+        prop_assert_eq!(harness.posted, SLOTS);
+        prop_assert!(harness.mux.table.ids().is_empty());
+        prop_assert_eq!(harness.mux.slots.grant().bytes(), 3 * u32::try_from(SLOT).unwrap());
     }
 }
 
-/// A host that takes no packets: what waits for it are the connections that there are, not those
-/// that there were.
+/// With a host that accepts no packets, only connections that exist are queued.
 #[test]
-fn connections_that_come_and_go_leave_nothing_in_line() {
-    let mut bench = Bench::new(8);
-    assert!(bench.mux.listen(1).unwrap());
+fn connections_that_come_and_go_leave_nothing_queued() {
+    let mut harness = Harness::new(8);
+    assert!(harness.mux.listen(1).unwrap());
     for port in 0..1000 {
         for op in [Op::Request, Op::Reset] {
             let header = Header {
@@ -372,11 +371,11 @@ fn connections_that_come_and_go_leave_nothing_in_line() {
                 op: op.to_wire(),
                 ..Header::default()
             };
-            bench.mux.handle_packet(&header, Vec::new());
+            harness.mux.handle_packet(&header, Vec::new());
         }
-        let id = bench.mux.accept(1).unwrap().unwrap();
-        bench.mux.hang_up(id);
-        while bench.mux.take_received().is_some() {}
+        let id = harness.mux.accept(1).unwrap().unwrap();
+        harness.mux.hang_up(id);
+        while harness.mux.take_received().is_some() {}
     }
-    assert!(bench.mux.ready.len() <= 8, "{}", bench.mux.ready.len());
+    assert!(harness.mux.ready.len() <= 8, "{}", harness.mux.ready.len());
 }

@@ -1,13 +1,12 @@
-//! The configuration space as a transport may see it: with BARs that can be sized, and stay where
-//! they are.
+//! The configuration space as a transport may see it: BARs can be sized without touching the device.
 //!
-//! A transport asks how large a BAR is in the way of a bus that boots: it turns the function's
-//! address decoding off, writes ones into the BAR, reads which of them stick, and puts all back.
-//! The kernel has done that already and tells the sizes; doing it again takes the registers of a
-//! running machine away for a moment. An emulator pays for that with more than time: while one
-//! virtual CPU changes the memory map, QEMU before 8.1.1 can send a register write of another one to
-//! the wrong device (its commit 0d58c660, "Use async_run_on_cpu in `tcg_commit`"), and a disk whose
-//! notification is lost like that never answers. So what is written to these registers stays here.
+//! A transport sizes a BAR as firmware does at boot: it disables address decoding, writes ones into
+//! the BAR, reads which of them stick, and restores everything. The kernel has done that already and
+//! exports the sizes; doing it again unmaps the registers of a running machine for a moment. In an
+//! emulator that is not only slow: while one virtual CPU changes the memory map, QEMU before 8.1.1
+//! can send a register write of another one to the wrong device (its commit 0d58c660, "Use
+//! async_run_on_cpu in `tcg_commit`"), and a disk that loses its notification this way hangs. So
+//! writes to these registers only change a copy.
 
 use std::fs::File;
 use std::io;
@@ -24,14 +23,14 @@ pub(super) const BARS: usize = 6;
 /// The first BAR's register.
 const BAR0: u8 = 0x10;
 
-/// Bits of a memory BAR that tell of what kind it is (PCI 3.0, 6.2.5.1), and those that say that
-/// the next register has the upper half of its address.
+/// Type bits of a memory BAR (PCI 3.0, 6.2.5.1), and the bits of which one says that the next
+/// register holds the upper half of the address.
 const KIND: u32 = 0b1111;
 const SPACE_AND_WIDTH: u32 = 0b111;
 const IS_WIDE: u32 = 0b100;
 
-/// The configuration space of one function: reads come from its file, but for BARs; writes to BARs
-/// go to a copy, those to the command register nowhere.
+/// The configuration space of one function. Reads come from its file, except for BARs. Writes to BARs
+/// go to a copy; writes to the command register are ignored.
 #[derive(Debug)]
 pub(super) struct ConfigSpace {
     file: File,
@@ -86,7 +85,7 @@ impl ConfigurationAccess for ConfigSpace {
             Ok(()) => u32::from_le_bytes(bytes),
             Err(failed) => {
                 log::warn!("vsock: cannot read the configuration space: {failed}");
-                // What a bus answers when nobody is there.
+                // What a bus returns when there is no device.
                 u32::MAX
             }
         }
@@ -106,11 +105,11 @@ impl ConfigurationAccess for ConfigSpace {
         }
     }
 
-    // SAFETY: nothing is asked of the caller, since a file cannot be misused from two places; the
-    // trait worries about registers that are selected in one step and read in another.
+    // SAFETY: nothing is required of the caller, since a file cannot be misused by two users; the
+    // trait is about registers that are selected in one step and read in another.
     unsafe fn unsafe_clone(&self) -> Self {
         Self {
-            file: self.file.try_clone().expect("a descriptor for a clone"),
+            file: self.file.try_clone().expect("a free file descriptor"),
             bars: self.bars,
         }
     }
@@ -160,7 +159,7 @@ mod tests {
                 size: 0x4000,
             },
         ];
-        // Twice: each time all is put back.
+        // Twice: each time everything is restored.
         for _ in 0..2 {
             for (index, want) in [1, 4].into_iter().zip(&want) {
                 let info = root.bar_info(FUNCTION, index).unwrap();
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_bars_that_there_are_not_are_harmless() {
+    fn lengths_of_missing_bars_are_ignored() {
         let (file, _) = space();
         let lens = [(5, 0x1000), (6, 0x1000), (usize::MAX, 1), (0, 0)].into_iter();
         ConfigSpace::new(file, lens).unwrap();

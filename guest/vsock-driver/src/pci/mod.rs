@@ -1,11 +1,11 @@
-//! The device as the kernel shows it: a PCI function bound to `uio_pci_generic`.
+//! The device as the kernel presents it: a PCI function bound to `uio_pci_generic`.
 //!
-//! Bargain: this module may use unsafe code to map registers, and gives out a transport that is
-//! safe to use.
+//! Contract: this module may use unsafe code to map registers, and gives out a transport that is safe
+//! to use.
 //!
-//! The kernel keeps the function's resources in order and turns its interrupt line into a file
-//! descriptor; everything else is done from here: bus mastering, registers, and unmasking the
-//! interrupt line, which the kernel masks whenever it fires.
+//! The kernel assigns the function's resources and turns its interrupt line into a file descriptor.
+//! Everything else is done here: bus mastering, registers, and unmasking the interrupt line, which
+//! the kernel masks whenever it fires.
 
 mod config_space;
 
@@ -25,15 +25,17 @@ use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use self::config_space::{BARS, COMMAND, ConfigSpace};
-use crate::{Arena, Config, Interrupts, Parts};
+use crate::arena::Arena;
+use crate::config::Config;
+use crate::parts::{Interrupts, Parts};
 
 /// Where the kernel lists functions.
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// Tells the kernel to look for a driver for the function written to it.
+/// Makes the kernel look for a driver for the function written to it.
 const PROBE: &str = "/sys/bus/pci/drivers_probe";
 
-/// The driver that leaves a function to us.
+/// The driver that leaves a function to user space.
 const DRIVER: &str = "uio_pci_generic";
 
 /// Vendor and device of a modern virtio-vsock function (virtio 1.2, 4.1.2 and 5.10.1).
@@ -48,42 +50,42 @@ const INTERRUPT_DISABLE: u16 = 1 << 10;
 /// Flag in `resource`: this range is memory (`IORESOURCE_MEM`).
 const IS_MEMORY: u64 = 0x200;
 
-/// Why the device cannot be had.
+/// Why the device cannot be used.
 #[derive(Debug, Error)]
 pub enum BindError {
     /// This machine has no modern virtio-vsock function.
     #[error("there is no virtio-vsock device on the PCI bus")]
     NoDevice,
-    /// Another driver has it, or the module of ours is missing.
-    #[error("the kernel did not give the vsock device to {DRIVER}")]
+    /// Another driver has it, or the module is not loaded.
+    #[error("the kernel did not bind the vsock device to {DRIVER}; is its module loaded?")]
     NotBound,
-    /// The kernel does not do its part.
+    /// An operation on a file of the kernel failed.
     #[error("cannot use {what}")]
     Kernel {
-        /// A file or directory.
+        /// The file or directory.
         what: String,
         /// The reason.
         source: io::Error,
     },
-    /// Memory for the device cannot be had.
+    /// There is no memory for the device.
     #[error("no memory for the vsock device")]
     Memory(#[source] io::Error),
-    /// The function is not what it says.
+    /// The function does not work as a virtio device.
     #[error("not a virtio device: {0}")]
     Virtio(VirtioPciError),
 }
 
-/// Takes the vsock device away from whoever has it, and makes it ready for an
-/// [`Endpoint`](crate::Endpoint) with an arena for `config`. The modules `uio` and
-/// `uio_pci_generic` have to be there, `/sys`, `/proc` and `/dev` mounted, and the caller root.
+/// Takes the vsock device over from its current driver, and prepares it for an
+/// [`Endpoint`](crate::Endpoint) with an arena for `config`. The modules `uio` and `uio_pci_generic`
+/// must be loaded, `/sys`, `/proc` and `/dev` mounted, and the caller must be root.
 ///
 /// # Errors
-/// If there is no device, no driver, no memory, or the kernel does not do its part. [`give_back`]
-/// lets the kernel's driver have the device then.
+/// If there is no device, no driver or no memory, or the kernel refuses something. [`give_back`] then
+/// returns the device to the kernel's driver.
 pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindError> {
     let device = find()?;
     take_over(&device)?;
-    // After that: hugepages stay the arena's, also if there is no use for them.
+    // Only now: the kernel keeps hugepages reserved, even if they are not used.
     let arena = Arena::huge(config.arena_size()).map_err(BindError::Memory)?;
     let config_space = open(&device.join("config"))?;
     enable(&config_space)?;
@@ -110,7 +112,7 @@ pub fn bind(config: &Config) -> Result<Parts<PciTransport, UioInterrupts>, BindE
     })
 }
 
-/// [`ConfigSpace`] is about one function, so its number does not matter.
+/// [`ConfigSpace`] is of one function, so its number does not matter.
 const FUNCTION: DeviceFunction = DeviceFunction {
     bus: 0,
     device: 0,
@@ -131,7 +133,7 @@ fn find() -> Result<PathBuf, BindError> {
     Err(BindError::NoDevice)
 }
 
-/// Makes [`DRIVER`] the driver of the function.
+/// Binds the function to [`DRIVER`].
 fn take_over(device: &Path) -> Result<(), BindError> {
     let is_bound = || {
         let driver = fs::read_link(device.join("driver"));
@@ -148,17 +150,17 @@ fn take_over(device: &Path) -> Result<(), BindError> {
     }
 }
 
-/// Gives the vsock device back to the kernel's driver of virtio functions. Whoever still drives it has
-/// to be gone.
+/// Returns the vsock device to the kernel's virtio driver. Its [`Endpoint`](crate::Endpoint) must be
+/// dropped before.
 ///
 /// # Errors
-/// If there is no device, or the kernel does not take it.
+/// If there is no device, or the kernel refuses it.
 pub fn give_back() -> Result<(), BindError> {
     rebind(&find()?, "\n")
 }
 
-/// Lets the kernel choose a driver for the function anew: the one that is named, or with an empty line
-/// whichever it likes best.
+/// Makes the kernel choose a driver for the function again: the named one, or with an empty line its
+/// default.
 fn rebind(device: &Path, driver: &str) -> Result<(), BindError> {
     let name = device.file_name().unwrap_or_default();
     let name = name.to_string_lossy();
@@ -179,7 +181,7 @@ fn uio_node(device: &Path) -> Result<PathBuf, BindError> {
     Ok(Path::new("/dev").join(node.file_name()))
 }
 
-/// Lets the function see our accesses and make its own.
+/// Enables access to the registers of the function, and its own access to memory.
 fn enable(config: &File) -> Result<(), BindError> {
     let command = read_command(config);
     let enabled = command.and_then(|now| write_command(config, now | MEMORY_SPACE | BUS_MASTER));
@@ -192,8 +194,8 @@ fn read_command(config: &File) -> io::Result<u16> {
     Ok(u16::from_le_bytes(bytes))
 }
 
-/// Writes both bytes at once, from the first. Writing only the second changes the bit for
-/// interrupts too, but QEMU looks at the interrupt line only when the first is written.
+/// Writes both bytes at once. Writing only the second byte would change the interrupt bit too, but
+/// QEMU updates the interrupt line only when the first byte is written.
 fn write_command(config: &File, command: u16) -> io::Result<()> {
     config.write_all_at(&command.to_le_bytes(), COMMAND.into())
 }
@@ -203,7 +205,7 @@ fn write_command(config: &File, command: u16) -> io::Result<()> {
 pub struct UioInterrupts {
     uio: File,
     config: File,
-    /// The command register with interrupts on. The kernel changes no other bit of it.
+    /// The command register with interrupts enabled. The kernel changes no other bit of it.
     unmasked: u16,
     processor: Option<usize>,
 }
@@ -227,15 +229,15 @@ impl Interrupts for UioInterrupts {
     }
 }
 
-/// The only processor that gets the interrupts of a function with a driver. Where interrupts go to
-/// several, or the kernel does not say, none is better than another.
+/// The processor that receives the interrupts of a function with a driver. `None` if there are
+/// several, or the kernel does not say.
 fn processor(device: &Path) -> Option<usize> {
     let line = fs::read_to_string(device.join("irq")).ok()?;
     let list = format!("/proc/irq/{}/effective_affinity_list", line.trim());
     fs::read_to_string(list).ok()?.trim().parse().ok()
 }
 
-/// A memory BAR and where it is mapped. Never unmapped: the transport has no lifetime.
+/// A memory BAR and its mapping. Never unmapped: the transport has no lifetime.
 #[derive(Debug, Clone, Copy)]
 struct Bar {
     index: usize,
@@ -293,18 +295,18 @@ fn map(path: &Path, len: u64) -> io::Result<NonNull<u8>> {
     let len = usize::try_from(len).ok().and_then(NonZeroUsize::new);
     let len = len.ok_or(io::ErrorKind::InvalidData)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: the kernel chooses a place where nothing is mapped, so nobody else's memory is
-    // replaced; the file stands for the registers of this function and for nothing else.
+    // SAFETY: the kernel chooses an unused address range, so no other mapping is replaced; the file
+    // is the registers of this function and nothing else.
     let at = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, 0) }?;
     Ok(at.cast())
 }
 
-/// What a transport wants to know about memory: where its registers are.
+/// Memory for a transport: the addresses of its registers.
 struct BarHal;
 
-// SAFETY: `mmio_phys_to_virt` gives out places in mappings of the function's registers, which are
-// never unmapped and which nobody else uses, since the function is bound to a driver that does
-// nothing with them. The other methods are for queues and do not return.
+// SAFETY: `mmio_phys_to_virt` returns addresses in mappings of the function's registers, which are
+// never unmapped and have no other user, since the function is bound to a driver that does nothing
+// with them. The other methods are for queues and do not return.
 unsafe impl Hal for BarHal {
     fn dma_alloc(_pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         unreachable!("a transport allocates nothing")
@@ -315,10 +317,10 @@ unsafe impl Hal for BarHal {
         unreachable!("a transport allocates nothing")
     }
 
-    // SAFETY: the range is looked up in the mapped BARs, whatever the caller promises.
+    // SAFETY: the range is looked up in the mapped BARs; nothing is required of the caller.
     unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
-        let place = CURRENT.with_borrow(|bars| place(bars, paddr, size));
-        place.expect("virtio structures lie in BARs of the function")
+        let mapped = CURRENT.with_borrow(|bars| find_mapped(bars, paddr, size));
+        mapped.expect("virtio structures lie in BARs of the function")
     }
 
     // SAFETY: never returns.
@@ -332,13 +334,13 @@ unsafe impl Hal for BarHal {
     }
 }
 
-/// Where `size` bytes of registers at `address` are mapped.
-fn place(bars: &[Bar], address: u64, size: usize) -> Option<NonNull<u8>> {
+/// The mapping of `size` bytes of registers at `address`.
+fn find_mapped(bars: &[Bar], address: u64, size: usize) -> Option<NonNull<u8>> {
     bars.iter().find_map(|bar| {
         let offset = address.checked_sub(bar.address)?;
         let end = offset.checked_add(size as u64)?;
         let offset = usize::try_from(offset).ok().filter(|_| end <= bar.len)?;
-        // SAFETY: the offset is inside the mapping, whose length is the BAR's.
+        // SAFETY: the offset is inside the mapping, which is as long as the BAR.
         Some(unsafe { bar.at.add(offset) })
     })
 }
@@ -373,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_outside_of_the_bars_have_no_place() {
+    fn registers_outside_of_the_bars_are_not_mapped() {
         let mut registers = [0_u8; 16];
         let at = NonNull::from(&mut registers).cast();
         let bars = [Bar {
@@ -382,9 +384,9 @@ mod tests {
             len: 16,
             at,
         }];
-        assert_eq!(place(&bars, 0x1000, 16), Some(at));
-        assert_eq!(place(&bars, 0x1008, 9), None);
-        assert_eq!(place(&bars, 0xfff, 1), None);
-        assert_eq!(place(&bars, u64::MAX, 16), None);
+        assert_eq!(find_mapped(&bars, 0x1000, 16), Some(at));
+        assert_eq!(find_mapped(&bars, 0x1008, 9), None);
+        assert_eq!(find_mapped(&bars, 0xfff, 1), None);
+        assert_eq!(find_mapped(&bars, u64::MAX, 16), None);
     }
 }

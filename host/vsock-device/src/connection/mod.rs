@@ -1,35 +1,40 @@
 //! One connection: what its two sides have said, without threads, clock or guest memory.
 //!
-//! Packets of the guest go in through [`Connection::handle_packet`], the application's wishes
-//! through methods named after them, and packets for the guest are pulled with
-//! [`Connection::poll_packet`] until there are none. What has to be sent is never a queue of
-//! packets but a set of intentions, so whatever the guest does, a connection owes it at most one
-//! packet of each kind.
+//! Packets of the guest go in through [`Connection::handle_packet`], calls of the application through
+//! methods of the same name, and packets for the guest are pulled with [`Connection::poll_packet`]
+//! until there are none. What has to be sent is a set of flags and not a queue of packets, so
+//! whatever the guest does, a connection owes it at most one packet of each kind.
 //!
-//! Law: every byte that the application sent goes out once and in order, or the application is told
-//! that it did not; every byte of the guest is buffered within the granted credit, or the
-//! connection is reset.
+//! Invariant: every byte that the application sent goes out once and in order, or the application
+//! gets an error; every byte of the guest is buffered within the granted credit, or the connection is
+//! reset.
 //!
 //! ```text
 //!   host connects                              guest connects
 //!        │                                           │
 //!        ▼          response                         ▼
-//!   Requesting ──────────────────────────────────► Open ◄─┐ each direction ends by itself
-//!        │                                           │  ──┘ (`Shutdown`)
-//!        │ reset                   host hung up and   │ both ended, reset, violation,
-//!        │                         has sent all  ┌────┤ or the device ends
-//!        ▼                                       ▼    ▼
-//!     Closed(Refused)                      Leaving ► Closed(Cause)
+//!   Requesting ──────────────────────────────────► Open ◄─┐ each direction is shut down
+//!        │                                           │  ──┘ on its own (`Shutdown`)
+//!        │ reset                   dropped here, and  │ both shut down, reset, violation,
+//!        │                         everything sent ┌──┤ or the device ends
+//!        ▼                                         ▼  ▼
+//!     Closed(Refused)                      Closing ► Closed(Cause)
 //! ```
 
+mod cause;
+mod outgoing;
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
+use virtio_vsock::{CreditError, Header, Op, RxCredit, Shutdown, TxCredit};
+
+pub(crate) use self::cause::Cause;
 
 use crate::buffer::{Payload, ReceiveBuffer, SendQueue, Unreadable};
-use crate::counters::Violation;
-use crate::credit::{RxCredit, TxCredit};
-use crate::packet::{Header, Op, Shutdown};
+use crate::violation::Violation;
 
-/// Whose connection it is: the guest's context id and both ports.
+/// What identifies a connection: the guest's context id and both ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub(crate) guest_cid: u32,
@@ -37,44 +42,21 @@ pub(crate) struct Address {
     pub(crate) host_port: u32,
 }
 
-/// Why a connection is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Cause {
-    /// Both sides were done, or this side hung up.
-    Finished,
-    /// The guest did not want the connection.
-    Refused,
-    /// The guest reset it.
-    ResetByGuest,
-    /// The application reset it.
-    ResetByHost,
-    /// The guest broke the rules on it.
-    Violation(Violation),
-    /// The guest reset its driver, rebooted or powered off.
-    GuestStopped,
-    /// The monitor has gone away.
-    MonitorGone,
-    /// The device gave up on the guest.
-    DeviceFailed,
-    /// The application shut the device down.
-    DeviceStopped,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum State {
-    /// We asked for a connection, or shall do so with the next packet.
+    /// The host asked for a connection, or does so with the next packet.
     Requesting { asked: bool },
-    /// Bytes may flow in each direction that nobody has ended.
+    /// Bytes may flow in each direction that is not shut down.
     Open,
-    /// We have said goodbye, and the guest answers with a reset when it has read everything. What
-    /// it says before is of no interest, but a reset for it could make a guest throw away what it
-    /// has not read.
-    Leaving,
-    /// Nothing will happen any more, save that a reset may still be owed.
+    /// The host has shut down both directions. The guest answers with a reset when it has read
+    /// everything. What it sends before is ignored: a reset in reply could make the guest discard
+    /// what it has not read.
+    Closing,
+    /// Nothing happens any more, except that a reset may still be owed.
     Closed(Cause),
 }
 
-/// What a connection wants to send next.
+/// The packet that a connection would send next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intent {
     Reset,
@@ -86,7 +68,7 @@ pub(crate) enum Intent {
 }
 
 impl Intent {
-    /// Whether this goes before the data of other connections.
+    /// Whether it goes before the data of other connections.
     pub(crate) fn is_urgent(self) -> bool {
         !matches!(self, Self::Data(_))
     }
@@ -95,7 +77,7 @@ impl Intent {
 /// What went wrong with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The guest's doing: it breaks the rules of vsock.
+    /// The guest violated the protocol.
     Violation(Violation),
     /// The payload could not be read.
     Unreadable,
@@ -104,6 +86,12 @@ pub(crate) enum Fault {
 impl From<Violation> for Fault {
     fn from(violation: Violation) -> Self {
         Self::Violation(violation)
+    }
+}
+
+impl From<CreditError> for Fault {
+    fn from(error: CreditError) -> Self {
+        Self::Violation(error.into())
     }
 }
 
@@ -122,21 +110,22 @@ pub(crate) struct Connection {
     rx: RxCredit,
     queue: SendQueue,
     inbox: ReceiveBuffer,
-    /// What the application has ended, what of it the guest knows, and what the guest has ended.
+    /// What the application has shut down, what of it the guest was told, and what the guest has shut
+    /// down.
     ended: Shutdown,
     announced: Shutdown,
     ended_by_guest: Shutdown,
     owes_reset: bool,
     owes_response: bool,
     owes_credit: bool,
-    /// Bytes that the application sent and that will never reach the guest.
+    /// Whether some bytes that the application sent will never reach the guest.
     lost: bool,
-    /// Payload that the last descriptor had room for: a guess about the next one.
+    /// Payload bytes that fit into the last descriptor: a guess about the next one.
     capacity: u32,
 }
 
 impl Connection {
-    /// A connection that the host asks for.
+    /// A connection that the host opens.
     pub(crate) fn to_guest(address: Address, buf_alloc: u32) -> Self {
         Self::new(
             address,
@@ -146,7 +135,7 @@ impl Connection {
         )
     }
 
-    /// A connection that the guest asked for with `request`, and gets.
+    /// A connection that the guest opened with `request`.
     pub(crate) fn from_guest(address: Address, buf_alloc: u32, request: &Header) -> Self {
         let mut made = Self::new(
             address,
@@ -179,7 +168,7 @@ impl Connection {
 
     // ---- What the guest says -------------------------------------------------------------------
 
-    /// Takes a packet of this connection. A fault has closed the connection already.
+    /// Handles a packet of this connection. A fault has closed the connection already.
     pub(crate) fn handle_packet(
         &mut self,
         op: Op,
@@ -213,18 +202,18 @@ impl Connection {
             (State::Open, Op::Reset) => self.close(Cause::ResetByGuest),
             (State::Open, Op::CreditUpdate) => {}
             (State::Open, Op::CreditRequest) => self.owes_credit = true,
-            (State::Leaving, Op::Reset) => self.close(Cause::Finished),
-            (State::Leaving, Op::Shutdown) => self.on_shutdown(Shutdown::from_wire(header.flags)),
-            (State::Leaving, Op::Data | Op::CreditUpdate | Op::CreditRequest) => {}
+            (State::Closing, Op::Reset) => self.close(Cause::Finished),
+            (State::Closing, Op::Shutdown) => self.on_shutdown(Shutdown::from_wire(header.flags)),
+            (State::Closing, Op::Data | Op::CreditUpdate | Op::CreditRequest) => {}
             (State::Requesting { asked: false }, Op::Response)
             | (
                 State::Requesting { .. },
                 Op::Request | Op::Data | Op::Shutdown | Op::CreditUpdate | Op::CreditRequest,
             )
-            | (State::Open | State::Leaving, Op::Request | Op::Response) => {
+            | (State::Open | State::Closing, Op::Request | Op::Response) => {
                 return Err(Violation::UnexpectedOperation.into());
             }
-            // The guest hears our reset only after these.
+            // The guest sent these before it saw the reset.
             (
                 State::Closed(_),
                 Op::Request
@@ -234,7 +223,7 @@ impl Connection {
                 | Op::CreditUpdate
                 | Op::CreditRequest,
             ) => {}
-            // Both sides gave up at once: an answer would reach nobody.
+            // Both sides closed at the same time: a reply would reach nobody.
             (State::Closed(_), Op::Reset) => self.owes_reset = false,
         }
         Ok(())
@@ -246,7 +235,7 @@ impl Connection {
         }
         self.rx.accept(len)?;
         if self.ended.contains(Shutdown::RECEIVE) {
-            // The application has hung up, but what it sent before is still on its way.
+            // The application has closed the connection, but what it sent before is on its way.
             self.rx.consume(len);
         } else {
             self.inbox.push(len as usize, payload)?;
@@ -260,19 +249,19 @@ impl Connection {
             self.drop_queue();
         }
         if self.ended_by_guest.contains(Shutdown::BOTH) {
-            // The guest forgets the connection when it sees our reset.
+            // The guest drops the connection when it sees the reset.
             self.abort(Cause::Finished);
         }
     }
 
-    // ---- What the application wants ------------------------------------------------------------
+    // ---- Calls of the application --------------------------------------------------------------
 
-    /// Queues bytes. The caller has asked [`Self::may_send`].
+    /// Queues bytes. The caller has checked [`Self::may_send`].
     pub(crate) fn send(&mut self, data: Bytes) {
         self.queue.push(data);
     }
 
-    /// Queues a copy of bytes. The caller has asked [`Self::may_send`].
+    /// Queues a copy of bytes. The caller has checked [`Self::may_send`].
     pub(crate) fn send_copy(&mut self, data: &[u8]) {
         self.queue.push_copy(data);
     }
@@ -281,11 +270,11 @@ impl Connection {
     pub(crate) fn may_send(&self) -> Result<(), Cause> {
         match self.state {
             State::Closed(cause) => Err(cause),
-            State::Leaving => Err(Cause::Finished),
+            State::Closing => Err(Cause::Finished),
             State::Requesting { .. } | State::Open => {
-                let deaf = self.ended_by_guest.contains(Shutdown::RECEIVE);
-                let done = self.ended.contains(Shutdown::SEND);
-                if deaf || done {
+                let is_unwanted = self.ended_by_guest.contains(Shutdown::RECEIVE);
+                let is_finished = self.ended.contains(Shutdown::SEND);
+                if is_unwanted || is_finished {
                     Err(Cause::Finished)
                 } else {
                     Ok(())
@@ -294,17 +283,17 @@ impl Connection {
         }
     }
 
-    /// Bytes that are not in a packet yet, or the news that some will never be.
+    /// Bytes that are not in a packet yet, or an error if some will never be.
     pub(crate) fn unsent(&self) -> Result<usize, Cause> {
         match (self.state, self.lost) {
             (_, false) => Ok(self.queue.len()),
             (State::Closed(cause), true) => Err(cause),
-            (State::Requesting { .. } | State::Open | State::Leaving, true) => Err(Cause::Finished),
+            (State::Requesting { .. } | State::Open | State::Closing, true) => Err(Cause::Finished),
         }
     }
 
-    /// Moves received bytes into `to`. `Ok(None)` means that there are none yet, `Ok(Some(0))` that
-    /// the guest has sent all.
+    /// Moves received bytes into `to`. `Ok(None)` means that there are none yet, `Ok(Some(0))` is the
+    /// end of the stream.
     pub(crate) fn receive(&mut self, to: &mut [u8]) -> Result<Option<usize>, Cause> {
         if let State::Closed(cause @ (Cause::DeviceStopped | Cause::ResetByHost)) = self.state {
             return Err(cause);
@@ -319,16 +308,16 @@ impl Connection {
         }
         match self.state {
             State::Closed(cause) => Err(cause),
-            State::Requesting { .. } | State::Open | State::Leaving => Ok(None),
+            State::Requesting { .. } | State::Open | State::Closing => Ok(None),
         }
     }
 
-    /// The application will not send any more; the guest learns it behind the last byte.
+    /// The application will not send any more; the guest is told after the last byte.
     pub(crate) fn finish_sending(&mut self) {
         self.ended.insert(Shutdown::SEND);
     }
 
-    /// The application has forgotten the connection. What it sent is still delivered.
+    /// The application has dropped the connection. What it sent is still delivered.
     pub(crate) fn hang_up(&mut self) {
         self.ended.insert(Shutdown::BOTH);
         let unread = u32::try_from(self.inbox.len()).unwrap_or(u32::MAX);
@@ -339,22 +328,22 @@ impl Connection {
         }
     }
 
-    /// The application wants the connection dead at once, and nothing more of what the guest said.
+    /// The application closes the connection at once, and discards what the guest sent.
     pub(crate) fn reset(&mut self) {
         self.inbox.clear();
         match self.state {
             State::Requesting { asked: false } => self.close(Cause::ResetByHost),
-            State::Requesting { asked: true } | State::Open | State::Leaving => {
+            State::Requesting { asked: true } | State::Open | State::Closing => {
                 self.abort(Cause::ResetByHost);
             }
             State::Closed(_) => {}
         }
     }
 
-    /// The device has ended for `cause`: nothing is sent any more. What was received stays
-    /// readable, since a guest's last words come before it powers off, unless it is the
-    /// application itself that ended the device.
-    pub(crate) fn cut(&mut self, cause: Cause) {
+    /// Closes without telling the guest: nothing is sent any more. What was received stays readable,
+    /// since a guest may send something important before it powers off, unless the application itself
+    /// ended the device.
+    pub(crate) fn terminate(&mut self, cause: Cause) {
         self.close(cause);
         self.owes_reset = false;
         if cause == Cause::DeviceStopped {
@@ -363,13 +352,13 @@ impl Connection {
         }
     }
 
-    /// Bytes of the guest that wait for the application.
+    /// Bytes from the guest that wait for the application.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn buffered(&self) -> usize {
         self.inbox.len()
     }
 
-    /// Closes, and tells the guest.
+    /// Closes, and resets the guest.
     fn abort(&mut self, cause: Cause) {
         if !matches!(self.state, State::Closed(_)) {
             self.close(cause);
@@ -377,7 +366,7 @@ impl Connection {
         }
     }
 
-    /// Closes without a word. The first cause stays.
+    /// Closes without telling the guest. The first cause stays.
     fn close(&mut self, cause: Cause) {
         if !matches!(self.state, State::Closed(_)) {
             self.state = State::Closed(cause);
@@ -390,7 +379,3 @@ impl Connection {
         self.queue.clear();
     }
 }
-
-mod outgoing;
-#[cfg(test)]
-mod tests;

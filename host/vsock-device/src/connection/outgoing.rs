@@ -1,25 +1,19 @@
 //! What a connection sends to the guest, and when.
 
 use bytes::Bytes;
+use virtio_vsock::{HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
 
 use super::{Address, Cause, Connection, Intent, State};
-use crate::packet::{HOST_CID, Header, Op, Shutdown, TYPE_STREAM};
-
-/// Room at the peer that always justifies a packet. Peers tell about room in steps of this at the
-/// latest (Linux announces credit when less than 64 KiB of the last grant is left), so waiting for
-/// more could be waiting for ever.
-const WORTHWHILE: u32 = 64 * 1024;
 
 impl Connection {
-    /// What the next packet would be, judged by the last descriptor's size.
+    /// What the next packet would be, if the next descriptor is as large as the last one.
     #[must_use]
     pub(crate) fn intent(&self) -> Option<Intent> {
         self.intent_for(self.capacity)
     }
 
-    /// Makes the next packet for a descriptor that has room for `capacity` bytes behind the header,
-    /// and puts its payload at the end of `payload`. `None` until something happens; asking too
-    /// often is harmless.
+    /// Makes the next packet for a descriptor with space for `capacity` bytes after the header, and
+    /// appends its payload to `payload`. `None` until something changes; extra calls are harmless.
     #[must_use]
     pub(crate) fn poll_packet(
         &mut self,
@@ -54,27 +48,26 @@ impl Connection {
         Some(header)
     }
 
-    /// Whether the connection is closed and owes nothing: it can be forgotten.
+    /// Whether the connection is closed and owes no packet: it can be removed.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, State::Closed(_)) && !self.owes_reset
     }
 
-    /// Whether the connection only waits for the guest's goodbye: it can be forgotten if its place
-    /// is needed.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.state == State::Leaving
+    /// Whether the connection only waits for the guest's reset: it can be evicted.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state == State::Closing
     }
 
-    /// Whether the guest has not answered our request yet, or why there will be no answer.
+    /// Whether the guest has not answered the request yet, or why there will be no answer.
     pub(crate) fn is_requesting(&self) -> Result<bool, Cause> {
         match self.state {
             State::Requesting { .. } => Ok(true),
-            State::Open | State::Leaving => Ok(false),
+            State::Open | State::Closing => Ok(false),
             State::Closed(cause) => Err(cause),
         }
     }
 
-    /// Whose connection it is.
+    /// What identifies it.
     pub(crate) fn address(&self) -> Address {
         self.address
     }
@@ -84,46 +77,41 @@ impl Connection {
             return Some(Intent::Reset);
         }
         match self.state {
-            State::Leaving | State::Closed(_) | State::Requesting { asked: true } => return None,
+            State::Closing | State::Closed(_) | State::Requesting { asked: true } => return None,
             State::Requesting { asked: false } => return Some(Intent::Request),
             State::Open => {}
         }
         if self.owes_response {
             return Some(Intent::Response);
         }
-        // Who asks waits for this packet, not for the counters on another one.
+        // A guest that asks waits for this packet, not for the counters on another one.
         if self.owes_credit {
             return Some(Intent::CreditUpdate);
         }
-        // Data before unasked credit: it carries the counters too.
+        // Data before a credit update that was not requested: it carries the counters too.
         if let Some(len) = self.sendable(capacity) {
             return Some(Intent::Data(len));
         }
-        if self.rx.owes_update(self.tx.buf_alloc()) {
+        if self.rx.owes_update(self.tx.peer_buf_alloc()) {
             return Some(Intent::CreditUpdate);
         }
         let all_sent = self.queue.is_empty();
         (all_sent && !self.announced.contains(self.ended)).then_some(Intent::Shutdown)
     }
 
-    /// How many bytes the next packet should carry, if any.
-    ///
-    /// As much as there is or fits. When the peer has less room than that, a sliver of credit is
-    /// not worth a packet and a descriptor; but see [`WORTHWHILE`]. Half of the peer's buffer is
-    /// worth one too: a peer that has taken all has announced at least that much.
+    /// How many bytes the next packet should carry, if any: as many as are queued, fit, and have
+    /// credit.
     fn sendable(&self, capacity: u32) -> Option<u32> {
         let queued = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        let want = queued.min(capacity);
-        let room = self.tx.room();
-        let enough = want.min(WORTHWHILE).min((self.tx.buf_alloc() / 2).max(1));
-        (want > 0 && room >= enough).then_some(want.min(room))
+        let len = self.tx.packet_len(queued.min(capacity));
+        (len > 0).then_some(len)
     }
 
     fn announce_end(&mut self) -> Header {
         self.announced = self.ended;
         let header = self.header(Op::Shutdown, 0, self.ended.to_wire());
         if self.announced.contains(Shutdown::BOTH) {
-            self.state = State::Leaving;
+            self.state = State::Closing;
         }
         header
     }

@@ -1,4 +1,4 @@
-//! Two connections talking to each other, over two queues of packets.
+//! Two connections, over two queues of packets.
 
 use std::collections::VecDeque;
 
@@ -19,11 +19,11 @@ struct Side {
     incoming: VecDeque<(Header, Vec<u8>)>,
     sent: usize,
     received: usize,
-    heard_end: bool,
+    reached_end: bool,
     most_buffered: usize,
 }
 
-/// What byte `i` of a stream is.
+/// Byte `i` of a stream.
 fn nth(i: usize) -> u8 {
     u8::try_from(i % 251).unwrap()
 }
@@ -35,7 +35,7 @@ impl Side {
             incoming: VecDeque::new(),
             sent: 0,
             received: 0,
-            heard_end: false,
+            reached_end: false,
             most_buffered: 0,
         }
     }
@@ -51,7 +51,7 @@ impl Side {
     fn read(&mut self, n: usize) -> Result<(), Cause> {
         let mut data = vec![0; n];
         match self.connection.receive(&mut data)? {
-            Some(0) if n > 0 => self.heard_end = true,
+            Some(0) if n > 0 => self.reached_end = true,
             Some(got) => {
                 assert!(
                     data[..got]
@@ -66,7 +66,7 @@ impl Side {
         Ok(())
     }
 
-    /// Makes one packet. Returns whether there was one.
+    /// Sends one packet. Returns whether there was one.
     fn transmit(&mut self, capacity: u32, to: &mut Self) -> bool {
         let mut payload = Vec::new();
         let Some(header) = self.connection.poll_packet(capacity, &mut payload) else {
@@ -80,15 +80,15 @@ impl Side {
     }
 
     /// Handles one packet. Returns whether there was one.
-    fn hear(&mut self) -> bool {
+    fn receive_packet(&mut self) -> bool {
         let Some((header, payload)) = self.incoming.pop_front() else {
             return false;
         };
         let op = Op::from_wire(header.op).unwrap();
-        let heard = self
+        let handled = self
             .connection
             .handle_packet(op, &header, &mut payload.as_slice());
-        assert_eq!(heard, Ok(()), "two honest sides");
+        assert_eq!(handled, Ok(()), "two correct sides");
         self.most_buffered = self.most_buffered.max(self.connection.inbox.len());
         true
     }
@@ -100,7 +100,7 @@ fn pair(windows: [u32; 2], count: u32) -> [Side; 2] {
     let request = host.connection.poll_packet(1, &mut Vec::new()).unwrap();
     assert_eq!(request.op, Op::Request.to_wire());
     let mut guest = Side::new(Connection::from_guest(ADDRESS, windows[1], &request));
-    assert!(guest.transmit(1, &mut host) && host.hear());
+    assert!(guest.transmit(1, &mut host) && host.receive_packet());
     assert_eq!(host.connection.is_requesting(), Ok(false));
     for (side, own, other) in [(&mut host, 0, 1), (&mut guest, 1, 0)] {
         side.connection.tx = TxCredit::starting_at(count, windows[other]);
@@ -109,15 +109,19 @@ fn pair(windows: [u32; 2], count: u32) -> [Side; 2] {
     [host, guest]
 }
 
-/// Lets everything happen that can happen without the applications. Panics if it never stops.
+/// Delivers packets until there are none. Panics if that never ends.
 fn settle(sides: &mut [Side; 2], capacity: u32) {
     let [a, b] = sides;
     for _ in 0..1_000_000 {
-        if !(a.transmit(capacity, b) | b.transmit(capacity, a) | a.hear() | b.hear()) {
+        if !(a.transmit(capacity, b)
+            | b.transmit(capacity, a)
+            | a.receive_packet()
+            | b.receive_packet())
+        {
             return;
         }
     }
-    panic!("the connection does not come to rest");
+    panic!("the packets never end");
 }
 
 #[derive(Debug, Clone)]
@@ -125,7 +129,7 @@ enum Step {
     Send(usize, usize),
     Read(usize, usize),
     Transmit(usize, u32),
-    Hear(usize),
+    Receive(usize),
     Finish(usize),
 }
 
@@ -135,14 +139,14 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (side.clone(), 1..5000_usize).prop_map(|(side, n)| Step::Send(side, n)),
         4 => (side.clone(), 1..5000_usize).prop_map(|(side, n)| Step::Read(side, n)),
         6 => (side.clone(), 1..5000_u32).prop_map(|(side, n)| Step::Transmit(side, n)),
-        6 => side.clone().prop_map(Step::Hear),
+        6 => side.clone().prop_map(Step::Receive),
         1 => side.prop_map(Step::Finish),
     ]
 }
 
 proptest! {
     #[test]
-    fn whatever_two_sides_do_nothing_is_lost_and_nobody_waits_for_ever(
+    fn whatever_two_sides_do_every_byte_arrives(
         windows: [u16; 2],
         count in prop_oneof![Just(0), (u32::MAX - 20_000)..=u32::MAX],
         steps in prop::collection::vec(step(), 0..300),
@@ -159,19 +163,19 @@ proptest! {
                 Step::Read(_, n) => b.read(n).unwrap(),
                 Step::Transmit(0, n) => { a.transmit(n, b); }
                 Step::Transmit(_, n) => { b.transmit(n, a); }
-                Step::Hear(0) => { a.hear(); }
-                Step::Hear(_) => { b.hear(); }
+                Step::Receive(0) => { a.receive_packet(); }
+                Step::Receive(_) => { b.receive_packet(); }
                 Step::Finish(0) => a.connection.finish_sending(),
                 Step::Finish(_) => b.connection.finish_sending(),
             }
         }
         sides.iter_mut().for_each(|side| side.connection.finish_sending());
         let mut before = usize::MAX;
-        while !sides.iter().all(|side| side.heard_end) {
+        while !sides.iter().all(|side| side.reached_end) {
             settle(&mut sides, capacity);
             sides.iter_mut().for_each(|side| side.read(100_000).unwrap());
             let left = sides[0].sent + sides[1].sent - sides[0].received - sides[1].received;
-            prop_assert!(left < before || left == 0, "nothing moves any more");
+            prop_assert!(left < before || left == 0, "there is no progress");
             before = left;
         }
         prop_assert_eq!(sides[0].sent, sides[1].received);
@@ -182,19 +186,19 @@ proptest! {
     }
 }
 
-/// The bug that this project was born from: a consumer that is slower than its producer for long
-/// enough made a queue overflow, and bytes were lost in silence. With credit the producer waits.
+/// The bug that this project began with: a consumer that was slower than its producer for long enough
+/// made a queue overflow, and bytes were lost silently. With credit the producer waits.
 #[test]
 fn a_bounded_consumer_under_an_unbounded_producer_gets_every_byte_and_the_end() {
     for (window, piece, capacity) in [(1, 1, 1), (4096, 100, 3732), (65_536, 1000, 3732)] {
         let total = 200 * window as usize + 12_345;
         let mut sides = pair([window; 2], u32::MAX - window);
         let mut rounds = 0;
-        while !sides[1].heard_end {
+        while !sides[1].reached_end {
             rounds += 1;
-            assert!(rounds < 2 * total, "nothing moves any more");
+            assert!(rounds < 2 * total, "there is no progress");
             let producer = &mut sides[0];
-            // The producer always has more to say than anybody takes.
+            // The producer always has more to send than there is space for.
             if producer.sent < total {
                 let more = (2 * window as usize).min(total - producer.sent);
                 if producer.connection.queue.len() < window as usize {
@@ -212,14 +216,14 @@ fn a_bounded_consumer_under_an_unbounded_producer_gets_every_byte_and_the_end() 
 }
 
 #[test]
-fn a_sliver_of_credit_is_not_spent_while_more_is_to_come() {
+fn a_little_credit_is_not_used_while_more_is_to_come() {
     let mut sides = pair([1_000_000; 2], 0);
     sides[0].send(1_100_000);
     settle(&mut sides, 500_000);
     sides[1].read(600_000).unwrap();
-    // The guest has room for 600 000 bytes and 100 000 are left: one packet.
+    // The guest has space for 600 000 bytes and 100 000 are left: one packet.
     let [host, guest] = &mut sides;
-    assert!(guest.transmit(1, host) && host.hear());
+    assert!(guest.transmit(1, host) && host.receive_packet());
     assert!(host.transmit(500_000, guest));
     assert_eq!(guest.incoming.back().unwrap().1.len(), 100_000);
     // Now nearly nothing is left of a window of a million.
@@ -233,7 +237,7 @@ fn a_sliver_of_credit_is_not_spent_while_more_is_to_come() {
 }
 
 #[test]
-fn a_peer_with_a_tiny_buffer_is_served_all_the_same() {
+fn a_peer_with_a_tiny_buffer_gets_everything() {
     let mut sides = pair([1_000_000, 3], 0);
     sides[0].send(100);
     for _ in 0..100 {
@@ -249,7 +253,7 @@ fn a_peer_with_a_tiny_buffer_is_served_all_the_same() {
 }
 
 #[test]
-fn each_direction_ends_by_itself() {
+fn each_direction_is_shut_down_on_its_own() {
     let mut sides = pair([1000; 2], 0);
     sides[0].send(10);
     sides[0].connection.finish_sending();
@@ -257,37 +261,37 @@ fn each_direction_ends_by_itself() {
     settle(&mut sides, 100);
     sides[1].read(100).unwrap();
     sides[1].read(100).unwrap();
-    assert!(sides[1].heard_end);
+    assert!(sides[1].reached_end);
     sides[1].send(20);
     settle(&mut sides, 100);
     sides[0].read(100).unwrap();
     assert_eq!(sides[0].received, 20);
-    assert!(!sides[0].heard_end);
+    assert!(!sides[0].reached_end);
 }
 
 #[test]
-fn hanging_up_delivers_what_was_sent_before() {
+fn closing_delivers_what_was_sent_before() {
     let mut sides = pair([100; 2], 0);
     sides[0].send(1000);
     sides[0].connection.hang_up();
-    // What the other side says meanwhile is swallowed, without a reset that would hurt.
+    // What the other side sends meanwhile is ignored, without a reset that would lose data.
     sides[1].send(500);
     for _ in 0..100 {
         settle(&mut sides, 100);
         sides[1].read(100).unwrap();
     }
     assert_eq!(sides[1].received, 1000);
-    assert!(sides[1].heard_end);
+    assert!(sides[1].reached_end);
     assert!(sides.iter().all(|side| side.connection.is_over()));
 }
 
 #[test]
-fn one_who_leaves_is_silent_until_the_goodbye_is_returned() {
+fn a_closing_connection_sends_nothing_until_the_guest_resets_it() {
     let mut sides = pair([100; 2], 0);
     sides[0].connection.hang_up();
-    let goodbye = sides[0].connection.poll_packet(1, &mut Vec::new()).unwrap();
+    let shutdown = sides[0].connection.poll_packet(1, &mut Vec::new()).unwrap();
     assert_eq!(
-        (goodbye.op, goodbye.flags),
+        (shutdown.op, shutdown.flags),
         (Op::Shutdown.to_wire(), Shutdown::BOTH.to_wire())
     );
     let late = Header {
@@ -302,7 +306,7 @@ fn one_who_leaves_is_silent_until_the_goodbye_is_returned() {
             .unwrap();
         assert_eq!(sides[0].connection.intent(), None);
     }
-    assert!(sides[0].connection.is_leaving() && !sides[0].connection.is_over());
+    assert!(sides[0].connection.is_closing() && !sides[0].connection.is_over());
     sides[0]
         .connection
         .handle_packet(Op::Reset, &late, &mut [].as_slice())
@@ -311,16 +315,16 @@ fn one_who_leaves_is_silent_until_the_goodbye_is_returned() {
 }
 
 #[test]
-fn a_question_about_credit_is_answered_before_data_is_sent() {
+fn a_credit_request_is_answered_before_data_is_sent() {
     let mut sides = pair([100; 2], 0);
     sides[0].send(10);
-    let question = Header {
+    let request = Header {
         buf_alloc: 100,
         ..Header::default()
     };
     sides[0]
         .connection
-        .handle_packet(Op::CreditRequest, &question, &mut [].as_slice())
+        .handle_packet(Op::CreditRequest, &request, &mut [].as_slice())
         .unwrap();
     let ops = [(); 2].map(|()| {
         let packet = sides[0].connection.poll_packet(100, &mut Vec::new());
@@ -330,7 +334,7 @@ fn a_question_about_credit_is_answered_before_data_is_sent() {
 }
 
 #[test]
-fn after_a_reset_nothing_of_what_the_guest_said_is_read() {
+fn after_a_reset_nothing_is_read() {
     let mut sides = pair([100; 2], 0);
     sides[1].send(50);
     settle(&mut sides, 100);
@@ -341,7 +345,7 @@ fn after_a_reset_nothing_of_what_the_guest_said_is_read() {
 }
 
 #[test]
-fn a_reset_interrupts_both_sides_and_is_answered_by_none() {
+fn a_reset_ends_both_sides_and_is_not_answered() {
     let mut sides = pair([100; 2], 0);
     sides[0].send(1000);
     settle(&mut sides, 100);
@@ -356,13 +360,13 @@ fn a_reset_interrupts_both_sides_and_is_answered_by_none() {
 }
 
 #[test]
-fn last_words_stay_readable_unless_the_application_ended_the_device() {
+fn received_bytes_stay_readable_unless_the_application_ended_the_device() {
     for (cause, readable) in [(Cause::MonitorGone, true), (Cause::DeviceStopped, false)] {
         let mut sides = pair([100; 2], 0);
         sides[1].send(10);
         sides[1].connection.finish_sending();
         settle(&mut sides, 100);
-        sides[0].connection.cut(cause);
+        sides[0].connection.terminate(cause);
         assert_eq!(sides[0].read(100).is_ok(), readable, "{cause:?}");
     }
 }
@@ -371,19 +375,19 @@ fn last_words_stay_readable_unless_the_application_ended_the_device() {
 fn bytes_that_the_guest_refuses_to_read_are_reported_as_lost() {
     let mut sides = pair([100; 2], 0);
     sides[0].send(1000);
-    let deaf = Header {
+    let shutdown = Header {
         flags: Shutdown::RECEIVE.to_wire(),
         buf_alloc: 100,
         ..Header::default()
     };
     let host = &mut sides[0].connection;
-    host.handle_packet(Op::Shutdown, &deaf, &mut [].as_slice())
+    host.handle_packet(Op::Shutdown, &shutdown, &mut [].as_slice())
         .unwrap();
     assert_eq!(host.unsent(), Err(Cause::Finished));
     assert_eq!(host.may_send(), Err(Cause::Finished));
 }
 
-/// Gives an open connection one packet of a dishonest guest.
+/// Gives an open connection one packet of a hostile guest.
 #[track_caller]
 fn check(op: Op, header: Header, want: Violation) {
     let [mut host, _] = pair([100; 2], 0);
@@ -391,10 +395,10 @@ fn check(op: Op, header: Header, want: Violation) {
         buf_alloc: 100,
         ..header
     };
-    let heard = host
+    let handled = host
         .connection
         .handle_packet(op, &header, &mut [0; 200].as_slice());
-    assert_eq!(heard, Err(Fault::Violation(want)));
+    assert_eq!(handled, Err(Fault::Violation(want)));
     assert_eq!(host.read(1), Err(Cause::Violation(want)));
     let reset = host.connection.poll_packet(1, &mut Vec::new()).unwrap();
     assert_eq!(reset.op, Op::Reset.to_wire());
@@ -402,7 +406,7 @@ fn check(op: Op, header: Header, want: Violation) {
 }
 
 #[test]
-fn a_dishonest_guest_loses_its_connection() {
+fn a_violation_resets_the_connection() {
     let header = Header::default();
     check(
         Op::Data,
@@ -423,7 +427,7 @@ fn a_dishonest_guest_loses_its_connection() {
             fwd_cnt: 1,
             ..header
         },
-        Violation::CreditLie,
+        Violation::ForwardedUnsent,
     );
     check(Op::Request, header, Violation::UnexpectedOperation);
     check(Op::Response, header, Violation::UnexpectedOperation);
@@ -441,10 +445,10 @@ fn data_after_the_end_is_a_violation() {
         .handle_packet(Op::Shutdown, &end, &mut [].as_slice())
         .unwrap();
     let data = Header { len: 1, ..end };
-    let heard = host
+    let handled = host
         .connection
         .handle_packet(Op::Data, &data, &mut [0].as_slice());
-    assert_eq!(heard, Err(Fault::Violation(Violation::DataAfterShutdown)));
+    assert_eq!(handled, Err(Fault::Violation(Violation::DataAfterShutdown)));
 }
 
 proptest! {
@@ -455,7 +459,7 @@ proptest! {
         let [mut host, _] = pair([1000; 2], 0);
         for (op, [len, flags, buf_alloc, fwd_cnt], near) in packets {
             let Some(op) = Op::from_wire(op) else { continue };
-            // Random counters are nearly always absurd; some shall be believable.
+            // Random counters are nearly always invalid; make some of them valid.
             let fwd_cnt = if near { fwd_cnt % 2 } else { fwd_cnt };
             let header = Header { len: len % 3000, flags, buf_alloc, fwd_cnt, ..Header::default() };
             let mut payload = [0; 3000].as_slice();

@@ -4,21 +4,21 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use virtio_vsock::{HEADER_LEN, Header};
 
-use crate::Config;
 use crate::buffer::{Payload, Unreadable};
 use crate::channel::Channel;
+use crate::config::Config;
 use crate::connection::Connection;
 use crate::mux::Mux;
 use crate::mux::inspect::Backlogs;
-use crate::packet::{HEADER_LEN, Header};
 
 /// The connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
-/// See the module's description. Who connects is accepted at once; connections of both origins are
-/// numbered in the order in which they came.
+/// The multiplexer as a value. Incoming connections are accepted at once; connections of both origins
+/// are numbered in the order in which they were made.
 #[derive(Debug)]
 pub struct Device {
     mux: Arc<Mux>,
@@ -68,7 +68,7 @@ impl Device {
         Self::around(Arc::new(Mux::new(config).expect("an eventfd")), ports)
     }
 
-    /// The same for a multiplexer that others use too.
+    /// The same for a shared multiplexer.
     pub(super) fn around(mux: Arc<Mux>, ports: &[u32]) -> Self {
         let listen = |&port| Some((port, mux.listen(port).ok()?));
         let backlogs = ports.iter().filter_map(listen).collect();
@@ -79,7 +79,7 @@ impl Device {
         }
     }
 
-    /// Takes a packet of the guest, as the worker does. `false` if it makes no sense.
+    /// Handles a packet from the guest, as the worker does. `false` if it is invalid.
     pub fn receive(&mut self, header: &[u8; HEADER_LEN], payload: &[u8]) -> bool {
         let header = Header::decode(header);
         if header.len as usize > payload.len() {
@@ -90,27 +90,27 @@ impl Device {
         true
     }
 
-    /// Accepts who waits.
+    /// Accepts all waiting connections.
     pub fn accept(&mut self) {
         for backlog in self.backlogs.values() {
             self.channels.extend(backlog.try_iter());
         }
     }
 
-    /// The next packet for a descriptor with room for `capacity` bytes behind the header.
+    /// The next packet for a descriptor with space for `capacity` bytes after the header.
     pub fn poll_packet(&mut self, capacity: u32) -> Option<([u8; HEADER_LEN], Vec<Bytes>)> {
         let mut payload = Vec::new();
         let packet = self.mux.next_packet(capacity, &mut payload)?;
-        self.mux.handed_over(&packet);
+        self.mux.delivered(&packet);
         Some((packet.header.encode(), payload))
     }
 
-    /// Whether somebody might have a packet.
+    /// Whether there may be a packet to send.
     pub fn has_packets(&self) -> bool {
         self.mux.has_packets()
     }
 
-    /// Asks for a connection to the guest's `port`. Returns its number.
+    /// Opens a connection to the guest's `port`. Returns its number.
     pub fn connect(&mut self, port: u32) -> Option<usize> {
         let channel = self.mux.request(port).ok()?;
         self.mux.changed(&channel, channel.lock());
@@ -118,7 +118,7 @@ impl Device {
         Some(self.channels.len() - 1)
     }
 
-    /// How many connections there have been.
+    /// How many connections there were.
     pub fn accepted(&self) -> usize {
         self.channels.len()
     }
@@ -129,11 +129,11 @@ impl Device {
         Some(channel.lock().connection.address().host_port)
     }
 
-    /// Whether the guest has answered.
+    /// Whether the guest has accepted the connection.
     pub fn is_open(&self, n: usize) -> Result<bool, Closed> {
         let channel = self.channels.get(n).ok_or(Closed)?;
-        let waits = channel.lock().connection.is_requesting();
-        waits.map(|waits| !waits).map_err(|_| Closed)
+        let is_requesting = channel.lock().connection.is_requesting();
+        is_requesting.map(|it| !it).map_err(|_| Closed)
     }
 
     /// Queues bytes.
@@ -150,7 +150,7 @@ impl Device {
         self.change(n, |connection| connection.receive(to).map_err(|_| Closed))
     }
 
-    /// Whether a read would find something, or that there will be nothing.
+    /// Whether a read would find something, or fail.
     pub fn is_readable(&self, n: usize) -> bool {
         let Some(channel) = self.channels.get(n) else {
             return false;
@@ -159,7 +159,7 @@ impl Device {
         !matches!(connection.receive(&mut [0]), Ok(None))
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts down sending.
     pub fn finish_sending(&mut self, n: usize) {
         self.change(n, |connection| {
             connection.finish_sending();
@@ -168,7 +168,7 @@ impl Device {
         .ok();
     }
 
-    /// Forgets the connection.
+    /// Drops the connection.
     pub fn hang_up(&mut self, n: usize) {
         self.change(n, |connection| {
             connection.hang_up();
@@ -177,7 +177,7 @@ impl Device {
         .ok();
     }
 
-    /// Ends the connection at once.
+    /// Resets the connection.
     pub fn reset(&mut self, n: usize) {
         self.change(n, |connection| {
             connection.reset();
@@ -191,7 +191,7 @@ impl Device {
         self.mux.guest_stopped();
     }
 
-    /// Connections that are remembered.
+    /// Connections in the table.
     pub fn connections(&self) -> usize {
         self.mux.connections()
     }
@@ -201,17 +201,17 @@ impl Device {
         self.mux.failure()
     }
 
-    /// A law of the device that does not hold, or a rule that the guest broke.
+    /// A broken invariant of the device, or a violation of the guest.
     pub fn broken(&self) -> Option<String> {
         match self.mux.first_violation() {
-            Some(violation) => Some(format!("the guest broke a rule: {violation}")),
-            None => self.broken_law(),
+            Some(violation) => Some(format!("the guest violated the protocol: {violation}")),
+            None => self.broken_invariant(),
         }
     }
 
-    /// A law of the device that does not hold, whatever the guest does.
-    pub fn broken_law(&self) -> Option<String> {
-        self.mux.broken_law()
+    /// An invariant of the device that does not hold. Nothing that the guest does may break one.
+    pub fn broken_invariant(&self) -> Option<String> {
+        self.mux.broken_invariant()
     }
 
     fn change<T>(

@@ -1,5 +1,4 @@
-//! What a model of the protocol and fuzzing have to see: the whole state as a value, and what must
-//! never be.
+//! For the protocol model and for fuzzing: the whole state as a value, and checks of invariants.
 
 use std::collections::HashMap;
 use std::hash::{Hash as _, Hasher};
@@ -7,16 +6,16 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crossbeam_channel::Receiver;
 
-use super::{MAX_VIOLATIONS, Mux, Tallies};
+use super::{LiveCounters, MAX_VIOLATIONS, Mux};
 use crate::channel::Channel;
-use crate::counters::Violation;
+use crate::violation::Violation;
 
-/// The channels of listeners, by port.
+/// The backlogs of listeners, by port.
 pub(crate) type Backlogs = HashMap<u32, Receiver<Arc<Channel>>>;
 
 impl Mux {
-    /// A device in the same state, and its listeners, at which nobody may wait. `channels` are what
-    /// the application holds; they become those of the copy. The copy counts from zero.
+    /// A copy of the state, and of the listeners, whose backlogs must be empty. `channels` are those
+    /// that the application holds; they are replaced by those of the copy. The copy counts from zero.
     pub(crate) fn copy(&self, channels: &mut [Arc<Channel>]) -> (Self, Backlogs) {
         let mut made: HashMap<*const Channel, Arc<Channel>> = HashMap::new();
         let mut other = |channel: &Arc<Channel>| {
@@ -32,14 +31,14 @@ impl Mux {
             config: self.config,
             table: Mutex::new(table),
             schedule,
-            bell: Arc::clone(&self.bell),
-            tallies: Tallies::default(),
+            notifier: Arc::clone(&self.notifier),
+            counters: LiveCounters::default(),
             failure: OnceLock::new(),
         };
         (copy, backlogs)
     }
 
-    /// Everything but the counters, which decide nothing and only grow.
+    /// Everything except the counters, which decide nothing and only grow.
     pub(crate) fn hash(&self, state: &mut impl Hasher) {
         for channel in self.lock().sorted() {
             channel.lock().hash(state);
@@ -47,18 +46,18 @@ impl Mux {
         self.schedule.hash(state);
     }
 
-    /// Connections that are remembered.
+    /// Connections in the table.
     pub(crate) fn connections(&self) -> usize {
         self.lock().sorted().len()
     }
 
-    /// A rule that the guest broke since this was made.
+    /// A violation of the guest since this value was made.
     pub(crate) fn first_violation(&self) -> Option<Violation> {
         self.counters().violations.keys().next().copied()
     }
 
-    /// A law of the device that does not hold, whatever the guest does.
-    pub(crate) fn broken_law(&self) -> Option<String> {
+    /// An invariant of the device that does not hold. Nothing that the guest does may break one.
+    pub(crate) fn broken_invariant(&self) -> Option<String> {
         let channels = self.lock().sorted();
         let limit = self.config.buf_alloc as usize;
         for channel in &channels {
@@ -70,14 +69,14 @@ impl Mux {
         if channels.len() > self.config.max_connections {
             return Some(format!("there are {} connections", channels.len()));
         }
-        // Each connection is in each lane at most once, and refusals are bounded.
+        // Each connection is in each queue at most once, and refusals are bounded.
         let waiting = self.schedule.len();
         if waiting > 256 + 2 * channels.len() {
             return Some(format!("{waiting} packets wait"));
         }
         let violations: u64 = self.counters().violations.values().sum();
         if violations >= MAX_VIOLATIONS && self.failure().is_none() {
-            return Some(format!("{violations} violations are still borne"));
+            return Some(format!("{violations} violations, and the device goes on"));
         }
         None
     }

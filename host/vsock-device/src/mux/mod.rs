@@ -1,30 +1,32 @@
-//! All connections of a device: packets of the guest in, packets for the guest out.
+//! All connections of a device: packets from the guest in, packets for the guest out.
 //!
-//! This layer knows neither rings nor guest memory. The worker gives it headers with a way to read
-//! their payload, and asks for packets that fit a descriptor; the application's threads reach it
-//! through [`crate::Stream`] and [`crate::Listener`].
+//! This layer knows neither rings nor guest memory. The worker gives it headers and a reader of their
+//! payload, and asks for packets that fit a descriptor. The application's threads use it through
+//! streams and listeners.
 //!
-//! Law: whatever a packet says, handling it takes bounded time and memory; and everything that the
-//! guest may keep us from sending is bounded too.
+//! Invariant: whatever a packet says, handling it takes bounded time and memory; and what waits for a
+//! guest that accepts nothing is bounded too.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use virtio_vsock::{HOST_CID, Header, Op, TYPE_STREAM};
 
-use crate::bell::Bell;
 use crate::buffer::Payload;
 use crate::channel::{self, Channel, Core};
+use crate::config::Config;
 use crate::connection::{Address, Cause, Connection, Fault};
-use crate::counters::{Counters, Tallies, Violation};
-use crate::packet::{HOST_CID, Header, Op, TYPE_STREAM};
+use crate::counters::{Counters, LiveCounters};
+use crate::error::DeviceError;
+use crate::notifier::Notifier;
 use crate::schedule::{Schedule, Turn};
 use crate::table::Table;
-use crate::{Config, DeviceError};
+use crate::violation::Violation;
 
-/// A guest that breaks the rules this often is not confused but hostile, or its driver is of no
-/// use. The number leaves room for an honest guest with one broken program in it.
+/// A guest with this many violations is hostile, or its driver is useless. An honest guest with one
+/// broken program in it stays below.
 const MAX_VIOLATIONS: u64 = 1000;
 
 /// See the module's description.
@@ -33,8 +35,8 @@ pub(crate) struct Mux {
     config: Config,
     table: Mutex<Table>,
     schedule: Schedule,
-    pub(crate) bell: Arc<Bell>,
-    pub(crate) tallies: Tallies,
+    pub(crate) notifier: Arc<Notifier>,
+    pub(crate) counters: LiveCounters,
     failure: OnceLock<String>,
 }
 
@@ -51,8 +53,8 @@ impl Mux {
             table: Mutex::new(Table::new(config.max_connections)),
             config,
             schedule: Schedule::default(),
-            bell: Arc::new(Bell::new()?),
-            tallies: Tallies::default(),
+            notifier: Arc::new(Notifier::new()?),
+            counters: LiveCounters::default(),
             failure: OnceLock::new(),
         })
     }
@@ -63,11 +65,11 @@ impl Mux {
 
     // ---- From the guest ------------------------------------------------------------------------
 
-    /// Handles a packet of the guest.
+    /// Handles a packet from the guest.
     pub(crate) fn handle_packet(&self, header: &Header, payload: &mut impl Payload) {
-        self.tallies.packets_from_guest.add(1);
+        self.counters.packets_from_guest.add(1);
         if header.src_cid != u64::from(self.config.guest_cid.get()) {
-            // An answer would go to whom it names.
+            // A reply would go to the wrong address.
             return self.violation(Violation::WrongSource);
         }
         let op = Op::from_wire(header.op);
@@ -76,7 +78,7 @@ impl Mux {
             return self.refuse(header);
         };
         if header.dst_cid != HOST_CID {
-            // Any program in the guest may try to connect to anybody.
+            // Any program in the guest may try to connect to any context id.
             return self.refuse(header);
         }
         let address = Address {
@@ -86,10 +88,10 @@ impl Mux {
         };
         let found = self.lock().find(&address);
         match found {
-            // The guest has forgotten the connection to which we said goodbye.
-            Some(channel) if op == Op::Request && channel.lock().connection.is_leaving() => {
+            // The guest has already dropped the connection that this side is closing.
+            Some(channel) if op == Op::Request && channel.lock().connection.is_closing() => {
                 self.lock().remove(&address, &channel);
-                self.silence(&channel);
+                self.detach(&channel);
                 self.admit(address, header);
             }
             Some(channel) => self.deliver(&channel, op, header, payload),
@@ -105,7 +107,7 @@ impl Mux {
         self.forget_if_over(channel, core);
         match (heard, op) {
             (Ok(()), Op::Data) => {
-                self.tallies.bytes_from_guest.add(header.len.into());
+                self.counters.bytes_from_guest.add(header.len.into());
                 channel.readable.notify_one();
             }
             (Ok(()), Op::CreditUpdate | Op::CreditRequest) => {}
@@ -129,7 +131,7 @@ impl Mux {
             ))
         };
         let mut table = self.lock();
-        let admitted = if self.has_room(&mut table) {
+        let admitted = if self.ensure_capacity(&mut table) {
             table.admit(address, make)
         } else {
             None
@@ -137,7 +139,7 @@ impl Mux {
         drop(table);
         match admitted {
             Some(channel) => {
-                self.tallies.connections.add(1);
+                self.counters.connections.add(1);
                 self.schedule.offer(&channel, &mut channel.lock());
             }
             None => self.refuse(request),
@@ -145,33 +147,33 @@ impl Mux {
     }
 
     fn refuse(&self, header: &Header) {
-        let Some(refusal) = header.refusal() else {
+        let Some(refusal) = header.reset_reply() else {
             return;
         };
-        self.tallies.refused.add(1);
+        self.counters.refused.add(1);
         if !self.schedule.refuse(refusal) {
-            self.tallies.refusals_dropped.add(1);
+            self.counters.refusals_dropped.add(1);
         }
     }
 
-    /// Counts a violation, and gives up on a guest that has too many.
+    /// Counts a violation, and gives up on a guest with too many.
     pub(crate) fn violation(&self, violation: Violation) {
-        if self.tallies.violation(violation) == MAX_VIOLATIONS {
+        if self.counters.violation(violation) == MAX_VIOLATIONS {
             self.give_up(format!(
-                "the guest broke the rules of vsock {MAX_VIOLATIONS} times, the last time by: {violation}"
+                "the guest violated the vsock protocol {MAX_VIOLATIONS} times; the last time: {violation}"
             ));
         }
     }
 
     // ---- To the guest --------------------------------------------------------------------------
 
-    /// Whether somebody might have a packet.
+    /// Whether there may be a packet to send.
     pub(crate) fn has_packets(&self) -> bool {
         !self.schedule.is_empty()
     }
 
-    /// The next packet for a descriptor with room for `capacity` bytes behind the header. Its
-    /// payload is appended to `payload`. It has to be given back to [`Self::handed_over`].
+    /// The next packet for a descriptor with space for `capacity` bytes after the header. Its payload
+    /// is appended to `payload`. [`Self::delivered`] has to follow.
     pub(crate) fn next_packet(&self, capacity: u32, payload: &mut Vec<Bytes>) -> Option<Outgoing> {
         // Each round takes something out of the schedule, and only a packet puts it back.
         loop {
@@ -200,17 +202,17 @@ impl Mux {
     }
 
     /// A packet is in guest memory.
-    pub(crate) fn handed_over(&self, packet: &Outgoing) {
-        self.tallies.packets_to_guest.add(1);
+    pub(crate) fn delivered(&self, packet: &Outgoing) {
+        self.counters.packets_to_guest.add(1);
         let Some(channel) = &packet.channel else {
             return;
         };
-        self.tallies.bytes_to_guest.add(packet.header.len.into());
+        self.counters.bytes_to_guest.add(packet.header.len.into());
         let mut core = channel.lock();
         core.in_copy = 0;
         let unsent = core.connection.unsent().unwrap_or(0);
         drop(core);
-        // A writer is not worth waking for every packet.
+        // Not for every packet: waking a writer costs more than that.
         if unsent <= self.config.send_window / 2 {
             channel.writable.notify_all();
         }
@@ -220,10 +222,10 @@ impl Mux {
 
     /// To be called after every change to a connection by the application.
     pub(crate) fn changed(&self, channel: &Arc<Channel>, mut core: MutexGuard<'_, Core>) {
-        let lined_up = self.schedule.offer(channel, &mut core);
+        let is_queued = self.schedule.offer(channel, &mut core);
         self.forget_if_over(channel, core);
-        if lined_up {
-            self.bell.ring();
+        if is_queued {
+            self.notifier.notify();
         }
     }
 
@@ -233,12 +235,12 @@ impl Mux {
         let channel = self.request(guest_port)?;
         let mut core = channel.lock();
         self.schedule.offer(&channel, &mut core);
-        self.bell.ring();
+        self.notifier.notify();
         loop {
             match core.connection.is_requesting() {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(cause) => return Err(channel::error(cause)),
+                Err(cause) => return Err(cause.into()),
             }
             core = match channel::wait(&channel.readable, core, deadline) {
                 Ok(core) => core,
@@ -258,9 +260,9 @@ impl Mux {
         let guest_cid = self.config.guest_cid.get();
         let mut table = self.lock();
         if let Some(cause) = table.ended() {
-            return Err(channel::error(cause));
+            return Err(cause.into());
         }
-        if !self.has_room(&mut table) {
+        if !self.ensure_capacity(&mut table) {
             return Err(io::Error::other("too many connections on the vsock device"));
         }
         let host_port = table.free_port(guest_cid, guest_port);
@@ -274,11 +276,11 @@ impl Mux {
             self.config.buf_alloc,
         )));
         table.insert(address, Arc::clone(&channel));
-        self.tallies.connections.add(1);
+        self.counters.connections.add(1);
         Ok(channel)
     }
 
-    /// Begins to listen on `port`.
+    /// Adds a listener on `port`.
     pub(crate) fn listen(
         &self,
         port: u32,
@@ -290,18 +292,18 @@ impl Mux {
         table.listen(port).ok_or(DeviceError::PortInUse(port))
     }
 
-    /// Ends listening on `port`.
+    /// Removes the listener on `port`.
     pub(crate) fn unlisten(&self, port: u32) {
         self.lock().unlisten(port);
     }
 
     pub(crate) fn counters(&self) -> Counters {
-        self.tallies.snapshot()
+        self.counters.snapshot()
     }
 
     // ---- The end -------------------------------------------------------------------------------
 
-    /// Whether nothing is to be done any more.
+    /// Whether the device has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.lock().ended().is_some()
     }
@@ -309,20 +311,20 @@ impl Mux {
     /// The guest has stopped: its connections end, but it may come back.
     pub(crate) fn guest_stopped(&self) {
         let channels = self.lock().take_all();
-        self.cut(&channels, Cause::GuestStopped);
+        self.terminate_all(&channels, Cause::GuestStopped);
     }
 
-    /// Ends everything for good.
+    /// Ends the device.
     pub(crate) fn end(&self, cause: Cause) {
         let mut table = self.lock();
         table.end(cause);
         let channels = table.take_all();
         drop(table);
-        self.cut(&channels, cause);
-        self.bell.ring();
+        self.terminate_all(&channels, cause);
+        self.notifier.notify();
     }
 
-    /// Ends everything because of the guest, and remembers why.
+    /// Ends the device because of the guest or the monitor, and records why.
     pub(crate) fn give_up(&self, reason: String) {
         let mut table = self.lock();
         let first = table.ended().is_none();
@@ -338,33 +340,33 @@ impl Mux {
         self.end(Cause::DeviceFailed);
     }
 
-    /// Why the device gave up on the guest.
+    /// Why the device gave up.
     pub(crate) fn failure(&self) -> Option<String> {
         self.failure.get().cloned()
     }
 
-    fn cut(&self, channels: &[Arc<Channel>], cause: Cause) {
+    fn terminate_all(&self, channels: &[Arc<Channel>], cause: Cause) {
         for channel in channels {
-            channel.lock().connection.cut(cause);
+            channel.lock().connection.terminate(cause);
             channel.wake_all();
         }
         self.schedule.remove(channels);
         self.schedule.forget_refusals();
     }
 
-    /// Whether there is a place for one more connection. Who is leaving has to make room.
-    fn has_room(&self, table: &mut Table) -> bool {
+    /// Whether there may be one more connection. If not, evicts one that is closing.
+    fn ensure_capacity(&self, table: &mut Table) -> bool {
         if !table.is_full() {
             return true;
         }
-        let leaving = table.take_leaving();
-        leaving.inspect(|channel| self.silence(channel)).is_some()
+        let closing = table.take_closing();
+        closing.inspect(|channel| self.detach(channel)).is_some()
     }
 
-    /// A connection that is not in the table any more has nothing more to say, whatever its
-    /// application does to it: its address may be another one's.
-    fn silence(&self, channel: &Arc<Channel>) {
-        channel.lock().connection.cut(Cause::Finished);
+    /// A connection that has left the table sends nothing more, whatever its application does: another
+    /// one may use its address.
+    fn detach(&self, channel: &Arc<Channel>) {
+        channel.lock().connection.terminate(Cause::Finished);
         channel.wake_all();
         self.schedule.remove(std::slice::from_ref(channel));
     }

@@ -1,15 +1,16 @@
-//! The multiplexer with a guest that posts receive buffers when a test says so.
+//! The multiplexer with a guest that posts receive buffers only when a test does.
 
 use super::*;
-use crate::{GuestCid, Stream};
+use crate::config::GuestCid;
+use crate::stream::Stream;
 
 const CID: u32 = 3;
 
-struct Bench {
+struct Harness {
     mux: Arc<Mux>,
 }
 
-impl Bench {
+impl Harness {
     fn new(max_connections: usize) -> Self {
         let mut config = Config::new(GuestCid::try_from(CID).unwrap());
         config.max_connections = max_connections;
@@ -18,24 +19,24 @@ impl Bench {
         }
     }
 
-    /// The guest says `op` on a connection to host port 7.
-    fn say(&self, guest_port: u32, op: Op) {
-        self.say_header(&header(guest_port, op));
+    /// The guest sends `op` on a connection to host port 7.
+    fn send(&self, guest_port: u32, op: Op) {
+        self.send_header(&header(guest_port, op));
     }
 
-    fn say_header(&self, header: &Header) {
+    fn send_header(&self, header: &Header) {
         self.mux.handle_packet(header, &mut [].as_slice());
     }
 
     /// All packets for the guest, as ports and operations.
-    fn hear(&self) -> Vec<(u32, Op)> {
-        let mut heard = Vec::new();
+    fn receive(&self) -> Vec<(u32, Op)> {
+        let mut received = Vec::new();
         while let Some(packet) = self.mux.next_packet(4000, &mut Vec::new()) {
             let op = Op::from_wire(packet.header.op).unwrap();
-            heard.push((packet.header.dst_port, op));
-            self.mux.handed_over(&packet);
+            received.push((packet.header.dst_port, op));
+            self.mux.delivered(&packet);
         }
-        heard
+        received
     }
 
     fn violations(&self, kind: Violation) -> u64 {
@@ -63,136 +64,151 @@ fn header(guest_port: u32, op: Op) -> Header {
 
 #[test]
 fn a_port_without_a_listener_is_refused() {
-    let bench = Bench::new(10);
-    bench.say(1, Op::Request);
-    assert_eq!(bench.hear(), [(1, Op::Reset)]);
+    let harness = Harness::new(10);
+    harness.send(1, Op::Request);
+    assert_eq!(harness.receive(), [(1, Op::Reset)]);
 }
 
 #[test]
 fn a_full_backlog_refuses() {
-    let bench = Bench::new(1000);
-    let backlog = bench.mux.listen(7).unwrap();
-    (0..129).for_each(|port| bench.say(port, Op::Request));
-    let heard = bench.hear();
+    let harness = Harness::new(1000);
+    let backlog = harness.mux.listen(7).unwrap();
+    (0..129).for_each(|port| harness.send(port, Op::Request));
+    let received = harness.receive();
     assert_eq!(
-        heard.iter().filter(|(_, op)| *op == Op::Response).count(),
+        received
+            .iter()
+            .filter(|(_, op)| *op == Op::Response)
+            .count(),
         128
     );
-    assert!(heard.contains(&(128, Op::Reset)));
+    assert!(received.contains(&(128, Op::Reset)));
     backlog.recv().unwrap();
-    bench.say(200, Op::Request);
-    assert_eq!(bench.hear(), [(200, Op::Response)]);
+    harness.send(200, Op::Request);
+    assert_eq!(harness.receive(), [(200, Op::Response)]);
 }
 
 #[test]
-fn the_connection_limit_holds_and_those_who_leave_make_room() {
-    let bench = Bench::new(2);
-    let backlog = bench.mux.listen(7).unwrap();
-    (0..3).for_each(|port| bench.say(port, Op::Request));
-    assert!(bench.hear().contains(&(2, Op::Reset)));
-    assert!(bench.mux.connect(5, Duration::ZERO).is_err());
-    // The host hangs up and the guest never returns the goodbye.
-    drop(Stream::new(Arc::clone(&bench.mux), backlog.recv().unwrap()));
-    assert_eq!(bench.hear(), [(0, Op::Shutdown)]);
-    bench.say(3, Op::Request);
-    assert_eq!(bench.hear(), [(3, Op::Response)]);
-    bench.say(4, Op::Request);
-    assert_eq!(bench.hear(), [(4, Op::Reset)]);
+fn a_closing_connection_is_evicted_at_the_connection_limit() {
+    let harness = Harness::new(2);
+    let backlog = harness.mux.listen(7).unwrap();
+    (0..3).for_each(|port| harness.send(port, Op::Request));
+    assert!(harness.receive().contains(&(2, Op::Reset)));
+    assert!(harness.mux.connect(5, Duration::ZERO).is_err());
+    // The host closes a connection and the guest never answers the shutdown.
+    drop(Stream::new(
+        Arc::clone(&harness.mux),
+        backlog.recv().unwrap(),
+    ));
+    assert_eq!(harness.receive(), [(0, Op::Shutdown)]);
+    harness.send(3, Op::Request);
+    assert_eq!(harness.receive(), [(3, Op::Response)]);
+    harness.send(4, Op::Request);
+    assert_eq!(harness.receive(), [(4, Op::Reset)]);
 }
 
 #[test]
-fn ports_may_be_used_again_after_a_goodbye_that_was_not_returned() {
-    let bench = Bench::new(10);
-    let backlog = bench.mux.listen(7).unwrap();
-    bench.say(1, Op::Request);
-    drop(Stream::new(Arc::clone(&bench.mux), backlog.recv().unwrap()));
-    assert_eq!(bench.hear(), [(1, Op::Response), (1, Op::Shutdown)]);
-    bench.say(1, Op::Request);
-    assert_eq!(bench.hear(), [(1, Op::Response)]);
+fn ports_may_be_used_again_after_a_shutdown_that_was_not_answered() {
+    let harness = Harness::new(10);
+    let backlog = harness.mux.listen(7).unwrap();
+    harness.send(1, Op::Request);
+    drop(Stream::new(
+        Arc::clone(&harness.mux),
+        backlog.recv().unwrap(),
+    ));
+    assert_eq!(harness.receive(), [(1, Op::Response), (1, Op::Shutdown)]);
+    harness.send(1, Op::Request);
+    assert_eq!(harness.receive(), [(1, Op::Response)]);
     assert_eq!(backlog.len(), 1);
 }
 
 #[test]
-fn a_second_request_for_an_open_connection_costs_the_connection() {
-    let bench = Bench::new(10);
-    let _backlog = bench.mux.listen(7).unwrap();
-    bench.say(1, Op::Request);
-    bench.say(1, Op::Request);
-    assert_eq!(bench.hear(), [(1, Op::Reset)]);
-    assert_eq!(bench.violations(Violation::UnexpectedOperation), 1);
-    bench.say(1, Op::Request);
-    assert_eq!(bench.hear(), [(1, Op::Response)]);
+fn a_second_request_for_an_open_connection_resets_it() {
+    let harness = Harness::new(10);
+    let _backlog = harness.mux.listen(7).unwrap();
+    harness.send(1, Op::Request);
+    harness.send(1, Op::Request);
+    assert_eq!(harness.receive(), [(1, Op::Reset)]);
+    assert_eq!(harness.violations(Violation::UnexpectedOperation), 1);
+    harness.send(1, Op::Request);
+    assert_eq!(harness.receive(), [(1, Op::Response)]);
 }
 
 #[test]
-fn a_guest_that_posts_no_buffers_makes_nothing_grow() {
-    let bench = Bench::new(100);
-    let backlog = bench.mux.listen(7).unwrap();
+fn nothing_grows_for_a_guest_that_posts_no_buffers() {
+    let harness = Harness::new(100);
+    let backlog = harness.mux.listen(7).unwrap();
     for round in 0..20_000 {
-        bench.say(round, Op::Request);
-        bench.say(round, Op::Reset);
-        bench.say(round, Op::Data);
+        harness.send(round, Op::Request);
+        harness.send(round, Op::Reset);
+        harness.send(round, Op::Data);
         while backlog.try_recv().is_ok() {}
     }
     assert!(
-        bench.mux.schedule.len() <= 256,
+        harness.mux.schedule.len() <= 256,
         "{}",
-        bench.mux.schedule.len()
+        harness.mux.schedule.len()
     );
-    let counters = bench.mux.counters();
+    let counters = harness.mux.counters();
     assert_eq!((counters.connections, counters.refused), (20_000, 20_000));
     assert_eq!(counters.refusals_dropped, 20_000 - 256);
-    assert_eq!(bench.mux.failure(), None);
+    assert_eq!(harness.mux.failure(), None);
 }
 
 #[test]
 fn a_storm_of_resets_is_not_answered() {
-    let bench = Bench::new(10);
-    (0..10_000).for_each(|port| bench.say(port, Op::Reset));
-    assert_eq!(bench.hear(), []);
+    let harness = Harness::new(10);
+    (0..10_000).for_each(|port| harness.send(port, Op::Reset));
+    assert_eq!(harness.receive(), []);
 }
 
 #[test]
-fn packets_that_make_no_sense_are_counted_and_answered_if_that_makes_sense() {
-    let bench = Bench::new(10);
-    let _backlog = bench.mux.listen(7).unwrap();
+fn invalid_packets_are_counted_and_answered_unless_the_source_is_wrong() {
+    let harness = Harness::new(10);
+    let _backlog = harness.mux.listen(7).unwrap();
     let request = header(1, Op::Request);
-    bench.say_header(&Header {
+    harness.send_header(&Header {
         src_cid: 4,
         ..request
     });
-    assert_eq!(bench.hear(), []);
-    assert_eq!(bench.violations(Violation::WrongSource), 1);
-    bench.say_header(&Header { op: 99, ..request });
-    bench.say_header(&Header { kind: 2, ..request });
-    assert_eq!(bench.hear(), [(1, Op::Reset), (1, Op::Reset)]);
-    assert_eq!(bench.violations(Violation::UnknownPacket), 2);
-    // Nobody but the host is reachable, but asking is no violation.
-    bench.say_header(&Header {
+    assert_eq!(harness.receive(), []);
+    assert_eq!(harness.violations(Violation::WrongSource), 1);
+    harness.send_header(&Header { op: 99, ..request });
+    harness.send_header(&Header { kind: 2, ..request });
+    assert_eq!(harness.receive(), [(1, Op::Reset), (1, Op::Reset)]);
+    assert_eq!(harness.violations(Violation::UnknownPacket), 2);
+    // Only the host can be reached, but trying another context id is not a violation.
+    harness.send_header(&Header {
         dst_cid: 1,
         ..request
     });
-    bench.say_header(&Header {
+    harness.send_header(&Header {
         dst_cid: u64::from(u32::MAX) + 3,
         ..request
     });
-    assert_eq!(bench.hear(), [(1, Op::Reset), (1, Op::Reset)]);
+    assert_eq!(harness.receive(), [(1, Op::Reset), (1, Op::Reset)]);
 }
 
 #[test]
-fn a_guest_that_goes_on_breaking_the_rules_loses_its_device() {
-    let bench = Bench::new(10);
-    let backlog = bench.mux.listen(7).unwrap();
-    bench.say(1, Op::Request);
-    let stream = Stream::new(Arc::clone(&bench.mux), backlog.recv().unwrap());
+fn a_guest_with_too_many_violations_loses_its_device() {
+    let harness = Harness::new(10);
+    let backlog = harness.mux.listen(7).unwrap();
+    harness.send(1, Op::Request);
+    let stream = Stream::new(Arc::clone(&harness.mux), backlog.recv().unwrap());
     for _ in 0..MAX_VIOLATIONS {
-        assert_eq!(bench.mux.failure(), None);
-        bench.say_header(&Header {
+        assert_eq!(harness.mux.failure(), None);
+        harness.send_header(&Header {
             src_cid: 4,
             ..header(1, Op::Data)
         });
     }
-    assert!(bench.mux.failure().unwrap().contains("foreign context id"));
+    assert!(
+        harness
+            .mux
+            .failure()
+            .unwrap()
+            .contains("foreign context id")
+    );
     assert!(
         stream
             .read(&mut [0])
@@ -201,5 +217,5 @@ fn a_guest_that_goes_on_breaking_the_rules_loses_its_device() {
             .contains("gave up")
     );
     assert!(backlog.recv().is_err());
-    assert!(bench.mux.listen(8).is_err());
+    assert!(harness.mux.listen(8).is_err());
 }

@@ -1,5 +1,5 @@
 //! A guest without a VM: it speaks vhost-user, owns memory and two rings, and does what a test says,
-//! honest or not. It shares no code with the device.
+//! correct or not. It shares no code with the device.
 
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
@@ -17,17 +17,17 @@ pub(crate) const CID: u64 = 3;
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const HEADER: usize = 44;
-/// Where guest memory begins and how much there is.
+/// The guest address of memory, and its bytes.
 pub(crate) const BASE: u64 = 0x10_0000;
 pub(crate) const MEMORY: u64 = 96 << 20;
 /// Descriptors per ring.
 pub(crate) const SIZE: u16 = 64;
-/// Room for a packet to send, header included.
+/// Bytes of a packet to send, with its header.
 pub(crate) const TX_SLOT: u32 = 128 * 1024;
-/// Longer than anything here takes, even on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// No operation that works takes this long, even on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A packet's header, in the guest's own reading of the specification.
+/// A packet header, written independently from the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Packet {
     pub(crate) src_cid: u64,
@@ -51,7 +51,7 @@ pub(crate) const CREDIT_UPDATE: u16 = 6;
 pub(crate) const CREDIT_REQUEST: u16 = 7;
 
 impl Packet {
-    /// A packet of this guest.
+    /// A packet from this guest.
     pub(crate) fn new(guest_port: u32, host_port: u32, op: u16) -> Self {
         Self {
             src_cid: CID,
@@ -130,7 +130,7 @@ impl Ring {
         self.at + 0x4000
     }
 
-    /// Puts the ring somewhere else. To be called before it starts.
+    /// Moves the ring. To be called before it starts.
     pub(crate) fn move_to(&mut self, at: u64) {
         self.at = at;
     }
@@ -142,7 +142,7 @@ pub(crate) struct Guest {
     pub(crate) frontend: Frontend,
     pub(crate) rings: [Ring; 2],
     rx_buffer: u32,
-    /// Packets to send that the device has not given back yet.
+    /// Sent packets that the device has not returned yet.
     busy: u16,
 }
 
@@ -212,7 +212,7 @@ impl Guest {
         self.frontend.set_vring_enable(index, true).unwrap();
     }
 
-    /// Stops both rings, as a driver does that is unloaded.
+    /// Stops both rings, as a driver does when it is unloaded.
     pub(crate) fn stop(&mut self) {
         for index in [RX, TX] {
             self.frontend.get_vring_base(index).unwrap();
@@ -268,18 +268,18 @@ impl Guest {
             .unwrap();
         ring.avail = ring.avail.wrapping_add(1);
         let available = ring.avail;
-        self.jump(index, available);
+        self.set_available(index, available);
     }
 
     /// Sets the available index.
-    pub(crate) fn jump(&mut self, ring: usize, index: u16) {
+    pub(crate) fn set_available(&mut self, ring: usize, index: u16) {
         let at = GuestAddress(self.rings[ring].avail_at() + 2);
         self.memory
             .store(index.to_le(), at, Ordering::Release)
             .unwrap();
     }
 
-    /// Kicks, unless the device does not want that.
+    /// Kicks, unless the device suppresses it.
     pub(crate) fn kick(&self, ring: usize) {
         let ring = &self.rings[ring];
         fence(Ordering::SeqCst);
@@ -292,14 +292,14 @@ impl Guest {
         }
     }
 
-    /// Kicks, whatever the device wants.
-    pub(crate) fn ring_bell(&self, ring: usize) {
+    /// Kicks, also if the device suppresses it.
+    pub(crate) fn force_kick(&self, ring: usize) {
         self.rings[ring].kick.write(1).unwrap();
     }
 
-    /// Waits until the device has hung up on the monitor.
+    /// Waits until the device has closed the connection to the monitor.
     pub(crate) fn frontend_is_gone(&self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if self.frontend.get_features().is_err() {
                 return true;
@@ -309,7 +309,7 @@ impl Guest {
         false
     }
 
-    /// The next chain that the device has given back, and how much it wrote.
+    /// The next chain that the device has returned, and how much it wrote.
     pub(crate) fn pop_used(&mut self, ring: usize) -> Option<(u16, u32)> {
         let ring = &mut self.rings[ring];
         let index = GuestAddress(ring.used_at() + 2);
@@ -323,9 +323,9 @@ impl Guest {
         Some((u16::try_from(head).unwrap(), len))
     }
 
-    /// Waits until the device has given a chain of `ring` back.
-    pub(crate) fn wait_used(&mut self, ring: usize, patience: Duration) -> Option<(u16, u32)> {
-        let deadline = Instant::now() + patience;
+    /// Waits until the device has returned a chain of `ring`.
+    pub(crate) fn wait_used(&mut self, ring: usize, timeout: Duration) -> Option<(u16, u32)> {
+        let deadline = Instant::now() + timeout;
         loop {
             if let Some(used) = self.pop_used(ring) {
                 return Some(used);
@@ -357,28 +357,28 @@ impl Guest {
         self.kick(TX);
     }
 
-    /// Sends a chain that is described already, and waits until it comes back.
+    /// Sends a chain that is described already, and waits until it is returned.
     pub(crate) fn send_chain(&mut self, head: u16) {
         self.wait_idle();
         self.publish(TX, head);
         self.kick(TX);
-        self.wait_used(TX, PATIENCE)
+        self.wait_used(TX, TIMEOUT)
             .expect("the device keeps the chain");
     }
 
-    /// Waits until the device has taken all packets.
+    /// Waits until the device has returned all packets.
     pub(crate) fn wait_idle(&mut self) {
         while self.busy > 0 {
-            self.wait_used(TX, PATIENCE)
+            self.wait_used(TX, TIMEOUT)
                 .expect("the device takes no packets");
             self.busy -= 1;
         }
     }
 
-    /// A slot for a packet. The device takes packets in order, so slots come back in order.
+    /// A slot for a packet. The device handles packets in order, so slots are returned in order.
     fn free_slot(&mut self) -> u16 {
         if self.busy == SIZE / 2 {
-            self.wait_used(TX, PATIENCE)
+            self.wait_used(TX, TIMEOUT)
                 .expect("the device takes no packets");
             self.busy -= 1;
         }
@@ -389,7 +389,7 @@ impl Guest {
         self.rings[TX].avail % (SIZE / 2)
     }
 
-    /// The next packet of the device, whose buffer is posted again at once.
+    /// The next packet from the device. Its buffer is posted again at once.
     pub(crate) fn try_receive(&mut self) -> Option<(Packet, Vec<u8>)> {
         let (slot, len) = self.pop_used(RX)?;
         let mut bytes = vec![0; len as usize];
@@ -405,12 +405,12 @@ impl Guest {
     }
 
     pub(crate) fn receive(&mut self) -> (Packet, Vec<u8>) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(received) = self.try_receive() {
                 return received;
             }
-            assert!(Instant::now() < deadline, "the device says nothing");
+            assert!(Instant::now() < deadline, "the device sends nothing");
             std::thread::sleep(Duration::from_micros(20));
         }
     }
@@ -418,8 +418,8 @@ impl Guest {
     /// Receives a packet without copying its payload: only its first and last byte.
     pub(crate) fn receive_ends(&mut self) -> (Packet, Option<[u8; 2]>) {
         let (slot, len) = self
-            .wait_used(RX, PATIENCE)
-            .expect("the device says nothing");
+            .wait_used(RX, TIMEOUT)
+            .expect("the device sends nothing");
         let mut bytes = vec![0; HEADER];
         let at = self.rx_at(slot);
         self.memory
@@ -432,7 +432,7 @@ impl Guest {
         (Packet::from_bytes(&bytes), ends)
     }
 
-    /// Writes `payload` into all slots for packets, behind the header.
+    /// Writes `payload` into all send slots, after the header.
     pub(crate) fn prepare(&mut self, payload: &[u8]) {
         self.wait_idle();
         for slot in 0..SIZE / 2 {
@@ -441,7 +441,7 @@ impl Guest {
         }
     }
 
-    /// Sends a packet with the payload that its slot has already.
+    /// Sends a packet with the payload that is in its slot already.
     pub(crate) fn send_prepared(&mut self, packet: Packet) {
         let slot = self.free_slot();
         let at = Self::tx_at(slot);
@@ -453,18 +453,18 @@ impl Guest {
         self.kick(TX);
     }
 
-    /// Ignores what the device says until it is silent. Returns how many packets that were.
-    pub(crate) fn hush(&mut self) -> usize {
+    /// Discards packets until there are no more. Returns how many there were.
+    pub(crate) fn discard_all(&mut self) -> usize {
         self.wait_idle();
-        let mut heard = 0;
+        let mut received = 0;
         loop {
             std::thread::sleep(Duration::from_millis(50));
-            let before = heard;
+            let before = received;
             while self.try_receive().is_some() {
-                heard += 1;
+                received += 1;
             }
-            if heard == before {
-                return heard;
+            if received == before {
+                return received;
             }
         }
     }
@@ -477,7 +477,7 @@ impl Guest {
         (packet, payload)
     }
 
-    /// Connects to the host, honestly.
+    /// Connects to the host.
     #[track_caller]
     pub(crate) fn open(&mut self, guest_port: u32, host_port: u32, buf_alloc: u32) -> Peer {
         self.send(
@@ -493,7 +493,7 @@ impl Guest {
             host_port,
             buf_alloc,
             fwd_cnt: 0,
-            told: 0,
+            announced: 0,
             host_buf_alloc: response.buf_alloc,
             host_fwd_cnt: 0,
             sent: 0,
@@ -503,26 +503,26 @@ impl Guest {
     }
 }
 
-/// The guest's side of one connection, with the manners of a good driver.
+/// The guest's side of one connection, as a correct driver has it.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) guest_port: u32,
     pub(crate) host_port: u32,
     pub(crate) buf_alloc: u32,
     fwd_cnt: u32,
-    told: u32,
+    announced: u32,
     host_buf_alloc: u32,
     host_fwd_cnt: u32,
     /// Bytes sent and received so far.
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// Whether the host has finished sending.
+    /// Whether the host has shut down sending.
     pub(crate) ended: bool,
 }
 
 impl Peer {
     pub(crate) fn packet(&mut self, op: u16) -> Packet {
-        self.told = self.fwd_cnt;
+        self.announced = self.fwd_cnt;
         Packet {
             buf_alloc: self.buf_alloc,
             fwd_cnt: self.fwd_cnt,
@@ -530,7 +530,7 @@ impl Peer {
         }
     }
 
-    /// Takes a packet of the host. Says whether it must know about new room.
+    /// Handles a packet from the host. Returns whether the host needs a credit update.
     pub(crate) fn on_packet(&mut self, packet: &Packet, payload: &[u8]) -> bool {
         let first = self.received;
         assert!(
@@ -540,7 +540,7 @@ impl Peer {
         self.on_header(packet)
     }
 
-    /// The same, for a packet of which only the first and the last byte are known.
+    /// The same for a packet of which only the first and the last byte are known.
     pub(crate) fn on_ends(&mut self, packet: &Packet, ends: Option<[u8; 2]>) -> bool {
         if let Some(ends) = ends {
             let last = self.received + u64::from(packet.len) - 1;
@@ -559,18 +559,18 @@ impl Peer {
         self.received += u64::from(packet.len);
         self.fwd_cnt = self.fwd_cnt.wrapping_add(packet.len);
         assert!(packet.len <= self.buf_alloc, "more than there is credit");
-        self.fwd_cnt.wrapping_sub(self.told) >= (self.buf_alloc / 2).max(1)
+        self.fwd_cnt.wrapping_sub(self.announced) >= (self.buf_alloc / 2).max(1)
     }
 
-    /// How much may be sent, by the habit of recent Linux: no more in flight than either buffer.
-    pub(crate) fn room(&self) -> u32 {
+    /// How much may be sent. As in recent Linux, no more is in flight than fits in either buffer.
+    pub(crate) fn credit(&self) -> u32 {
         let sent = u32::try_from(self.sent & u64::from(u32::MAX)).unwrap();
         let window = self.host_buf_alloc.min(self.buf_alloc);
         window.saturating_sub(sent.wrapping_sub(self.host_fwd_cnt))
     }
 }
 
-/// What byte `i` of a stream is.
+/// Byte `i` of a stream.
 pub(crate) fn nth(i: u64) -> u8 {
     u8::try_from(i % 251).unwrap()
 }

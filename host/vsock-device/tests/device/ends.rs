@@ -1,4 +1,4 @@
-//! However the device ends, everybody learns it, soon, and nothing is left behind.
+//! However the device ends, all its users get an error soon, and nothing is left behind.
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use vhost::VhostBackend;
 use vsock_device::{Config, Device, DeviceError, GuestCid};
 
-use crate::Bench;
+use crate::TestDevice;
 use crate::driver::*;
 
-/// Runs `end` and asserts that it takes no time worth mentioning.
+/// Runs `end` and asserts that it takes less than two seconds.
 #[track_caller]
 fn promptly(end: impl FnOnce()) {
     let started = Instant::now();
@@ -27,17 +27,17 @@ fn promptly(end: impl FnOnce()) {
 
 #[test]
 fn a_device_without_a_monitor_can_be_shut_down() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    assert!(bench.socket.exists());
-    promptly(|| bench.device.shutdown());
-    promptly(|| bench.device.shutdown());
-    assert!(!bench.socket.exists());
-    let ended = listener.accept(Some(PATIENCE)).unwrap_err();
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    assert!(test.socket.exists());
+    promptly(|| test.device.shutdown());
+    promptly(|| test.device.shutdown());
+    assert!(!test.socket.exists());
+    let ended = listener.accept(Some(TIMEOUT)).unwrap_err();
     assert_eq!(ended.kind(), ErrorKind::NotConnected);
-    assert!(matches!(bench.device.listen(8), Err(DeviceError::Ended)));
-    assert!(bench.device.connect(1, PATIENCE).is_err());
-    assert_eq!(bench.device.failure(), None);
+    assert!(matches!(test.device.listen(8), Err(DeviceError::Ended)));
+    assert!(test.device.connect(1, TIMEOUT).is_err());
+    assert_eq!(test.device.failure(), None);
 }
 
 #[test]
@@ -48,60 +48,60 @@ fn a_device_whose_monitor_hangs_can_be_shut_down() {
         &[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
         &[1, 0, 0, 0, 1, 0],
     ] {
-        let bench = Bench::new();
-        let mut monitor = UnixStream::connect(&bench.socket).unwrap();
+        let test = TestDevice::new();
+        let mut monitor = UnixStream::connect(&test.socket).unwrap();
         monitor.write_all(words).unwrap();
         thread::sleep(Duration::from_millis(50));
-        promptly(|| bench.device.shutdown());
+        promptly(|| test.device.shutdown());
     }
 }
 
 #[test]
-fn a_monitor_that_talks_nonsense_is_a_failure() {
-    let bench = Bench::new();
-    let mut monitor = UnixStream::connect(&bench.socket).unwrap();
+fn a_monitor_that_sends_garbage_is_a_failure() {
+    let test = TestDevice::new();
+    let mut monitor = UnixStream::connect(&test.socket).unwrap();
     monitor.write_all(&[0xff; 400]).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while bench.device.failure().is_none() && Instant::now() < deadline {
+    let deadline = Instant::now() + TIMEOUT;
+    while test.device.failure().is_none() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
     }
-    assert!(bench.device.failure().unwrap().contains("vhost-user"));
+    assert!(test.device.failure().unwrap().contains("vhost-user"));
 }
 
 #[test]
 fn the_socket_belongs_to_the_user_and_is_never_taken_over() {
-    let bench = Bench::new();
-    let mode = std::fs::metadata(&bench.socket)
+    let test = TestDevice::new();
+    let mode = std::fs::metadata(&test.socket)
         .unwrap()
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
     let config = Config::new(GuestCid::try_from(3).unwrap());
-    let taken = Device::start(&bench.socket, config).unwrap_err();
+    let taken = Device::start(&test.socket, config).unwrap_err();
     assert!(matches!(taken, DeviceError::Socket(source) if source.kind() == ErrorKind::AddrInUse));
     let nowhere = Path::new("/nonexistent/vsock");
     assert!(matches!(
         Device::start(nowhere, config),
         Err(DeviceError::Socket(_))
     ));
-    assert!(bench.socket.exists());
-    let _guest = Guest::boot(&bench.socket, 4096);
-    assert!(!bench.socket.exists(), "one monitor only");
+    assert!(test.socket.exists());
+    let _guest = Guest::boot(&test.socket, 4096);
+    assert!(!test.socket.exists(), "one monitor only");
 }
 
 #[test]
-fn when_the_monitor_dies_everybody_learns_it_at_once() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn when_the_monitor_is_killed_every_call_fails_at_once() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 1000);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     stream.send(vec![0; 100_000]).unwrap();
     thread::scope(|scope| {
         let reader = scope.spawn(|| stream.read(&mut [0; 10]).unwrap_err());
         let flusher = scope.spawn(|| stream.flush(None).unwrap_err());
         let accepter = scope.spawn(|| listener.accept(None).unwrap_err());
-        let connecter = scope.spawn(|| bench.device.connect(5, PATIENCE).unwrap_err());
+        let connecter = scope.spawn(|| test.device.connect(5, TIMEOUT).unwrap_err());
         thread::sleep(Duration::from_millis(100));
         promptly(|| {
             drop(guest);
@@ -113,17 +113,21 @@ fn when_the_monitor_dies_everybody_learns_it_at_once() {
             assert_eq!(connecter.join().unwrap().kind(), ErrorKind::ConnectionReset);
         });
     });
-    assert_eq!(bench.device.failure(), None, "a monitor may end");
-    promptly(|| bench.device.shutdown());
+    assert_eq!(
+        test.device.failure(),
+        None,
+        "the end of the monitor is not a failure"
+    );
+    promptly(|| test.device.shutdown());
 }
 
 #[test]
-fn shutting_down_interrupts_everybody() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn shutting_down_interrupts_every_call() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 1000);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     thread::scope(|scope| {
         let reader = scope.spawn(|| stream.read(&mut [0; 10]).unwrap_err());
         let writer = scope.spawn(|| {
@@ -135,7 +139,7 @@ fn shutting_down_interrupts_everybody() {
         });
         thread::sleep(Duration::from_millis(100));
         promptly(|| {
-            bench.device.shutdown();
+            test.device.shutdown();
             assert_eq!(reader.join().unwrap().kind(), ErrorKind::ConnectionReset);
             assert_eq!(writer.join().unwrap().kind(), ErrorKind::ConnectionReset);
         });
@@ -144,11 +148,11 @@ fn shutting_down_interrupts_everybody() {
 
 #[test]
 fn a_reset_interrupts_reader_and_writer() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 0);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     thread::scope(|scope| {
         let reader = scope.spawn(|| stream.read(&mut [0; 10]).unwrap_err());
         let writer = scope.spawn(|| {
@@ -170,13 +174,13 @@ fn a_reset_interrupts_reader_and_writer() {
 }
 
 #[test]
-fn what_the_guest_said_last_is_heard_even_if_its_kick_is_not() {
+fn the_last_packets_of_the_guest_arrive_without_a_kick() {
     for powered_off in [true, false] {
-        let bench = Bench::new();
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::boot(&bench.socket, 4096);
+        let test = TestDevice::new();
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::boot(&test.socket, 4096);
         guest.open(1, 7, 1000);
-        let stream = listener.accept(Some(PATIENCE)).unwrap();
+        let stream = listener.accept(Some(TIMEOUT)).unwrap();
         guest.wait_idle();
         // Into the ring, without a kick.
         let header = Packet {
@@ -194,7 +198,7 @@ fn what_the_guest_said_last_is_heard_even_if_its_kick_is_not() {
         }
         drop(guest);
         let mut last = [0; 10];
-        stream.set_read_timeout(Some(PATIENCE));
+        stream.set_read_timeout(Some(TIMEOUT));
         assert_eq!(stream.read(&mut last).unwrap(), 5);
         assert_eq!(&last[..5], b"final");
         assert_eq!(
@@ -206,12 +210,12 @@ fn what_the_guest_said_last_is_heard_even_if_its_kick_is_not() {
 
 #[test]
 fn a_guest_may_stop_its_driver_and_start_it_again() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     for port in 0..5 {
         guest.open(port, 7, 1000);
-        let stream = listener.accept(Some(PATIENCE)).unwrap();
+        let stream = listener.accept(Some(TIMEOUT)).unwrap();
         guest.stop();
         assert_eq!(
             stream.read(&mut [0; 1]).unwrap_err().kind(),
@@ -222,20 +226,20 @@ fn a_guest_may_stop_its_driver_and_start_it_again() {
         guest.post_all();
     }
     guest.open(9, 7, 1000);
-    assert_eq!(bench.device.failure(), None);
+    assert_eq!(test.device.failure(), None);
 }
 
 #[test]
-fn a_hundred_devices_leave_no_descriptor_and_no_thread_behind() {
+fn a_hundred_devices_leave_no_descriptor_and_no_thread() {
     let count = |what: &str| {
         std::fs::read_dir(format!("/proc/self/{what}"))
             .unwrap()
             .count()
     };
     let once = || {
-        let bench = Bench::new();
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::boot(&bench.socket, 4096);
+        let test = TestDevice::new();
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::boot(&test.socket, 4096);
         guest.open(1, 7, 1000);
         drop(listener);
     };

@@ -1,4 +1,4 @@
-//! With an honest guest everything arrives, in order, whoever is slow.
+//! With a correct guest everything arrives in order, whichever side is slow.
 
 use std::io::{ErrorKind, Read};
 use std::thread;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use vsock_device::{Bytes, Stream};
 
-use crate::Bench;
+use crate::TestDevice;
 use crate::driver::*;
 
-/// Feeds `peer` until the host has finished sending.
+/// Receives for `peer` until the host has shut down sending.
 fn drain(guest: &mut Guest, peer: &mut Peer) {
     while !peer.ended {
         let (packet, payload) = guest.receive();
@@ -21,14 +21,14 @@ fn drain(guest: &mut Guest, peer: &mut Peer) {
     }
 }
 
-/// Sends `total` bytes of the pattern in packets of at most `piece`, and the end.
-fn pour(guest: &mut Guest, peer: &mut Peer, total: u64, piece: u32) {
+/// Sends `total` bytes of the pattern in packets of at most `piece`, and the end of the stream.
+fn send_all(guest: &mut Guest, peer: &mut Peer, total: u64, piece: u32) {
     while peer.sent < total {
         while let Some((packet, payload)) = guest.try_receive() {
             peer.on_packet(&packet, &payload);
         }
         let left = u32::try_from(total - peer.sent).unwrap_or(u32::MAX);
-        let n = left.min(piece).min(peer.room());
+        let n = left.min(piece).min(peer.credit());
         if n == 0 {
             let (packet, payload) = guest.receive();
             peer.on_packet(&packet, &payload);
@@ -50,7 +50,7 @@ fn pour(guest: &mut Guest, peer: &mut Peer, total: u64, piece: u32) {
 }
 
 fn send_pattern(stream: &Stream, total: u64, piece: usize) {
-    stream.set_write_timeout(Some(PATIENCE));
+    stream.set_write_timeout(Some(TIMEOUT));
     let mut sent = 0;
     while sent < total {
         let n = usize::try_from(total - sent).unwrap().min(piece);
@@ -61,7 +61,7 @@ fn send_pattern(stream: &Stream, total: u64, piece: usize) {
 }
 
 fn read_pattern(stream: &Stream, piece: usize) -> u64 {
-    stream.set_read_timeout(Some(PATIENCE));
+    stream.set_read_timeout(Some(TIMEOUT));
     let mut buf = vec![0; piece];
     let mut got = 0;
     loop {
@@ -77,19 +77,19 @@ fn read_pattern(stream: &Stream, piece: usize) -> u64 {
 #[test]
 fn rings_may_become_ready_one_at_a_time_with_kicks_in_between() {
     for order in [[RX, TX], [TX, RX]] {
-        let bench = Bench::new();
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::connect(&bench.socket, 4096);
+        let test = TestDevice::new();
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::connect(&test.socket, 4096);
         for ring in order {
             guest.start_ring(ring);
             guest.kick(ring);
             thread::sleep(Duration::from_millis(20));
         }
         guest.send(Packet::new(1, 7, REQUEST), &[]);
-        listener.accept(Some(PATIENCE)).unwrap();
+        listener.accept(Some(TIMEOUT)).unwrap();
         guest.post_all();
         guest.expect(1, RESPONSE);
-        assert_eq!(bench.device.failure(), None);
+        assert_eq!(test.device.failure(), None);
     }
 }
 
@@ -101,20 +101,20 @@ fn every_byte_and_the_end_reach_the_guest_whatever_the_sizes() {
         (100, 1000, 33),
         (1 << 20, 1, 50),
     ] {
-        let bench = Bench::new();
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::boot(&bench.socket, rx_buffer);
+        let test = TestDevice::new();
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::boot(&test.socket, rx_buffer);
         let total = u64::from(buf_alloc) * 50 + 17;
         let host = thread::spawn(move || {
-            let stream = listener.accept(Some(PATIENCE)).unwrap();
+            let stream = listener.accept(Some(TIMEOUT)).unwrap();
             send_pattern(&stream, total, piece);
-            stream.flush(Some(PATIENCE)).unwrap();
+            stream.flush(Some(TIMEOUT)).unwrap();
         });
         let mut peer = guest.open(1, 7, buf_alloc);
         drain(&mut guest, &mut peer);
         assert_eq!(peer.received, total);
         host.join().unwrap();
-        assert!(bench.device.counters().violations.is_empty());
+        assert!(test.device.counters().violations.is_empty());
     }
 }
 
@@ -126,34 +126,34 @@ fn every_byte_and_the_end_reach_the_host_whatever_the_sizes() {
         (1000, 300, 70),
         (1, 1, 1),
     ] {
-        let bench = Bench::with(|config| config.buf_alloc = window);
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::boot(&bench.socket, 4096);
+        let test = TestDevice::with(|config| config.buf_alloc = window);
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::boot(&test.socket, 4096);
         let host = thread::spawn(move || {
-            let stream = listener.accept(Some(PATIENCE)).unwrap();
+            let stream = listener.accept(Some(TIMEOUT)).unwrap();
             read_pattern(&stream, 10_000)
         });
         let mut peer = guest.open(1, 7, buf_alloc);
         let total = u64::from(window) * 20 + 17;
-        pour(&mut guest, &mut peer, total, piece);
+        send_all(&mut guest, &mut peer, total, piece);
         assert_eq!(host.join().unwrap(), total);
-        assert!(bench.device.counters().violations.is_empty());
+        assert!(test.device.counters().violations.is_empty());
     }
 }
 
-/// The counters of vsock have 32 bits; a connection may carry more. Also says how fast it is.
+/// Credit counters have 32 bits; a connection may carry more. Also prints the speed.
 #[test]
-#[expect(clippy::print_stderr, reason = "for those who ask with --nocapture")]
+#[expect(clippy::print_stderr, reason = "shown with --nocapture")]
 fn more_than_four_gibibytes_go_through_one_connection() {
     const TOTAL: u64 = (9 << 30) / 2;
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 1 << 18);
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 1 << 18);
     let started = Instant::now();
     let host = thread::spawn(move || {
-        let stream = listener.accept(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE));
-        // A multiple of the pattern's period, so that it goes on from one to the next.
+        let stream = listener.accept(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT));
+        // A multiple of the pattern's period, so that pieces continue each other.
         let piece = Bytes::from(bytes(0, 251 * 4000));
         let mut sent = 0;
         while sent < TOTAL {
@@ -182,7 +182,7 @@ fn more_than_four_gibibytes_go_through_one_connection() {
     let started = Instant::now();
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            stream.set_read_timeout(Some(PATIENCE));
+            stream.set_read_timeout(Some(TIMEOUT));
             let mut buf = vec![0; 1 << 20];
             let mut got = 0;
             loop {
@@ -195,19 +195,19 @@ fn more_than_four_gibibytes_go_through_one_connection() {
                 assert_eq!(ends, [nth(got - n as u64), nth(got - 1)]);
             }
         });
-        pour_the_same(&mut guest, &mut peer, TOTAL);
+        send_prepared(&mut guest, &mut peer, TOTAL);
         assert_eq!(reader.join().unwrap(), TOTAL);
     });
     eprintln!(
         "from the guest: {:.1} GiB/s",
         4.5 / started.elapsed().as_secs_f64()
     );
-    assert!(bench.device.counters().violations.is_empty());
+    assert!(test.device.counters().violations.is_empty());
 }
 
-/// Sends `total` bytes of the pattern from memory that is prepared once.
-fn pour_the_same(guest: &mut Guest, peer: &mut Peer, total: u64) {
-    // Packets of a multiple of the period, save the last.
+/// Sends `total` bytes of the pattern from memory that is filled once.
+fn send_prepared(guest: &mut Guest, peer: &mut Peer, total: u64) {
+    // Packets of a multiple of the period, except the last.
     const PIECE: u32 = 251 * 260;
     guest.prepare(&bytes(0, PIECE as usize));
     while peer.sent < total {
@@ -215,7 +215,7 @@ fn pour_the_same(guest: &mut Guest, peer: &mut Peer, total: u64) {
             peer.on_packet(&packet, &payload);
         }
         let n = PIECE.min(u32::try_from(total - peer.sent).unwrap_or(u32::MAX));
-        if peer.room() < n {
+        if peer.credit() < n {
             thread::yield_now();
             continue;
         }
@@ -235,11 +235,11 @@ fn pour_the_same(guest: &mut Guest, peer: &mut Peer, total: u64) {
 
 #[test]
 fn a_slow_reader_makes_the_guest_wait_and_loses_nothing() {
-    let bench = Bench::with(|config| config.buf_alloc = 50_000);
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::with(|config| config.buf_alloc = 50_000);
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     let host = thread::spawn(move || {
-        let stream = listener.accept(Some(PATIENCE)).unwrap();
+        let stream = listener.accept(Some(TIMEOUT)).unwrap();
         let mut got = 0;
         loop {
             thread::sleep(Duration::from_millis(2));
@@ -254,17 +254,17 @@ fn a_slow_reader_makes_the_guest_wait_and_loses_nothing() {
         }
     });
     let mut peer = guest.open(1, 7, 1 << 20);
-    pour(&mut guest, &mut peer, 500_000, 65_536);
+    send_all(&mut guest, &mut peer, 500_000, 65_536);
     assert_eq!(host.join().unwrap(), 500_000);
 }
 
 #[test]
 fn a_slow_guest_makes_the_writer_wait() {
-    let bench = Bench::with(|config| config.send_window = 100_000);
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::with(|config| config.send_window = 100_000);
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     let mut peer = guest.open(1, 7, 1000);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     stream.set_write_timeout(Some(Duration::from_millis(50)));
     stream.send(bytes(0, 100_000)).unwrap();
     let full = stream.send(bytes(100_000, 2000)).unwrap_err();
@@ -276,19 +276,19 @@ fn a_slow_guest_makes_the_writer_wait() {
     stream.shutdown_write().unwrap();
     drain(&mut guest, &mut peer);
     assert_eq!(peer.received, 100_000, "what timed out was not queued");
-    stream.flush(Some(PATIENCE)).unwrap();
+    stream.flush(Some(TIMEOUT)).unwrap();
 }
 
 #[test]
-fn many_connections_at_once_do_not_disturb_each_other() {
+fn many_connections_at_once_do_not_affect_each_other() {
     const EACH: u64 = 300_000;
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     thread::scope(|scope| {
         let mut peers: Vec<Peer> = (0..40).map(|port| guest.open(port, 7, 20_000)).collect();
         for peer in &peers {
-            let stream = listener.accept(Some(PATIENCE)).unwrap();
+            let stream = listener.accept(Some(TIMEOUT)).unwrap();
             assert_eq!(stream.guest_port(), peer.guest_port);
             scope.spawn(move || {
                 thread::scope(|scope| {
@@ -325,21 +325,21 @@ fn many_connections_at_once_do_not_disturb_each_other() {
 }
 
 #[test]
-fn a_writer_with_much_to_say_does_not_keep_others_waiting() {
-    let bench = Bench::with(|config| config.send_window = 64 << 20);
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn a_busy_writer_does_not_delay_others() {
+    let test = TestDevice::with(|config| config.send_window = 64 << 20);
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 64 << 20);
-    let loud = listener.accept(Some(PATIENCE)).unwrap();
+    let loud = listener.accept(Some(TIMEOUT)).unwrap();
     guest.open(2, 7, 1000);
-    let quiet = listener.accept(Some(PATIENCE)).unwrap();
+    let quiet = listener.accept(Some(TIMEOUT)).unwrap();
     loud.send(vec![1; 32 << 20]).unwrap();
     quiet.send(&b"here I am"[..]).unwrap();
     let mut before = 0;
     while guest.receive().0.dst_port == 1 {
         before += 1;
     }
-    // All buffers may have been full when the quiet one spoke, and the loud one's turn just begun.
+    // All buffers may have been full when the quiet one sent, and the busy one's turn just begun.
     assert!(
         before <= 2 * (64 + (256 << 10) / 4000),
         "{before} packets came first"
@@ -348,11 +348,11 @@ fn a_writer_with_much_to_say_does_not_keep_others_waiting() {
 
 #[test]
 fn control_packets_pass_data() {
-    let bench = Bench::with(|config| config.send_window = 64 << 20);
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::with(|config| config.send_window = 64 << 20);
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 64 << 20);
-    let loud = listener.accept(Some(PATIENCE)).unwrap();
+    let loud = listener.accept(Some(TIMEOUT)).unwrap();
     loud.send(vec![1; 32 << 20]).unwrap();
     guest.send(Packet::new(2, 7, REQUEST), &[]);
     guest.wait_idle();
@@ -368,12 +368,12 @@ fn control_packets_pass_data() {
 
 #[test]
 fn small_writes_share_packets() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::connect(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::connect(&test.socket, 4096);
     guest.start_ring(TX);
     guest.send(Packet::new(1, 7, REQUEST), &[]);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     for i in 0..3000 {
         stream.write_all(&[nth(i)]).unwrap();
     }
@@ -386,10 +386,10 @@ fn small_writes_share_packets() {
 
 #[test]
 fn the_host_can_connect_to_the_guest() {
-    let bench = Bench::new();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let mut guest = Guest::boot(&test.socket, 4096);
     thread::scope(|scope| {
-        let host = scope.spawn(|| bench.device.connect(99, PATIENCE));
+        let host = scope.spawn(|| test.device.connect(99, TIMEOUT));
         let (request, _) = guest.expect(99, REQUEST);
         guest.send(Packet::new(99, request.src_port, RESPONSE), &[]);
         let stream = host.join().unwrap().unwrap();
@@ -412,12 +412,12 @@ fn the_host_can_connect_to_the_guest() {
         drop(stream);
         guest.expect(99, SHUTDOWN);
 
-        let refused = scope.spawn(|| bench.device.connect(98, PATIENCE).unwrap_err());
+        let refused = scope.spawn(|| test.device.connect(98, TIMEOUT).unwrap_err());
         let (request, _) = guest.expect(98, REQUEST);
         guest.send(Packet::new(98, request.src_port, RST), &[]);
         assert_eq!(refused.join().unwrap().kind(), ErrorKind::ConnectionRefused);
     });
-    let late = bench
+    let late = test
         .device
         .connect(97, Duration::from_millis(50))
         .unwrap_err();
@@ -427,12 +427,12 @@ fn the_host_can_connect_to_the_guest() {
 }
 
 #[test]
-fn each_side_can_end_its_direction_and_still_hear_the_other() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn each_side_can_shut_down_sending_and_still_receive() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     let mut peer = guest.open(1, 7, 1000);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     stream.send(bytes(0, 10)).unwrap();
     stream.shutdown_write().unwrap();
     assert_eq!(
@@ -440,7 +440,7 @@ fn each_side_can_end_its_direction_and_still_hear_the_other() {
         ErrorKind::BrokenPipe
     );
     drain(&mut guest, &mut peer);
-    pour(&mut guest, &mut peer, 20, 100);
+    send_all(&mut guest, &mut peer, 20, 100);
     assert_eq!(read_pattern(&stream, 100), 20);
     // The guest closes, as Linux does: both flags, and then it waits for the reset.
     let close = Packet {
@@ -453,39 +453,39 @@ fn each_side_can_end_its_direction_and_still_hear_the_other() {
 }
 
 #[test]
-fn dropping_a_stream_delivers_what_was_sent_and_says_goodbye() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn dropping_a_stream_delivers_what_was_sent_and_shuts_down() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     let mut peer = guest.open(1, 7, 1000);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     stream.send(bytes(0, 5000)).unwrap();
     drop(stream);
     drain(&mut guest, &mut peer);
     assert_eq!(peer.received, 5000);
-    guest.hush();
-    // What crosses the goodbye is not answered, nor is the reset with which Linux returns it.
+    guest.discard_all();
+    // Packets that cross the shutdown are not answered, nor is the reset with which Linux answers it.
     for op in [CREDIT_UPDATE, CREDIT_REQUEST, RST] {
         let late = peer.packet(op);
         guest.send(late, &[]);
     }
-    assert_eq!(guest.hush(), 0);
+    assert_eq!(guest.discard_all(), 0);
     // The same ports are free again.
     guest.open(1, 7, 1000);
 }
 
 #[test]
-fn a_dropped_listener_refuses_those_who_wait_and_those_who_come() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    assert!(bench.device.listen(7).is_err());
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn a_dropped_listener_refuses_waiting_and_new_connections() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    assert!(test.device.listen(7).is_err());
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 1000);
     drop(listener);
     guest.expect(1, SHUTDOWN);
     guest.send(Packet::new(2, 7, REQUEST), &[]);
     guest.expect(2, RST);
-    let again = bench.device.listen(7).unwrap();
+    let again = test.device.listen(7).unwrap();
     guest.open(3, 7, 1000);
-    again.accept(Some(PATIENCE)).unwrap();
+    again.accept(Some(TIMEOUT)).unwrap();
 }

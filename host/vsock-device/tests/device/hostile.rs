@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestAddress};
 use vsock_device::Violation;
 
-use crate::Bench;
+use crate::TestDevice;
 use crate::driver::*;
 
 const INDIRECT: u16 = 4;
 
-fn violations(bench: &Bench, kind: Violation) -> u64 {
-    bench
-        .device
+fn violations(test: &TestDevice, kind: Violation) -> u64 {
+    test.device
         .counters()
         .violations
         .get(&kind)
@@ -24,10 +23,10 @@ fn violations(bench: &Bench, kind: Violation) -> u64 {
 
 /// Waits until the device has given up, and returns why.
 #[track_caller]
-fn failure(bench: &Bench) -> String {
-    let deadline = Instant::now() + PATIENCE;
+fn failure(test: &TestDevice) -> String {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        if let Some(failure) = bench.device.failure() {
+        if let Some(failure) = test.device.failure() {
             return failure;
         }
         assert!(Instant::now() < deadline, "the device did not give up");
@@ -36,10 +35,10 @@ fn failure(bench: &Bench) -> String {
 }
 
 #[test]
-fn malformed_chains_to_the_host_are_given_back_and_counted() {
-    let bench = Bench::new();
-    let _listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn malformed_chains_to_the_host_are_returned_and_counted() {
+    let test = TestDevice::new();
+    let _listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     let good = Guest::tx_at(0);
     let request = Packet::new(1, 7, REQUEST).to_bytes();
     guest
@@ -73,21 +72,21 @@ fn malformed_chains_to_the_host_are_given_back_and_counted() {
         }
         guest.send_chain(0);
         assert_eq!(
-            violations(&bench, Violation::MalformedChain),
+            violations(&test, Violation::MalformedChain),
             n as u64 + 1,
             "{chain:?}"
         );
     }
-    guest.hush();
+    guest.discard_all();
     guest.open(1, 7, 1000);
-    assert_eq!(bench.device.failure(), None);
+    assert_eq!(test.device.failure(), None);
 }
 
 #[test]
 fn a_packet_that_claims_more_payload_than_its_chain_has_is_malformed() {
-    let bench = Bench::new();
-    let _listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let _listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 1000);
     for len in [11, 1 << 20, u32::MAX] {
         guest.send(
@@ -99,27 +98,27 @@ fn a_packet_that_claims_more_payload_than_its_chain_has_is_malformed() {
         );
     }
     guest.wait_idle();
-    assert_eq!(violations(&bench, Violation::MalformedChain), 3);
-    assert_eq!(bench.device.counters().bytes_from_guest, 0);
+    assert_eq!(violations(&test, Violation::MalformedChain), 3);
+    assert_eq!(test.device.counters().bytes_from_guest, 0);
 }
 
 #[test]
 fn a_head_outside_the_table_is_ignored() {
-    let bench = Bench::new();
-    let _listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::new();
+    let _listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     for head in [SIZE, u16::MAX] {
         guest.publish(TX, head);
     }
     guest.open(1, 7, 1000);
-    assert_eq!(violations(&bench, Violation::MalformedChain), 2);
+    assert_eq!(violations(&test, Violation::MalformedChain), 2);
 }
 
 #[test]
-fn malformed_receive_buffers_are_given_back_empty_and_nothing_is_lost() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::connect(&bench.socket, 4096);
+fn malformed_receive_buffers_are_returned_empty_and_nothing_is_lost() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::connect(&test.socket, 4096);
     guest.start_ring(RX);
     guest.start_ring(TX);
     let good = guest.rx_at(0);
@@ -137,25 +136,25 @@ fn malformed_receive_buffers_are_given_back_empty_and_nothing_is_lost() {
         guest.publish(RX, slot);
     }
     guest.send(Packet::new(1, 7, REQUEST), &[]);
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     stream.send(&b"whole"[..]).unwrap();
     for slot in 0..7 {
-        assert_eq!(guest.wait_used(RX, PATIENCE), Some((slot, 0)));
+        assert_eq!(guest.wait_used(RX, TIMEOUT), Some((slot, 0)));
     }
     guest.post_all();
     guest.expect(1, RESPONSE);
     assert_eq!(guest.expect(1, RW).1, b"whole");
-    assert_eq!(violations(&bench, Violation::MalformedChain), 7);
+    assert_eq!(violations(&test, Violation::MalformedChain), 7);
 }
 
 #[test]
-fn receive_buffers_that_overlap_harm_only_the_guest() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::connect(&bench.socket, 4096);
+fn overlapping_receive_buffers_affect_only_the_guest() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::connect(&test.socket, 4096);
     guest.start_ring(RX);
     guest.start_ring(TX);
-    // All over each other, and the last one over the rings themselves.
+    // Each overlaps the next, and the last one overlaps the rings.
     for slot in 0..SIZE {
         let at = if slot == SIZE - 1 {
             BASE
@@ -173,14 +172,14 @@ fn receive_buffers_that_overlap_harm_only_the_guest() {
         },
         &[],
     );
-    let stream = listener.accept(Some(PATIENCE)).unwrap();
+    let stream = listener.accept(Some(TIMEOUT)).unwrap();
     stream.send(vec![0xff; 4 << 20]).unwrap();
-    // The rings are rubbish now, one way or another.
+    // The rings are overwritten now.
     let flushed = stream.flush(Some(Duration::from_secs(1)));
     assert!(flushed.is_err());
-    bench.device.shutdown();
+    test.device.shutdown();
     assert!(
-        !bench
+        !test
             .device
             .failure()
             .is_some_and(|failure| failure.contains("unexpectedly"))
@@ -188,17 +187,17 @@ fn receive_buffers_that_overlap_harm_only_the_guest() {
 }
 
 #[test]
-fn an_index_that_jumps_ends_the_device_and_everybody_learns_it() {
+fn an_invalid_index_ends_the_device_and_its_streams() {
     for ring in [TX, RX] {
-        let bench = Bench::new();
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::boot(&bench.socket, 4096);
+        let test = TestDevice::new();
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::boot(&test.socket, 4096);
         guest.open(1, 7, 1 << 20);
-        let stream = listener.accept(Some(PATIENCE)).unwrap();
-        guest.jump(ring, 1000);
+        let stream = listener.accept(Some(TIMEOUT)).unwrap();
+        guest.set_available(ring, 1000);
         stream.send(vec![0; 1000]).ok();
         guest.kick(ring);
-        assert!(failure(&bench).contains("virtqueue"), "{}", failure(&bench));
+        assert!(failure(&test).contains("virtqueue"), "{}", failure(&test));
         let ended = stream.read(&mut [0; 10]).unwrap_err();
         assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
         assert!(ended.to_string().contains("gave up"), "{ended}");
@@ -214,17 +213,17 @@ fn an_index_that_jumps_ends_the_device_and_everybody_learns_it() {
 fn rings_that_leave_memory_end_the_device() {
     // The used ring begins inside and ends outside.
     for ring in [RX, TX] {
-        let bench = Bench::new();
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::connect(&bench.socket, 4096);
+        let test = TestDevice::new();
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::connect(&test.socket, 4096);
         guest.rings[ring].move_to(BASE + MEMORY - 0x4000 - 16);
         guest.start_ring(1 - ring);
         guest.start_ring(ring);
-        guest.ring_bell(ring);
+        guest.force_kick(ring);
         assert!(
-            failure(&bench).contains("not in memory"),
+            failure(&test).contains("not in memory"),
             "{}",
-            failure(&bench)
+            failure(&test)
         );
         assert_eq!(
             listener.accept(None).unwrap_err().kind(),
@@ -234,10 +233,10 @@ fn rings_that_leave_memory_end_the_device() {
 }
 
 #[test]
-fn a_flood_of_requests_without_buffers_for_the_answers_is_survived() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::connect(&bench.socket, 4096);
+fn many_requests_without_receive_buffers_are_harmless() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::connect(&test.socket, 4096);
     guest.start_ring(RX);
     guest.start_ring(TX);
     for port in 0..20_000 {
@@ -246,33 +245,33 @@ fn a_flood_of_requests_without_buffers_for_the_answers_is_survived() {
         guest.send(Packet::new(port, 7, RST), &[]);
     }
     guest.wait_idle();
-    let counters = bench.device.counters();
+    let counters = test.device.counters();
     assert!(counters.refusals_dropped > 19_000, "{counters:?}");
     while listener.accept(Some(Duration::ZERO)).is_ok() {}
     guest.post_all();
-    guest.hush();
+    guest.discard_all();
     guest.open(1, 7, 1000);
-    assert_eq!(bench.device.failure(), None);
+    assert_eq!(test.device.failure(), None);
 }
 
 #[test]
-fn lies_on_one_connection_do_not_hurt_another() {
+fn a_violation_on_one_connection_does_not_affect_another() {
     let lies: [(u16, u32, u32, Violation); 5] = [
         (RW, 1001, 0, Violation::CreditOverrun),
-        (CREDIT_UPDATE, 0, 1, Violation::CreditLie),
-        (CREDIT_UPDATE, 0, u32::MAX / 2, Violation::CreditLie),
+        (CREDIT_UPDATE, 0, 1, Violation::ForwardedUnsent),
+        (CREDIT_UPDATE, 0, u32::MAX / 2, Violation::ForwardedUnsent),
         (RESPONSE, 0, 0, Violation::UnexpectedOperation),
         (REQUEST, 0, 0, Violation::UnexpectedOperation),
     ];
-    let bench = Bench::with(|config| config.buf_alloc = 1000);
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+    let test = TestDevice::with(|config| config.buf_alloc = 1000);
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     let mut honest = guest.open(1, 7, 1000);
-    let witness = listener.accept(Some(PATIENCE)).unwrap();
+    let witness = listener.accept(Some(TIMEOUT)).unwrap();
     for (op, len, fwd_cnt, want) in lies {
-        let before = violations(&bench, want);
+        let before = violations(&test, want);
         let mut liar = guest.open(2, 7, 1000);
-        let victim = listener.accept(Some(PATIENCE)).unwrap();
+        let victim = listener.accept(Some(TIMEOUT)).unwrap();
         let lie = Packet {
             len,
             fwd_cnt,
@@ -283,7 +282,7 @@ fn lies_on_one_connection_do_not_hurt_another() {
         let ended = victim.read(&mut [0; 10]).unwrap_err();
         assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
         assert!(ended.to_string().contains(&want.to_string()), "{ended}");
-        assert_eq!(violations(&bench, want), before + 1);
+        assert_eq!(violations(&test, want), before + 1);
     }
     let hello = Packet {
         len: 5,
@@ -294,22 +293,22 @@ fn lies_on_one_connection_do_not_hurt_another() {
 }
 
 #[test]
-fn a_guest_that_never_reads_holds_up_nobody_else() {
-    let bench = Bench::new();
-    let listener = bench.device.listen(7).unwrap();
-    let mut guest = Guest::boot(&bench.socket, 4096);
+fn a_connection_that_is_never_read_stops_no_other() {
+    let test = TestDevice::new();
+    let listener = test.device.listen(7).unwrap();
+    let mut guest = Guest::boot(&test.socket, 4096);
     guest.open(1, 7, 10);
-    let stuck = listener.accept(Some(PATIENCE)).unwrap();
+    let stuck = listener.accept(Some(TIMEOUT)).unwrap();
     stuck.send(vec![0; 1 << 20]).unwrap();
     guest.expect(1, RW);
     guest.open(2, 7, 1000);
-    let free = listener.accept(Some(PATIENCE)).unwrap();
+    let free = listener.accept(Some(TIMEOUT)).unwrap();
     free.send(&b"still here"[..]).unwrap();
     assert_eq!(guest.expect(2, RW).1, b"still here");
-    free.flush(Some(PATIENCE)).unwrap();
+    free.flush(Some(TIMEOUT)).unwrap();
 }
 
-/// A generator of numbers that are different and always the same.
+/// A random number generator with a fixed sequence.
 struct Dice(u64);
 
 impl Dice {
@@ -325,14 +324,14 @@ impl Dice {
     }
 }
 
-/// Rubbish, but of a kind that gets far: most of it looks nearly right.
+/// Invalid input that is nearly valid, so that it gets far.
 #[test]
-fn whatever_a_guest_writes_the_device_ends_in_order() {
+fn the_device_survives_whatever_a_guest_writes() {
     for seed in 1..60 {
         let mut dice = Dice(0x9E37_79B9_7F4A_7C15 ^ seed);
-        let bench = Bench::with(|config| config.max_connections = 20);
-        let listener = bench.device.listen(7).unwrap();
-        let mut guest = Guest::boot(&bench.socket, 4096);
+        let test = TestDevice::with(|config| config.max_connections = 20);
+        let listener = test.device.listen(7).unwrap();
+        let mut guest = Guest::boot(&test.socket, 4096);
         let host = thread::spawn(move || {
             while let Ok(stream) = listener.accept(None) {
                 stream.set_read_timeout(Some(Duration::from_millis(1)));
@@ -342,22 +341,22 @@ fn whatever_a_guest_writes_the_device_ends_in_order() {
             }
         });
         for _ in 0..300 {
-            rubbish(&mut guest, &mut dice);
+            write_nearly_valid_input(&mut guest, &mut dice);
         }
         let ended = Instant::now();
-        bench.device.shutdown();
+        test.device.shutdown();
         host.join().unwrap();
         assert!(
             ended.elapsed() < Duration::from_secs(5),
             "seed {seed}: {:?}",
             ended.elapsed()
         );
-        let failure = bench.device.failure().unwrap_or_default();
+        let failure = test.device.failure().unwrap_or_default();
         assert!(!failure.contains("unexpectedly"), "seed {seed}: {failure}");
     }
 }
 
-fn rubbish(guest: &mut Guest, dice: &mut Dice) {
+fn write_nearly_valid_input(guest: &mut Guest, dice: &mut Dice) {
     let port = u32::try_from(dice.roll(30)).unwrap();
     let numbers = [0, 1, 44, 1000, 1 << 20, u32::MAX / 2, u32::MAX];
     let packet = Packet {
@@ -397,9 +396,9 @@ fn rubbish(guest: &mut Guest, dice: &mut Dice) {
     let ring = dice.pick(&[TX, TX, TX, RX]);
     guest.publish(ring, slot);
     if dice.roll(100) == 0 {
-        guest.jump(ring, u16::try_from(dice.roll(1 << 16)).unwrap());
+        guest.set_available(ring, u16::try_from(dice.roll(1 << 16)).unwrap());
     }
-    guest.ring_bell(ring);
+    guest.force_kick(ring);
     while guest.pop_used(RX).is_some() {}
     if dice.roll(4) == 0 {
         thread::sleep(Duration::from_micros(100));

@@ -15,16 +15,16 @@ use std::path::PathBuf;
 #[cfg(test)]
 use vsock_device::{Config, Device, GuestCid};
 
-/// A device at a socket in a directory of its own.
+/// A device at a socket in its own directory.
 #[cfg(test)]
-struct Bench {
+struct TestDevice {
     device: Device,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 #[cfg(test)]
-impl Bench {
+impl TestDevice {
     fn new() -> Self {
         Self::with(|_| {})
     }
