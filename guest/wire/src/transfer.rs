@@ -502,9 +502,9 @@ mod tests {
 
     #[test]
     fn an_abort_carries_its_reason() {
-        let failure = Failure::new(FailureKind::DiskFull, "no room");
+        let failure = Failure::new(FailureKind::DiskFull, "disk full");
         let abort = Sender::new(3).abort(&failure).unwrap();
-        assert_eq!(receive(3, 0, &abort), Err("no room".into()));
+        assert_eq!(receive(3, 0, &abort), Err("disk full".into()));
     }
 
     #[test]
