@@ -162,7 +162,7 @@ fn as_root_whiteouts_become_those_of_overlayfs() {
 fn as_root_a_layer_cannot_speak_for_overlayfs() {
     let mut redirect = entry("d", Kind::Directory);
     redirect.xattrs = vec![(b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec())];
-    check(&[redirect], Err("belongs to the file system"));
+    check(&[redirect], Err("is reserved for the builder"));
     check(&[entry("w", Kind::Char(0, 0))], Err("EINVAL"));
 }
 
@@ -307,5 +307,5 @@ fn as_root_a_small_file_that_cannot_be_made_is_named() {
     bad.xattrs = vec![(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())];
     let mut entries = vec![bad];
     entries.extend((0..200).map(|n| file(&format!("d/{n}"))));
-    check(&entries, Err("layer entry d/bad: attribute"));
+    check(&entries, Err("layer entry d/bad: extended attribute"));
 }
