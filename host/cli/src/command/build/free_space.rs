@@ -1,5 +1,4 @@
-//! Messages about free space on the file system of the store during a build. When to prune is decided
-//! by [`store::FreeSpaceGuard`].
+//! Messages about free disk space during a build. [`store::FreeSpaceGuard`] decides when to prune.
 
 use std::ops::ControlFlow;
 
@@ -11,7 +10,7 @@ use crate::exit::{self, Failure};
 use crate::progress::Progress;
 use crate::size;
 
-/// What the guard uses of this program.
+/// Connects the guard with the display and with the guest disks.
 pub(super) struct Hooks<'a> {
     store: &'a Store,
     progress: &'a Progress,
@@ -43,12 +42,12 @@ impl FreeSpaceHooks for Hooks<'_> {
     fn report(&self, event: FreeSpaceEvent<'_>) {
         self.progress.note(match event {
             FreeSpaceEvent::Freed { free, freed } => format!(
-                "the store had only {} of free disk space: removed {} that no build used",
+                "free disk space fell to {}: pruned {} that no build used",
                 size::show(free),
                 size::show(freed)
             ),
             FreeSpaceEvent::Low { free, report } => format!(
-                "the store has only {} of free disk space, and nothing more can be removed{}",
+                "only {} of disk space is free, and nothing more can be pruned{}",
                 size::show(free),
                 in_use(report)
             ),
@@ -56,9 +55,9 @@ impl FreeSpaceHooks for Hooks<'_> {
     }
 }
 
-/// What to do about a full disk, if that is why a build failed. The build's own leases still hold.
+/// The hint after a build that failed because the disk is full. The leases of that build still hold.
 pub(super) fn hint(store: &Store, failure: &Failure) -> Option<String> {
-    // By the text, which is the system's or the store's: errors on the way hide the types of others.
+    // Only the text is left: errors on the way hide the type of their source.
     let text = exit::chain(&failure.error).to_lowercase();
     if !text.contains("no space left") {
         return None;
