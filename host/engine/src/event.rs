@@ -1,4 +1,4 @@
-//! What a build tells those who watch it. The engine never prints.
+//! The events of a build. The engine never prints.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use store::Digest;
 
 use crate::changes::Changes;
 
-/// Number of a step within a build, in plan order, stable from run to run.
+/// Number of a step within a build, in plan order; the same in every run.
 pub type StepId = u32;
 
-/// One thing that happened. Events of one step arrive in order.
+/// An event. Those of one step arrive in order.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A step exists and began (looking for a hit counts as beginning).
+    /// A step began. Looking up its result counts as beginning.
     Started {
         /// The step.
         step: StepId,
@@ -27,7 +27,7 @@ pub enum Event {
         step: StepId,
         /// Which stream.
         stream: Stream,
-        /// The bytes as the step wrote them; may hold terminal escapes.
+        /// The bytes as the step wrote them; may contain terminal escapes.
         data: Vec<u8>,
     },
     /// Progress within a step, such as bytes of a pull.
@@ -36,9 +36,9 @@ pub enum Event {
         step: StepId,
         /// What is going on, such as `sha256:ab12… pulling` or `booting builder VM`.
         what: String,
-        /// Units done so far (bytes), if it can be counted.
+        /// Bytes done so far.
         current: u64,
-        /// Units in all; zero if unknown.
+        /// Bytes in all; zero if unknown.
         total: u64,
     },
     /// A step ended.
@@ -50,18 +50,18 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
-    /// Why a step has to be done, or not; only if that was asked for.
+    /// Why a step is cached or not; only if that was asked for.
     Explained {
         /// The step.
         step: StepId,
         /// Why.
         why: Explanation,
     },
-    /// A step whose result was in the store was done again, and the two were compared.
+    /// A cached step was rebuilt, and the two results were compared.
     Compared {
         /// The step.
         step: StepId,
-        /// What came of it.
+        /// The comparison.
         comparison: Comparison,
     },
     /// A warning about the Dockerfile or the build.
@@ -94,12 +94,12 @@ pub(crate) fn short_digest(digest: Digest) -> String {
     format!("sha256:{}", hex.get(..12).unwrap_or(&hex))
 }
 
-/// Why a step was found in the store, or not.
+/// Why a step is cached or not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Explanation {
-    /// It was found.
+    /// It is cached.
     pub hit: bool,
-    /// Which inputs differ from the last time, each on its own; one line of text each.
+    /// Which inputs differ from the last time; one line of text each.
     pub reasons: Vec<String>,
     /// How the files of a COPY or ADD differ from the last time.
     pub changes: Changes,
@@ -124,23 +124,23 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// What came of doing a step again.
+/// How a rebuilt step compares with the stored result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Comparison {
     /// How the new layer differs from the one in the store.
     pub changes: Changes,
-    /// Times count as differences.
+    /// Whether times count as differences.
     pub strict: bool,
 }
 
 impl Comparison {
-    /// Whether the step made something else than before.
+    /// Whether the step gave another result.
     #[must_use]
     pub fn differs(&self) -> bool {
         !self.changes.content.is_empty() || self.strict && !self.changes.times.is_empty()
     }
 
-    /// What came of it, in one line.
+    /// The comparison in one line.
     #[must_use]
     pub fn summary(&self) -> String {
         let Changes { content, times } = &self.changes;
@@ -163,7 +163,7 @@ impl Comparison {
         }
     }
 
-    /// The paths that differ, one on each line, at most `most` for content and as many for times.
+    /// The paths that differ, one per line: at most `most` for content and as many for times.
     #[must_use]
     pub fn lines(&self, most: usize) -> Vec<String> {
         let mut lines = Vec::new();
@@ -197,13 +197,13 @@ pub enum Outcome {
     NotRun,
 }
 
-/// Receives events. Must not block for long, and must not fail.
+/// Receives events. Must neither block for long nor fail.
 pub trait Reporter: Send + Sync {
     /// Called from any thread.
     fn report(&self, event: Event);
 }
 
-/// Ignores everything; for tests and `--quiet`.
+/// Ignores all events; for tests and `--quiet`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

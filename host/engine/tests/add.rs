@@ -372,7 +372,7 @@ fn a_missing_file_is_the_users_with_the_line() {
         .unwrap_err();
     assert_eq!(err.class(), Class::User);
     let want = format!(
-        "Dockerfile:2: cannot download {url}: the server answered 404: there is no such file"
+        "Dockerfile:2: cannot download {url}: the server answered 404: the file does not exist"
     );
     assert_eq!(chain(&err), want);
 }

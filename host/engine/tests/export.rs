@@ -6,6 +6,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use support::exports::*;
 
 #[test]
@@ -16,95 +18,49 @@ fn archives_directories_and_trees_hold_the_same_files() {
     }
     let store = TestStore::new();
     let image = image(&store, &rich());
-    let oci = store.path("image.oci.tar");
-    write(
-        &store,
-        &image,
-        &["app:v1"],
-        &format!("type=oci,dest={}", shown(&oci)),
-    )
-    .unwrap();
-    let docker = store.path("image.docker.tar");
-    write(
-        &store,
-        &image,
-        &["app:v1"],
-        &format!("type=docker,dest={}", shown(&docker)),
-    )
-    .unwrap();
-    let dir = store.path("layout");
-    let spec = format!(
-        "type=oci,tar=false,compression=uncompressed,dest={}",
-        shown(&dir)
-    );
-    write(&store, &image, &["app:v1"], &spec).unwrap();
-    let tar = store.path("files.tar");
-    write(
-        &store,
-        &image,
-        &[],
-        &format!("type=tar,dest={}", shown(&tar)),
-    )
-    .unwrap();
-    let local = store.path("local");
-    let done = write(
-        &store,
-        &image,
-        &[],
-        &format!("type=local,dest={}", shown(&local)),
-    )
-    .unwrap();
-    assert_eq!(done.warnings, Vec::<String>::new());
-
-    let converted = |from: &str, name: &str| {
-        let layout = store.path(name);
-        run(
-            "skopeo",
-            &[
-                "copy",
-                "-q",
-                "--insecure-policy",
-                from,
-                &format!("oci:{}:x", shown(&layout)),
-            ],
-        );
-        list(&unpack(
-            &layout,
-            "x",
-            &store.path(&format!("{name}.bundle")),
-        ))
+    let written = |file: &str, names: &[&str], options: &str| {
+        let path = store.path(file);
+        let spec = format!("{options},dest={}", shown(&path));
+        let done = write(&store, &image, names, &spec).unwrap();
+        assert_eq!(done.warnings, Vec::<String>::new());
+        path
     };
-    let expected = converted(&format!("oci-archive:{}:v1", shown(&oci)), "from-oci");
-    assert_same(
-        &converted(
-            &format!("docker-archive:{}:docker.io/library/app:v1", shown(&docker)),
-            "from-docker",
-        ),
-        &expected,
-        |_| {},
-    );
-    assert_same(
-        &converted(&format!("oci:{}:v1", shown(&dir)), "from-dir"),
-        &expected,
-        |_| {},
-    );
+    let oci = written("image.oci.tar", &["app:v1"], "type=oci");
+    let docker = written("image.docker.tar", &["app:v1"], "type=docker");
+    let options = "type=oci,tar=false,compression=uncompressed";
+    let dir = written("layout", &["app:v1"], options);
+    let tar = written("files.tar", &[], "type=tar");
+    let local = written("local", &[], "type=local");
+
+    let expected = converted(&store, &format!("oci-archive:{}:v1", shown(&oci)), "oci");
+    let docker = format!("docker-archive:{}:docker.io/library/app:v1", shown(&docker));
+    assert_same(&converted(&store, &docker, "docker"), &expected, |_| {});
+    let dir = format!("oci:{}:v1", shown(&dir));
+    assert_same(&converted(&store, &dir, "dir"), &expected, |_| {});
     let untarred = store.path("untarred");
     fs::create_dir(&untarred).unwrap();
-    let flags = [
-        "--xattrs",
-        "--xattrs-include=*",
-        "--numeric-owner",
-        "-xpf",
-        shown(&tar),
-        "-C",
-    ];
-    run("tar", &[&flags[..], &[shown(&untarred)]].concat());
+    let flags = ["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf"];
+    let places = [shown(&tar), "-C", shown(&untarred)];
+    run("tar", &[&flags[..], &places].concat());
     assert_same(&list(&untarred), &expected, |_| {});
     assert_same(&list(&local), &expected, |_| {});
+    assert_rich(&expected);
+}
 
-    assert_eq!(expected.get("etc/removed"), None);
-    assert_eq!(expected.get("hidden/old"), None);
-    let setuid = &expected["setuid"];
+/// The files of an image that skopeo copies `from` somewhere and umoci unpacks.
+fn converted(store: &TestStore, from: &str, name: &str) -> BTreeMap<String, Item> {
+    let layout = store.path(&format!("from-{name}"));
+    let to = format!("oci:{}:x", shown(&layout));
+    run("skopeo", &["copy", "-q", "--insecure-policy", from, &to]);
+    let bundle = store.path(&format!("from-{name}.bundle"));
+    list(&unpack(&layout, "x", &bundle))
+}
+
+/// What is special about the files of [`rich`] is there.
+fn assert_rich(files: &BTreeMap<String, Item>) {
+    assert_eq!(files.get("etc/removed"), None);
+    assert_eq!(files.get("hidden/old"), None);
+    let setuid = &files["setuid"];
     assert_eq!(
         (setuid.mode, setuid.owner),
         (0o4755, (3_000_000, 4_000_000))
@@ -112,12 +68,12 @@ fn archives_directories_and_trees_hold_the_same_files() {
     assert_eq!(setuid.mtime, (1_200_000_000, 123_456_789));
     assert_eq!(setuid.xattrs["user.note"], b"a\0b");
     assert_eq!(
-        expected["linked-too"].same_as.as_deref(),
+        files["linked-too"].same_as.as_deref(),
         Some("etc/linked-three")
     );
-    assert_ne!(expected["linked"].content, expected["linked-too"].content);
-    assert_eq!(expected["changes"].kind, "directory");
-    assert!(expected.contains_key(r"caf\xe9 \xff, 100%20\n"));
+    assert_ne!(files["linked"].content, files["linked-too"].content);
+    assert_eq!(files["changes"].kind, "directory");
+    assert!(files.contains_key(r"caf\xe9 \xff, 100%20\n"));
 }
 
 #[test]

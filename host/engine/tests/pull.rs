@@ -165,7 +165,7 @@ fn the_platform_is_chosen_from_a_manifest_list() {
         &|_| {},
         &Cancel::new(),
     );
-    assert!(chain(&none.unwrap_err()).contains("made for linux/amd64, linux/arm64"));
+    assert!(chain(&none.unwrap_err()).contains("only for linux/amd64, linux/arm64"));
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn a_token_is_fetched_when_the_registry_wants_one() {
 
     let error = find(&store, &named(&server.name("secret/app:1"))).unwrap_err();
     assert!(
-        chain(&error).contains("may need a login"),
+        chain(&error).contains("require a login"),
         "{}",
         chain(&error)
     );
@@ -442,7 +442,7 @@ fn html_instead_of_a_manifest_is_explained() {
     let server = Server::start(|_| Answer::ok(b"<html>log in to the hotel network</html>"));
     let error = find(&store, &named(&server.name("app:1"))).unwrap_err();
     assert!(
-        chain(&error).contains("no manifest or index"),
+        chain(&error).contains("not a manifest or index"),
         "{}",
         chain(&error)
     );

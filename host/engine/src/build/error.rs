@@ -1,4 +1,4 @@
-//! How a build fails, by whose fault it is.
+//! How a build fails, and whose fault it is.
 
 use std::error::Error;
 use std::fmt;
@@ -53,7 +53,7 @@ impl Class {
     }
 }
 
-/// An error and its causes in one line. A cause whose text the line has already is left out.
+/// An error and its causes in one line. A cause whose text the line already contains is left out.
 #[must_use]
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
@@ -69,9 +69,9 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     line
 }
 
-/// A place in the Dockerfile, with what is needed to show it.
+/// A location in the Dockerfile, with an excerpt to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The file as the user knows it.
     pub file: String,
     /// First line of the instruction, one-based.
@@ -80,7 +80,7 @@ pub struct Place {
     pub excerpt: String,
 }
 
-impl Place {
+impl Location {
     pub(crate) fn boxed(file: &str, text: &[u8], first: usize, last: usize) -> Box<Self> {
         let excerpt = format!("{file}:{first}\n{}", dockerfile::excerpt(text, first, last));
         Box::new(Self {
@@ -91,7 +91,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
@@ -103,7 +103,7 @@ pub enum BuildError {
     /// There is no Dockerfile, or it cannot be read.
     #[error("cannot read the Dockerfile {path}", path = path.display())]
     NoDockerfile {
-        /// Where it was looked for.
+        /// Where it should be.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
@@ -114,57 +114,55 @@ pub enum BuildError {
     /// The build context cannot be used.
     #[error(transparent)]
     Context(Box<ContextError>),
-    /// An image that the Dockerfile names cannot be had.
-    #[error("{place}: cannot use this image{}", stage_hint(stage.as_deref()))]
+    /// An image that the Dockerfile names cannot be used.
+    #[error("{location}: cannot use this image{}", stage_hint(stage.as_deref()))]
     Image {
         /// The instruction that names it.
-        place: Box<Place>,
+        location: Box<Location>,
         /// A stage with a similar name.
         stage: Option<String>,
         /// Why not.
         source: Box<PullError>,
     },
-    /// A COPY, ADD or WORKDIR cannot be done.
-    #[error("{place}: {source}")]
+    /// A COPY, ADD or WORKDIR failed.
+    #[error("{location}: {source}")]
     Copy {
         /// The instruction.
-        place: Box<Place>,
+        location: Box<Location>,
         /// Why not. Part of the text, so no source of its own.
         #[source]
         source: Box<CopyError>,
     },
-    /// What a COPY or ADD would put into the image is refused.
-    #[error("{place}: the layer is refused")]
+    /// The layer of a COPY or ADD is refused.
+    #[error("{location}: the layer is refused")]
     Ingest {
         /// The instruction.
-        place: Box<Place>,
+        location: Box<Location>,
         /// Why.
         source: Box<IngestError>,
     },
-    /// A step would lie on more layers than an image can have.
-    #[error(
-        "{place}: there are {MAX_LAYERS} layers below this step, and an image can have no more"
-    )]
+    /// An image cannot have as many layers.
+    #[error("{location}: this step would exceed the limit of {MAX_LAYERS} layers per image")]
     TooManyLayers {
         /// The instruction.
-        place: Box<Place>,
+        location: Box<Location>,
     },
     /// The user of a RUN step does not exist.
-    #[error("{place}: cannot run as this user")]
+    #[error("{location}: cannot run as this user")]
     User {
         /// The instruction.
-        place: Box<Place>,
+        location: Box<Location>,
         /// Why not.
         source: UserError,
     },
-    /// A RUN step gave no result.
-    #[error("{place}: {}", step_text(command, source))]
+    /// A RUN step failed.
+    #[error("{location}: {}", step_text(command, source))]
     Step {
         /// The instruction.
-        place: Box<Place>,
+        location: Box<Location>,
         /// The command as it was run.
         command: String,
-        /// Where all of its output is.
+        /// The file with all of its output.
         log: PathBuf,
         /// What happened. Part of the text.
         source: StepError,
@@ -172,7 +170,7 @@ pub enum BuildError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The image is in the store but could not be put where it was asked for.
+    /// The image is in the store, but an output could not be written.
     #[error("cannot write the output {output}")]
     Export {
         /// The output.
@@ -180,16 +178,16 @@ pub enum BuildError {
         /// Why.
         source: Box<ExportError>,
     },
-    /// The image is in the store, and who was to be told of it could not be.
+    /// The image is in the store, but it could not be reported.
     #[error("cannot write {to}")]
-    Tell {
-        /// The file, or whatever else.
+    Report {
+        /// The file or stream.
         to: String,
         /// Why not.
         source: std::io::Error,
     },
-    /// The finished image could not be written down.
-    #[error("cannot put the image together")]
+    /// Configuration or manifest of the image cannot be written.
+    #[error("cannot assemble the image")]
     Assemble(#[source] Box<AssembleError>),
     /// Cancelled before anything failed.
     #[error("the build was cancelled")]
@@ -229,7 +227,7 @@ fn step_text(command: &str, source: &StepError) -> String {
     }
 }
 
-/// A layer that breaks the rules is its maker's fault.
+/// An invalid layer is the fault of its author.
 fn ingest_class(err: &IngestError) -> Class {
     if matches!(err, IngestError::Store(_)) {
         Class::Host
@@ -318,31 +316,31 @@ impl BuildError {
                 StepError::Cancelled => Class::Cancelled,
                 StepError::Host(_) => Class::Host,
             },
-            Self::Store(_) | Self::Tell { .. } => Class::Host,
+            Self::Store(_) | Self::Report { .. } => Class::Host,
             Self::Export { source, .. } => export_class(source),
             Self::Cancelled => Class::Cancelled,
         }
     }
 
-    /// The part of the Dockerfile that is to blame, with marks, if one is.
+    /// The part of the Dockerfile that is to blame, with marks, if there is one.
     #[must_use]
     pub fn excerpt(&self) -> Option<&str> {
-        let place = match self {
-            Self::Image { place, .. }
-            | Self::Copy { place, .. }
-            | Self::Ingest { place, .. }
-            | Self::TooManyLayers { place }
-            | Self::User { place, .. }
-            | Self::Step { place, .. } => place,
+        let location = match self {
+            Self::Image { location, .. }
+            | Self::Copy { location, .. }
+            | Self::Ingest { location, .. }
+            | Self::TooManyLayers { location }
+            | Self::User { location, .. }
+            | Self::Step { location, .. } => location,
             Self::Dockerfile(err) => return Some(err.excerpt()).filter(|text| !text.is_empty()),
             Self::NoDockerfile { .. }
             | Self::Context(_)
             | Self::Store(_)
             | Self::Export { .. }
-            | Self::Tell { .. }
+            | Self::Report { .. }
             | Self::Assemble(_)
             | Self::Cancelled => return None,
         };
-        Some(&place.excerpt)
+        Some(&location.excerpt)
     }
 }

@@ -4,45 +4,43 @@
 //! Dockerfile ─► parse ─► images resolved ─► plan ─► solver ─► image in the store ─► outputs
 //! ```
 //!
-//! Everything but RUN happens here on the host. When the last step has ended, every layer is in the
-//! store already, so finishing the image is writing its config and manifest. What was asked for is
-//! delivered before anything optional, and nothing optional changes the outcome.
+//! Everything but RUN happens on the host. When the last step has ended, every layer is in the store
+//! already, so only configuration and manifest of the image remain to be written. The requested
+//! outputs come before anything optional, and nothing optional changes the outcome.
 
 mod error;
 mod explain;
+mod images;
+mod input;
+mod output;
 mod request;
 mod step;
 mod track;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use exec::{Cancel, Executor, InterruptibleFile};
-use store::{Layer, Store};
+use exec::{Cancel, Executor};
+use store::Store;
 
-use crate::assemble::{Assembled, HistoryEntry, assemble};
-use crate::context::{Context, ContextError};
+use crate::context::Context;
 use crate::copy::{CopyFrom, CopySpec};
 use crate::dockerfile;
-use crate::event::{Progress, Reporter, StepId};
-use crate::export::{self, OutputSpec};
-use crate::plan::{self, Base, ImageKey, ImageRequest, Op, Plan, PlanOptions, Step};
-use crate::pull::{self, BaseImage, ImageSource, PullError};
-use crate::solver::{Shape, Solver, Unsolved};
+use crate::event::{Reporter, StepId};
+use crate::export;
+use crate::plan::{self, Base, ImageKey, Op, Plan, PlanOptions, Step};
+use crate::pull::BaseImage;
+use crate::solver::{SolveError, Solver, StageDependencies};
 
-pub use error::{BuildError, Class, Place, chain};
-use explain::{BaseLayers, Notebook};
+pub use error::{BuildError, Class, Location, chain};
+use explain::{BaseLayers, StepRecorder};
+use input::LoadedDockerfile;
+use output::export_error;
 pub use request::{BuildRequest, BuildResult, DockerfileSource, Rebuild, StepSummary};
 use step::{StepDone, Steps};
 use track::Tracker;
 
-/// The largest Dockerfile that is read, in bytes.
-const MAX_DOCKERFILE: u64 = 16 << 20;
-
-/// Exit status of a build that worked, of which a step that was done again made something else.
+/// Exit status of a build that succeeded, but in which a rebuilt step gave another result.
 pub const DIFFERS: i32 = 3;
 
 /// The images that a build uses.
@@ -62,21 +60,21 @@ pub fn build(
     reporter: &dyn Reporter,
     cancel: &Cancel,
 ) -> Result<BuildResult, BuildError> {
-    build_and_tell(request, store, executor, reporter, cancel, |_| Ok(()))
+    build_and_report(request, store, executor, reporter, cancel, |_| Ok(()))
 }
 
-/// As [`build`], for a caller that has to `tell` others of the result. A build of which that cannot
-/// be done has failed: the history then says why, as it does of any failure.
+/// Like [`build`], for a caller that has to `report` the result elsewhere. If that fails, the build has
+/// failed, and the history says why.
 ///
 /// # Errors
-/// Those of [`build`], and those of `tell`.
-pub fn build_and_tell(
+/// Those of [`build`], and those of `report`.
+pub fn build_and_report(
     request: &BuildRequest,
     store: &Store,
     executor: &dyn Executor,
     reporter: &dyn Reporter,
     cancel: &Cancel,
-    tell: impl FnOnce(&BuildResult) -> Result<(), BuildError>,
+    report: impl FnOnce(&BuildResult) -> Result<(), BuildError>,
 ) -> Result<BuildResult, BuildError> {
     let id = store.start_build(&request.info())?;
     let tracker = Tracker::new(reporter);
@@ -90,8 +88,17 @@ pub fn build_and_tell(
     }
     .run();
     tracker.close();
-    let result = result.and_then(|built| tell(&built).map(|()| built));
-    let outcome = match &result {
+    let result = result.and_then(|built| report(&built).map(|()| built));
+    if let Err(err) = store.end_build(id, &outcome(&result)) {
+        // The result, or the reason for the failure, matters more than a missing history record.
+        log::warn!("cannot record in the history how this build ended: {err}");
+    }
+    result
+}
+
+/// What the history records of a build.
+fn outcome(result: &Result<BuildResult, BuildError>) -> store::BuildOutcome {
+    match result {
         Ok(built) => {
             let differing = built.differing();
             store::BuildOutcome {
@@ -111,12 +118,7 @@ pub fn build_and_tell(
             message: chain(err),
             image: None,
         },
-    };
-    if let Err(err) = store.end_build(id, &outcome) {
-        // What was built, or why not, matters more than a row that cannot be written.
-        log::warn!("the history does not say how this build ended: {err}");
     }
-    result
 }
 
 struct Build<'a> {
@@ -128,14 +130,13 @@ struct Build<'a> {
     tracker: &'a Tracker<'a>,
 }
 
-/// What the steps of a build are done with.
+/// What the steps of a build work with.
 struct Work<'a> {
-    file: &'a str,
-    text: &'a [u8],
+    dockerfile: &'a LoadedDockerfile,
     plan: &'a Plan,
     layers: &'a BaseLayers,
     context: &'a Context,
-    notes: &'a Notebook,
+    records: &'a StepRecorder,
 }
 
 impl Build<'_> {
@@ -143,8 +144,8 @@ impl Build<'_> {
         for output in &self.request.outputs {
             export::check(output).map_err(|err| export_error(output, err))?;
         }
-        let (file, path, text) = self.load()?;
-        let dockerfile = dockerfile::parse(&file, &text)?;
+        let loaded = self.load()?;
+        let dockerfile = dockerfile::parse(&loaded.file, &loaded.text)?;
         let options = self.plan_options();
         let mut images = Images::new();
         let mut configs = plan::Images::new();
@@ -154,7 +155,7 @@ impl Build<'_> {
             if wanted.is_empty() {
                 break;
             }
-            for (key, image) in self.resolve_all(&file, &text, &wanted)? {
+            for (key, image) in self.resolve_all(&loaded, &wanted)? {
                 configs.insert(key.clone(), image.config.clone());
                 images.insert(key, image);
             }
@@ -163,28 +164,27 @@ impl Build<'_> {
         for warning in &plan.warnings {
             self.tracker.warn(warning.text.clone(), warning.line);
         }
-        let context = self.context(path.as_deref())?;
-        let layers = self.layers(&images)?;
-        let notes = Notebook::open(self.store, self.request, path.as_deref(), &plan);
+        let context = self.context(loaded.path.as_deref())?;
+        let layers = self.base_layers(&images)?;
+        let records = StepRecorder::open(self.store, self.request, loaded.path.as_deref(), &plan);
         let work = Work {
-            file: &file,
-            text: &text,
+            dockerfile: &loaded,
             plan: &plan,
             layers: &layers,
             context: &context,
-            notes: &notes,
+            records: &records,
         };
         let built = self
             .solve(&work)
             .and_then(|stages| self.finish(&plan, &images, &stages));
-        // What only helps later builds comes when the result is out; also after a failure, since
-        // the steps before it are done.
-        notes.close(self.store, &plan, &layers);
+        // What only helps later builds comes after the result, and also after a failure: the steps
+        // before it are done.
+        records.close(self.store, &plan, &layers);
         context.save_cache();
         built
     }
 
-    /// Makes the image, names it, and takes it where it was asked for.
+    /// Assembles the image, names it, and writes the outputs.
     fn finish(
         &self,
         plan: &Plan,
@@ -204,51 +204,6 @@ impl Build<'_> {
         })
     }
 
-    /// The Dockerfile: its name for messages, where it lies, its text.
-    fn load(&self) -> Result<(String, Option<PathBuf>, Vec<u8>), BuildError> {
-        let path = match (&self.request.dockerfile, &self.request.context) {
-            (DockerfileSource::Text(text), _) => {
-                return Ok(("Dockerfile".into(), None, text.clone()));
-            }
-            (DockerfileSource::Path(path), _) => path.clone(),
-            (DockerfileSource::Default, Some(dir)) => default_dockerfile(dir),
-            (DockerfileSource::Default, None) => PathBuf::from("Dockerfile"),
-        };
-        let step = self
-            .tracker
-            .announce("[internal] load build definition from Dockerfile");
-        let text = self
-            .tracker
-            .during(step, || read_bounded(&path, MAX_DOCKERFILE, self.cancel))
-            .map_err(|source| {
-                if self.cancel.is_cancelled() {
-                    return BuildError::Cancelled;
-                }
-                BuildError::NoDockerfile {
-                    path: path.clone(),
-                    source,
-                }
-            })?;
-        let name = path
-            .file_name()
-            .map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
-        Ok((name, Some(path), text))
-    }
-
-    /// The build context; without one, an empty directory.
-    fn context(&self, dockerfile: Option<&Path>) -> Result<Context, BuildError> {
-        if let Some(dir) = &self.request.context {
-            let context = Context::open(dir, dockerfile, Some(self.store))?;
-            return Ok(context.cancelled_by(self.cancel));
-        }
-        let dir = self.store.scratch().join("empty-context");
-        std::fs::create_dir(&dir).map_err(|source| ContextError::Open {
-            path: dir.clone(),
-            source,
-        })?;
-        Ok(Context::open(&dir, None, None)?)
-    }
-
     fn plan_options(&self) -> PlanOptions {
         let request = self.request;
         PlanOptions {
@@ -266,96 +221,16 @@ impl Build<'_> {
         }
     }
 
-    /// Resolves the images that the target needs. The first failure cancels the others.
-    fn resolve_all(
-        &self,
-        file: &str,
-        text: &[u8],
-        wanted: &[ImageRequest],
-    ) -> Result<Images, BuildError> {
-        let announce = |want: &ImageRequest| {
-            self.tracker
-                .announce(format!("[internal] load image {}", want.key.name))
-        };
-        let steps: Vec<(StepId, &ImageRequest)> =
-            wanted.iter().map(|want| (announce(want), want)).collect();
-        let resolve = |(step, want): &(StepId, &ImageRequest)| {
-            let resolved = self
-                .tracker
-                .during(*step, || self.resolve(*step, want))
-                .map_err(|source| {
-                    let place = Place::boxed(file, text, want.line, want.line);
-                    let stage = want.similar_stage.clone();
-                    BuildError::Image {
-                        place,
-                        stage,
-                        source: Box::new(source),
-                    }
-                });
-            if resolved.is_err() {
-                self.cancel.cancel();
-            }
-            resolved.map(|image| (want.key.clone(), image))
-        };
-        if let [only] = steps.as_slice() {
-            return resolve(only).map(|image| BTreeMap::from([image]));
-        }
-        // Each image pulls its own layers in parallel, so a few images at a time are enough.
-        let mut images = Images::new();
-        for some in steps.chunks(4) {
-            let resolved: Vec<_> = std::thread::scope(|scope| {
-                let threads: Vec<_> = some
-                    .iter()
-                    .map(|one| scope.spawn(|| resolve(one)))
-                    .collect();
-                threads.into_iter().map(|thread| thread.join()).collect()
-            });
-            let mut failures = Vec::new();
-            for result in resolved {
-                match result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
-                    Ok((name, image)) => drop(images.insert(name, image)),
-                    Err(err) => failures.push(err),
-                }
-            }
-            // A resolution that was only cancelled is not the reason.
-            failures.sort_by_key(|err| err.class() == Class::Cancelled);
-            if let Some(failure) = failures.into_iter().next() {
-                return Err(failure);
-            }
-        }
-        Ok(images)
-    }
-
-    fn resolve(&self, step: StepId, want: &ImageRequest) -> Result<BaseImage, PullError> {
-        let named = want.context.as_ref().and_then(|context| {
-            self.request
-                .named_contexts
-                .iter()
-                .rev()
-                .find(|(name, _)| name == context)
-        });
-        let source = named.map_or_else(
-            || ImageSource::Named(want.key.name.clone()),
-            |(_, source)| source.clone(),
-        );
-        let progress = |p: Progress| self.tracker.status(step, p.what, p.current, p.total);
-        pull::resolve(
-            self.store,
-            &source,
-            &want.key.platform,
-            self.request.pull,
-            &progress,
-            self.cancel,
-        )
-    }
-
     /// Runs all stages of the plan.
     fn solve(&self, work: &Work<'_>) -> Result<Vec<Vec<StepDone>>, BuildError> {
         let Work {
-            file, text, plan, ..
+            dockerfile, plan, ..
         } = *work;
         let numbers = self.announce(plan);
-        let place = |step: &Step| Place::boxed(file, text, step.line, step.last_line);
+        let locate = |step: &Step| {
+            let LoadedDockerfile { file, text, .. } = dockerfile;
+            Location::boxed(file, text, step.line, step.last_line)
+        };
         let steps = Steps {
             request: self.request,
             store: self.store,
@@ -365,27 +240,27 @@ impl Build<'_> {
             build: self.id,
             plan,
             images: work.layers,
-            notes: work.notes,
+            records: work.records,
             context: work.context,
             numbers: &numbers,
-            place: &place,
+            locate: &locate,
             roots: Mutex::default(),
             chains: Mutex::default(),
             followed: Mutex::default(),
             fetched: Mutex::default(),
         };
-        let shapes = shapes(plan);
-        Solver::new(&shapes, self.cancel)
+        let stages = dependencies(plan);
+        Solver::new(&stages, self.cancel)
             .solve(self.request.jobs, |stage, step, done| {
                 steps.attempt(stage, step, done)
             })
-            .map_err(|unsolved| match unsolved {
-                Unsolved::Failed(err) => err,
-                Unsolved::Cancelled => BuildError::Cancelled,
+            .map_err(|err| match err {
+                SolveError::Failed(err) => err,
+                SolveError::Cancelled => BuildError::Cancelled,
             })
     }
 
-    /// Numbers all steps that are more than configuration, in the order of the file.
+    /// Numbers all steps that do more than configure, in the order of the file.
     fn announce(&self, plan: &Plan) -> HashMap<(usize, usize), StepId> {
         let mut numbers = HashMap::new();
         for (s, stage) in plan.stages.iter().enumerate() {
@@ -397,96 +272,9 @@ impl Build<'_> {
         }
         numbers
     }
-
-    /// The layers of the images, with what the store knows of them.
-    fn layers(&self, images: &Images) -> Result<BaseLayers, BuildError> {
-        let mut layers = BTreeMap::new();
-        for (key, image) in images {
-            let of_image: Result<Vec<Layer>, BuildError> = image
-                .layers
-                .iter()
-                .map(|id| {
-                    self.store.layer(*id)?.ok_or_else(|| {
-                        BuildError::Store(store::StoreError::Unknown(format!("layer {id}")))
-                    })
-                })
-                .collect();
-            layers.insert(key.clone(), of_image?);
-        }
-        Ok(layers)
-    }
-
-    /// Config and manifest of the target.
-    fn assemble(
-        &self,
-        plan: &Plan,
-        images: &Images,
-        done: &[Vec<StepDone>],
-    ) -> Result<Assembled, BuildError> {
-        let (base, lineage) = lineage(plan, plan.target);
-        let mut history = Vec::new();
-        for stage in lineage {
-            let steps = plan.stages.get(stage).into_iter().flat_map(|s| &s.steps);
-            for (step, done) in steps.zip(done.get(stage).into_iter().flatten()) {
-                history.push(HistoryEntry {
-                    created_by: step.created_by.clone(),
-                    layer: done.layer.clone(),
-                });
-            }
-        }
-        let Some(target) = plan.stages.get(plan.target) else {
-            return Err(BuildError::Cancelled); // a plan always has its target
-        };
-        assemble(
-            self.store,
-            base.and_then(|key| images.get(key)),
-            &target.config,
-            target.author.as_deref(),
-            &self.request.platform,
-            &history,
-            self.request.epoch,
-        )
-        .map_err(|err| BuildError::Assemble(Box::new(err)))
-    }
-
-    /// Writes the outputs that were asked for beside the store.
-    fn deliver(&self, image: &Assembled) -> Result<(), BuildError> {
-        for output in &self.request.outputs {
-            let step = self.tracker.announce(format!("exporting to {output}"));
-            self.tracker
-                .during(step, || self.export(step, image, output))
-                .map_err(|err| export_error(output, err))?;
-        }
-        Ok(())
-    }
-
-    fn export(
-        &self,
-        step: StepId,
-        image: &Assembled,
-        output: &OutputSpec,
-    ) -> Result<(), export::ExportError> {
-        let progress = |p: Progress| self.tracker.status(step, p.what, p.current, p.total);
-        let request = export::Request {
-            store: self.store,
-            image,
-            names: &self.request.tags,
-            spec: output,
-            epoch: self.request.epoch,
-        };
-        let stop = || self.cancel.is_cancelled();
-        let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-        let stdout = stdout.and_then(|stdout| InterruptibleFile::new(stdout.into(), &stop));
-        let mut stdout = stdout.map_err(export::ExportError::Stdout)?;
-        let exported = export::export(&request, &mut stdout, &progress, self.cancel)?;
-        for warning in exported.warnings {
-            self.tracker.warn(warning, None);
-        }
-        Ok(())
-    }
 }
 
-/// How many steps differed when they were done again; empty if none did.
+/// How many rebuilt steps differ; empty if none does.
 #[must_use]
 pub fn differing_text(steps: usize) -> String {
     match steps {
@@ -496,57 +284,8 @@ pub fn differing_text(steps: usize) -> String {
     }
 }
 
-fn export_error(output: &OutputSpec, err: export::ExportError) -> BuildError {
-    BuildError::Export {
-        output: output.to_string(),
-        source: Box::new(err),
-    }
-}
-
-/// `Dockerfile` in the context, else `dockerfile`.
-fn default_dockerfile(context: &Path) -> PathBuf {
-    let usual = context.join("Dockerfile");
-    let lower = context.join("dockerfile");
-    if !usual.exists() && lower.exists() {
-        lower
-    } else {
-        usual
-    }
-}
-
-/// Reads a file, perhaps a pipe, that must not be larger than `limit` bytes.
-fn read_bounded(path: &Path, limit: u64, cancel: &Cancel) -> std::io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let stop = || cancel.is_cancelled();
-    let file = InterruptibleFile::open(path, &stop)?;
-    file.take(limit + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > limit {
-        let text = format!("it is larger than {} MiB", limit >> 20);
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));
-    }
-    Ok(text)
-}
-
-/// The stages that a stage stands on, from the lowest to itself, and the image below them.
-fn lineage(plan: &Plan, stage: usize) -> (Option<&ImageKey>, Vec<usize>) {
-    let mut upwards = vec![stage];
-    let mut at = stage;
-    let image = loop {
-        match plan.stages.get(at).map(|s| &s.base) {
-            Some(Base::Stage(base)) => {
-                at = *base;
-                upwards.push(at);
-            }
-            Some(Base::Image(key)) => break Some(key),
-            Some(Base::Scratch) | None => break None,
-        }
-    };
-    upwards.reverse();
-    (image, upwards)
-}
-
 /// What each stage and each step waits for.
-fn shapes(plan: &Plan) -> Vec<Shape> {
+fn dependencies(plan: &Plan) -> Vec<StageDependencies> {
     let needs = |step: &Step| match &step.op {
         Op::Copy(CopySpec {
             from: CopyFrom::Stage(from),
@@ -556,7 +295,7 @@ fn shapes(plan: &Plan) -> Vec<Shape> {
     };
     plan.stages
         .iter()
-        .map(|stage| Shape {
+        .map(|stage| StageDependencies {
             base: match stage.base {
                 Base::Stage(base) => Some(base),
                 Base::Image(_) | Base::Scratch => None,

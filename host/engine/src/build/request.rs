@@ -1,5 +1,5 @@
-//! What a build is asked for, and what it answers. All of it is resolved by the caller: the engine
-//! reads no environment and no home directory.
+//! The request for a build, and its result. The caller resolves all of it: the engine reads neither the
+//! environment nor the home directory.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,18 +16,18 @@ use oci::Platform;
 pub enum DockerfileSource {
     /// `Dockerfile` at the root of the context, else `dockerfile`.
     Default,
-    /// A file; may lie outside the context.
+    /// A file, perhaps outside the context.
     Path(PathBuf),
-    /// Its text, such as from standard input.
+    /// Its text, for example from standard input.
     Text(Vec<u8>),
 }
 
-/// What counts when a step that was done again is compared.
+/// What counts as a difference when a rebuilt step is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rebuild {
     /// Everything but times.
     Content,
-    /// Times, too; those after `SOURCE_DATE_EPOCH` count as it, if that is set.
+    /// Times, too. Times after `SOURCE_DATE_EPOCH`, if it is set, count as equal to it.
     Strict,
 }
 
@@ -38,26 +38,26 @@ pub struct BuildRequest {
     pub context: Option<PathBuf>,
     /// The Dockerfile.
     pub dockerfile: DockerfileSource,
-    /// `--build-arg`, later ones win.
+    /// `--build-arg`; later ones override earlier ones.
     pub build_args: Vec<(String, String)>,
     /// `--target`; the last stage otherwise.
     pub target: Option<String>,
     /// Run RUN, COPY and ADD again even if their results are known.
     pub no_cache: bool,
-    /// Do RUN, COPY, ADD and WORKDIR again if their results are known, and compare. What is known
-    /// stays and is what the build goes on with. Not together with `no_cache`.
+    /// Do RUN, COPY, ADD and WORKDIR again even if their results are known, and compare. The build
+    /// continues with the known results. Not together with `no_cache`.
     pub rebuild: Option<Rebuild>,
-    /// Say why each step is found or not.
+    /// Report why each step is cached or not.
     pub explain: bool,
-    /// Ask registries again for images that are known already.
+    /// Ask registries even for images that are in the store.
     pub pull: bool,
-    /// `--label`, stronger than LABEL.
+    /// `--label`; overrides LABEL.
     pub labels: Vec<(String, String)>,
     /// Names for the image in the local list and in image-like outputs.
     pub tags: Vec<String>,
-    /// Where the result goes beside the store.
+    /// Where the result goes besides the store.
     pub outputs: Vec<OutputSpec>,
-    /// How many steps may run at the same time, at least 1.
+    /// Most steps that run at the same time; at least 1.
     pub jobs: usize,
     /// The platform to build for.
     pub platform: Platform,
@@ -65,14 +65,14 @@ pub struct BuildRequest {
     pub named_contexts: Vec<(String, ImageSource)>,
     /// Extra lines of `/etc/hosts` in RUN: address and name.
     pub hosts: Vec<(String, String)>,
-    /// Network of RUN steps that do not say.
+    /// Network of RUN steps without `--network`.
     pub network: StepNetwork,
-    /// `SOURCE_DATE_EPOCH`: seconds since 1970 for what the build dates.
+    /// `SOURCE_DATE_EPOCH`: latest time that the build writes, in seconds since 1970.
     pub epoch: Option<i64>,
 }
 
 impl BuildRequest {
-    /// What the history says of it.
+    /// What the history records of it.
     pub(super) fn info(&self) -> store::BuildInfo {
         let shown = |path: &PathBuf| path.display().to_string();
         store::BuildInfo {
@@ -87,19 +87,19 @@ impl BuildRequest {
     }
 }
 
-/// What a build made.
+/// The result of a build.
 #[derive(Debug, Clone)]
 pub struct BuildResult {
     /// The image in the store.
     pub image: Assembled,
-    /// The names it has there.
+    /// Its names there.
     pub names: Vec<String>,
-    /// What each step came to, in plan order: its name, its outcome, how long it took.
+    /// The steps, in plan order.
     pub steps: Vec<StepSummary>,
 }
 
 impl BuildResult {
-    /// How many steps made something else when they were done again.
+    /// How many rebuilt steps gave another result.
     #[must_use]
     pub fn differing(&self) -> usize {
         let compared = self.steps.iter().filter_map(|step| step.compared.as_ref());
@@ -116,8 +116,8 @@ pub struct StepSummary {
     pub outcome: Outcome,
     /// How long it took.
     pub took: Duration,
-    /// Why it was found or not, if that was asked for.
+    /// Why it was cached or not, if that was asked for.
     pub why: Option<Explanation>,
-    /// What came of doing it again, if it was.
+    /// The comparison, if it was rebuilt.
     pub compared: Option<Comparison>,
 }

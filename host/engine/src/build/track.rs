@@ -1,7 +1,7 @@
 //! Numbers the steps of a build and keeps what the summary needs.
 //!
-//! The law: every step that began ends exactly once, and a step that never began is said to be
-//! "not run", never "cached".
+//! The law: every step that began ends exactly once, and a step that never began is reported as
+//! "not run", never as "cached".
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,13 +12,13 @@ use exec::Stream;
 use super::request::StepSummary;
 use crate::event::{Comparison, Event, Explanation, Outcome, Reporter, StepId};
 
-/// Passes events on and remembers how each step stands.
+/// Passes events on and keeps the state of each step.
 pub(super) struct Tracker<'a> {
     reporter: &'a dyn Reporter,
-    steps: Mutex<BTreeMap<StepId, Standing>>,
+    steps: Mutex<BTreeMap<StepId, StepState>>,
 }
 
-struct Standing {
+struct StepState {
     name: String,
     began: Option<Instant>,
     ended: Option<(Outcome, Duration)>,
@@ -34,17 +34,17 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<StepId, Standing>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<StepId, StepState>> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces a step that will have to be done, and gives it the next number.
+    /// Announces a step, and gives it the next number.
     pub(super) fn announce(&self, name: impl Into<String>) -> StepId {
         let mut steps = self.lock();
         let step = steps.last_key_value().map_or(1, |(last, _)| last + 1);
         steps.insert(
             step,
-            Standing {
+            StepState {
                 name: name.into(),
                 began: None,
                 ended: None,
@@ -55,14 +55,14 @@ impl<'a> Tracker<'a> {
         step
     }
 
-    /// The step begins. Saying it again, as after a wait, changes nothing.
+    /// The step begins. Doing this again, as after a wait, changes nothing.
     pub(super) fn start(&self, step: StepId) {
         let mut steps = self.lock();
-        let Some(standing) = steps.get_mut(&step).filter(|s| s.began.is_none()) else {
+        let Some(state) = steps.get_mut(&step).filter(|s| s.began.is_none()) else {
             return;
         };
-        standing.began = Some(Instant::now());
-        let name = standing.name.clone();
+        state.began = Some(Instant::now());
+        let name = state.name.clone();
         drop(steps);
         self.reporter.report(Event::Started { step, name });
     }
@@ -70,16 +70,14 @@ impl<'a> Tracker<'a> {
     /// The step ended.
     pub(super) fn end(&self, step: StepId, outcome: Outcome) {
         let mut steps = self.lock();
-        let Some(standing) = steps.get_mut(&step).filter(|s| s.ended.is_none()) else {
+        let Some(state) = steps.get_mut(&step).filter(|s| s.ended.is_none()) else {
             return;
         };
-        let took = standing
-            .began
-            .map_or(Duration::ZERO, |began| began.elapsed());
-        standing.ended = Some((outcome.clone(), took));
-        let unheard = standing.began.is_none().then(|| standing.name.clone());
+        let took = state.began.map_or(Duration::ZERO, |began| began.elapsed());
+        state.ended = Some((outcome.clone(), took));
+        let unstarted = state.began.is_none().then(|| state.name.clone());
         drop(steps);
-        if let Some(name) = unheard {
+        if let Some(name) = unstarted {
             self.reporter.report(Event::Started { step, name });
         }
         self.reporter.report(Event::Ended {
@@ -124,18 +122,18 @@ impl<'a> Tracker<'a> {
         });
     }
 
-    /// Says why a step is found or not.
+    /// Reports why a step is cached or not.
     pub(super) fn explained(&self, step: StepId, why: Explanation) {
-        if let Some(standing) = self.lock().get_mut(&step) {
-            standing.why = Some(why.clone());
+        if let Some(state) = self.lock().get_mut(&step) {
+            state.why = Some(why.clone());
         }
         self.reporter.report(Event::Explained { step, why });
     }
 
-    /// Says what came of doing a step again.
+    /// Reports how a rebuilt step compares.
     pub(super) fn compared(&self, step: StepId, comparison: Comparison) {
-        if let Some(standing) = self.lock().get_mut(&step) {
-            standing.compared = Some(comparison.clone());
+        if let Some(state) = self.lock().get_mut(&step) {
+            state.compared = Some(comparison.clone());
         }
         self.reporter.report(Event::Compared { step, comparison });
     }
@@ -144,14 +142,14 @@ impl<'a> Tracker<'a> {
         self.reporter.report(Event::Warning { text, line });
     }
 
-    /// Ends what is still open after a failure or a cancel: what ran was cancelled, the rest never
-    /// began.
+    /// Ends the steps that are still open after a failure or a cancel: as cancelled if they began, else
+    /// as not run.
     pub(super) fn close(&self) {
         let open: Vec<_> = self
             .lock()
             .iter()
-            .filter(|(_, standing)| standing.ended.is_none())
-            .map(|(step, standing)| (*step, standing.began.is_some()))
+            .filter(|(_, state)| state.ended.is_none())
+            .map(|(step, state)| (*step, state.began.is_some()))
             .collect();
         for (step, began) in open {
             self.end(
@@ -165,21 +163,21 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    /// How every step stands, in order.
+    /// The state of every step, in order.
     pub(super) fn summary(&self) -> Vec<StepSummary> {
         self.lock()
             .values()
-            .map(|standing| {
-                let (outcome, took) = standing
+            .map(|state| {
+                let (outcome, took) = state
                     .ended
                     .clone()
                     .unwrap_or((Outcome::NotRun, Duration::ZERO));
                 StepSummary {
-                    name: standing.name.clone(),
+                    name: state.name.clone(),
                     outcome,
                     took,
-                    why: standing.why.clone(),
-                    compared: standing.compared.clone(),
+                    why: state.why.clone(),
+                    compared: state.compared.clone(),
                 }
             })
             .collect()

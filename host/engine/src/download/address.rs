@@ -1,4 +1,4 @@
-//! Addresses of files.
+//! Addresses of files on servers.
 
 use std::fmt;
 
@@ -7,44 +7,44 @@ use reqwest::Url;
 
 use crate::redact;
 
-/// Name of a file whose address has none.
+/// Name of a file whose address does not contain one.
 const UNNAMED: &[u8] = b"__unnamed__";
-/// Longest name of a file, in bytes: what common file systems accept.
+/// Longest name of a file, in bytes, as common file systems limit it.
 const MAX_NAME: usize = 255;
 /// Longest address, in bytes. Servers mostly accept 8 KiB.
 const MAX_ADDRESS: usize = 16 << 10;
 
-/// The address of a file on a server, `http` or `https`. It may hold a password, so its text is only
-/// shown without.
+/// The address of a file on a server, `http` or `https`. It may contain a password, which is never
+/// shown.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct WebAddress {
     url: Url,
 }
 
-/// Why a text is no address.
+/// The text is not an address of a file on a server.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadAddress(String);
 
-/// Why an address gives no name for a file.
+/// Why an address does not name a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadName {
-    /// It means a directory.
+    /// It names a directory.
     #[error("its path ends in `..`")]
     Parent,
-    /// It holds a byte that no name can hold.
-    #[error("the last element of its path holds a NUL byte")]
+    /// It contains a byte that no name can contain.
+    #[error("the last element of its path contains a NUL byte")]
     Nul,
-    /// No file system takes it.
+    /// It is longer than file systems allow.
     #[error("the last element of its path is longer than {MAX_NAME} bytes")]
     TooLong,
 }
 
 impl WebAddress {
-    /// Reads an address. What stands behind `#` never reaches a server and is left out.
+    /// Parses an address. The fragment after `#`, which is never sent, is dropped.
     ///
     /// # Errors
-    /// If it is none, or none of a server of files. The message does not hold the text.
+    /// If it is not one, or neither http nor https. The message does not contain the text.
     pub fn parse(text: &str) -> Result<Self, BadAddress> {
         if text.len() > MAX_ADDRESS {
             return Err(BadAddress(format!("longer than {MAX_ADDRESS} bytes")));
@@ -60,7 +60,7 @@ impl WebAddress {
     /// Name of the file: the last element of the path.
     ///
     /// # Errors
-    /// If no file of a layer can be called so.
+    /// If no file can have this name.
     pub fn name(&self) -> Result<Vec<u8>, BadName> {
         let path = decoded(self.url.path());
         let mut elements = path.split(|byte| *byte == b'/').rev();
@@ -78,15 +78,15 @@ impl WebAddress {
         Ok(name.to_vec())
     }
 
-    /// What a request is sent to.
+    /// The address for requests.
     pub(super) fn url(&self) -> Url {
         self.url.clone()
     }
 
-    /// By what the file is remembered: who asks makes no difference.
+    /// The key under which the file is remembered, without user and password.
     pub(super) fn key(&self) -> String {
         let mut url = self.url.clone();
-        // Neither can fail where there is a host.
+        // Neither fails for an address with a host.
         url.set_username("").ok();
         url.set_password(None).ok();
         url.into()
@@ -111,7 +111,7 @@ impl fmt::Debug for WebAddress {
     }
 }
 
-/// Bytes for `%` and two hexadecimal digits (RFC 3986, section 2.1); anything else stays.
+/// Decodes `%` and two hexadecimal digits (RFC 3986, section 2.1); anything else stays as it is.
 fn decoded(path: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_called_like_the_last_element_of_the_path() {
+    fn the_last_element_of_the_path_names_the_file() {
         check("http://h/a/b.txt", Ok("b.txt"));
         check("http://h/a/b/", Ok("b"));
         check("http://h/a/b//?q=/c#/d", Ok("b"));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn only_servers_of_files_have_addresses() {
+    fn only_http_addresses_are_accepted() {
         for text in [
             "",
             "h/x",

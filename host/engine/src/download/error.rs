@@ -1,4 +1,4 @@
-//! Why a file cannot be had.
+//! Why a download fails.
 
 use std::io;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use exec::Stopped;
 use oci::http::BoxError;
 use store::{Digest, StoreError};
 
-/// See the variants. Addresses are as they may be shown.
+/// Why a download fails. Addresses are without secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// The server does not give the file, and asking again will not change that.
+    /// The server refuses the request. Another attempt would not help.
     #[error("cannot download {url}: the server answered {status}{}", advice(*.status))]
     Refused {
         /// The address.
@@ -18,17 +18,17 @@ pub enum DownloadError {
         /// HTTP status.
         status: u16,
     },
-    /// The server cannot give the file now, after several tries.
-    #[error("cannot download {url}: the server answered {status}. Try again later")]
+    /// The server failed, after several attempts.
+    #[error("cannot download {url}: the server answered {status}. Retry later")]
     Failing {
         /// The address.
         url: String,
         /// HTTP status.
         status: u16,
     },
-    /// The content is not the one that was asked for.
+    /// The content does not have the requested digest.
     #[error(
-        "{url} does not hold what --checksum asks for: it should have the digest {expected} and has {actual}. Nothing of it was kept"
+        "{url} does not match --checksum: digest {actual} instead of {expected}. Nothing of it was kept"
     )]
     Mismatch {
         /// The address.
@@ -39,14 +39,14 @@ pub enum DownloadError {
         actual: Digest,
     },
     /// It is too large.
-    #[error("{url} is larger than {limit} bytes, the most that ADD downloads")]
+    #[error("{url} is larger than {limit} bytes, the limit for ADD")]
     TooLarge {
         /// The address.
         url: String,
         /// How much it may be.
         limit: u64,
     },
-    /// The server leads somewhere else, and not well.
+    /// The server redirects to where a client must not follow.
     #[error("cannot download {url}: {reason}")]
     Redirect {
         /// The address.
@@ -55,15 +55,15 @@ pub enum DownloadError {
         reason: String,
     },
     /// It takes too long.
-    #[error("{url} was not downloaded after {} minutes, the longest that ADD waits", .limit.as_secs() / 60)]
+    #[error("{url} was not downloaded within {} minutes, the limit for ADD", .limit.as_secs() / 60)]
     TooSlow {
         /// The address.
         url: String,
         /// How long it may take.
         limit: Duration,
     },
-    /// No answer, or not all of it, after several tries.
-    #[error("cannot download {url}. Check the address and that the network is up, then try again")]
+    /// No answer, or an incomplete one, after several attempts.
+    #[error("cannot download {url}. Check the address and the network, then retry")]
     Unreachable {
         /// The address.
         url: String,
@@ -77,8 +77,8 @@ pub enum DownloadError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What came cannot be written.
-    #[error("cannot write what is downloaded from {url}")]
+    /// The content cannot be written.
+    #[error("cannot write the download of {url}")]
     Write {
         /// The address.
         url: String,
@@ -98,7 +98,7 @@ impl From<Stopped> for DownloadError {
 }
 
 impl DownloadError {
-    /// Whether a machine or the network failed, not whoever wrote the Dockerfile.
+    /// Whether a machine or the network is to blame, and not the Dockerfile.
     #[must_use]
     pub fn is_host(&self) -> bool {
         match self {
@@ -117,11 +117,11 @@ impl DownloadError {
     }
 }
 
-/// What a status means to whoever wrote the address.
+/// What a status means for the author of the Dockerfile.
 fn advice(status: u16) -> &'static str {
     match status {
-        401 | 403 | 407 => ": it wants a login, or does not say that the file is not there",
-        404 | 410 => ": there is no such file",
+        401 | 403 | 407 => ": the file needs a login or does not exist",
+        404 | 410 => ": the file does not exist",
         _ => "",
     }
 }

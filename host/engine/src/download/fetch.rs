@@ -1,4 +1,4 @@
-//! One file, from wherever it can be had.
+//! One file, from the store or from its server.
 
 use std::io;
 use std::time::Instant;
@@ -12,27 +12,27 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode};
 use store::{Digest, Store};
 
-use super::known::Known;
+use super::entry::Entry;
 use super::partial::Partial;
 use super::{DownloadError, Fetched, Limits, Origin, WebSource};
 use crate::event::{Progress, ProgressFn};
 
-/// Kind of the blobs.
+/// Kind of the blobs in the store.
 const KIND: &str = "download";
 
 type Failure = http::Failure<DownloadError>;
-/// What to remember of a file, its length, and where it comes from.
-type Done = (Known, u64, Origin);
+/// What to remember of a file, its length, and its origin.
+type Done = (Entry, u64, Origin);
 
 /// What [`fetch`] works with.
 pub struct Job<'a> {
-    /// Where the file goes.
+    /// The store that gets the file.
     pub store: &'a Store,
-    /// How much is too much.
+    /// The bounds.
     pub limits: Limits,
-    /// Is told how far it is.
+    /// Receives progress.
     pub progress: &'a ProgressFn<'a>,
-    /// Ends it.
+    /// Cancels the download.
     pub cancel: &'a Cancel,
 }
 
@@ -49,16 +49,16 @@ impl std::fmt::Debug for Job<'_> {
 /// # Errors
 /// See [`DownloadError`]. Nothing of the file is in the store then.
 pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError> {
-    let known = Known::load(job.store, &source.address);
+    let entry = Entry::load(job.store, &source.address);
     if let Some(wanted) = source.checksum
         && let Some(size) = job.size(wanted)?
     {
-        let known = known.filter(|known| known.content() == wanted);
-        let known = known.unwrap_or_else(|| Known::new(wanted, None, None));
-        return Ok(fetched(&known, size, Some(wanted), Origin::Store));
+        let entry = entry.filter(|entry| entry.content() == wanted);
+        let entry = entry.unwrap_or_else(|| Entry::new(wanted, None, None));
+        return Ok(fetched(&entry, size, Some(wanted), Origin::Store));
     }
-    let before = known.as_ref().map(Known::content);
-    let held = job.held(source, known)?;
+    let before = entry.as_ref().map(Entry::content);
+    let cached = job.cached(source, entry)?;
     let options = ClientOptions {
         local: source.address.is_local(),
         read_timeout: job.limits.idle,
@@ -66,23 +66,23 @@ pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError
     let download = Download {
         job,
         source,
-        held,
+        cached,
         http: Http::open(options, &CancelScope::new(job.cancel)).map_err(DownloadError::Setup)?,
         shown: source.address.to_string(),
         begun: Instant::now(),
     };
-    let (known, size, origin) = download.run()?;
+    let (entry, size, origin) = download.run()?;
     if origin == Origin::Server {
-        known.save(job.store, &source.address);
+        entry.save(job.store, &source.address);
     }
-    Ok(fetched(&known, size, before, origin))
+    Ok(fetched(&entry, size, before, origin))
 }
 
-fn fetched(known: &Known, size: u64, before: Option<Digest>, origin: Origin) -> Fetched {
+fn fetched(entry: &Entry, size: u64, before: Option<Digest>, origin: Origin) -> Fetched {
     Fetched {
-        digest: known.content(),
+        digest: entry.content(),
         size,
-        mtime: known.mtime(),
+        mtime: entry.mtime(),
         before,
         origin,
     }
@@ -95,28 +95,28 @@ impl Job<'_> {
         Ok(opened.map(|(_, size)| size))
     }
 
-    /// What the server may be asked about: its bytes are here. A digest that was asked for is not
-    /// among them, so with one there is nothing to ask.
-    fn held(
+    /// An earlier download that the server may be asked about: its bytes are in the store. Not with a
+    /// checksum: those bytes have another one.
+    fn cached(
         &self,
         source: &WebSource,
-        known: Option<Known>,
-    ) -> Result<Option<(Known, u64)>, DownloadError> {
-        let asks = known.filter(|known| known.can_ask() && source.checksum.is_none());
-        let Some(known) = asks else { return Ok(None) };
-        let size = self.size(known.content())?;
-        Ok(size.map(|size| (known, size)))
+        entry: Option<Entry>,
+    ) -> Result<Option<(Entry, u64)>, DownloadError> {
+        let asks = entry.filter(|entry| entry.can_ask() && source.checksum.is_none());
+        let Some(entry) = asks else { return Ok(None) };
+        let size = self.size(entry.content())?;
+        Ok(size.map(|size| (entry, size)))
     }
 }
 
-/// One file on its way.
+/// A download in progress.
 struct Download<'a> {
     job: &'a Job<'a>,
     source: &'a WebSource,
-    /// What is in the store of it.
-    held: Option<(Known, u64)>,
+    /// An earlier download of it, and its length.
+    cached: Option<(Entry, u64)>,
     http: Http,
-    /// The address as it may be shown.
+    /// The address without secrets.
     shown: String,
     begun: Instant,
 }
@@ -131,13 +131,13 @@ impl Download<'_> {
         done
     }
 
-    /// Tries it once. What an earlier try has `begun` is gone on with, if the server agrees.
+    /// One attempt. It resumes what an earlier one has `begun`, if the server agrees.
     fn attempt(&self, begun: &mut Option<Partial>) -> Result<Done, Failure> {
         let mut response = self.send(begun.as_ref())?;
         let status = response.status();
         let rest = begun.take().and_then(|mut old| {
-            let goes_on = status == StatusCode::PARTIAL_CONTENT && old.goes_on_with(&response);
-            if goes_on {
+            let continues = status == StatusCode::PARTIAL_CONTENT && old.continues(&response);
+            if continues {
                 return Some(old);
             }
             old.abandon();
@@ -150,7 +150,7 @@ impl Download<'_> {
             }
             (_, None) => return self.without_body(status),
         };
-        match self.pour(&mut response, &mut partial) {
+        match self.receive(&mut response, &mut partial) {
             Ok(()) => self.complete(partial),
             Err(failure) => {
                 *begun = Some(partial);
@@ -159,11 +159,11 @@ impl Download<'_> {
         }
     }
 
-    /// An answer that brings nothing.
+    /// An answer without content.
     fn without_body(&self, status: StatusCode) -> Result<Done, Failure> {
-        match &self.held {
-            Some((known, size)) if status == StatusCode::NOT_MODIFIED => {
-                Ok((known.clone(), *size, Origin::Unchanged))
+        match &self.cached {
+            Some((entry, size)) if status == StatusCode::NOT_MODIFIED => {
+                Ok((entry.clone(), *size, Origin::Unchanged))
             }
             Some(_) | None => Err(self.refused(status)),
         }
@@ -184,15 +184,14 @@ impl Download<'_> {
             request = request
                 .header(RANGE, format!("bytes={}-", begun.received))
                 .header(IF_RANGE, tag);
-        } else if let Some((known, _)) = &self.held {
-            request = request.headers(conditions(known));
+        } else if let Some((entry, _)) = &self.cached {
+            request = request.headers(conditions(entry));
         }
         let sent = self.http.send(request).map_err(stopped)?;
         sent.map_err(|error| self.broken(error))
     }
 
-    /// Begins to take a body into the store. Until it is whole and right nothing of it can be seen
-    /// there.
+    /// Begins to store the content. It is not visible before it is complete and verified.
     fn begin(&self, response: &Response) -> Result<Partial, Failure> {
         if response.content_length().unwrap_or_default() > self.job.limits.bytes {
             return Err(self.too_large());
@@ -202,8 +201,8 @@ impl Download<'_> {
         Ok(Partial::new(writer, response))
     }
 
-    /// Takes all that comes.
-    fn pour(&self, response: &mut Response, partial: &mut Partial) -> Result<(), Failure> {
+    /// Stores all content that arrives.
+    fn receive(&self, response: &mut Response, partial: &mut Partial) -> Result<(), Failure> {
         while let Some(chunk) = self.chunk(response)? {
             let received = partial.received.saturating_add(chunk.len() as u64);
             if received > self.job.limits.bytes {
@@ -219,7 +218,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Makes a body visible, if it is what was asked for.
+    /// Makes the content visible, if it is complete and has the requested digest.
     fn complete(&self, partial: Partial) -> Result<Done, Failure> {
         let actual = partial.digest();
         let wrong = self.source.checksum.filter(|wanted| *wanted != actual);
@@ -238,8 +237,8 @@ impl Download<'_> {
             }));
         }
         let finished = partial.finish();
-        let (known, size) = finished.map_err(|error| Failure::Final(error.into()))?;
-        Ok((known, size, Origin::Server))
+        let (entry, size) = finished.map_err(|error| Failure::Final(error.into()))?;
+        Ok((entry, size, Origin::Server))
     }
 
     fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, Failure> {
@@ -248,20 +247,20 @@ impl Download<'_> {
     }
 }
 
-// What failures mean.
+// What the failures mean.
 impl Download<'_> {
     fn refused(&self, status: StatusCode) -> Failure {
         let (url, code) = (self.shown.clone(), status.as_u16());
-        let passing = status.is_server_error()
+        let transient = status.is_server_error()
             || matches!(
                 status,
-                // The last two are about the rest of a file; the next try asks for all of it.
+                // The last two are about the rest of a file; the next attempt asks for all of it.
                 StatusCode::TOO_MANY_REQUESTS
                     | StatusCode::REQUEST_TIMEOUT
                     | StatusCode::RANGE_NOT_SATISFIABLE
                     | StatusCode::PARTIAL_CONTENT
             );
-        if passing {
+        if transient {
             return Failure::Transient(DownloadError::Failing { url, status: code });
         }
         Failure::Final(DownloadError::Refused { url, status: code })
@@ -273,7 +272,7 @@ impl Download<'_> {
             return self.too_slow();
         }
         let url = self.shown.clone();
-        // Its own text would show the address, and where that led to.
+        // Its own text would show the address, and those of redirections.
         let error = error.without_url();
         if error.is_redirect() {
             let reason = innermost(&error);
@@ -285,7 +284,7 @@ impl Download<'_> {
 
     fn cut(&self, received: u64, total: u64) -> Failure {
         let url = self.shown.clone();
-        let source = format!("{received} bytes came instead of {total}").into();
+        let source = format!("received {received} bytes instead of {total}").into();
         Failure::Transient(DownloadError::Unreachable { url, source })
     }
 
@@ -313,12 +312,12 @@ fn stopped(stopped: Stopped) -> Failure {
     Failure::Final(stopped.into())
 }
 
-/// Asks for the content only if it is another one. A tag tells more than a date, which is ignored
-/// beside it (RFC 9110, section 13.1.3).
-fn conditions(known: &Known) -> HeaderMap {
+/// Asks for the content only if it changed. With a tag, servers ignore the date (RFC 9110, section
+/// 13.1.3).
+fn conditions(entry: &Entry) -> HeaderMap {
     let pairs = [
-        (IF_NONE_MATCH, &known.tag),
-        (IF_MODIFIED_SINCE, &known.date),
+        (IF_NONE_MATCH, &entry.tag),
+        (IF_MODIFIED_SINCE, &entry.date),
     ];
     let pairs = pairs.into_iter().filter_map(|(name, text)| {
         let value = HeaderValue::from_str(text.as_deref()?).ok()?;
@@ -327,11 +326,11 @@ fn conditions(known: &Known) -> HeaderMap {
     pairs.collect()
 }
 
-/// The text of the cause of all causes.
+/// The text of the innermost cause.
 fn innermost(error: &dyn std::error::Error) -> String {
-    let mut at = error;
-    while let Some(below) = at.source() {
-        at = below;
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
     }
-    at.to_string()
+    innermost.to_string()
 }

@@ -1,19 +1,18 @@
-//! Files from servers, for ADD.
+//! Downloads for ADD. Interrupted downloads resume.
 //!
 //! ```text
-//! digest is known and its bytes are in the store ─► nothing is sent
-//! address is known and its bytes are in the store ─► asked whether they changed ─► 304: taken
-//! anything else, or they did change ─► downloaded into the store, hashed, compared, then visible
+//! checksum given, its bytes in the store ─► no request
+//! address downloaded before, its bytes in the store ─► conditional request ─► 304: not downloaded
+//! anything else, or the file changed ─► downloaded into the store, hashed, compared, then visible
 //! ```
 //!
-//! The law: what comes is not trusted. It is no longer than the limit, it takes no longer than the
-//! limit, and nothing can be seen of it before its digest is the one that was asked for. Neither a
-//! message nor a log shows a password that an address holds.
+//! The law: servers are not trusted. Length and time have limits, and nothing of a file is visible
+//! before its digest is verified. Neither a message nor a log shows a password in an address.
 
 mod address;
+mod entry;
 mod error;
 mod fetch;
-mod known;
 mod partial;
 
 use std::time::Duration;
@@ -28,24 +27,24 @@ pub use fetch::{Job, fetch};
 /// A file to download.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WebSource {
-    /// Where it is.
+    /// Its address.
     pub address: WebAddress,
-    /// What it must be.
+    /// The digest that it must have.
     pub checksum: Option<Digest>,
     /// Unpack it if it is an archive.
     pub unpack: bool,
 }
 
-/// A file that was downloaded, now or before. Its bytes are a blob of the store, which is leased.
+/// A file that was downloaded, now or earlier. Its bytes are a blob of the store, with a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// Digest of its bytes.
     pub digest: Digest,
     /// Length in bytes.
     pub size: u64,
-    /// When it changed last, as the server says; 1970 if it does not.
+    /// Time of its last change according to the server; 1970 if unknown.
     pub mtime: Mtime,
-    /// What the address held the last time, if that is known.
+    /// Digest of the previous download from the address, if there was one.
     pub before: Option<Digest>,
     /// Where the bytes come from.
     pub origin: Origin,
@@ -54,23 +53,23 @@ pub struct Fetched {
 /// Where the bytes of a file come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// They were in the store, under the digest that was asked for. No server was asked.
+    /// They were in the store under the given checksum. No request was sent.
     Store,
-    /// They were in the store, and the server says that they did not change.
+    /// They were in the store, and the server says that they are unchanged.
     Unchanged,
     /// The server sent them.
     Server,
 }
 
 impl Fetched {
-    /// What is new about the file at `address` since it was last downloaded.
+    /// How the file at `address` changed since the previous download.
     pub(crate) fn news(&self, address: &WebAddress) -> Option<String> {
         let before = self.before.filter(|before| *before != self.digest)?;
         let now = self.digest;
         Some(format!("{address} changed: was {before}, is {now}"))
     }
 
-    /// How it was found out that the file is the one that was known.
+    /// Why the file counts as unchanged.
     pub(crate) fn how(&self, address: &WebAddress) -> String {
         match self.origin {
             Origin::Store => format!("{address} was in the store by its digest"),
@@ -87,12 +86,12 @@ pub struct Limits {
     pub bytes: u64,
     /// Longest wait for the next bytes.
     pub idle: Duration,
-    /// Longest time for all of it, with all tries.
+    /// Longest time for all attempts together.
     pub whole: Duration,
 }
 
 impl Limits {
-    /// Larger and slower files are better brought into the context by other means.
+    /// Larger and slower files should get into the context by other means.
     pub const USUAL: Self = Self {
         bytes: 16 << 30,
         idle: READ_TIMEOUT,
@@ -100,7 +99,7 @@ impl Limits {
     };
 }
 
-/// The files that the sources of an ADD stand for.
+/// The downloaded files of an ADD.
 #[derive(Debug, Clone, Default)]
 pub struct Downloads {
     pub(crate) store: Option<Store>,
@@ -108,7 +107,7 @@ pub struct Downloads {
 }
 
 impl Downloads {
-    /// None yet, for files that are in `store`.
+    /// No files yet. They are in `store`.
     #[must_use]
     pub fn new(store: &Store) -> Self {
         Self {
@@ -117,17 +116,17 @@ impl Downloads {
         }
     }
 
-    /// Adds one.
+    /// Adds a file.
     pub fn add(&mut self, source: WebSource, file: Fetched) {
         self.files.push((source, file));
     }
 
-    /// The file that a source stands for.
+    /// The file of a source.
     #[must_use]
     pub fn get(&self, source: &WebSource) -> Option<&Fetched> {
         let mut files = self.files.iter();
         files
-            .find(|(known, _)| known == source)
+            .find(|(added, _)| added == source)
             .map(|(_, file)| file)
     }
 }

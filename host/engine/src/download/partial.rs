@@ -1,8 +1,8 @@
-//! The beginning of a file, kept while its rest is asked for.
+//! An incomplete download, and how it resumes.
 //!
-//! The law: what is put together comes from one state of the file. The rest is taken only if the
-//! server says by a strong tag that the file is the same (RFC 9110, section 13.1.5) and begins where
-//! the beginning ends; otherwise all of it is sent again.
+//! The law: all parts come from one state of the file. The rest is accepted only if the server says by a
+//! strong tag that the file is the same (RFC 9110, section 13.1.5) and if it begins where the received
+//! part ends; otherwise the download starts again.
 
 use std::io::{self, Write as _};
 
@@ -10,7 +10,7 @@ use reqwest::Response;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED};
 use store::{BlobWriter, Digest, Hasher, StoreError};
 
-use super::known::Known;
+use super::entry::Entry;
 
 /// See the module.
 pub(super) struct Partial {
@@ -25,7 +25,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Nothing yet of what an answer will bring.
+    /// The content of an answer, of which nothing was received yet.
     pub(super) fn new(writer: BlobWriter, response: &Response) -> Self {
         let headers = response.headers();
         Self {
@@ -38,48 +38,48 @@ impl Partial {
         }
     }
 
-    /// Appends what came.
+    /// Appends content.
     pub(super) fn push(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.received = self.received.saturating_add(chunk.len() as u64);
         self.hasher.update(chunk);
         self.writer.write_all(chunk)
     }
 
-    /// By what the rest can be asked for, if it can.
+    /// The tag to ask for the rest with, if that is possible.
     pub(super) fn strong_tag(&self) -> Option<&str> {
         let tag = self.tag.as_deref()?;
         (self.received > 0 && tag.starts_with('"')).then_some(tag)
     }
 
-    /// Takes an answer for the rest. Returns whether it is exactly that.
-    pub(super) fn goes_on_with(&mut self, response: &Response) -> bool {
+    /// Whether an answer is exactly the rest.
+    pub(super) fn continues(&mut self, response: &Response) -> bool {
         let range = text(response.headers(), &CONTENT_RANGE).and_then(parts);
         let Some((first, last, length)) = range else {
             return false;
         };
-        let as_before = self.total == 0 || self.total == length;
+        let same_length = self.total == 0 || self.total == length;
         self.total = length;
-        as_before && first == self.received && last.checked_add(1) == Some(length)
+        same_length && first == self.received && last.checked_add(1) == Some(length)
     }
 
-    /// Whether as much came as was said.
+    /// Whether all of the announced content was received.
     pub(super) fn is_whole(&self) -> bool {
         self.total == 0 || self.total == self.received
     }
 
-    /// Digest of all that came.
+    /// Digest of the received content.
     pub(super) fn digest(&self) -> Digest {
         self.hasher.clone().finish()
     }
 
-    /// Makes it visible. Returns what to remember, and the length.
-    pub(super) fn finish(self) -> Result<(Known, u64), StoreError> {
-        let known = Known::new(self.digest(), self.tag.as_deref(), self.date.as_deref());
+    /// Makes the file visible. Returns what to remember, and the length.
+    pub(super) fn finish(self) -> Result<(Entry, u64), StoreError> {
+        let entry = Entry::new(self.digest(), self.tag.as_deref(), self.date.as_deref());
         let (_, size) = self.writer.finish()?;
-        Ok((known, size))
+        Ok((entry, size))
     }
 
-    /// Removes it.
+    /// Removes the file.
     pub(super) fn abandon(self) {
         self.writer.abandon();
     }
@@ -105,7 +105,7 @@ mod tests {
     use super::parts;
 
     #[test]
-    fn ranges_are_read() {
+    fn content_ranges_are_parsed() {
         assert_eq!(parts("bytes 5-9/10"), Some((5, 9, 10)));
         for range in [
             "",

@@ -14,7 +14,7 @@ mod rebuild;
 use std::io;
 use std::time::Duration;
 
-use engine::build::{BuildError, BuildRequest, BuildResult, Class, build_and_tell};
+use engine::build::{BuildError, BuildRequest, BuildResult, Class, build_and_report};
 use engine::event::Outcome;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec};
 use store::BuildState;
@@ -141,10 +141,10 @@ fn a_build_of_which_nobody_could_be_told_has_failed_in_the_history_too() {
         assert_eq!(built.names, ["app:1"]);
         let source = io::Error::other("no room");
         let to = "id".to_owned();
-        Err(BuildError::Tell { to, source })
+        Err(BuildError::Report { to, source })
     };
     let (watch, cancel) = (bench::Watch::default(), Cancel::new());
-    let built = build_and_tell(&request, &store, &NoVm, &watch, &cancel, tell);
+    let built = build_and_report(&request, &store, &NoVm, &watch, &cancel, tell);
     assert_eq!(built.unwrap_err().class(), Class::Host);
     let BuildState::Ended(_, outcome) = &builds()[0].state else {
         panic!("{:?}", builds())

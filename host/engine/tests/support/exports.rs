@@ -93,6 +93,10 @@ pub fn special(
 
 /// Two layers with everything that a file system can hold, and what upper layers do to lower ones.
 pub fn rich() -> Vec<Vec<u8>> {
+    vec![rich_lower(), rich_upper()]
+}
+
+fn rich_lower() -> Vec<u8> {
     use tar::EntryType::{Block, Char, Directory, Fifo, Link, Symlink};
     let mut lower = tar::Builder::new(Vec::new());
     special(&mut lower, "etc/", Directory, 0o755, "");
@@ -147,15 +151,18 @@ pub fn rich() -> Vec<Vec<u8>> {
     lower
         .append_data(&mut header, name, std::io::empty())
         .unwrap();
+    lower.into_inner().unwrap()
+}
 
+fn rich_upper() -> Vec<u8> {
     let mut upper = tar::Builder::new(Vec::new());
     add_file(&mut upper, "etc/.wh.removed", b"");
     add_file(&mut upper, "hidden/.wh..wh..opq", b"");
     add_file(&mut upper, "hidden/new", b"y");
-    special(&mut upper, "changes/", Directory, 0o711, "");
+    special(&mut upper, "changes/", tar::EntryType::Directory, 0o711, "");
     add_file(&mut upper, "changes/file", b"now a directory");
     add_file(&mut upper, "linked", b"no longer the same file");
-    vec![lower.into_inner().unwrap(), upper.into_inner().unwrap()]
+    upper.into_inner().unwrap()
 }
 
 pub fn builder_pax(builder: &mut tar::Builder<Vec<u8>>, pairs: &[(&str, &[u8])]) {

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use ::store::FreeSpaceGuard;
-use engine::build::{BuildError, BuildRequest, BuildResult, build_and_tell, differing_text};
+use engine::build::{BuildError, BuildRequest, BuildResult, build_and_report, differing_text};
 use exec::Cancel;
 use serde_json::Value;
 
@@ -68,7 +68,7 @@ fn build(
     let hooks = free_space::Hooks::new(&store, progress, cancel);
     let built = guard.run(&hooks, || {
         // The history records success only after all other results are written.
-        build_and_tell(request, &store, &vm, &**progress, cancel, |built| {
+        build_and_report(request, &store, &vm, &**progress, cancel, |built| {
             report = vm.shut_down();
             results::write(args, built, report.as_ref())
         })
@@ -77,7 +77,7 @@ fn build(
     drop(vm);
     let built = built.map_err(|error| {
         // A result file may be on another file system, where pruning does not help.
-        let elsewhere = matches!(error, BuildError::Tell { .. });
+        let elsewhere = matches!(error, BuildError::Report { .. });
         let mut failure = failure(error);
         if failure.hint.is_none() && !elsewhere {
             failure.hint = free_space::hint(&store, &failure);

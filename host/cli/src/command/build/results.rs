@@ -72,7 +72,7 @@ pub(super) fn write(
 
 fn cannot(to: impl Display, source: io::Error) -> BuildError {
     let to = to.to_string();
-    BuildError::Tell { to, source }
+    BuildError::Report { to, source }
 }
 
 /// Writes the metadata file of a failed build and removes its image ID file.

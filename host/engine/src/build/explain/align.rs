@@ -1,86 +1,90 @@
-//! Which remembered step is which step of the plan, after the Dockerfile was edited.
+//! Matches the steps of a plan with recorded steps after the Dockerfile was edited.
 //!
-//! The law: every step finds at most one record and every record serves at most one step; the cost
-//! grows with their number, not with its square. A step that stands as it did is found wherever it
-//! moved; one that was changed in its place is found between its neighbours.
+//! The law: every step matches at most one record and every record at most one step; the cost is linear
+//! in their number. An unchanged step is found wherever it moved; a changed one is found between its
+//! neighbours.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::book::{Book, Instruction, StageRecord, What};
+use super::records::{Definition, Instruction, StageRecord, StepRecords};
 
-/// Where the record of a step is: stage and place in it.
-pub(super) type Place = (usize, usize);
+/// Stage, and index in it.
+pub(super) type Position = (usize, usize);
 
-/// A stage of the plan: its name, and its steps with their place in the stage.
+/// A stage of the plan: its name, and its steps with their index in the stage.
 #[derive(Debug)]
-pub(super) struct StageNow {
+pub(super) struct PlannedStage {
     pub(super) name: String,
-    pub(super) steps: Vec<(usize, What)>,
+    pub(super) steps: Vec<(usize, Definition)>,
 }
 
-/// For each step of the plan the place of its record, and for each stage that of the stage.
+/// The record of each step of the plan, and the recorded stages that match one of the plan.
 #[derive(Debug, Default)]
 pub(super) struct Alignment {
-    pub(super) steps: HashMap<Place, Place>,
+    pub(super) steps: HashMap<Position, Position>,
     pub(super) stages: HashSet<usize>,
 }
 
-/// Aligns a plan with a book. `loosely`: a step may also be found by where it stands.
-pub(super) fn align(now: &[StageNow], book: &Book, loosely: bool) -> Alignment {
+/// Aligns a plan with records. With `by_position`, a step may also match by its neighbours.
+pub(super) fn align(now: &[PlannedStage], records: &StepRecords, by_position: bool) -> Alignment {
     let mut alignment = Alignment::default();
-    for (at, old) in stages(now, &book.stages) {
-        let (Some(stage), Some(record)) = (now.get(at), book.stages.get(old)) else {
+    for (at, old) in stages(now, &records.stages) {
+        let (Some(stage), Some(record)) = (now.get(at), records.stages.get(old)) else {
             continue;
         };
         alignment.stages.insert(old);
-        for (step, place) in steps(stage, record, loosely) {
-            alignment.steps.insert((at, step), (old, place));
+        for (step, index) in steps(stage, record, by_position) {
+            alignment.steps.insert((at, step), (old, index));
         }
     }
     alignment
 }
 
-/// A name that was not given by the author changes with every stage above it.
+/// Whether the author gave the name. Other names change with every stage above.
 fn is_given(name: &str) -> bool {
     let number = name.strip_prefix("stage-").unwrap_or_default();
     number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// By what stages are told to be the same.
+/// What makes two stages the same.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum Mark<'a> {
+enum MatchKey<'a> {
     Name(&'a str),
-    Begins(&'a What),
+    Begins(&'a Definition),
 }
 
-/// Pairs of stages: by a name that was given, then by the first step, then by any name.
-fn stages(now: &[StageNow], old: &[StageRecord]) -> Vec<(usize, usize)> {
-    fn mark<'a>(round: usize, name: &'a str, first: Option<&'a What>) -> Option<Mark<'a>> {
+/// Pairs of stages: by a given name, then by the first step, then by any name.
+fn stages(now: &[PlannedStage], old: &[StageRecord]) -> Vec<(usize, usize)> {
+    fn key<'a>(round: usize, name: &'a str, first: Option<&'a Definition>) -> Option<MatchKey<'a>> {
         match round {
-            0 => is_given(name).then_some(Mark::Name(name)),
-            1 => first.map(Mark::Begins),
-            _ => Some(Mark::Name(name)),
+            0 => is_given(name).then_some(MatchKey::Name(name)),
+            1 => first.map(MatchKey::Begins),
+            _ => Some(MatchKey::Name(name)),
         }
     }
     let mut pairs = Vec::new();
     let (mut new_left, mut old_left) = (vec![true; now.len()], vec![true; old.len()]);
     for round in 0..3 {
-        let mut places: HashMap<Mark<'_>, Vec<usize>> = HashMap::new();
+        let mut indexes: HashMap<MatchKey<'_>, Vec<usize>> = HashMap::new();
         for (at, stage) in old.iter().enumerate().rev() {
-            let mark = mark(round, &stage.name, stage.steps.first().map(|s| &s.what));
-            if let (Some(true), Some(mark)) = (old_left.get(at), mark) {
-                places.entry(mark).or_default().push(at);
+            let key = key(
+                round,
+                &stage.name,
+                stage.steps.first().map(|s| &s.definition),
+            );
+            if let (Some(true), Some(key)) = (old_left.get(at), key) {
+                indexes.entry(key).or_default().push(at);
             }
         }
         for (at, stage) in now.iter().enumerate() {
-            let mark = mark(
+            let key = key(
                 round,
                 &stage.name,
-                stage.steps.first().map(|(_, what)| what),
+                stage.steps.first().map(|(_, definition)| definition),
             );
             let free = new_left.get(at) == Some(&true);
-            let places = mark.filter(|_| free).and_then(|mark| places.get_mut(&mark));
-            if let Some(found) = places.and_then(Vec::pop) {
+            let indexes = key.filter(|_| free).and_then(|key| indexes.get_mut(&key));
+            if let Some(found) = indexes.and_then(Vec::pop) {
                 pairs.push((at, found));
                 set(&mut new_left, at);
                 set(&mut old_left, found);
@@ -96,91 +100,91 @@ fn set(left: &mut [bool], at: usize) {
     }
 }
 
-/// Pairs of steps of one stage: the place in the plan and that of the record.
-fn steps(now: &StageNow, old: &StageRecord, loosely: bool) -> Vec<Place> {
+/// Pairs of steps of one stage: the index in the plan and that of the record.
+fn steps(now: &PlannedStage, old: &StageRecord, by_position: bool) -> Vec<Position> {
     let mut found = same(now, old);
-    if loosely {
+    if by_position {
         between(now, old, &mut found);
     }
     let pairs = now.steps.iter().zip(found);
     pairs
-        .filter_map(|((step, _), place)| Some((*step, place?)))
+        .filter_map(|((step, _), index)| Some((*step, index?)))
         .collect()
 }
 
-/// The records of steps that stand as they did, in order among equal ones.
-fn same(now: &StageNow, old: &StageRecord) -> Vec<Option<usize>> {
-    let mut whole: HashMap<&What, Vec<usize>> = HashMap::new();
-    for (place, record) in old.steps.iter().enumerate().rev() {
-        whole.entry(&record.what).or_default().push(place);
+/// The records of unchanged steps, in order among equal ones.
+fn same(now: &PlannedStage, old: &StageRecord) -> Vec<Option<usize>> {
+    let mut whole: HashMap<&Definition, Vec<usize>> = HashMap::new();
+    for (index, record) in old.steps.iter().enumerate().rev() {
+        whole.entry(&record.definition).or_default().push(index);
     }
     let mut found: Vec<Option<usize>> = now
         .steps
         .iter()
-        .map(|(_, what)| whole.get_mut(what).and_then(Vec::pop))
+        .map(|(_, definition)| whole.get_mut(definition).and_then(Vec::pop))
         .collect();
     // The same command under another USER or WORKDIR is still the same step.
     let taken: HashSet<usize> = found.iter().flatten().copied().collect();
     let mut commands: HashMap<_, Vec<usize>> = HashMap::new();
-    for (place, record) in old.steps.iter().enumerate().rev() {
-        if !taken.contains(&place) {
-            let command = (record.what.instruction, &record.what.text);
-            commands.entry(command).or_default().push(place);
+    for (index, record) in old.steps.iter().enumerate().rev() {
+        if !taken.contains(&index) {
+            let command = (record.definition.instruction, &record.definition.text);
+            commands.entry(command).or_default().push(index);
         }
     }
-    for ((_, what), place) in now.steps.iter().zip(&mut found) {
-        if place.is_none() {
-            let command = (what.instruction, &what.text);
-            *place = commands.get_mut(&command).and_then(Vec::pop);
+    for ((_, definition), index) in now.steps.iter().zip(&mut found) {
+        if index.is_none() {
+            let command = (definition.instruction, &definition.text);
+            *index = commands.get_mut(&command).and_then(Vec::pop);
         }
     }
     found
 }
 
-/// Finds the rest by where it stands: the first free record of the kind between the neighbours.
-fn between(now: &StageNow, old: &StageRecord, found: &mut [Option<usize>]) {
+/// Matches the rest by position: the first free record of the same kind between the neighbours.
+fn between(now: &PlannedStage, old: &StageRecord, found: &mut [Option<usize>]) {
     let taken: HashSet<usize> = found.iter().flatten().copied().collect();
     let mut free: HashMap<Instruction, BTreeSet<usize>> = HashMap::new();
-    for (place, record) in old.steps.iter().enumerate() {
-        if !taken.contains(&place) {
-            free.entry(record.what.instruction)
+    for (index, record) in old.steps.iter().enumerate() {
+        if !taken.contains(&index) {
+            free.entry(record.definition.instruction)
                 .or_default()
-                .insert(place);
+                .insert(index);
         }
     }
     let mut next = old.steps.len();
     let mut limits = vec![next; found.len()];
-    for (limit, place) in limits.iter_mut().zip(found.iter()).rev() {
+    for (limit, index) in limits.iter_mut().zip(found.iter()).rev() {
         *limit = next;
-        next = place.unwrap_or(next);
+        next = index.unwrap_or(next);
     }
     let mut from = 0;
-    for (((_, what), place), limit) in now.steps.iter().zip(found.iter_mut()).zip(limits) {
-        if place.is_none()
+    for (((_, definition), index), limit) in now.steps.iter().zip(found.iter_mut()).zip(limits) {
+        if index.is_none()
             && from < limit
-            && let Some(free) = free.get_mut(&what.instruction)
+            && let Some(free) = free.get_mut(&definition.instruction)
         {
-            *place = free.range(from..limit).next().copied();
-            if let Some(place) = place {
-                free.remove(place);
+            *index = free.range(from..limit).next().copied();
+            if let Some(index) = index {
+                free.remove(index);
             }
         }
-        from = place.map_or(from, |place| place + 1);
+        from = index.map_or(from, |index| index + 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::book::{StepRecord, Text};
+    use super::super::records::{StepRecord, Text};
     use super::*;
 
-    fn what(text: &str) -> What {
+    fn definition(text: &str) -> Definition {
         let instruction = if text.starts_with("COPY") {
             Instruction::Copy
         } else {
             Instruction::Run
         };
-        What {
+        Definition {
             instruction,
             text: Text::new(text),
             rest: Vec::new(),
@@ -189,7 +193,7 @@ mod tests {
 
     fn record(name: &str, steps: &[&str]) -> StageRecord {
         let steps = steps.iter().map(|text| StepRecord {
-            what: what(text),
+            definition: definition(text),
             key: [0; 32],
             layer: None,
             below: 0,
@@ -201,18 +205,22 @@ mod tests {
         }
     }
 
-    fn stage(name: &str, steps: &[&str]) -> StageNow {
-        StageNow {
+    fn stage(name: &str, steps: &[&str]) -> PlannedStage {
+        PlannedStage {
             name: name.to_owned(),
-            steps: steps.iter().map(|text| what(text)).enumerate().collect(),
+            steps: steps
+                .iter()
+                .map(|text| definition(text))
+                .enumerate()
+                .collect(),
         }
     }
 
     #[track_caller]
     fn check(old: &[&str], now: &[&str], want: &[Option<usize>]) {
         let mut got = vec![None; now.len()];
-        for (step, place) in steps(&stage("s", now), &record("s", old), true) {
-            got[step] = Some(place);
+        for (step, index) in steps(&stage("s", now), &record("s", old), true) {
+            got[step] = Some(index);
         }
         assert_eq!(got, want);
     }
@@ -245,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_lines_are_told_apart_by_their_order_and_moved_ones_are_found() {
+    fn equal_lines_match_in_order_and_moved_ones_are_found() {
         check(
             &["a", "a", "b"],
             &["a", "b", "a"],
@@ -255,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn stages_are_found_by_the_name_they_were_given_or_by_how_they_begin() {
+    fn stages_match_by_a_given_name_or_by_the_first_step() {
         let now = [
             stage("stage-0", &["new"]),
             stage("stage-1", &["a", "b"]),
@@ -267,7 +275,7 @@ mod tests {
         assert_eq!(pairs, [(1, 0), (2, 1)]);
     }
 
-    /// Counts nothing but ends: with a cost that grows with the square this would take hours.
+    /// With a quadratic cost this would take hours.
     #[test]
     fn a_hundred_thousand_steps_are_aligned() {
         let texts: Vec<String> = (0..100_000).map(|n| format!("RUN {n}")).collect();

@@ -1,11 +1,11 @@
-//! Compares the inputs of a step with those that are remembered.
+//! Compares the inputs of a step with its record.
 
 use std::collections::BTreeMap;
 
 use store::{ContentId, Layer, StepKey, Store};
 
-use super::Remembered;
-use super::book::{Instruction, Setting, Text, Value, Variable, What, variables};
+use super::LastStep;
+use super::records::{Definition, Instruction, Setting, Text, Value, Variable, variables};
 use crate::changes::{self, Changes, Times};
 use crate::event::Explanation;
 use crate::plan::{Op, Stage, Step};
@@ -14,18 +14,18 @@ use crate::plan::{Op, Stage, Step};
 const MAX_NAMED: usize = 12;
 
 /// A step as it is now.
-pub(in crate::build) struct Now<'a> {
+pub(in crate::build) struct CurrentStep<'a> {
     pub(in crate::build) stage: &'a Stage,
     pub(in crate::build) step: &'a Step,
     pub(in crate::build) key: StepKey,
-    /// What lies below it, from the lowest.
+    /// The layers below it, lowest first.
     pub(in crate::build) below: Vec<ContentId>,
-    /// By what each of them was made.
-    pub(in crate::build) makers: Vec<String>,
+    /// The step or image that each of them comes from.
+    pub(in crate::build) origins: Vec<String>,
 }
 
 /// Why there is no result for a RUN.
-pub(in crate::build) fn missed(now: &Now<'_>, last: Option<Remembered<'_>>) -> Explanation {
+pub(in crate::build) fn miss(now: &CurrentStep<'_>, last: Option<LastStep<'_>>) -> Explanation {
     let mut why = Explanation::default();
     let Some(last) = last else {
         return never(why);
@@ -33,15 +33,19 @@ pub(in crate::build) fn missed(now: &Now<'_>, last: Option<Remembered<'_>>) -> E
     if last.record.key == now.key.0.0 {
         return pruned(why);
     }
-    if let Some(what) = What::of(&now.step.op, &now.step.created_by) {
-        of_text(&what, &last.record.what, &mut why.reasons);
-        of_settings(&what, &last.record.what, &mut why.reasons);
+    if let Some(definition) = Definition::of(&now.step.op, &now.step.created_by) {
+        of_text(&definition, &last.record.definition, &mut why.reasons);
+        of_settings(&definition, &last.record.definition, &mut why.reasons);
     }
     if let Op::Run(op) = &now.step.op {
-        let old = last.book.env(last.record.env);
+        let old = last.records.env(last.record.env);
         of_variables(old, &variables(op), now.stage, &mut why.reasons);
     }
-    of_root(now, &last.book.chain(last.record.below), &mut why.reasons);
+    of_root(
+        now,
+        &last.records.chain(last.record.below),
+        &mut why.reasons,
+    );
     if why.reasons.is_empty() {
         let text = "this version of cofferdam runs the step in another way than the one before";
         why.reasons.push(text.to_owned());
@@ -49,15 +53,15 @@ pub(in crate::build) fn missed(now: &Now<'_>, last: Option<Remembered<'_>>) -> E
     why
 }
 
-/// Why there is no result for a COPY, ADD or WORKDIR, whose new layer is `layer`. `news` is what is
-/// known of its sources beyond that.
-pub(in crate::build) fn copied(
+/// Why there is no result for a COPY, ADD or WORKDIR, whose new layer is `layer`. `news` are known
+/// changes of its sources.
+pub(in crate::build) fn changed_layer(
     store: &Store,
     step: &Step,
     key: StepKey,
     layer: &Layer,
     news: Vec<String>,
-    last: Option<Remembered<'_>>,
+    last: Option<LastStep<'_>>,
 ) -> Explanation {
     let mut why = Explanation::default();
     let Some(last) = last else {
@@ -66,8 +70,8 @@ pub(in crate::build) fn copied(
     if last.record.key == key.0.0 {
         return pruned(why);
     }
-    if let Some(what) = What::of(&step.op, &step.created_by) {
-        of_text(&what, &last.record.what, &mut why.reasons);
+    if let Some(definition) = Definition::of(&step.op, &step.created_by) {
+        of_text(&definition, &last.record.definition, &mut why.reasons);
     }
     why.reasons.extend(news);
     match difference(store, layer, last) {
@@ -80,8 +84,8 @@ pub(in crate::build) fn copied(
     why
 }
 
-/// How a layer differs from the one of the last time; `None` if that is gone.
-fn difference(store: &Store, layer: &Layer, last: Remembered<'_>) -> Option<Changes> {
+/// How a layer differs from the recorded one; `None` if that is gone.
+fn difference(store: &Store, layer: &Layer, last: LastStep<'_>) -> Option<Changes> {
     let old = match last.record.diff_id() {
         None => None, // it had nothing to do
         Some(diff_id) => Some(store.index(diff_id).ok()?),
@@ -102,7 +106,7 @@ fn pruned(mut why: Explanation) -> Explanation {
     why
 }
 
-fn of_text(now: &What, last: &What, reasons: &mut Vec<String>) {
+fn of_text(now: &Definition, last: &Definition, reasons: &mut Vec<String>) {
     if now.text != last.text {
         let what = match now.instruction {
             Instruction::Run => "command",
@@ -112,7 +116,7 @@ fn of_text(now: &What, last: &What, reasons: &mut Vec<String>) {
     }
 }
 
-fn of_settings(now: &What, last: &What, reasons: &mut Vec<String>) {
+fn of_settings(now: &Definition, last: &Definition, reasons: &mut Vec<String>) {
     let old: BTreeMap<Setting, &Text> = last.rest.iter().map(|(k, v)| (*k, v)).collect();
     for (setting, text) in &now.rest {
         let Some(old) = old.get(setting).filter(|old| **old != text) else {
@@ -138,7 +142,7 @@ fn of_settings(now: &What, last: &What, reasons: &mut Vec<String>) {
 }
 
 fn of_variables(old: &[Variable], new: &[Variable], stage: &Stage, reasons: &mut Vec<String>) {
-    // What the image does not keep came from ARG.
+    // Variables that the image does not keep came from ARG.
     let kept: std::collections::HashSet<&str> = stage
         .config
         .env
@@ -176,7 +180,7 @@ fn of_variables(old: &[Variable], new: &[Variable], stage: &Stage, reasons: &mut
     }
     let gone = before.keys().filter(|name| !after.contains_key(*name));
     found.extend(gone.map(|name| format!("the variable {name} is gone")));
-    // Only their order can differ, and that is a part of the key.
+    // Only the order differs, which is part of the key.
     if found.is_empty() && old != new {
         found.push("the variables are in another order".to_owned());
     }
@@ -188,7 +192,7 @@ fn of_variables(old: &[Variable], new: &[Variable], stage: &Stage, reasons: &mut
     }
 }
 
-/// A value in a sentence: as it is, unless its end could not be seen.
+/// A value in a sentence: as it is, unless its end would be unclear.
 fn quoted(value: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "._-+:/@=".contains(c);
     if !value.is_empty() && value.chars().all(plain) {
@@ -197,7 +201,7 @@ fn quoted(value: &str) -> String {
     format!("{value:?}")
 }
 
-fn of_root(now: &Now<'_>, last: &[ContentId], reasons: &mut Vec<String>) {
+fn of_root(now: &CurrentStep<'_>, last: &[ContentId], reasons: &mut Vec<String>) {
     if now.below == last {
         return;
     }
@@ -207,7 +211,7 @@ fn of_root(now: &Now<'_>, last: &[ContentId], reasons: &mut Vec<String>) {
         .zip(last)
         .take_while(|(a, b)| a == b)
         .count();
-    reasons.push(match now.makers.get(same) {
+    reasons.push(match now.origins.get(same) {
         Some(maker) => format!("the layer below changed: {maker}"),
         None => "a layer below is gone".to_owned(),
     });

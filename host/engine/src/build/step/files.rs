@@ -1,8 +1,8 @@
-//! COPY, ADD and WORKDIR: looked for by what their layer will hold, made on the host.
+//! COPY, ADD and WORKDIR: looked up by the content of their layer, made on the host.
 
 use store::{Digest, Layer, Lookup, StepKey};
 
-use super::{At, Steps, Tried, explain, made};
+use super::{StepAttempt, StepContext, Steps, done, explain};
 use crate::build::error::BuildError;
 use crate::copy::{self, CopyFrom, CopyPlan, CopySpec, SourceTree};
 use crate::event::Outcome;
@@ -10,15 +10,15 @@ use crate::keys;
 use crate::plan::ImageKey;
 use crate::solver::Attempt;
 
-/// Stands for the key of a WORKDIR whose directory is there already. No step has it.
-const NOTHING_TO_DO: StepKey = StepKey(Digest([0; 32]));
+/// The key of a WORKDIR whose directory exists already. No step has it.
+const NO_LAYER: StepKey = StepKey(Digest([0; 32]));
 
 impl Steps<'_> {
-    pub(super) fn copy(&self, at: &At<'_>, spec: &CopySpec) -> Tried {
-        let target = self.root(&at.below)?;
+    pub(super) fn copy(&self, step: &StepContext<'_>, spec: &CopySpec) -> StepAttempt {
+        let target = self.root(&step.below)?;
         let source_root = match &spec.from {
             CopyFrom::Context => None,
-            CopyFrom::Stage(stage) => Some(self.root(&self.whole(*stage, at.done))?),
+            CopyFrom::Stage(stage) => Some(self.root(&self.stage_layers(*stage, step.done))?),
             CopyFrom::Image(name) => {
                 let key = ImageKey {
                     name: name.clone(),
@@ -31,54 +31,54 @@ impl Steps<'_> {
             .as_deref()
             .map_or(SourceTree::Context(self.context), SourceTree::Rootfs);
         let plan = self
-            .downloads(at, spec)
+            .downloads(step, spec)
             .and_then(|downloads| copy::plan(spec, &source, &downloads, &target, self.cancel))
-            .map_err(|source| self.copy_error(at, source))?;
+            .map_err(|source| self.copy_error(step, source))?;
         for warning in &plan.warnings {
-            self.tracker.warn(warning.clone(), Some(at.step.line));
+            self.tracker.warn(warning.clone(), Some(step.planned.line));
         }
-        self.make(at, &plan, self.request.no_cache)
+        self.make(step, &plan, self.request.no_cache)
     }
 
-    pub(super) fn workdir(&self, at: &At<'_>, path: &str, user: &str) -> Tried {
-        let target = self.root(&at.below)?;
+    pub(super) fn workdir(&self, step: &StepContext<'_>, path: &str, user: &str) -> StepAttempt {
+        let target = self.root(&step.below)?;
         let plan = copy::plan_workdir(path, user, &target)
-            .map_err(|source| self.copy_error(at, source))?;
+            .map_err(|source| self.copy_error(step, source))?;
         match plan {
-            Some(plan) => self.make(at, &plan, false),
+            Some(plan) => self.make(step, &plan, false),
             None => {
-                self.note_hit(at, NOTHING_TO_DO, None);
+                self.record_hit(step, NO_LAYER, None);
                 Ok(Attempt::Done((None, Outcome::Cached)))
             }
         }
     }
 
     /// Finds the planned layer, or writes it.
-    fn make(&self, at: &At<'_>, plan: &CopyPlan, afresh: bool) -> Tried {
-        self.check_depth(at)?;
+    fn make(&self, step: &StepContext<'_>, plan: &CopyPlan, force: bool) -> StepAttempt {
+        self.check_depth(step)?;
         let Some(content) = plan.content_id() else {
-            return self.make_unknown(at, plan, afresh);
+            return self.make_unhashed(step, plan, force);
         };
         let key = keys::content(content);
-        let claim = match self.claim(key, afresh)? {
+        let claim = match self.claim(key, force)? {
             Lookup::Claimed(claim) => claim,
             Lookup::Busy(owner) => {
-                self.wait_for(at, &owner);
+                self.report_wait(step, &owner);
                 return Ok(Attempt::Busy);
             }
-            Lookup::Hit(layer) => return self.found(at, key, layer, || self.write(at, plan)),
+            Lookup::Hit(layer) => return self.found(step, key, layer, || self.write(step, plan)),
         };
-        self.anticipate(at, content)?;
-        match self.write(at, plan) {
-            // A file may have changed since it was planned: what was ingested decides the key.
+        self.prepare_next(step, content)?;
+        match self.write(step, plan) {
+            // A file may have changed since the plan: the ingested content decides the key.
             Ok(layer) if layer.content_id == content => {
-                let layer = claim.commit(&layer, &[], afresh)?;
-                made(self.note_made(at, layer, afresh))
+                let layer = claim.commit(&layer, &[], force)?;
+                done(self.record_layer(step, layer, force))
             }
             Ok(layer) => {
                 claim.release()?;
-                let layer = self.bind(keys::content(layer.content_id), layer, afresh)?;
-                made(self.note_made(at, layer, afresh))
+                let layer = self.bind(keys::content(layer.content_id), layer, force)?;
+                done(self.record_layer(step, layer, force))
             }
             Err(err) => {
                 if let Err(release) = claim.release() {
@@ -89,38 +89,45 @@ impl Steps<'_> {
         }
     }
 
-    /// Some content was never read before: write first, then see whether that layer was known.
-    fn make_unknown(&self, at: &At<'_>, plan: &CopyPlan, afresh: bool) -> Tried {
-        let layer = self.write(at, plan)?;
+    /// Some content was never hashed before: writes the layer, then looks it up.
+    fn make_unhashed(&self, step: &StepContext<'_>, plan: &CopyPlan, force: bool) -> StepAttempt {
+        let layer = self.write(step, plan)?;
         let key = keys::content(layer.content_id);
-        let known = if afresh { None } else { self.store.peek(key)? };
+        let known = if force { None } else { self.store.peek(key)? };
         match known {
             Some(known) => {
-                self.note_hit(at, key, Some(&known));
+                self.record_hit(step, key, Some(&known));
                 if self.request.rebuild.is_some() {
-                    return self.compare(at, known, &layer);
+                    return self.compare(step, known, &layer);
                 }
                 Ok(Attempt::Done((Some(known), Outcome::Cached)))
             }
             None => {
-                let layer = self.bind(key, layer, afresh)?;
-                made(self.note_made(at, layer, afresh))
+                let layer = self.bind(key, layer, force)?;
+                done(self.record_layer(step, layer, force))
             }
         }
     }
 
-    /// Remembers the layer that the step made, and says why it had to be made.
-    fn note_made(&self, at: &At<'_>, layer: Layer, afresh: bool) -> Layer {
+    /// Records the layer of the step, and reports why it had to be made.
+    fn record_layer(&self, step: &StepContext<'_>, layer: Layer, force: bool) -> Layer {
         let key = keys::content(layer.content_id);
-        self.explain(at, afresh, || {
-            let last = self.notes.remembered(at.at);
-            explain::copied(self.store, at.step, key, &layer, self.web_news(at), last)
+        self.explain(step, force, || {
+            let last = self.records.last(step.position);
+            explain::changed_layer(
+                self.store,
+                step.planned,
+                key,
+                &layer,
+                self.web_news(step),
+                last,
+            )
         });
-        self.notes.note(at.at, key, Some(&layer));
+        self.records.record(step.position, key, Some(&layer));
         layer
     }
 
-    /// Binds a finished layer to a key. If another build has the key in hand, it will find the same
+    /// Binds a finished layer to a key. Another build that has claimed the key will find the same
     /// content by itself.
     fn bind(&self, key: StepKey, layer: Layer, replace: bool) -> Result<Layer, BuildError> {
         match self.store.claim(key)? {
@@ -129,23 +136,23 @@ impl Steps<'_> {
         }
     }
 
-    fn write(&self, at: &At<'_>, plan: &CopyPlan) -> Result<Layer, BuildError> {
-        let mut writer = self.store.layer_writer(&at.step.display)?;
+    fn write(&self, step: &StepContext<'_>, plan: &CopyPlan) -> Result<Layer, BuildError> {
+        let mut writer = self.store.layer_writer(&step.planned.display)?;
         if let Err(err) = plan.write(&mut writer, self.cancel) {
             writer.abandon();
-            return Err(self.copy_error(at, err));
+            return Err(self.copy_error(step, err));
         }
         let layer = writer.finish().map_err(|source| BuildError::Ingest {
-            place: self.place(at),
+            location: self.location(step),
             source: Box::new(source),
         })?;
         plan.learn(&*self.store.index(layer.diff_id)?);
         Ok(layer)
     }
 
-    fn copy_error(&self, at: &At<'_>, source: copy::CopyError) -> BuildError {
+    fn copy_error(&self, step: &StepContext<'_>, source: copy::CopyError) -> BuildError {
         BuildError::Copy {
-            place: self.place(at),
+            location: self.location(step),
             source: Box::new(source),
         }
     }

@@ -1,6 +1,6 @@
-//! Waiting for another build that runs the same step: what the command prints there is shown and
-//! logged here as it comes, and how it ended is taken over, unless that build was cancelled or lost
-//! its machine: then the step is done here.
+//! Waits for another build that runs the same step. The output of its command is shown and logged here
+//! as it comes, and its result is shared, unless that build was cancelled or lost its VM: then the step
+//! is done here.
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -8,26 +8,26 @@ use std::sync::{MutexGuard, PoisonError};
 use exec::{Output, Stream};
 use store::{Claim, Failure, LogReader, Owner, Run};
 
-use super::{At, Steps};
+use super::{StepContext, Steps};
 use crate::build::error::BuildError;
 use crate::build::step::run::Tee;
 use crate::event::StepId;
 
-/// Frames that are shown at a look, so that a log that grows as fast as it is read holds nobody up.
+/// Frames that are shown per attempt, so that a log that grows as fast as it is read stops nobody.
 const FRAMES: usize = 1024;
 
-/// A run in another build, and how far it was shown.
+/// A run in another build, and how much of it was shown.
 pub(in crate::build) struct Followed<'a> {
     owner: Owner,
     reader: Option<LogReader>,
-    /// To our own log and who watches us, once there is something to be told.
+    /// To the log of this build, once there is output.
     tee: Option<Tee<'a>>,
 }
 
 impl<'a> Steps<'a> {
-    /// Shows what the one that the step waits for has printed since the last look.
-    pub(super) fn follow(&self, at: &At<'_>, owner: Owner) -> Result<(), BuildError> {
-        let mut followed = match self.followed().remove(&at.number) {
+    /// Shows what the other build has printed since the last attempt.
+    pub(super) fn follow(&self, step: &StepContext<'_>, owner: Owner) -> Result<(), BuildError> {
+        let mut followed = match self.followed().remove(&step.number) {
             Some(known) if known.owner == owner => known,
             known => Followed {
                 reader: None,
@@ -35,58 +35,62 @@ impl<'a> Steps<'a> {
                 owner,
             },
         };
-        self.show(at, &mut followed, FRAMES)?;
-        self.followed().insert(at.number, followed);
+        self.show(step, &mut followed, FRAMES)?;
+        self.followed().insert(step.number, followed);
         Ok(())
     }
 
-    /// The result is there: shows the rest. Returns whether somebody was followed.
-    pub(super) fn arrive(&self, at: &At<'_>) -> Result<bool, BuildError> {
-        let Some(mut followed) = self.followed().remove(&at.number) else {
+    /// The result is available: shows the rest. Returns whether another build was followed.
+    pub(super) fn finish_following(&self, step: &StepContext<'_>) -> Result<bool, BuildError> {
+        let Some(mut followed) = self.followed().remove(&step.number) else {
             return Ok(false);
         };
-        self.show(at, &mut followed, usize::MAX)?;
-        // Whoever does the step again to compare goes on with the log.
-        self.followed().insert(at.number, followed);
+        self.show(step, &mut followed, usize::MAX)?;
+        // A rebuild appends to the log.
+        self.followed().insert(step.number, followed);
         Ok(true)
     }
 
-    /// There is no result, and the claim is ours: tells whether that is because the command failed
-    /// where it was followed, with the log up to its end.
-    pub(super) fn failed_there(
+    /// There is no result, and this build has the claim: the failure of the command in the build that
+    /// was followed, if it failed there, and the complete log.
+    pub(super) fn failure_elsewhere(
         &self,
-        at: &At<'_>,
+        step: &StepContext<'_>,
     ) -> Result<Option<(Failure, Tee<'a>)>, BuildError> {
-        let Some(mut followed) = self.followed().remove(&at.number) else {
+        let Some(mut followed) = self.followed().remove(&step.number) else {
             return Ok(None);
         };
         let Some(failure) = self.store.failure(&followed.owner)? else {
             let command = &followed.owner.command;
-            let text = format!("`{command}` ended without a result; the step is done here");
+            let text = format!("`{command}` ended without a result; running the step here");
             self.tracker.warn(text, None);
-            // What it printed stays in our log, with ours behind it.
-            self.followed().insert(at.number, followed);
+            // Its output stays in the log, before that of this build.
+            self.followed().insert(step.number, followed);
             return Ok(None);
         };
-        self.show(at, &mut followed, usize::MAX)?;
-        Ok(Some((failure, self.own_tee(at, followed.tee)?)))
+        self.show(step, &mut followed, usize::MAX)?;
+        Ok(Some((failure, self.tee(step, followed.tee)?)))
     }
 
-    /// The log of the step: the one that was begun while somebody was followed, or a new one.
-    pub(super) fn own_log(&self, at: &At<'_>) -> Result<Tee<'a>, BuildError> {
-        let begun = self.followed().remove(&at.number);
-        self.own_tee(at, begun.and_then(|followed| followed.tee))
+    /// The log of the step: the one that following began, or a new one.
+    pub(super) fn log(&self, step: &StepContext<'_>) -> Result<Tee<'a>, BuildError> {
+        let begun = self.followed().remove(&step.number);
+        self.tee(step, begun.and_then(|followed| followed.tee))
     }
 
-    /// Says to those who wait which run a claim stands for.
-    pub(super) fn tell(&self, at: &At<'_>, claim: &Claim) -> Result<(), BuildError> {
-        let (build, step) = (self.build, at.number);
+    /// Publishes to the builds that wait which run the claim stands for.
+    pub(super) fn publish_run(
+        &self,
+        step: &StepContext<'_>,
+        claim: &Claim,
+    ) -> Result<(), BuildError> {
+        let (build, step) = (self.build, step.number);
         Ok(claim.set_run(Run { build, step })?)
     }
 
     fn show(
         &self,
-        at: &At<'_>,
+        step: &StepContext<'_>,
         followed: &mut Followed<'a>,
         most: usize,
     ) -> Result<(), BuildError> {
@@ -94,7 +98,7 @@ impl<'a> Steps<'a> {
             return Ok(());
         };
         if followed.reader.is_none() {
-            // There is none before the run has begun to write, and none if it was forgotten.
+            // There is none before the run writes anything, and none if it was pruned.
             followed.reader = self.store.open_step_log(run)?;
         }
         let Some(reader) = &mut followed.reader else {
@@ -108,7 +112,7 @@ impl<'a> Steps<'a> {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
                 Err(error) => {
-                    log::warn!("the log of {run:?} cannot be read: {error}");
+                    log::warn!("cannot read the log of {run:?}: {error}");
                     break;
                 }
             };
@@ -117,25 +121,25 @@ impl<'a> Steps<'a> {
                 2 => Stream::Stderr,
                 _ => continue,
             };
-            let tee = self.own_tee(at, followed.tee.take())?;
+            let tee = self.tee(step, followed.tee.take())?;
             followed.tee.insert(tee).write(stream, &frame.data);
         }
         Ok(())
     }
 
-    /// What was begun already, or a new log of the step.
-    fn own_tee(&self, at: &At<'_>, begun: Option<Tee<'a>>) -> Result<Tee<'a>, BuildError> {
+    /// A log that was begun already, or a new one.
+    fn tee(&self, step: &StepContext<'_>, begun: Option<Tee<'a>>) -> Result<Tee<'a>, BuildError> {
         if let Some(begun) = begun {
             return Ok(begun);
         }
         let log = self
             .store
-            .step_log(self.build, at.number, &at.step.display)?;
+            .step_log(self.build, step.number, &step.planned.display)?;
         Ok(Tee {
             log,
             warned: false,
             tracker: self.tracker,
-            number: at.number,
+            number: step.number,
         })
     }
 

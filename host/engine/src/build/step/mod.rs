@@ -1,8 +1,9 @@
 //! One step of a plan: find its result in the store, or make it.
 //!
-//! RUN asks by key, since what it makes is known only afterwards. COPY, ADD and WORKDIR ask by what
-//! their layer will hold, which is known before it is written, unless a context file was never read
-//! before: then the layer is written first, in the one pass that also hashes, and asked for after.
+//! The key of a RUN is made of its inputs, since its result is known only afterwards. The key of a
+//! COPY, ADD or WORKDIR is the content of its layer, which is known before the layer is written, unless
+//! a context file was never read before: then the layer is written first, in one pass that also
+//! hashes, and looked up afterwards.
 
 mod files;
 mod follow;
@@ -16,8 +17,8 @@ use exec::{Cancel, Executor};
 use oci::MAX_LAYERS;
 use store::{ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
 
-use super::error::{BuildError, Place};
-use super::explain::{self, BaseLayers, Notebook};
+use super::error::{BuildError, Location};
+use super::explain::{self, BaseLayers, StepRecorder};
 use super::request::{BuildRequest, Rebuild};
 use super::track::Tracker;
 use crate::changes::{self, Changes, Times};
@@ -30,7 +31,7 @@ use crate::solver::{Attempt, Results};
 
 pub(super) use follow::Followed;
 
-/// What a step came to: its layer, if it has one.
+/// The result of a step: its layer, if it has one.
 #[derive(Debug, Clone)]
 pub(super) struct StepDone {
     pub(super) layer: Option<Layer>,
@@ -46,61 +47,61 @@ pub(super) struct Steps<'a> {
     pub(super) build: store::BuildId,
     pub(super) plan: &'a Plan,
     pub(super) images: &'a BaseLayers,
-    /// What is remembered of the steps.
-    pub(super) notes: &'a Notebook,
+    /// The records of the last build.
+    pub(super) records: &'a StepRecorder,
     pub(super) context: &'a Context,
-    /// Number of each step that is more than configuration.
+    /// Number of each step that does more than configure.
     pub(super) numbers: &'a HashMap<(usize, usize), StepId>,
-    /// The place of a step in the Dockerfile, for errors.
-    pub(super) place: &'a (dyn Fn(&Step) -> Box<Place> + Sync),
+    /// The location of a step in the Dockerfile, for errors.
+    pub(super) locate: &'a (dyn Fn(&Step) -> Box<Location> + Sync),
     /// Merged roots by chain, since steps of a stage share most of it.
     pub(super) roots: Mutex<HashMap<Vec<DiffId>, Arc<Rootfs>>>,
-    /// What complete stages have come to, from their base up.
+    /// Layers of the complete stages, from their base up.
     pub(super) chains: Mutex<HashMap<usize, Arc<[Layer]>>>,
     /// Runs of other builds that steps wait for.
     pub(super) followed: Mutex<HashMap<StepId, Followed<'a>>>,
-    /// Files that were had from servers.
+    /// Files that were downloaded.
     pub(super) fetched: Mutex<HashMap<WebSource, Fetched>>,
 }
 
-/// A step at work.
-struct At<'a> {
-    step: &'a Step,
+/// A step that is being done.
+struct StepContext<'a> {
+    planned: &'a Step,
     number: StepId,
     /// Stage and position in it.
-    at: (usize, usize),
+    position: (usize, usize),
     /// The chain of layers below it.
     below: Vec<Layer>,
-    /// What the stages have come to so far.
+    /// The results so far.
     done: &'a Results<StepDone>,
 }
 
 impl Steps<'_> {
-    /// Tries to do step `index` of `stage`, given what the stages have come to so far.
+    /// Attempts step `index` of `stage`, given the results so far.
     pub(super) fn attempt(
         &self,
         stage: usize,
         index: usize,
         done: &Results<StepDone>,
     ) -> Result<Attempt<StepDone>, BuildError> {
-        let Some(step) = self.plan.stages.get(stage).and_then(|s| s.steps.get(index)) else {
+        let Some(planned) = self.plan.stages.get(stage).and_then(|s| s.steps.get(index)) else {
             return Ok(Attempt::Done(StepDone { layer: None }));
         };
         let Some(&number) = self.numbers.get(&(stage, index)) else {
             return Ok(Attempt::Done(StepDone { layer: None }));
         };
         self.tracker.start(number);
-        let at = At {
-            step,
+        let step = StepContext {
+            planned,
             number,
-            at: (stage, index),
+            position: (stage, index),
             below: self.chain(stage, done),
             done,
         };
-        let attempt = match &step.op {
-            Op::Run(op) => self.run(&at, op),
-            Op::Copy(spec) => self.copy(&at, spec),
-            Op::Workdir { path, user } => self.workdir(&at, path, user),
+        let attempt = match &planned.op {
+            Op::Run(op) => self.run(&step, op),
+            Op::Copy(spec) => self.copy(&step, spec),
+            Op::Workdir { path, user } => self.workdir(&step, path, user),
             Op::Meta => Ok(Attempt::Done((None, Outcome::Done))),
         };
         match attempt {
@@ -120,7 +121,7 @@ impl Steps<'_> {
     /// The layers of a stage so far, lowest first.
     fn chain(&self, stage: usize, done: &Results<StepDone>) -> Vec<Layer> {
         let mut chain = match self.plan.stages.get(stage).map(|s| &s.base) {
-            Some(Base::Stage(base)) => self.whole(*base, done).to_vec(),
+            Some(Base::Stage(base)) => self.stage_layers(*base, done).to_vec(),
             Some(Base::Image(key)) => self.images.get(key).cloned().unwrap_or_default(),
             Some(Base::Scratch) | None => Vec::new(),
         };
@@ -128,9 +129,9 @@ impl Steps<'_> {
         chain
     }
 
-    /// The layers of a complete stage. Stages refer only to earlier ones, by thousands perhaps: so
-    /// without recursion, and each is put together once.
-    fn whole(&self, stage: usize, done: &Results<StepDone>) -> Arc<[Layer]> {
+    /// The layers of a complete stage. Stages refer only to earlier ones, perhaps thousands of them, so
+    /// this is not recursive and collects each stage once.
+    fn stage_layers(&self, stage: usize, done: &Results<StepDone>) -> Arc<[Layer]> {
         let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
         let mut missing = Vec::new();
         let mut at = Some(stage);
@@ -160,8 +161,8 @@ impl Steps<'_> {
         below
     }
 
-    /// By what the layers of [`Self::chain`] were made, for messages.
-    fn makers(&self, stage: usize, done: &Results<StepDone>) -> Vec<String> {
+    /// The step or image that each layer of [`Self::chain`] comes from, for messages.
+    fn origins(&self, stage: usize, done: &Results<StepDone>) -> Vec<String> {
         let mut upwards = Vec::new();
         let mut at = Some(stage);
         while let Some(stage) = at {
@@ -191,8 +192,8 @@ impl Steps<'_> {
     /// The merged root of a chain.
     fn root(&self, chain: &[Layer]) -> Result<Arc<Rootfs>, BuildError> {
         let ids: Vec<DiffId> = chain.iter().map(|layer| layer.diff_id).collect();
-        // On top of the longest part that was merged before; what both share is shared. Without the
-        // lock: other stages go on meanwhile, and if two merge the same, both are right.
+        // Starts from the longest part that was merged before, and shares memory with it. The lock is not
+        // held meanwhile: if two stages merge the same chain, both results are right.
         let (n_known, known) = self.known_root(&ids);
         let (_, rest) = ids.split_at(n_known);
         if rest.is_empty() {
@@ -210,7 +211,7 @@ impl Steps<'_> {
         Ok(root)
     }
 
-    /// The longest beginning of a chain that was merged already, and how many layers it has.
+    /// The longest beginning of a chain that was merged already, and its number of layers.
     fn known_root(&self, chain: &[DiffId]) -> (usize, Arc<Rootfs>) {
         let roots = self.roots();
         let known = (1..=chain.len()).rev().find_map(|n| {
@@ -224,32 +225,32 @@ impl Steps<'_> {
         self.roots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a step that would make one layer too many: no image could be used with it, and what
-    /// is kept for each chain would add up.
-    fn check_depth(&self, at: &At<'_>) -> Result<(), BuildError> {
-        if at.below.len() < MAX_LAYERS {
+    /// Refuses a step whose layer would be one too many: the image would be unusable, and the roots
+    /// that are kept for each chain would add up.
+    fn check_depth(&self, step: &StepContext<'_>) -> Result<(), BuildError> {
+        if step.below.len() < MAX_LAYERS {
             return Ok(());
         }
-        let place = self.place(at);
-        Err(BuildError::TooManyLayers { place })
+        let location = self.location(step);
+        Err(BuildError::TooManyLayers { location })
     }
 
-    fn place(&self, at: &At<'_>) -> Box<Place> {
-        (self.place)(at.step)
+    fn location(&self, step: &StepContext<'_>) -> Box<Location> {
+        (self.locate)(step.planned)
     }
 
-    /// Says whom the step waits for.
-    fn wait_for(&self, at: &At<'_>, owner: &Owner) {
+    /// Reports that the step waits for another build.
+    fn report_wait(&self, step: &StepContext<'_>, owner: &Owner) {
         let build = owner.run.map(|run| format!("build {}, ", run.build));
         let build = build.unwrap_or_default();
         let what = format!("waiting for the same step in {build}`{}`", owner.command);
-        self.tracker.status(at.number, what, 0, 0);
+        self.tracker.status(step.number, what, 0, 0);
     }
 }
 
-type Tried = Result<Attempt<(Option<Layer>, Outcome)>, BuildError>;
+type StepAttempt = Result<Attempt<(Option<Layer>, Outcome)>, BuildError>;
 
-fn made(layer: Layer) -> Tried {
+fn done(layer: Layer) -> StepAttempt {
     Ok(Attempt::Done((Some(layer), Outcome::Done)))
 }
 
@@ -262,9 +263,9 @@ fn contents(chain: &[Layer]) -> Vec<ContentId> {
 }
 
 impl Steps<'_> {
-    /// Looks for a result, and claims the step if there is none or it shall be made `afresh`.
-    fn claim(&self, key: StepKey, afresh: bool) -> Result<Lookup, BuildError> {
-        let found = if afresh {
+    /// Looks up a result, and claims the step if there is none. With `force` any result is ignored.
+    fn claim(&self, key: StepKey, force: bool) -> Result<Lookup, BuildError> {
+        let found = if force {
             self.store.claim(key)
         } else {
             self.store.lookup(key)
@@ -273,29 +274,29 @@ impl Steps<'_> {
     }
 }
 
-// What is told of a step, and remembered.
+// What is reported and recorded of a step.
 impl Steps<'_> {
-    /// The step was found.
-    fn note_hit(&self, at: &At<'_>, key: StepKey, layer: Option<&Layer>) {
-        self.notes.note(at.at, key, layer);
-        if self.notes.explains() {
+    /// The step has a result in the store.
+    fn record_hit(&self, step: &StepContext<'_>, key: StepKey, layer: Option<&Layer>) {
+        self.records.record(step.position, key, layer);
+        if self.records.explains() {
             let mut reasons = vec!["same inputs".to_owned()];
-            reasons.extend(self.web_hits(at));
+            reasons.extend(self.web_hits(step));
             let why = Explanation {
                 hit: true,
                 reasons,
                 changes: Changes::default(),
             };
-            self.tracker.explained(at.number, why);
+            self.tracker.explained(step.number, why);
         }
     }
 
-    /// Says why a step has to be done.
-    fn explain(&self, at: &At<'_>, afresh: bool, why: impl FnOnce() -> Explanation) {
-        if !self.notes.explains() {
+    /// Reports why a step has to be done.
+    fn explain(&self, step: &StepContext<'_>, force: bool, why: impl FnOnce() -> Explanation) {
+        if !self.records.explains() {
             return;
         }
-        let why = if afresh {
+        let why = if force {
             Explanation {
                 reasons: vec!["--no-cache does every step again".to_owned()],
                 ..Explanation::default()
@@ -303,42 +304,41 @@ impl Steps<'_> {
         } else {
             why()
         };
-        self.tracker.explained(at.number, why);
+        self.tracker.explained(step.number, why);
     }
 
-    /// The result of the step is in the store. With `--rebuild` the step is done `again`, under a
-    /// claim like any step that is done: nobody else is at it meanwhile. The claim ends without a
-    /// result, so what is stored stays.
+    /// The result of the step is in the store. With `--rebuild` the step is done `again`, under a claim
+    /// as usual, so that no other build does it meanwhile. The claim ends without a result, so the
+    /// stored one stays.
     fn found(
         &self,
-        at: &At<'_>,
+        step: &StepContext<'_>,
         key: StepKey,
         stored: Layer,
         again: impl FnOnce() -> Result<Layer, BuildError>,
-    ) -> Tried {
+    ) -> StepAttempt {
         if self.request.rebuild.is_none() {
-            self.note_hit(at, key, Some(&stored));
+            self.record_hit(step, key, Some(&stored));
             return Ok(Attempt::Done((Some(stored), Outcome::Cached)));
         }
         let claim = match self.claim(key, true)? {
             Lookup::Claimed(claim) => claim,
             Lookup::Busy(owner) => {
-                self.wait_for(at, &owner);
+                self.report_wait(step, &owner);
                 return Ok(Attempt::Busy);
             }
-            // Not with `afresh`; the next look would find the same.
+            // Not with `force`; another attempt would find the same.
             Lookup::Hit(_) => return Ok(Attempt::Busy),
         };
-        self.tell(at, &claim)?;
-        self.note_hit(at, key, Some(&stored));
+        self.publish_run(step, &claim)?;
+        self.record_hit(step, key, Some(&stored));
         let again = again()?;
         claim.release()?;
-        self.compare(at, stored, &again)
+        self.compare(step, stored, &again)
     }
 
-    /// Compares what a step has made again with what is stored, which is the layer that everything
-    /// goes on with.
-    fn compare(&self, at: &At<'_>, stored: Layer, again: &Layer) -> Tried {
+    /// Compares the result of a rebuilt step with the stored one, which the build continues with.
+    fn compare(&self, step: &StepContext<'_>, stored: Layer, again: &Layer) -> StepAttempt {
         let strict = self.request.rebuild == Some(Rebuild::Strict);
         let epoch = self.request.epoch;
         let times = if strict {
@@ -354,7 +354,7 @@ impl Steps<'_> {
             changes::compare(old.entries(), new.entries(), times)
         };
         let comparison = Comparison { changes, strict };
-        self.tracker.compared(at.number, comparison);
-        made(stored)
+        self.tracker.compared(step.number, comparison);
+        done(stored)
     }
 }

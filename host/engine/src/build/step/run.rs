@@ -1,9 +1,9 @@
-//! RUN: looked for by key, run by the executor.
+//! RUN: looked up by key, run by the executor.
 
 use exec::{Output, StepError, StepSpec, Stream};
 use store::{Claim, ContentId, Layer, Lookup, StepKey, StepLog};
 
-use super::{At, Steps, Tried, contents, explain, ids, made};
+use super::{StepAttempt, StepContext, Steps, contents, done, explain, ids};
 use crate::build::error::BuildError;
 use crate::build::track::Tracker;
 use crate::event::{Explanation, Outcome, StepId};
@@ -12,104 +12,110 @@ use crate::plan::{Op, RunOp, Step};
 use crate::solver::Attempt;
 
 impl Steps<'_> {
-    pub(super) fn run(&self, at: &At<'_>, op: &RunOp) -> Tried {
-        self.check_depth(at)?;
-        let key = self.run_key(op, &contents(&at.below));
-        let afresh = self.request.no_cache;
-        let claim = match self.claim(key, afresh)? {
+    pub(super) fn run(&self, step: &StepContext<'_>, op: &RunOp) -> StepAttempt {
+        self.check_depth(step)?;
+        let key = self.run_key(op, &contents(&step.below));
+        let force = self.request.no_cache;
+        let claim = match self.claim(key, force)? {
             Lookup::Claimed(claim) => claim,
             Lookup::Busy(owner) => {
-                self.wait_for(at, &owner);
-                // Who wants it done afresh takes nothing over.
-                if !afresh {
-                    self.follow(at, owner)?;
+                self.report_wait(step, &owner);
+                // With `force`, the result of another build is not shared.
+                if !force {
+                    self.follow(step, owner)?;
                 }
                 return Ok(Attempt::Busy);
             }
             Lookup::Hit(layer) => {
-                let shared = self.arrive(at)?;
-                let found = self.found(at, key, layer, || {
+                let shared = self.finish_following(step)?;
+                let found = self.found(step, key, layer, || {
                     self.executor.prepare();
-                    self.execute(at, op)
+                    self.execute(step, op)
                 });
                 return match found {
-                    Ok(Attempt::Done((Some(layer), Outcome::Cached))) if shared => made(layer),
+                    Ok(Attempt::Done((Some(layer), Outcome::Cached))) if shared => done(layer),
                     found => found,
                 };
             }
         };
-        if let Some((failure, tee)) = self.failed_there(at)? {
+        if let Some((failure, tee)) = self.failure_elsewhere(step)? {
             claim.release()?;
             let build = failure.run.build;
             self.tracker
-                .warn(format!("the command ran and failed in build {build}"), None);
+                .warn(format!("the command failed in build {build}"), None);
             let source = StepError::Failed {
                 status: failure.status,
                 out_of_memory: None,
             };
-            return Err(self.step_error(at, op, &tee.log, source));
+            return Err(self.step_error(step, op, &tee.log, source));
         }
-        self.tell(at, &claim)?;
-        self.explain(at, afresh, || self.why(at, key));
+        self.publish_run(step, &claim)?;
+        self.explain(step, force, || self.why(step, key));
         self.executor.prepare();
-        match self.execute(at, op) {
+        match self.execute(step, op) {
             Ok(layer) => {
-                let layer = claim.commit(&layer, &ids(&at.below), afresh)?;
-                self.notes.note(at.at, key, Some(&layer));
-                made(layer)
+                let layer = claim.commit(&layer, &ids(&step.below), force)?;
+                self.records.record(step.position, key, Some(&layer));
+                done(layer)
             }
             Err(err) => {
-                let_go(claim, &err);
+                end_claim(claim, &err);
                 Err(err)
             }
         }
     }
 
     /// Why there is no result.
-    fn why(&self, at: &At<'_>, key: StepKey) -> Explanation {
-        let (stage, _) = at.at;
+    fn why(&self, step: &StepContext<'_>, key: StepKey) -> Explanation {
+        let (stage, _) = step.position;
         let Some(planned) = self.plan.stages.get(stage) else {
             return Explanation::default();
         };
-        let now = explain::Now {
+        let now = explain::CurrentStep {
             stage: planned,
-            step: at.step,
+            step: step.planned,
             key,
-            below: contents(&at.below),
-            makers: self.makers(stage, at.done),
+            below: contents(&step.below),
+            origins: self.origins(stage, step.done),
         };
-        explain::missed(&now, self.notes.remembered(at.at))
+        explain::miss(&now, self.records.last(step.position))
     }
 
     fn run_key(&self, op: &RunOp, below: &[ContentId]) -> StepKey {
         keys::run(op, below, &self.request.platform)
     }
 
-    fn execute(&self, at: &At<'_>, op: &RunOp) -> Result<Layer, BuildError> {
-        let spec = self.specify(at, op)?;
-        let mut output = self.own_log(at)?;
+    fn execute(&self, step: &StepContext<'_>, op: &RunOp) -> Result<Layer, BuildError> {
+        let spec = self.step_spec(step, op)?;
+        let mut output = self.log(step)?;
         let run = self.executor.run(&spec, &mut output, self.cancel);
         output.log.report_dropped();
         match run {
             Ok(done) => Ok(done.layer),
-            Err(source) => Err(self.step_error(at, op, &output.log, source)),
+            Err(source) => Err(self.step_error(step, op, &output.log, source)),
         }
     }
 
-    fn step_error(&self, at: &At<'_>, op: &RunOp, log: &StepLog, source: StepError) -> BuildError {
+    fn step_error(
+        &self,
+        step: &StepContext<'_>,
+        op: &RunOp,
+        log: &StepLog,
+        source: StepError,
+    ) -> BuildError {
         BuildError::Step {
-            place: self.place(at),
+            location: self.location(step),
             command: op.args.join(" "),
             log: log.path().to_owned(),
             source,
         }
     }
 
-    /// Resolves what is written by name in the Dockerfile against the step's root.
-    fn specify(&self, at: &At<'_>, op: &RunOp) -> Result<StepSpec, BuildError> {
-        let root = self.root(&at.below)?;
+    /// Resolves the names in the Dockerfile against the root of the step.
+    fn step_spec(&self, step: &StepContext<'_>, op: &RunOp) -> Result<StepSpec, BuildError> {
+        let root = self.root(&step.below)?;
         let user = root.user(&op.user).map_err(|source| BuildError::User {
-            place: self.place(at),
+            location: self.location(step),
             source,
         })?;
         let mut env: Vec<String> = op.env.iter().chain(&op.unkeyed_env).cloned().collect();
@@ -118,8 +124,8 @@ impl Steps<'_> {
             env.push(format!("HOME={home}"));
         }
         Ok(StepSpec {
-            name: at.step.display.clone(),
-            layers: ids(&at.below),
+            name: step.planned.display.clone(),
+            layers: ids(&step.below),
             args: op.args.clone(),
             env,
             cwd: op.cwd.clone(),
@@ -133,9 +139,13 @@ impl Steps<'_> {
         })
     }
 
-    /// If the step behind `at` is a RUN without a result, its VM may boot while we still write.
-    pub(super) fn anticipate(&self, at: &At<'_>, layer: ContentId) -> Result<(), BuildError> {
-        let (stage, index) = at.at;
+    /// If the next step is a RUN without a result, its VM may boot while the layer is written.
+    pub(super) fn prepare_next(
+        &self,
+        step: &StepContext<'_>,
+        layer: ContentId,
+    ) -> Result<(), BuildError> {
+        let (stage, index) = step.position;
         let next = self
             .plan
             .stages
@@ -147,7 +157,7 @@ impl Steps<'_> {
         else {
             return Ok(());
         };
-        let mut below = contents(&at.below);
+        let mut below = contents(&step.below);
         below.push(layer);
         if self.request.no_cache
             || self.request.rebuild.is_some()
@@ -159,8 +169,8 @@ impl Steps<'_> {
     }
 }
 
-/// Ends a claim without a result, in the way that those who wait are to learn of.
-fn let_go(claim: Claim, err: &BuildError) {
+/// Ends a claim without a result. The builds that wait learn of a failure of the command.
+fn end_claim(claim: Claim, err: &BuildError) {
     let ended = if let BuildError::Step { source, .. } = err
         && let StepError::Failed {
             status,
@@ -171,13 +181,13 @@ fn let_go(claim: Claim, err: &BuildError) {
     } else {
         claim.release()
     };
-    // The step's own error matters more; a claim that stays is reaped with us.
+    // The error of the step matters more. A claim that stays is reaped with this process.
     if let Err(error) = ended {
         log::warn!("cannot release a claim: {error}");
     }
 }
 
-/// Sends a step's output to its log file and to whoever watches.
+/// Sends the output of a step to its log file and to the reporter.
 pub(super) struct Tee<'a> {
     pub(super) log: StepLog,
     pub(super) warned: bool,
@@ -192,7 +202,7 @@ impl Output for Tee<'_> {
             Stream::Stderr => 2,
         };
         self.log.append(tag, data);
-        // A log that cannot be written must not stop the step, but it must not be silent either.
+        // A log that cannot be written does not stop the step, but there is a warning.
         if self.log.dropped() > 0 && !self.warned {
             self.warned = true;
             let log = self.log.path().display();

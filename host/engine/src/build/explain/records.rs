@@ -1,7 +1,7 @@
-//! What is remembered of the steps of a Dockerfile: the inputs of each when it last had a result.
+//! The records of the steps of a Dockerfile: the inputs of each when it last had a result.
 //!
-//! The law: a book is a hint. It may be lost, and what it says changes no build. It holds no value
-//! that looks like a secret, and its size is bounded.
+//! The law: records are a hint. They may be lost, and they change no build. They contain no value that
+//! looks like a secret, and their size is bounded.
 
 use std::collections::HashMap;
 
@@ -11,23 +11,23 @@ use store::{ContentId, DiffId, Digest, Store};
 
 use crate::plan::{Op, RunOp, looks_secret};
 
-/// Change it when [`Book`] changes; older books are then not read.
+/// Increase it when [`StepRecords`] changes: older files are then ignored.
 const VERSION: u32 = 1;
-/// Most bytes of a book. What does not fit is not remembered.
-const MAX_BOOK: usize = 8 << 20;
-/// Longest text that is kept as it is, in bytes. Of a longer one there is a digest, too.
+/// Longest file, in bytes. Longer records are not written.
+const MAX_LEN: usize = 8 << 20;
+/// Longest text that is recorded as it is, in bytes. A longer one is cut, and has a digest.
 const MAX_TEXT: usize = 2 << 10;
-/// Longest value of a variable that is kept as it is, in bytes.
+/// Longest value of a variable that is recorded as it is, in bytes.
 const MAX_VALUE: usize = 256;
-/// Place of the chain that holds nothing.
-pub(super) const BOTTOM: u32 = 0;
+/// The chain without layers.
+pub(super) const EMPTY_CHAIN: u32 = 0;
 
 /// The steps of a Dockerfile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Book {
+pub(super) struct StepRecords {
     pub(super) stages: Vec<StageRecord>,
-    /// Chains of layers, each as what lies below and what is on top. The one at place *n* is called
-    /// *n + 1*, so that each leads to an earlier one.
+    /// Chains of layers, each as the chain below and the content of the top layer. The chain at index
+    /// *n* has the number *n + 1*, and refers to an earlier one.
     chains: Vec<(u32, [u8; 32])>,
     /// Environments.
     envs: Vec<Vec<Variable>>,
@@ -43,9 +43,9 @@ pub(super) struct StageRecord {
 /// A step when it last had a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StepRecord {
-    pub(super) what: What,
+    pub(super) definition: Definition,
     pub(super) key: [u8; 32],
-    /// Name and content of its layer, if it had one.
+    /// `diff_id` and content id of its layer, if it had one.
     pub(super) layer: Option<([u8; 32], [u8; 32])>,
     /// The chain of layers below it.
     pub(super) below: u32,
@@ -53,13 +53,13 @@ pub(super) struct StepRecord {
     pub(super) env: u32,
 }
 
-/// What a step does, as far as it stands in the Dockerfile.
+/// What a step does, as far as the Dockerfile says.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) struct What {
+pub(super) struct Definition {
     pub(super) instruction: Instruction,
     /// The command, or the instruction.
     pub(super) text: Text,
-    /// For a RUN: everything else, by name.
+    /// For a RUN: everything else.
     pub(super) rest: Vec<(Setting, Text)>,
 }
 
@@ -71,7 +71,7 @@ pub(super) enum Instruction {
     Workdir,
 }
 
-/// What a RUN depends on besides its command, environment and root.
+/// Inputs of a RUN besides its command, environment and root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Setting {
     Script,
@@ -82,7 +82,7 @@ pub(super) enum Setting {
     Hosts,
 }
 
-/// A text; a long one by its beginning and its digest.
+/// A text; if it is long, its beginning and its digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Text {
     pub(super) shown: String,
@@ -120,7 +120,7 @@ pub(super) struct Variable {
 pub(super) enum Value {
     /// As it is.
     Shown(String),
-    /// One that is long, or that may be secret. Only whether it is the same can be told.
+    /// One that is long or may be secret. It can only be compared.
     Digest([u8; 32]),
 }
 
@@ -133,14 +133,13 @@ impl Variable {
     /// From `NAME=value`.
     fn new(entry: &str) -> Self {
         let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-        // An address with a user in it may well have a password, too.
+        // A URL with a user may have a password, too.
         let has_user = value.contains("://") && value.contains('@');
         let hide = value.len() > MAX_VALUE || has_user || may_be_secret(name);
         Self {
             name: name.to_owned(),
             value: if hide {
-                // The digest of the whole environment would do for a step key, too: no more can be
-                // found out from this one than from that.
+                // This reveals no more than the step key, which is a digest of the environment.
                 Value::Digest(Digest::of(value.as_bytes()).0)
             } else {
                 Value::Shown(value.to_owned())
@@ -149,21 +148,21 @@ impl Variable {
     }
 }
 
-/// Whether a value is not to be kept for the sake of its name. Wider than the build check, which must
-/// not cry wolf: a value that is hidden for nothing costs only a word in an explanation.
+/// Whether a name suggests a secret value. Wider than the build check, which must avoid false alarms: a
+/// value that is hidden without need only makes an explanation vaguer.
 fn may_be_secret(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let has_part = SECRET_PARTS.iter().any(|part| lower.contains(part));
     has_part || lower.split(['_', '-']).any(|word| word == "pat") || looks_secret(name)
 }
 
-/// The environment of a RUN as it is remembered.
+/// The environment of a RUN as it is recorded.
 pub(super) fn variables(op: &RunOp) -> Vec<Variable> {
     op.env.iter().map(|entry| Variable::new(entry)).collect()
 }
 
-impl What {
-    /// `None` for a step that is only configuration.
+impl Definition {
+    /// `None` for a step that only configures.
     pub(super) fn of(op: &Op, created_by: &str) -> Option<Self> {
         Some(match op {
             Op::Meta => return None,
@@ -186,7 +185,7 @@ impl What {
     }
 }
 
-/// The command of a RUN: that of the shell alone in the usual form.
+/// The command of a RUN; in shell form, without the default shell.
 fn command(op: &RunOp) -> String {
     match op.args.as_slice() {
         [shell, flag, command] if shell == "/bin/sh" && flag == "-c" => command.clone(),
@@ -218,29 +217,29 @@ impl StepRecord {
     }
 }
 
-impl Book {
-    /// Reads a book; a damaged one, or one that refers to what it does not have, is empty.
+impl StepRecords {
+    /// Reads the records. A damaged file, or one with dangling references, counts as empty.
     pub(super) fn load(store: &Store, name: &str) -> Self {
         let bytes = store.load_cache(name).unwrap_or_default();
         match postcard::from_bytes::<(u32, Self)>(&bytes) {
-            Ok((VERSION, book)) if book.is_sound() => book,
+            Ok((VERSION, records)) if records.is_sound() => records,
             Ok(_) | Err(_) => Self::default(),
         }
     }
 
-    /// The file form; `None` if it would be too large.
+    /// The content of the file; `None` if it would be too long.
     pub(super) fn encode(&self) -> Option<Vec<u8>> {
         let bytes = postcard::to_allocvec(&(VERSION, self)).ok()?;
-        (bytes.len() <= MAX_BOOK).then_some(bytes)
+        (bytes.len() <= MAX_LEN).then_some(bytes)
     }
 
-    /// Each chain leads to an earlier one, so walks along it end.
+    /// Whether each chain refers to an earlier one, so that walks end.
     fn is_sound(&self) -> bool {
         let mut chains = (1..).zip(&self.chains);
         chains.all(|(name, (below, _)): (u32, _)| *below < name)
     }
 
-    /// What a chain holds, from the lowest.
+    /// The layers of a chain, lowest first.
     pub(super) fn chain(&self, mut at: u32) -> Vec<ContentId> {
         let mut contents = Vec::new();
         while let Some((below, content)) = (at as usize)
@@ -259,38 +258,38 @@ impl Book {
     }
 }
 
-/// A book being written.
+/// Builds new records.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
-    book: Book,
+pub(super) struct RecordsWriter {
+    records: StepRecords,
     chains: HashMap<(u32, [u8; 32]), u32>,
-    /// Where chains of the old book are in the new one.
+    /// Numbers in the new records of chains of the old ones.
     moved: HashMap<u32, u32>,
 }
 
-impl Writer {
+impl RecordsWriter {
     /// The chain with one more layer on top.
-    pub(super) fn on_top(&mut self, below: u32, content: ContentId) -> u32 {
+    pub(super) fn push_layer(&mut self, below: u32, content: ContentId) -> u32 {
         let link = (below, content.digest().0);
         if let Some(known) = self.chains.get(&link) {
             return *known;
         }
-        self.book.chains.push(link);
-        let name = u32::try_from(self.book.chains.len()).unwrap_or(BOTTOM);
+        self.records.chains.push(link);
+        let name = u32::try_from(self.records.chains.len()).unwrap_or(EMPTY_CHAIN);
         self.chains.insert(link, name);
         name
     }
 
-    /// The place of an environment. Steps that follow each other mostly have the same.
+    /// The index of an environment. Consecutive steps mostly have the same one.
     pub(super) fn env(&mut self, env: Vec<Variable>) -> u32 {
-        if self.book.envs.last() != Some(&env) {
-            self.book.envs.push(env);
+        if self.records.envs.last() != Some(&env) {
+            self.records.envs.push(env);
         }
-        u32::try_from(self.book.envs.len().saturating_sub(1)).unwrap_or(u32::MAX)
+        u32::try_from(self.records.envs.len().saturating_sub(1)).unwrap_or(u32::MAX)
     }
 
-    /// A record of another book, as one of this book.
-    pub(super) fn adopt(&mut self, old: &Book, record: &StepRecord) -> StepRecord {
+    /// A record of the old records as one of the new records.
+    pub(super) fn copy_record(&mut self, old: &StepRecords, record: &StepRecord) -> StepRecord {
         let env = self.env(old.env(record.env).to_vec());
         let below = self.move_chain(old, record.below);
         StepRecord {
@@ -300,8 +299,8 @@ impl Writer {
         }
     }
 
-    /// Each chain is moved once, so all moves together cost no more than there are chains.
-    fn move_chain(&mut self, old: &Book, chain: u32) -> u32 {
+    /// Each chain is moved once, so the total cost is linear in their number.
+    fn move_chain(&mut self, old: &StepRecords, chain: u32) -> u32 {
         let mut upwards = Vec::new();
         let mut at = chain;
         let mut moved = loop {
@@ -313,21 +312,21 @@ impl Writer {
                     upwards.push((at, ContentId(Digest(*content))));
                     at = *below;
                 }
-                Some(None) | None => break BOTTOM,
+                Some(None) | None => break EMPTY_CHAIN,
             }
         };
         while let Some((at, content)) = upwards.pop() {
-            moved = self.on_top(moved, content);
+            moved = self.push_layer(moved, content);
             self.moved.insert(at, moved);
         }
         moved
     }
 
     pub(super) fn stage(&mut self, stage: StageRecord) {
-        self.book.stages.push(stage);
+        self.records.stages.push(stage);
     }
 
-    pub(super) fn finish(self) -> Book {
-        self.book
+    pub(super) fn finish(self) -> StepRecords {
+        self.records
     }
 }

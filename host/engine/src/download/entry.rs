@@ -1,8 +1,8 @@
-//! What is remembered of addresses: which content they had, and by what the server tells whether they
-//! still have it (RFC 9110, section 8.8).
+//! What is remembered of an address: its content, and the validators by which the server says whether it
+//! changed (RFC 9110, section 8.8).
 //!
-//! The law: it is a hint. Losing it costs a download, and a wrong one cannot do more harm than the
-//! server could, which says itself whether something changed.
+//! The law: an entry is a hint. Losing it costs a download, and a wrong one does no more harm than the
+//! server could do, which says itself whether something changed.
 
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
@@ -11,20 +11,20 @@ use store::{Digest, Mtime, Store};
 
 use super::WebAddress;
 
-/// Change it when [`Known`] changes; older ones are then not read.
+/// Increase it when [`Entry`] changes: older entries are then ignored.
 const VERSION: u32 = 1;
-/// How the names of the files begin.
+/// Prefix of the names of the files.
 const PREFIX: &str = "url-";
 /// Most addresses that are remembered.
-const MAX_KNOWN: usize = 1000;
+const MAX_ENTRIES: usize = 1000;
 /// Longest validator that is remembered, in bytes.
 const MAX_VALIDATOR: usize = 1 << 10;
 
-/// What an address had when it was last downloaded.
+/// The last download from an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Known {
+pub(super) struct Entry {
     content: [u8; 32],
-    /// When it changed last, in seconds since 1970, as the server says.
+    /// Time of the last change according to the server, in seconds since 1970.
     pub(super) changed: i64,
     /// `ETag`.
     pub(super) tag: Option<String>,
@@ -32,8 +32,8 @@ pub(super) struct Known {
     pub(super) date: Option<String>,
 }
 
-impl Known {
-    /// What the answer with this content tells.
+impl Entry {
+    /// From an answer with this content.
     pub(super) fn new(content: Digest, tag: Option<&str>, date: Option<&str>) -> Self {
         let kept = |text: Option<&str>| {
             let fits = text.filter(|text| text.len() <= MAX_VALIDATOR);
@@ -47,25 +47,25 @@ impl Known {
         }
     }
 
-    /// Reads it; a damaged one is none.
+    /// Reads the entry; a damaged one is ignored.
     pub(super) fn load(store: &Store, address: &WebAddress) -> Option<Self> {
         let bytes = store.load_cache(&name(address))?;
         match postcard::from_bytes(&bytes) {
-            Ok((VERSION, known)) => Some(known),
+            Ok((VERSION, entry)) => Some(entry),
             Ok(_) | Err(_) => None,
         }
     }
 
-    /// Writes it down. If that fails, the file is downloaded again one day, and that is all.
+    /// Writes the entry. If that fails, the file will be downloaded again.
     pub(super) fn save(&self, store: &Store, address: &WebAddress) {
         let Ok(bytes) = postcard::to_allocvec(&(VERSION, self)) else {
             return;
         };
         let saved = store
             .save_cache(&name(address), &bytes)
-            .and_then(|()| store.trim_caches(PREFIX, MAX_KNOWN));
+            .and_then(|()| store.trim_caches(PREFIX, MAX_ENTRIES));
         if let Err(error) = saved {
-            log::debug!("{address} is not remembered: {error}");
+            log::debug!("cannot remember {address}: {error}");
         }
     }
 
@@ -80,7 +80,7 @@ impl Known {
         }
     }
 
-    /// Whether the server can be asked if it still holds this.
+    /// Whether the server can be asked if the content changed.
     pub(super) fn can_ask(&self) -> bool {
         self.tag.is_some() || self.date.is_some()
     }
@@ -90,14 +90,14 @@ fn name(address: &WebAddress) -> String {
     format!("{PREFIX}{}", Digest::of(address.key().as_bytes()).hex())
 }
 
-/// The forms of dates (RFC 9110, section 5.6.7).
+/// The formats of dates (RFC 9110, section 5.6.7).
 const DATES: [&str; 3] = [
     "%a, %d %b %Y %H:%M:%S GMT",
     "%A, %d-%b-%y %H:%M:%S GMT",
     "%a %b %e %H:%M:%S %Y",
 ];
 
-/// A date of HTTP as seconds since 1970; one that cannot be read, or lies before, is as none.
+/// An HTTP date in seconds since 1970; zero if it is invalid or earlier.
 fn seconds(date: &str) -> i64 {
     let mut read = DATES.iter().filter_map(|form| {
         let time = strtime::parse(form, date).ok()?.to_datetime().ok()?;
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_read_in_all_forms_of_http() {
+    fn dates_are_read_in_all_formats_of_http() {
         for date in [
             "Sun, 06 Nov 1994 08:49:37 GMT",
             "Sunday, 06-Nov-94 08:49:37 GMT",
@@ -125,10 +125,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_not_kept() {
+    fn long_validators_are_not_kept() {
         let long = "x".repeat(MAX_VALIDATOR + 1);
-        let known = Known::new(Digest::of(b""), Some(&long), Some(&long));
-        assert!(!known.can_ask());
-        assert!(Known::new(Digest::of(b""), Some("\"a\""), None).can_ask());
+        let entry = Entry::new(Digest::of(b""), Some(&long), Some(&long));
+        assert!(!entry.can_ask());
+        assert!(Entry::new(Digest::of(b""), Some("\"a\""), None).can_ask());
     }
 }
