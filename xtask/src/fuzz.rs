@@ -19,6 +19,7 @@ const TARGETS: &[(&str, Option<&str>)] = &[
     ("device", None),
     ("driver", None),
     ("layers", Some("layers")),
+    ("entries", Some("layers")),
     ("dockerfile", Some("texts")),
     ("dockerignore", Some("texts")),
 ];

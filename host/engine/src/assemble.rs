@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn layer(name: &str, created: i64) -> Layer {
-        let digest = Digest::of(name.as_bytes());
+        let digest = store::sha256(name.as_bytes());
         Layer {
             diff_id: digest.into(),
             content_id: ContentId(digest),
@@ -214,13 +214,13 @@ mod tests {
     fn base(history: Vec<HistoryItem>, layers: usize) -> BaseImage {
         BaseImage {
             name: "base".into(),
-            manifest_digest: Digest::of(b""),
+            manifest_digest: store::sha256(b""),
             config: ImageConfigFile {
                 created: Some("2001-01-01T00:00:00Z".into()),
                 history,
                 ..ImageConfigFile::default()
             },
-            layers: vec![Digest::of(b"").into(); layers],
+            layers: vec![store::sha256(b"").into(); layers],
         }
     }
 

@@ -281,7 +281,6 @@ fn clamped(time: Mtime, epoch: Option<i64>) -> Mtime {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use store::Digest;
 
     use super::*;
 
@@ -302,7 +301,7 @@ mod tests {
     fn file(path: &str, text: &str) -> Entry {
         let kind = EntryKind::File {
             size: text.len() as u64,
-            digest: Digest::of(text.as_bytes()),
+            digest: store::sha256(text.as_bytes()),
             offset: 512,
         };
         entry(path, kind)

@@ -14,7 +14,7 @@ use engine::build::{BuildError, BuildRequest, BuildResult, Class, DockerfileSour
 use engine::event::{Event, Outcome, Reporter};
 use engine::rootfs::Rootfs;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{Digest, Entry, EntryKind, PruneOptions};
+use store::{Entry, EntryKind, PruneOptions};
 use support::http::{Answer, Asked, Server};
 use support::{TestStore, amd64, tar_with};
 
@@ -283,7 +283,7 @@ fn other_content_is_another_layer_and_told_with_both_digests() {
     let first = run(&store, &text).result.unwrap().image;
     version.store(2, Ordering::SeqCst);
     let second = run(&store, &text);
-    let (was, is) = (Digest::of(b"version 1"), Digest::of(b"version 2"));
+    let (was, is) = (store::sha256(b"version 1"), store::sha256(b"version 2"));
     let want = format!("miss: {url} changed: was {was}, is {is}; /f changed (content)");
     assert_eq!(second.why, [want]);
     assert_ne!(first.layers, second.result.unwrap().image.layers);
@@ -323,7 +323,7 @@ fn a_new_date_alone_changes_nothing() {
 #[test]
 fn with_a_checksum_a_second_build_needs_no_server() {
     let store = TestStore::new();
-    let digest = Digest::of(b"/f");
+    let digest = store::sha256(b"/f");
     let server = Server::start(echo);
     let url = server.url("/f");
     let text = format!("FROM scratch\nARG SUM={digest}\nADD --checksum=$SUM {url} /f\n");
@@ -342,7 +342,7 @@ fn with_a_checksum_a_second_build_needs_no_server() {
 fn the_wrong_content_is_told_with_its_line_and_nothing_of_it_is_kept() {
     let store = TestStore::new();
     let server = Server::start(|_| Answer::ok(b"evil"));
-    let (url, good, evil) = (server.url("/f"), Digest::of(b"good"), Digest::of(b"evil"));
+    let (url, good, evil) = (server.url("/f"), store::sha256(b"good"), store::sha256(b"evil"));
     let text = format!("FROM scratch\nWORKDIR /w\nADD --checksum={good} {url} /f\n");
     let built = run(&store, &text);
     let err = built.result.unwrap_err();
@@ -485,7 +485,7 @@ fn an_address_is_asked_once_in_a_build() {
 #[test]
 fn bytes_that_rot_in_the_store_are_never_used() {
     let store = TestStore::new();
-    let digest = Digest::of(b"/f");
+    let digest = store::sha256(b"/f");
     let server = Server::start(echo);
     let url = server.url("/f");
     run(

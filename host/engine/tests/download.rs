@@ -97,7 +97,7 @@ fn a_file_comes_with_its_digest_length_and_time() {
         cancel: &Cancel::new(),
     };
     let file = fetch(&job, &source(&server.url("/f"), None)).unwrap();
-    let digest = Digest::of(&body);
+    let digest = store::sha256(&body);
     let secs = 784_111_777;
     let want = Fetched {
         digest,
@@ -162,8 +162,8 @@ fn a_file_that_changed_is_told_with_what_it_was() {
     let url = server.url("/f");
     get(&store, &url).unwrap();
     let second = get(&store, &url).unwrap();
-    assert_eq!(second.before, Some(Digest::of(b"version 0")));
-    assert_eq!(second.digest, Digest::of(b"version 1"));
+    assert_eq!(second.before, Some(store::sha256(b"version 0")));
+    assert_eq!(second.digest, store::sha256(b"version 1"));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn not_modified_without_a_question_is_refused() {
 #[test]
 fn what_is_known_by_its_digest_needs_no_server() {
     let store = TestStore::new();
-    let digest = Digest::of(b"one");
+    let digest = store::sha256(b"one");
     let server = Server::start(|_| Answer::ok(b"one").with(&format!("Last-Modified: {DATE}")));
     let url = server.url("/f");
     let first = get_checked(&store, &url, digest).unwrap();
@@ -217,7 +217,7 @@ fn what_is_known_by_its_digest_needs_no_server() {
 fn nothing_of_the_wrong_content_is_kept() {
     let store = TestStore::new();
     let server = Server::start(|_| Answer::ok(b"evil").with("ETag: \"1\""));
-    let (expected, actual) = (Digest::of(b"good"), Digest::of(b"evil"));
+    let (expected, actual) = (store::sha256(b"good"), store::sha256(b"evil"));
     let err = get_checked(&store, &server.url("/f?key=k1"), expected).unwrap_err();
     let text = err.to_string();
     for part in [
@@ -269,8 +269,8 @@ fn passing_trouble_is_waited_out() {
         _ => Answer::ok(b"whole"),
     });
     let file = get(&store, &server.url("/f")).unwrap();
-    assert_eq!(file.digest, Digest::of(b"whole"));
-    assert!(!has(&store, Digest::of(b"cut")));
+    assert_eq!(file.digest, store::sha256(b"whole"));
+    assert!(!has(&store, store::sha256(b"cut")));
     assert_eq!(store.du().unwrap().items.len(), 1);
 }
 
@@ -304,7 +304,7 @@ fn after_an_interruption_only_the_rest_is_asked_for() {
         assert_eq!(asked.if_range.as_deref(), Some("\"1\""));
         Answer::new(206, &[b'a'; 90]).with("Content-Range: bytes 10-99/100")
     });
-    let digest = Digest::of(&[b'a'; 100]);
+    let digest = store::sha256(&[b'a'; 100]);
     let file = get_checked(&store, &server.url("/f"), digest).unwrap();
     assert_eq!((file.digest, file.size), (digest, 100));
     ranges(&server, &[None, Some(10)]);
@@ -315,7 +315,7 @@ fn a_file_that_changed_during_an_interruption_comes_whole() {
     let store = TestStore::new();
     let server = interrupted("\"1\"", |_| Answer::ok(&[b'b'; 100]).with("ETag: \"2\""));
     let file = get(&store, &server.url("/f")).unwrap();
-    assert_eq!(file.digest, Digest::of(&[b'b'; 100]));
+    assert_eq!(file.digest, store::sha256(&[b'b'; 100]));
     ranges(&server, &[None, Some(10)]);
     assert_eq!(store.du().unwrap().items.len(), 1);
 }
@@ -325,7 +325,7 @@ fn without_a_strong_tag_all_of_it_is_asked_for_again() {
     let store = TestStore::new();
     let server = interrupted("W/\"1\"", |_| Answer::ok(&[b'b'; 100]));
     let file = get(&store, &server.url("/f")).unwrap();
-    assert_eq!(file.digest, Digest::of(&[b'b'; 100]));
+    assert_eq!(file.digest, store::sha256(&[b'b'; 100]));
     ranges(&server, &[None, None]);
 }
 
@@ -348,7 +348,7 @@ fn a_rest_that_does_not_fit_is_thrown_away() {
             None => Answer::ok(&[b'b'; 100]),
         });
         let file = get(&store, &server.url("/f")).unwrap();
-        assert_eq!(file.digest, Digest::of(&[b'b'; 100]), "{range}");
+        assert_eq!(file.digest, store::sha256(&[b'b'; 100]), "{range}");
         ranges(&server, &[None, Some(10), None]);
         assert_eq!(store.du().unwrap().items.len(), 1);
     }
@@ -394,7 +394,7 @@ fn redirections_are_followed_and_a_loop_of_them_ends() {
         _ => Answer::new(302, b"").with("Location: /loop"),
     });
     let file = get(&store, &server.url("/from?secret=1")).unwrap();
-    assert_eq!(file.digest, Digest::of(b"one"));
+    assert_eq!(file.digest, store::sha256(b"one"));
     let there = server.asked.lock().unwrap()[1].clone();
     assert_eq!((there.path.as_str(), there.referer), ("/there", None));
     let err = get(&store, &server.url("/loop")).unwrap_err();

@@ -270,9 +270,9 @@ fn a_base_layer_that_went_away_is_an_error() {
     let store = TestStore::new();
     let base = engine::pull::BaseImage {
         name: "x".to_owned(),
-        manifest_digest: Digest::of(b""),
+        manifest_digest: store::sha256(b""),
         config: oci::ImageConfigFile::default(),
-        layers: vec![Digest::of(b"gone").into()],
+        layers: vec![store::sha256(b"gone").into()],
     };
     let outcome = assemble(
         &store,

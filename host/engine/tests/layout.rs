@@ -46,7 +46,7 @@ fn what_the_store_has_is_not_read_again() {
     layout.tag(image, "v1");
     find(&store, &layout.source(Some("v1"))).unwrap();
 
-    fs::remove_file(layout.blob_path(Digest::of(&layer.blob()))).unwrap();
+    fs::remove_file(layout.blob_path(store::sha256(&layer.blob()))).unwrap();
     find(&store, &layout.source(Some("v1"))).unwrap();
 }
 
@@ -135,7 +135,7 @@ fn damage_is_found_and_nothing_of_it_is_kept() {
         let mut layout = LayoutDir::new(&store.path("layout"));
         let image = layout.image("amd64", std::slice::from_ref(&layer));
         layout.tag(image.clone(), "v1");
-        let path = layout.blob_path(Digest::of(&layer.blob()));
+        let path = layout.blob_path(store::sha256(&layer.blob()));
         let mut bytes = fs::read(&path).unwrap();
         bytes[damage] ^= 1;
         fs::write(&path, bytes).unwrap();
@@ -158,7 +158,7 @@ fn a_truncated_blob_is_named() {
     let layer = TestLayer::new(tar_with("a", &noise(5000, 3)), Form::Gzip);
     let image = layout.image("amd64", std::slice::from_ref(&layer));
     layout.tag(image, "v1");
-    let path = layout.blob_path(Digest::of(&layer.blob()));
+    let path = layout.blob_path(store::sha256(&layer.blob()));
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..100]).unwrap();
     let error = chain(&find(&store, &layout.source(Some("v1"))).unwrap_err());
@@ -170,7 +170,7 @@ fn a_lying_configuration_is_refused() {
     let store = TestStore::new();
     let mut layout = LayoutDir::new(&store.path("layout"));
     let layer = TestLayer::new(tar_with("a", b"one"), Form::Gzip);
-    let wrong = Digest::of(b"something else");
+    let wrong = store::sha256(b"something else");
     let image = layout.image_with("amd64", std::slice::from_ref(&layer), &[wrong]);
     layout.tag(image, "diff");
     let image = layout.image_with("amd64", std::slice::from_ref(&layer), &[]);
@@ -280,7 +280,7 @@ fn a_built_image_is_found_by_its_name_without_any_registry() {
     );
     layout.tag(image, "v1");
     let base = find(&store, &layout.source(None)).unwrap();
-    let config = Digest::of(
+    let config = store::sha256(
         &store
             .blob(base.manifest_digest)
             .unwrap()

@@ -182,7 +182,7 @@ fn a_damaged_blob_in_the_registry_is_named_and_nothing_is_kept() {
     let image = layout.image("amd64", &layers);
     layout.tag(image.clone(), "v1");
     registry.push(&layout, "v1", "app:1");
-    let path = registry.blob_path(Digest::of(&layers[1].blob()));
+    let path = registry.blob_path(store::sha256(&layers[1].blob()));
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
@@ -252,8 +252,8 @@ impl Small {
     /// What an honest registry answers.
     fn answer(&self, path: &str) -> Answer {
         let last = path.rsplit('/').next().unwrap_or_default();
-        let config = Digest::of(&self.config).to_string();
-        let layer = Digest::of(&self.layer.blob()).to_string();
+        let config = store::sha256(&self.config).to_string();
+        let layer = store::sha256(&self.layer.blob()).to_string();
         match last {
             "1" => Answer::ok(&self.manifest),
             digest if digest == config => Answer::ok(&self.config),
@@ -263,7 +263,7 @@ impl Small {
     }
 
     fn is_layer(&self, path: &str) -> bool {
-        path.ends_with(&Digest::of(&self.layer.blob()).to_string())
+        path.ends_with(&store::sha256(&self.layer.blob()).to_string())
     }
 }
 
@@ -425,7 +425,7 @@ fn a_manifest_without_end_is_refused() {
 fn a_manifest_that_is_not_what_its_digest_says_is_refused() {
     let small = Small::new(10);
     let store = TestStore::new();
-    let wrong = Digest::of(b"other");
+    let wrong = store::sha256(b"other");
     let manifest = small.manifest.clone();
     let server = Server::start(move |_| Answer::ok(&manifest));
     let error = find(&store, &named(&format!("{}@{wrong}", server.name("app")))).unwrap_err();

@@ -107,7 +107,7 @@ impl GuestImage {
         for (path, file, want) in files {
             let bytes =
                 fs::read(path).map_err(|err| GuestImageError::Unreadable(path.clone(), err))?;
-            let got = store::Digest::of(&bytes).hex();
+            let got = store::sha256(&bytes).hex();
             if got != *want {
                 let dir = path.parent().unwrap_or(path).into();
                 return Err(GuestImageError::Damaged {
@@ -168,10 +168,10 @@ pub(crate) mod tests {
             protocol,
             modules: vec!["virtio".into()],
             cmdline: "console=ttyS0 quiet".into(),
-            kernel_sha256: store::Digest::of(kernel).hex(),
+            kernel_sha256: store::sha256(kernel).hex(),
             kernel_size: kernel.len() as u64,
-            agent_sha256: store::Digest::of(b"agent").hex(),
-            initramfs_sha256: store::Digest::of(initramfs).hex(),
+            agent_sha256: store::sha256(b"agent").hex(),
+            initramfs_sha256: store::sha256(initramfs).hex(),
             initramfs_size: initramfs.len() as u64,
         };
         fs::write(dir.join(MANIFEST), manifest.to_json().unwrap()).unwrap();

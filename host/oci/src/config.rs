@@ -300,7 +300,7 @@ mod tests {
                 ..ImageConfig::default()
             },
             rootfs: RootFs {
-                diff_ids: vec![store::Digest::of(b"x").into()],
+                diff_ids: vec![store::sha256(b"x").into()],
                 ..RootFs::default()
             },
             ..ImageConfigFile::default()

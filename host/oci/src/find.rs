@@ -114,7 +114,7 @@ impl Finder<'_> {
     }
 
     fn verify(&self, bytes: &[u8], expected: Digest, what: &str) -> Result<(), ImageError> {
-        let actual = Digest::of(bytes);
+        let actual = store::sha256(bytes);
         if actual == expected {
             return Ok(());
         }

@@ -88,12 +88,10 @@ fn available(images: &[&Descriptor]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use store::Digest;
-
     use super::*;
 
     fn entry(platform: &str) -> Descriptor {
-        let mut entry = Descriptor::new("", Digest::of(platform.as_bytes()), 1);
+        let mut entry = Descriptor::new("", store::sha256(platform.as_bytes()), 1);
         let mut parts = platform.split('/').map(str::to_owned);
         entry.platform = Some(DescribedPlatform {
             os: parts.next().unwrap_or_default(),
@@ -155,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_only_entry_without_platform_is_taken() {
-        let silent = Descriptor::new("", Digest::of(b"x"), 1);
+        let silent = Descriptor::new("", store::sha256(b"x"), 1);
         let wanted = "linux/amd64".parse().unwrap();
         assert_eq!(select(std::slice::from_ref(&silent), &wanted), Ok(&silent));
         assert_eq!(

@@ -17,7 +17,7 @@ impl Store {
     /// # Errors
     /// If it cannot be stored.
     pub fn put_blob(&self, bytes: &[u8], kind: &str) -> Result<Digest, StoreError> {
-        let digest = Digest::of(bytes);
+        let digest = crate::sha256(bytes);
         if self
             .acquire(|tx| object::find(tx, Wanted::Bytes(digest)))?
             .is_some()
@@ -59,7 +59,7 @@ impl Store {
             // Cheap for a small blob, and its content is parsed next.
             if bytes
                 .as_ref()
-                .is_some_and(|bytes| Digest::of(bytes) == digest)
+                .is_some_and(|bytes| crate::sha256(bytes) == digest)
             {
                 return Ok(bytes);
             }

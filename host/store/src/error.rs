@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use layer::LayerError;
 use nix::errno::Errno;
 use rusqlite::ErrorCode;
 
@@ -150,48 +151,12 @@ impl From<rusqlite::Error> for StoreError {
 /// A tar could not be ingested as a layer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum IngestError {
-    /// The tar is not a valid layer. The fault is in the tar.
-    #[error("{}{reason}", Shown(entry))]
-    Rejected {
-        /// The invalid entry, if its name is known.
-        entry: Option<Vec<u8>>,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The layer exceeds a limit.
-    #[error("{}more than {limit} {unit}", Shown(entry))]
-    TooLarge {
-        /// The entry that exceeds it, if its name is known.
-        entry: Option<Vec<u8>>,
-        /// What is limited.
-        unit: &'static str,
-        /// The limit.
-        limit: u64,
-    },
-    /// The store could not keep the layer. The fault is not in the layer.
+    /// The tar cannot be a layer. Its maker is to blame.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The store could not keep it. The layer is not to blame.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Puts the name of an entry in front of a reason.
-struct Shown<'a>(&'a Option<Vec<u8>>);
-
-impl std::fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(path) => write!(f, "`{}`: ", path.escape_ascii()),
-            None => Ok(()),
-        }
-    }
-}
-
-impl IngestError {
-    pub(crate) fn rejected(entry: Option<&[u8]>, reason: impl Into<String>) -> Self {
-        Self::Rejected {
-            entry: entry.map(<[u8]>::to_vec),
-            reason: reason.into(),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@
 //!
 //! | modules | what they do |
 //! |---|---|
-//! | `error`, `digest`, `time`, `random` | errors, identifiers, clock |
+//! | `error`, `digest`, `content`, `time`, `random` | errors, digests, content ids, clock |
 //! | `failpoint` | announces each I/O operation, for tests |
 //! | `disk`, `layout`, `lock`, `location` | files, their paths, locks, checks of the root directory |
 //! | `db` | the SQLite database: transactions, schema and migrations, replacement |
@@ -54,8 +54,8 @@
 //! | `reap` | cleaning up after dead instances |
 //! | `history` | builds, logs of steps, events |
 //! | `object` | objects: look-up with lease, writing, eviction |
-//! | `blob`, `layer`, `image`, `cache` | what callers store |
-//! | `index`, `ingest`, `reindex` | indexes of layers, and how they are made |
+//! | `blob`, `layers`, `image`, `cache` | what callers store |
+//! | `ingest`, `reindex` | layers that come in, and their indexes; the format is the crate `layer` |
 //! | `action` | step keys: results and claims |
 //! | `housekeeping` | disk usage, prune, free space, check, rebuild |
 //! | `open` | opening and closing a store |
@@ -64,21 +64,18 @@
 mod action;
 mod blob;
 mod cache;
+mod content;
 mod db;
 mod digest;
 mod disk;
 mod error;
 mod failpoint;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing;
 mod history;
 mod housekeeping;
 mod image;
-mod index;
 mod ingest;
 mod instance;
-mod layer;
+mod layers;
 mod layout;
 mod location;
 mod lock;
@@ -97,7 +94,8 @@ mod time;
 
 pub use action::{Claim, Failure, Lookup, Owner};
 pub use blob::BlobWriter;
-pub use digest::{ContentId, DiffId, Digest, Hasher, NotADigest, StepKey};
+pub use content::content_id;
+pub use digest::{ContentId, Hasher, StepKey, sha256};
 pub use disk::Removal;
 pub use error::{IngestError, StoreError};
 pub use history::{
@@ -109,10 +107,10 @@ pub use housekeeping::{
     Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Rebuilt, Space, Usage,
 };
 pub use image::Image;
-pub use index::{Entry, EntryKind, Index, Mtime, content_id};
 pub use ingest::{LayerWriter, WrittenLayer};
 pub use instance::InstanceId;
-pub use layer::Layer;
+pub use layer::{Attributes, DiffId, Digest, Entry, EntryKind, Index, LayerError, Mtime, NotADigest};
+pub use self::layers::Layer;
 pub use open::OpenOptions;
 pub use resource::{ResourceId, ResourceKind};
 pub use store::Store;

@@ -4,11 +4,12 @@ use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use layer::limits::MAX_INDEX_FILE;
+
 use crate::ingest::Reindex;
-use crate::ingest::limits::MAX_INDEX_FILE;
 use crate::object::Object;
 use crate::random::random;
-use crate::{DiffId, Digest, Index, Store, StoreError, disk, index};
+use crate::{DiffId, Digest, Index, Store, StoreError, disk};
 
 impl Store {
     /// The index of a layer. It is read once per process.
@@ -28,7 +29,7 @@ impl Store {
 
     fn load_index(&self, object: &Object) -> Result<Index, StoreError> {
         let path = self.layout().index(object.id);
-        let found = disk::read(&path, MAX_INDEX_FILE)?.and_then(|bytes| index::decode(&bytes));
+        let found = disk::read(&path, MAX_INDEX_FILE)?.and_then(|bytes| Index::decode(&bytes));
         if let Some(index) = found {
             return Ok(index);
         }
@@ -71,7 +72,7 @@ impl Store {
         let new = self
             .scratch()
             .join(format!("index-{object}-{}", hex::encode(random()?)));
-        disk::write_new(&new, &index::encode(index))?;
+        disk::write_new(&new, &index.encode())?;
         disk::rename(&new, &self.layout().index(object))
     }
 }

@@ -61,8 +61,14 @@ pub const TARGETS: &[Target] = &[
     #[cfg(feature = "layers")]
     Target {
         name: "layers",
-        run: layers::run,
-        seeds: layers::seeds,
+        run: layers::tars,
+        seeds: layers::tar_seeds,
+    },
+    #[cfg(feature = "layers")]
+    Target {
+        name: "entries",
+        run: layers::entries,
+        seeds: layers::entry_seeds,
     },
     #[cfg(feature = "texts")]
     Target {

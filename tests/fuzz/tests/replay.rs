@@ -70,6 +70,11 @@ fn layers() {
     replay("layers");
 }
 
+#[test]
+fn entries() {
+    replay("entries");
+}
+
 #[cfg(feature = "texts")]
 #[test]
 fn dockerfile() {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use store::{BuildState, Digest, Store};
+use store::{BuildState, Store};
 
 use crate::builder::{self, CANCELLED, FULL, USER};
 use crate::counters::{Counters, complain, say};
@@ -169,7 +169,7 @@ impl Soak<'_> {
                 self.check_same(number, "image", image)?;
                 if let Some(archive) = &archive {
                     let bytes = fs::read(archive).context("the archive of a build")?;
-                    let sum = Digest::of(&bytes).hex();
+                    let sum = store::sha256(&bytes).hex();
                     self.check_same(number, "archive", sum)?;
                 }
             }

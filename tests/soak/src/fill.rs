@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use store::{BuildInfo, BuildOutcome, Class, DiffId, Digest, Layer, Lookup, StepKey, Store};
+use store::{BuildInfo, BuildOutcome, Class, DiffId, Layer, Lookup, StepKey, Store};
 
 use crate::builder::options;
 
@@ -22,7 +22,7 @@ pub(crate) fn fill(store: &Path, objects: u64, name: &str, kib: u64) -> Result<E
     let mut parent: Option<DiffId> = None;
     for number in 0..objects {
         let content = format!("{name} {number}");
-        let key = StepKey(Digest::of(content.as_bytes()));
+        let key = StepKey(store::sha256(content.as_bytes()));
         let Lookup::Claimed(claim) = store.lookup(key)? else {
             bail!("the store has {content} already")
         };

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
-use store::{Digest, Store};
+use store::Store;
 
 pub use glob::BadPattern;
 pub use ignore::{IgnoreError, IgnoredBy};
@@ -139,7 +139,7 @@ impl Context {
             name.extend_from_slice(ignore_path.as_os_str().as_bytes());
             (
                 store.clone(),
-                format!("{CACHES}{}", Digest::of(&name).hex()),
+                format!("{CACHES}{}", store::sha256(&name).hex()),
             )
         });
         Ok(Self(Arc::new(Inner {

@@ -110,15 +110,15 @@ fn is_header(block: &[u8; BLOCK]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use layer::{Attributes, Style, Writer};
+
     use super::*;
-    use crate::copy::draft::Meta;
-    use crate::copy::tar::Tar;
-    use store::EntryKind;
+            use store::EntryKind;
 
     fn archive() -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut tar = Tar::new(&mut bytes);
-        tar.header(b"d", &Meta::default(), &EntryKind::Directory)
+        let mut tar = Writer::new(&mut bytes, Style::Copy);
+        tar.header(b"d", &Attributes::default(), &EntryKind::Directory)
             .expect("a header");
         tar.finish().expect("an end");
         bytes

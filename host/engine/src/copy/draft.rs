@@ -9,42 +9,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use store::{Digest, Entry, EntryKind, Mtime};
+use layer::Attributes;
+use store::{Digest, EntryKind};
 
 use super::CopyError;
 use crate::rootfs::resolve::{Kind, ResolveError, Tree};
 use crate::rootfs::{Found, Inode, Rootfs, path};
-
-/// Metadata of a planned entry.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Meta {
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Mtime,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Meta {
-    /// That of an entry of a layer.
-    pub(crate) fn of(entry: &Entry) -> Self {
-        let Entry {
-            mode,
-            uid,
-            gid,
-            mtime,
-            ref xattrs,
-            ..
-        } = *entry;
-        Self {
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs: xattrs.clone(),
-        }
-    }
-}
 
 /// What a planned entry is.
 #[derive(Debug, Clone)]
@@ -80,7 +50,7 @@ pub(super) enum SameFile {
 /// Something new.
 #[derive(Debug, Clone)]
 pub(super) struct Planned {
-    pub(super) meta: Meta,
+    pub(super) meta: Attributes,
     pub(super) body: Body,
     /// Which source it comes from and which file of it; files that are equal in this become
     /// hard links.
@@ -111,7 +81,7 @@ pub(super) enum Spot<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct Item {
     pub(super) path: Vec<u8>,
-    pub(super) meta: Meta,
+    pub(super) meta: Attributes,
     pub(super) body: ItemBody,
 }
 
@@ -150,7 +120,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The directory at `path`, in which no element is a link. Missing ones are made as `new`.
-    pub(super) fn directory(&mut self, path: &[u8], new: &Meta) -> Result<usize, ResolveError> {
+    pub(super) fn directory(&mut self, path: &[u8], new: &Attributes) -> Result<usize, ResolveError> {
         let mut at = ROOT;
         for name in path::elements(path) {
             at = match self.kind_in(at, name) {
@@ -181,7 +151,7 @@ impl<'a> Draft<'a> {
         &mut self,
         dir: usize,
         name: &[u8],
-        meta: Meta,
+        meta: Attributes,
     ) -> Result<usize, CopyError> {
         let planned = Planned {
             meta,
@@ -225,14 +195,14 @@ impl<'a> Draft<'a> {
     }
 
     /// Metadata of a directory as it will be.
-    pub(super) fn meta(&self, dir: usize) -> Option<Meta> {
+    pub(super) fn meta(&self, dir: usize) -> Option<Attributes> {
         let node = self.nodes.get(dir)?;
         let planned = node.planned.as_ref().map(|planned| planned.meta.clone());
-        planned.or_else(|| node.below.map(|below| Meta::of(below.entry)))
+        planned.or_else(|| node.below.map(|below| below.entry.attributes()))
     }
 
     /// Gives a directory other metadata.
-    pub(super) fn set_meta(&mut self, dir: usize, meta: Meta) {
+    pub(super) fn set_meta(&mut self, dir: usize, meta: Attributes) {
         self.plan(
             dir,
             Planned {
@@ -325,7 +295,7 @@ impl<'a> Draft<'a> {
 
     /// Refuses what a layer would not say as it is meant.
     fn check(&self, node: &Node<'_>, item: &Item) -> Result<(), CopyError> {
-        if node.name.starts_with(b".wh.") {
+        if layer::path::is_reserved(&node.name) {
             return Err(CopyError::Whiteout(path::show(&item.path)));
         }
         // A directory that is put on top of one does not hide what is in that one.
@@ -373,7 +343,7 @@ fn link(
     let first = *first_names.entry(same).or_insert(items.len());
     match items.get(first) {
         Some(first) if first.meta == item.meta => {
-            let meta = Meta {
+            let meta = Attributes {
                 xattrs: Vec::new(),
                 ..item.meta
             };
@@ -391,7 +361,7 @@ impl Node<'_> {
     fn item(&self, path: Vec<u8>) -> Option<Item> {
         let (meta, body) = match (&self.planned, self.below) {
             (Some(planned), _) => (planned.meta.clone(), planned.body.clone()),
-            (None, Some(below)) => (Meta::of(below.entry), Body::Directory),
+            (None, Some(below)) => (below.entry.attributes(), Body::Directory),
             (None, None) => return None,
         };
         Some(Item {

@@ -19,7 +19,6 @@ mod planner;
 mod select;
 mod source;
 mod spec;
-pub(crate) mod tar;
 #[cfg(test)]
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -30,7 +29,6 @@ mod unpack;
 mod walk;
 mod write;
 
-pub(crate) use draft::Meta;
 pub use error::{CopyError, MissingSource};
 pub use plan::{CopyPlan, plan, plan_workdir};
 pub use source::SourceTree;

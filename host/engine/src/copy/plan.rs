@@ -105,7 +105,7 @@ pub fn plan_workdir(
         None => {}
     }
     let (uid, gid) = target.workdir_owner(user)?;
-    let made = super::draft::Meta {
+    let made = layer::Attributes {
         mode: WORKDIR_MODE,
         uid,
         gid,

@@ -4,10 +4,11 @@
 //! is read but names and metadata.
 
 use exec::Cancel;
+use layer::Attributes;
 use store::Mtime;
 
 use super::chmod::ModeChange;
-use super::draft::{Body, Bytes, Draft, Meta, Planned, Spot};
+use super::draft::{Body, Bytes, Draft, Planned, Spot};
 use super::select;
 use super::source::{Node, Source, Thing, UNDATED, inline};
 use super::walk::{Filter, Walk};
@@ -33,7 +34,7 @@ pub(super) struct Changes {
 
 impl Changes {
     /// The metadata that a copy of something with `meta` gets.
-    pub(super) fn apply(&self, meta: Meta, body: &Body) -> Meta {
+    pub(super) fn apply(&self, meta: Attributes, body: &Body) -> Attributes {
         let (uid, gid) = self.owner.unwrap_or((meta.uid, meta.gid));
         let mode = match (&self.mode, body) {
             (None, _) | (Some(_), Body::Link(_)) => meta.mode,
@@ -43,7 +44,7 @@ impl Changes {
                 Body::File(_) | Body::CharDevice { .. } | Body::BlockDevice { .. } | Body::Fifo,
             ) => change.apply(meta.mode, false),
         };
-        Meta {
+        Attributes {
             mode,
             uid,
             gid,
@@ -52,11 +53,11 @@ impl Changes {
     }
 
     /// The metadata of a directory that is made because it is missing.
-    pub(super) fn made(&self) -> Meta {
+    pub(super) fn made(&self) -> Attributes {
         let (uid, gid) = self.owner.unwrap_or_default();
         let octal = self.mode.as_ref().and_then(ModeChange::octal);
         let mode = octal.unwrap_or(MADE_DIRECTORY);
-        Meta {
+        Attributes {
             mode,
             uid,
             gid,
@@ -225,10 +226,10 @@ impl<'a> Planner<'a> {
     /// A file whose content stands in the Dockerfile.
     fn heredoc(&mut self, name: &[u8], data: &[u8]) -> Result<(), CopyError> {
         let body = Body::File(inline(data));
-        let meta = Meta {
+        let meta = Attributes {
             mode: MADE_FILE,
             mtime: UNDATED,
-            ..Meta::default()
+            ..Attributes::default()
         };
         let meta = self.changes.apply(meta, &body);
         let name = path::clean(name);
@@ -262,10 +263,10 @@ impl<'a> Planner<'a> {
             digest: file.digest,
             size: file.size,
         });
-        let meta = Meta {
+        let meta = Attributes {
             mode: DOWNLOADED,
             mtime: file.mtime,
-            ..Meta::default()
+            ..Attributes::default()
         };
         let meta = self.changes.apply(meta, &body);
         let same = None;
@@ -318,7 +319,7 @@ impl<'a> Planner<'a> {
     /// Gives a directory the time of the one that is copied into it.
     fn touch(&mut self, dir: usize, mtime: Mtime) {
         if let Some(meta) = self.draft.meta(dir) {
-            self.draft.set_meta(dir, Meta { mtime, ..meta });
+            self.draft.set_meta(dir, Attributes { mtime, ..meta });
         }
     }
 

@@ -1,9 +1,10 @@
 //! Where files are copied from, seen the same way whatever it is.
 
-use store::{Digest, EntryKind, Mtime};
+use layer::Attributes;
+use store::{EntryKind, Mtime};
 
 use super::CopyError;
-use super::draft::{Body, Bytes, Meta, SameFile};
+use super::draft::{Body, Bytes, SameFile};
 use crate::context::scan::{Scan, What};
 use crate::context::{Context, Missing};
 use crate::rootfs::resolve::{Kind, Tree};
@@ -76,14 +77,14 @@ impl<'a> Source<'a> {
     }
 
     /// The metadata of a node. Files of the context belong to root.
-    pub(super) fn meta(&self, node: Node<'a>) -> Meta {
+    pub(super) fn meta(&self, node: Node<'a>) -> Attributes {
         match (*self, node) {
             (Source::Context(_, scan), Node::Context(number)) => {
                 let Some(node) = scan.node(number) else {
-                    return Meta::default();
+                    return Attributes::default();
                 };
                 let mtime = node.stat.mtime();
-                Meta {
+                Attributes {
                     mode: node.stat.permissions(),
                     uid: 0,
                     gid: 0,
@@ -91,8 +92,8 @@ impl<'a> Source<'a> {
                     xattrs: node.xattrs.clone(),
                 }
             }
-            (_, Node::Rootfs(found)) => Meta::of(found.entry),
-            (Source::Rootfs(_), Node::Context(_)) => Meta::default(),
+            (_, Node::Rootfs(found)) => found.entry.attributes(),
+            (Source::Rootfs(_), Node::Context(_)) => Attributes::default(),
         }
     }
 
@@ -237,7 +238,7 @@ fn like_in_root(rootfs: &Rootfs, missing: &[u8]) -> Missing {
 pub(super) fn inline(data: &[u8]) -> Bytes {
     Bytes::Inline {
         data: data.into(),
-        digest: Digest::of(data),
+        digest: store::sha256(data),
     }
 }
 

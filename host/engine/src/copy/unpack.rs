@@ -13,7 +13,7 @@ use store::{Digest, Entry, EntryKind, Hasher, IngestError, Layer, LayerWriter, S
 
 use super::CopyError;
 use super::archive::{Compression, detect};
-use super::draft::{Body, Bytes, Meta, Planned, SameFile};
+use super::draft::{Body, Bytes, Planned, SameFile};
 use super::planner::{Changes, Planner};
 use super::source::{Node, Source};
 use crate::context::{Context, OpenError, Opened, Reader};
@@ -124,7 +124,7 @@ impl<'a> Planner<'a> {
             let dir = self.draft.directory(&place.path, &changes.made())?;
             // A hard link has the metadata of its file, whatever its own entry says.
             let file = root.find(&entry.path).map_or(entry, |found| found.entry);
-            let meta = changes.apply(Meta::of(file), &body);
+            let meta = changes.apply(file.attributes(), &body);
             let directory = matches!(body, Body::Directory);
             if directory && self.draft.kind_in(dir, name) == Some(Kind::Directory) {
                 self.draft.put_directory(dir, name, meta)?;
@@ -394,7 +394,7 @@ impl Taking<'_> {
     fn refused(&self, error: IngestError) -> CopyError {
         match error {
             IngestError::Store(error) => CopyError::Store(error),
-            IngestError::Rejected { .. } | IngestError::TooLarge { .. } => self.damaged(&error),
+            IngestError::Layer(_) => self.damaged(&error),
         }
     }
 

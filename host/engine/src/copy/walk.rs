@@ -1,7 +1,9 @@
 //! Copies what is in a directory.
 
+use layer::Attributes;
+
 use super::CopyError;
-use super::draft::{Body, Meta, Planned};
+use super::draft::{Body, Planned};
 use super::planner::Planner;
 use super::source::{Node, Thing};
 use crate::context::BadPattern;
@@ -224,7 +226,7 @@ impl<'p, 'a> Walk<'p, 'a> {
                 // It is there and only gets the mode.
                 let at = self.planner.draft.enter(dir, name);
                 if let Some(kept) = self.planner.draft.meta(at) {
-                    meta = Meta {
+                    meta = Attributes {
                         mode: meta.mode,
                         ..kept
                     };

@@ -8,10 +8,10 @@ use std::io::{Read, Write};
 use std::sync::PoisonError;
 
 use exec::Cancel;
+use layer::{Attributes, Style, Writer};
 use store::{Digest, EntryKind, Hasher};
 
-use super::draft::{Body, Bytes, Item, ItemBody, Meta, entry_kind};
-use super::tar::Tar;
+use super::draft::{Body, Bytes, Item, ItemBody, entry_kind};
 use super::{CopyError, CopyPlan};
 use crate::context::{Context, ContextError, OpenError, Opened, Reader};
 
@@ -20,13 +20,11 @@ use crate::context::{Context, ContextError, OpenError, Opened, Reader};
 const SMALL: usize = 256 << 10;
 /// How often a small file is read before it is given up as always changing.
 const ATTEMPTS: usize = 4;
-/// The digest of an entry is the business of whoever reads the archive; none is written.
-const NOT_WRITTEN: Digest = Digest([0; 32]);
 
 /// A layer being written.
 struct Writing<'p, 'w> {
     plan: &'p CopyPlan,
-    tar: Tar<'w>,
+    tar: Writer<&'w mut dyn Write>,
     context: Option<(&'p Context, Reader<'p>)>,
     buffer: Vec<u8>,
     cancel: &'p Cancel,
@@ -43,7 +41,7 @@ impl CopyPlan {
             Some(context) => Some((context, context.reader()?)),
             None => None,
         };
-        let tar = Tar::new(out);
+        let tar = Writer::new(out, Style::Copy);
         let mut writing = Writing {
             plan: self,
             tar,
@@ -58,7 +56,8 @@ impl CopyPlan {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .sort_unstable_by_key(|w| w.0);
-        writing.tar.finish().map_err(CopyError::Write)
+        writing.tar.finish().map_err(CopyError::Write)?;
+        Ok(())
     }
 }
 
@@ -70,7 +69,7 @@ impl Writing<'_, '_> {
             ItemBody::New(Body::File(Bytes::Inline { data, .. })) => {
                 let size = self.header(item, data.len() as u64)?;
                 self.tar
-                    .data(data)
+                    .write_all(data)
                     .and_then(|()| self.tar.pad(size))
                     .map_err(CopyError::Write)
             }
@@ -118,8 +117,8 @@ impl Writing<'_, '_> {
         self.header_with(item, &item.meta, size)
     }
 
-    fn header_with(&mut self, item: &Item, meta: &Meta, size: u64) -> Result<u64, CopyError> {
-        let kind = entry_kind(&item.body, |_| Some((size, NOT_WRITTEN)));
+    fn header_with(&mut self, item: &Item, meta: &Attributes, size: u64) -> Result<u64, CopyError> {
+        let kind = entry_kind(&item.body, |_| Some((size, Digest::UNKNOWN)));
         let kind = kind.unwrap_or(EntryKind::Fifo);
         self.tar
             .header(&item.path, meta, &kind)
@@ -138,7 +137,7 @@ impl Writing<'_, '_> {
             let meta = {
                 let known = context.known()?;
                 let xattrs = known.get(node as usize).map(|known| known.xattrs.clone());
-                Meta {
+                Attributes {
                     mtime: stat.mtime(),
                     xattrs: xattrs.unwrap_or_default(),
                     ..item.meta.clone()
@@ -159,7 +158,7 @@ impl Writing<'_, '_> {
             if let Some(size) = small {
                 self.header_with(item, &meta, size as u64)?;
                 let data = self.buffer.get(..size).unwrap_or_default();
-                self.tar.data(data).map_err(CopyError::Write)?;
+                self.tar.write_all(data).map_err(CopyError::Write)?;
             }
             self.plan
                 .written
@@ -202,7 +201,7 @@ impl Writing<'_, '_> {
                 Ok(0) => break,
                 Ok(n_bytes) => {
                     let data = self.buffer.get(..n_bytes).unwrap_or_default();
-                    self.tar.data(data).map_err(CopyError::Write)?;
+                    self.tar.write_all(data).map_err(CopyError::Write)?;
                 }
                 Err(error) => return Err(self.unreadable(node, error)),
             }
@@ -225,7 +224,7 @@ impl Writing<'_, '_> {
                 return Ok(());
             }
             let data = self.buffer.get(..n_bytes).unwrap_or_default();
-            self.tar.data(data).map_err(CopyError::Write)?;
+            self.tar.write_all(data).map_err(CopyError::Write)?;
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use layer::{Attributes, Style, Writer};
 use oci::{
     DescribedPlatform, Descriptor, Document, ImageConfigFile, ImageIndex, ImageRef, MAX_JSON,
     Manifest,
@@ -18,8 +19,6 @@ use super::compress::{self, Blob, Bytes, Job, Source};
 use super::spec::{ImageOptions, MediaTypes};
 use super::{Destination, ExportError, local, target};
 use crate::assemble::Assembled;
-use crate::copy::Meta;
-use crate::copy::tar::Tar;
 
 /// Content of the file that marks a layout.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -91,7 +90,7 @@ fn each_once(layers: Vec<Blob>, others: [Blob; 2]) -> Vec<Blob> {
 
 fn here(media_type: &str, bytes: Vec<u8>) -> Blob {
     Blob {
-        descriptor: Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64),
+        descriptor: Descriptor::new(media_type, store::sha256(&bytes), bytes.len() as u64),
         bytes: Bytes::Here(bytes),
     }
 }
@@ -133,7 +132,7 @@ pub(super) fn write_archive(
     docker: bool,
     out: &mut dyn Write,
 ) -> Result<(), ExportError> {
-    let mut archive = Archive(Tar::new(out));
+    let mut archive = Archive(Writer::new(out, Style::Copy));
     archive.file("oci-layout", LAYOUT)?;
     archive.file(
         "index.json",
@@ -157,7 +156,8 @@ pub(super) fn write_archive(
             (_, None) => return Err(ExportError::BlobGone(digest)),
         }
     }
-    archive.0.finish().map_err(ExportError::Output)
+    archive.0.finish().map_err(ExportError::Output)?;
+    Ok(())
 }
 
 /// What `docker load` reads first.
@@ -191,23 +191,23 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>, ExportError> {
 }
 
 /// A tar archive whose members have no owner and no time.
-struct Archive<'a>(Tar<'a>);
+struct Archive<'a>(Writer<&'a mut dyn Write>);
 
 impl Archive<'_> {
     fn directory(&mut self, path: &str) -> Result<(), ExportError> {
-        let meta = Meta {
+        let meta = Attributes {
             mode: 0o755,
-            ..Meta::default()
+            ..Attributes::default()
         };
         let header = self.0.header(path.as_bytes(), &meta, &EntryKind::Directory);
         header.map_err(ExportError::Output)
     }
 
-    /// The header of a file; its bytes and [`Tar::pad`] follow.
+    /// The header of a file; its bytes and [`Writer::pad`] follow.
     fn begin(&mut self, path: &str, digest: Digest, size: u64) -> Result<(), ExportError> {
-        let meta = Meta {
+        let meta = Attributes {
             mode: 0o644,
-            ..Meta::default()
+            ..Attributes::default()
         };
         let kind = EntryKind::File {
             size,
@@ -221,9 +221,9 @@ impl Archive<'_> {
 
     fn file(&mut self, path: &str, bytes: &[u8]) -> Result<(), ExportError> {
         let size = bytes.len() as u64;
-        self.begin(path, Digest::of(bytes), size)?;
+        self.begin(path, store::sha256(bytes), size)?;
         self.0
-            .data(bytes)
+            .write_all(bytes)
             .and_then(|()| self.0.pad(size))
             .map_err(ExportError::Output)
     }

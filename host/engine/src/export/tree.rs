@@ -7,11 +7,10 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 
 use exec::CancelScope;
+use layer::{Style, Writer};
 use store::{EntryKind, Mtime};
 
 use super::ExportError;
-use crate::copy::Meta;
-use crate::copy::tar::Tar;
 use crate::rootfs::{Found, Inode, Rootfs};
 
 /// Unit of copying.
@@ -26,7 +25,7 @@ pub(super) fn write(
     out: &mut dyn Write,
 ) -> Result<(), ExportError> {
     let mut names: HashMap<Inode, Vec<u8>> = HashMap::new();
-    let mut archive = Tar::new(out);
+    let mut archive = Writer::new(out, Style::Copy);
     let mut done = 0;
     for (path, found) in root.walk() {
         if scope.is_stopped() {
@@ -35,7 +34,7 @@ pub(super) fn write(
         if path.is_empty() {
             continue;
         }
-        let mut meta = Meta::of(found.entry);
+        let mut meta = found.entry.attributes();
         meta.mtime = epoch.map_or(meta.mtime, |secs| Mtime { secs, nanos: 0 });
         if let Some(target) = first_name(&mut names, &path, found) {
             meta.xattrs.clear();
@@ -56,7 +55,8 @@ pub(super) fn write(
             archive.pad(size).map_err(ExportError::Output)?;
         }
     }
-    archive.finish().map_err(ExportError::Output)
+    archive.finish().map_err(ExportError::Output)?;
+    Ok(())
 }
 
 /// The earlier name of a file that has several.

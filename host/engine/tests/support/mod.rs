@@ -137,7 +137,7 @@ impl TestLayer {
     }
 
     pub fn diff_id(&self) -> Digest {
-        Digest::of(&self.tar)
+        store::sha256(&self.tar)
     }
 
     pub fn blob(&self) -> Vec<u8> {
@@ -223,7 +223,7 @@ impl LayoutDir {
     }
 
     pub fn blob(&self, media_type: &str, bytes: &[u8]) -> Descriptor {
-        let digest = Digest::of(bytes);
+        let digest = store::sha256(bytes);
         fs::write(self.blob_path(digest), bytes).unwrap();
         Descriptor::new(media_type, digest, bytes.len() as u64)
     }

@@ -102,7 +102,7 @@ fn item(path: &Path, metadata: &fs::Metadata) -> Item {
     } else if kind.is_block_device() {
         ("block", metadata.rdev().to_string())
     } else {
-        ("file", Digest::of(&fs::read(path).unwrap()).to_string())
+        ("file", store::sha256(&fs::read(path).unwrap()).to_string())
     };
     let xattrs = if matches!(kind, "file" | "directory") {
         xattrs(path)

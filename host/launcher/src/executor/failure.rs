@@ -3,7 +3,7 @@
 use std::io;
 
 use exec::StepError;
-use store::IngestError;
+use store::{IngestError, LayerError};
 use wire::FailureKind;
 
 use crate::session::SessionError;
@@ -52,5 +52,5 @@ pub(super) fn rejection(error: &SessionError) -> Option<&IngestError> {
     };
     let source = source.downcast_ref::<io::Error>()?.get_ref()?;
     let refused = source.downcast_ref::<IngestError>()?;
-    matches!(refused, IngestError::Rejected { .. }).then_some(refused)
+    matches!(refused, IngestError::Layer(LayerError::Rejected { .. })).then_some(refused)
 }

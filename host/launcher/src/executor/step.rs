@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use exec::{Cancel, Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{DiffId, IngestError, Layer, LayerWriter, Store};
+use store::{DiffId, IngestError, Layer, LayerError, LayerWriter, Store};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};
 
 use super::failure::{StepFailure, rejection};
@@ -225,8 +225,8 @@ impl Worker<'_> {
             });
         }
         writer.finish().map_err(|err| match err {
-            IngestError::Rejected { .. } => self.rejected(&err),
-            IngestError::TooLarge { .. } => {
+            IngestError::Layer(LayerError::Rejected { .. }) => self.rejected(&err),
+            IngestError::Layer(LayerError::TooLarge { .. }) => {
                 StepError::Limit(format!("the changes of this step are too large: {err}")).into()
             }
             IngestError::Store(err) => host(err.into()).into(),

@@ -8,14 +8,14 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use layer::limits::MAX_INDEX_FILE;
 use rusqlite::Connection;
 
 use super::sweep;
 use crate::db::Commit;
-use crate::ingest::limits::MAX_INDEX_FILE;
 use crate::lock::{Lock, Probe};
 use crate::object::{self, COLUMNS, Object};
-use crate::{Digest, Removal, Store, StoreError, content_id, disk, index, reap, removal};
+use crate::{Digest, Index, Removal, Store, StoreError, content_id, disk, reap, removal};
 
 /// Something that is wrong with a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,7 +209,7 @@ impl Store {
 
     fn index_fits(&self, object: &Object) -> Result<bool, StoreError> {
         let bytes = disk::read(&self.layout().index(object.id), MAX_INDEX_FILE)?;
-        let index = bytes.and_then(|bytes| index::decode(&bytes));
+        let index = bytes.and_then(|bytes| Index::decode(&bytes));
         Ok(index.is_some_and(|index| {
             index.entries().len() as u64 == object.entries
                 && Some(content_id(index.entries())) == object.content

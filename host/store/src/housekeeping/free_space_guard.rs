@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
     use crate::lock::Lock;
-    use crate::{Digest, OpenOptions};
+    use crate::OpenOptions;
 
     /// More than any disk has free.
     const ALWAYS_LOW: Option<u64> = Some(u64::MAX / 4);
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn unused_objects_are_removed_before_the_work_begins_and_leased_ones_stay() {
         let (_root, store) = store_with(&[b"unused", b"used"]);
-        let used = Digest::of(b"used");
+        let used = crate::sha256(b"used");
         assert!(store.blob(used).unwrap().is_some());
         let hooks = Recorder::default();
         FreeSpaceGuard::new(&store, ALWAYS_LOW).run(&hooks, || {

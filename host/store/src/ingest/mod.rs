@@ -4,27 +4,18 @@
 //! the layer, and a writer that has rejected something rejects everything after it. If the store has
 //! the layer already, that one is used; so the name of a result is never locked.
 
-mod entry;
-mod header;
-pub(crate) mod limits;
-mod parser;
-mod path;
-mod pax;
 mod sink;
-mod tree;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use layer::{DiffId, Digest, Index, Indexer};
+
 pub(crate) use sink::Sink;
 
-use self::parser::Parser;
-use crate::digest::Hasher;
 use crate::object::{self, Outcome, PendingObject, Wanted};
-use crate::{
-    DiffId, Digest, Index, IngestError, Layer, Store, StoreError, content_id, disk, index,
-};
+use crate::{Hasher, IngestError, Layer, Store, StoreError, content_id, disk};
 
 /// Receives the uncompressed tar of a layer, in pieces of any size.
 ///
@@ -36,7 +27,7 @@ pub struct LayerWriter {
     store: Store,
     pending: PendingObject,
     sink: Sink,
-    parser: Parser,
+    indexer: Indexer<Hasher>,
     rejected: Option<IngestError>,
 }
 
@@ -58,7 +49,7 @@ impl LayerWriter {
             sink: Sink::new(&store, file),
             store,
             pending,
-            parser: Parser::new(),
+            indexer: Indexer::new(),
             rejected: None,
         }
     }
@@ -66,8 +57,8 @@ impl LayerWriter {
     /// Makes the layer durable and then visible, and leases it.
     ///
     /// # Errors
-    /// [`IngestError::Rejected`] and [`IngestError::TooLarge`] if the tar cannot be a layer;
-    /// [`IngestError::Store`] if it could not be stored.
+    /// [`IngestError::Layer`] if the tar cannot be a layer; [`IngestError::Store`] if the store could
+    /// not keep it.
     pub fn finish(self) -> Result<Layer, IngestError> {
         self.written()?.finish()
     }
@@ -81,12 +72,12 @@ impl LayerWriter {
             store,
             pending,
             sink,
-            parser,
+            indexer,
             rejected,
         } = self;
         let done = match rejected {
             Some(rejected) => Err(rejected),
-            None => end(&pending, sink, parser),
+            None => end(&pending, sink, indexer),
         };
         match done {
             Ok(whole) => Ok(WrittenLayer {
@@ -108,7 +99,7 @@ impl LayerWriter {
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), IngestError> {
-        self.parser.push(bytes)?;
+        self.indexer.push(bytes)?;
         let path = &self.pending.path;
         Ok(self
             .sink
@@ -178,8 +169,8 @@ impl WrittenLayer {
     }
 }
 
-fn end(pending: &PendingObject, sink: Sink, parser: Parser) -> Result<Whole, IngestError> {
-    let index = parser.finish()?;
+fn end(pending: &PendingObject, sink: Sink, indexer: Indexer<Hasher>) -> Result<Whole, IngestError> {
+    let index = indexer.finish()?;
     let size = sink.size();
     let (file, digest) = sink
         .finish()
@@ -205,7 +196,7 @@ fn complete(store: &Store, pending: &PendingObject, whole: Whole) -> Result<Laye
         return Ok(Layer::try_from(existing)?);
     }
     disk::sync_file(&file, &pending.path)?;
-    disk::write_new(&store.layout().index(pending.id), &index::encode(&index))?;
+    disk::write_new(&store.layout().index(pending.id), &index.encode())?;
     disk::sync_dir(&store.layout().blobs())?;
     disk::sync_dir(&store.layout().indexes())?;
     let content = Some(content_id(index.entries()));
@@ -227,29 +218,29 @@ fn complete(store: &Store, pending: &PendingObject, whole: Whole) -> Result<Laye
 #[derive(Debug)]
 pub(crate) struct Reindex {
     hasher: Hasher,
-    parser: Option<Parser>,
+    indexer: Option<Indexer<Hasher>>,
 }
 
 impl Reindex {
     pub(crate) fn new() -> Self {
         Self {
             hasher: Hasher::new(),
-            parser: Some(Parser::new()),
+            indexer: Some(Indexer::new()),
         }
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
-        if let Some(mut parser) = self.parser.take()
-            && parser.push(bytes).is_ok()
+        if let Some(mut indexer) = self.indexer.take()
+            && indexer.push(bytes).is_ok()
         {
-            self.parser = Some(parser);
+            self.indexer = Some(indexer);
         }
     }
 
     /// Digest and index; `None` if it is not a layer.
     pub(crate) fn finish(self) -> Option<(Digest, Index)> {
-        let index = self.parser?.finish().ok()?;
+        let index = self.indexer?.finish().ok()?;
         Some((self.hasher.finish(), index))
     }
 }

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::digest::{Digest, Hasher};
+use crate::{Digest, Hasher};
 use crate::error::is_full;
 use crate::failpoint::Hooks;
 use crate::{Store, disk};
@@ -111,7 +111,7 @@ impl Sink {
         match self.target.take() {
             Some(Target::Direct(mut output)) => {
                 output.write(&self.piece)?;
-                Ok((output.file, Digest::of(&self.piece)))
+                Ok((output.file, crate::sha256(&self.piece)))
             }
             Some(Target::Thread(worker)) => {
                 if !self.piece.is_empty() && worker.full.send(self.piece).is_err() {
@@ -205,7 +205,7 @@ mod tests {
                 writer.write_all(piece).unwrap();
             }
             let kept = writer.finish().unwrap();
-            assert_eq!(kept, (Digest::of(bytes), size as u64));
+            assert_eq!(kept, (crate::sha256(bytes), size as u64));
             assert!(store.blob(kept.0).unwrap().unwrap() == bytes, "{size}");
         }
         store.close().unwrap();

@@ -5,7 +5,6 @@ mod claims;
 mod graph;
 mod history;
 mod housekeeping;
-mod index;
 mod ingest;
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -25,7 +24,6 @@ mod processes;
     reason = "each match is about a few of many operations or promises"
 )]
 mod proof;
-mod property;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -100,16 +98,6 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// A record of an extended header.
-pub(crate) fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let record = [b" ", key, b"=", value, b"\n"].concat();
-    let mut length = record.len();
-    while length != record.len() + length.to_string().len() {
-        length = record.len() + length.to_string().len();
-    }
-    [length.to_string().as_bytes(), &record].concat()
-}
-
 fn ingest(store: &Store, tar: &[u8]) -> Result<Layer, IngestError> {
     let mut writer = store.layer_writer("test").unwrap();
     // An error comes again from `finish`.
@@ -123,7 +111,7 @@ fn layer(store: &Store, content: &str) -> Layer {
 }
 
 fn key(name: &str) -> StepKey {
-    StepKey(Digest::of(name.as_bytes()))
+    StepKey(crate::sha256(name.as_bytes()))
 }
 
 /// Runs a step: claims its key and makes a new layer its result.

@@ -256,7 +256,7 @@ impl Bench {
                     .store
                     .put_blob(blob.as_bytes(), "test")
                     .unwrap();
-                let id = self.id(Digest::of(blob.as_bytes()));
+                let id = self.id(crate::sha256(blob.as_bytes()));
                 prop_assert_eq!(*self.model.valid.entry(blob).or_insert(id), id);
                 self.model.leases.insert((me, blob));
             }
@@ -264,7 +264,7 @@ impl Bench {
                 image, step, blob, ..
             } => {
                 let (image, step, blob) = (IMAGES[image], STEPS[step], BLOBS[blob]);
-                let digest = Digest::of(blob.as_bytes());
+                let digest = crate::sha256(blob.as_bytes());
                 let store = &self.handles[at].store;
                 let done = store.set_image(image, digest, digest, &[diff_id(step)]);
                 let there = [step, blob]
@@ -530,9 +530,9 @@ impl Bench {
 
 fn content(name: &str) -> Digest {
     if BLOBS.contains(&name) {
-        return Digest::of(name.as_bytes());
+        return crate::sha256(name.as_bytes());
     }
-    Digest::of(&super::tar(&[("file", name.as_bytes())]))
+    crate::sha256(&super::tar(&[("file", name.as_bytes())]))
 }
 
 fn diff_id(step: &str) -> DiffId {

@@ -64,7 +64,7 @@ fn nix_15846_fixed_output_that_a_sibling_in_the_process_is_making() {
     let store = root.open();
     let (mine, siblings) = (claim(&store, "mine"), claim(&store, "sibling"));
     let writer = begun(&store, "fixed");
-    let fixed = Digest::of(&tar(&[("file", b"fixed")]));
+    let fixed = crate::sha256(&tar(&[("file", b"fixed")]));
     let made = in_bound(|| {
         let made = layer(&store, "fixed");
         mine.commit(&made, &[], false).unwrap()

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use store::{Digest, Layer, StepKey, Store};
+use store::{Layer, StepKey, Store};
 
 use super::request::{BuildRequest, DockerfileSource};
 use crate::plan::{Base, ImageKey, Op, Plan, Step};
@@ -64,7 +64,7 @@ impl StepRecorder {
         let file = dockerfile.map(absolute);
         let text = matches!(request.dockerfile, DockerfileSource::Text(_));
         let scope = format!("{context:?}\n{file:?}\n{text}\n{}", request.platform);
-        let name = format!("{PREFIX}{}", Digest::of(scope.as_bytes()).hex());
+        let name = format!("{PREFIX}{}", store::sha256(scope.as_bytes()).hex());
         let by_position = file.is_some() || context.is_some();
         let before = request.explain.then(|| {
             let records = StepRecords::load(store, &name);

@@ -95,7 +95,7 @@ impl Text {
         let end = text.floor_char_boundary(MAX_TEXT.min(text.len()));
         Self {
             shown: text.get(..end).unwrap_or_default().to_owned(),
-            rest: long.then(|| Digest::of(text.as_bytes()).0),
+            rest: long.then(|| store::sha256(text.as_bytes()).0),
         }
     }
 
@@ -140,7 +140,7 @@ impl Variable {
             name: name.to_owned(),
             value: if hide {
                 // This reveals no more than the step key, which is a digest of the environment.
-                Value::Digest(Digest::of(value.as_bytes()).0)
+                Value::Digest(store::sha256(value.as_bytes()).0)
             } else {
                 Value::Shown(value.to_owned())
             },

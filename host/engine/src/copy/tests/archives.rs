@@ -8,21 +8,20 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use flate2::write::GzEncoder;
+use layer::{Style, Writer};
 
 use super::{Kit, Line};
 use crate::copy::CopyError;
-use crate::copy::draft::Meta;
-use crate::copy::tar::Tar;
 
 /// A tar archive of these lines.
 fn tar(lines: &[&str]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut tar = Tar::new(&mut bytes);
+    let mut tar = Writer::new(&mut bytes, Style::Copy);
     for line in lines {
         let (entry, data) = Line::parse(line).entry();
-        tar.header(&entry.path, &Meta::of(&entry), &entry.kind)
+        tar.header(&entry.path, &entry.attributes(), &entry.kind)
             .expect("a header");
-        tar.data(&data).expect("data");
+        tar.write_all(&data).expect("data");
         tar.pad(data.len() as u64).expect("padding");
     }
     tar.finish().expect("an end");
@@ -190,7 +189,7 @@ fn hostile_archives_are_refused() {
     fails(
         &["l -> /etc", "l/passwd = evil"],
         &[],
-        "cannot unpack a.tar: `l/passwd`: it is below something that is no directory",
+        "cannot unpack a.tar: `l/passwd`: it is below something that is not a directory",
     );
     fails(
         &["h == nowhere"],

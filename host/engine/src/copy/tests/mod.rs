@@ -15,15 +15,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use exec::Cancel;
+use layer::{Style, Writer};
 use store::{Entry, EntryKind, Layer, Mtime, OpenOptions, Store};
 use tempfile::TempDir;
 
-use super::draft::Meta;
-use super::tar::Tar;
 use super::{CopyError, CopyFrom, CopyPlan, CopySource, CopySpec, SourceTree, plan};
 use crate::context::Context;
 use crate::download::Downloads;
-use crate::rootfs::{Rootfs, path};
+use crate::rootfs::Rootfs;
 
 /// A store, a context and a target root.
 pub(super) struct Kit {
@@ -116,7 +115,7 @@ impl Line {
             ),
             LineKind::File(data) => {
                 let data = self.data(data).into_bytes();
-                let digest = store::Digest::of(&data);
+                let digest = store::sha256(&data);
                 (
                     EntryKind::File {
                         size: data.len() as u64,
@@ -263,17 +262,11 @@ pub(super) fn root(store: &Store, layers: &[&[&str]]) -> Rootfs {
 /// Puts entries with their data into the store as a layer.
 pub(super) fn layer(store: &Store, entries: &[(Entry, Vec<u8>)]) -> Layer {
     let mut writer = store.layer_writer("test").expect("a writer");
-    let mut tar = Tar::new(&mut writer);
+    let mut tar = Writer::new(&mut writer, Style::Copy);
     for (entry, data) in entries {
-        let (dir, name) = path::split(&entry.path);
-        let path = match entry.kind {
-            EntryKind::Whiteout => path::join(dir, &[b".wh.", name].concat()),
-            EntryKind::Opaque => path::join(&entry.path, b".wh..wh..opq"),
-            _ => entry.path.clone(),
-        };
-        tar.header(&path, &Meta::of(entry), &entry.kind)
+        tar.header(&entry.path, &entry.attributes(), &entry.kind)
             .expect("a header");
-        tar.data(data).expect("data");
+        tar.write_all(data).expect("data");
         tar.pad(data.len() as u64).expect("padding");
     }
     tar.finish().expect("an end");

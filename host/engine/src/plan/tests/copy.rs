@@ -85,7 +85,7 @@ fn add_takes_files_from_servers() {
 
 #[test]
 fn a_checksum_is_for_one_file_of_a_server() {
-    let digest = store::Digest::of(b"");
+    let digest = store::sha256(b"");
     let text = format!("FROM a\nARG SUM={digest}\nADD --checksum=$SUM http://h/x /d");
     let stage = target_of(&text);
     assert!(format!("{stage:?}").contains(&format!("checksum: Some({digest})")));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::{key, names};
 use crate::history::LogReader;
-use crate::{BuildId, BuildState, DiffId, Digest, Finding, Image, Store};
+use crate::{BuildId, BuildState, DiffId, Finding, Image, Store};
 
 /// Something that a call has promised by returning success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +74,9 @@ pub(super) fn broken(store: &Store, promises: &[Promise], power: bool) -> Option
 
 fn is_kept(store: &Store, promise: &Promise) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(match promise {
-        Promise::Blob(bytes) => store.blob(Digest::of(bytes))?.as_ref() == Some(bytes),
+        Promise::Blob(bytes) => store.blob(crate::sha256(bytes))?.as_ref() == Some(bytes),
         Promise::Layer(tar) => {
-            let id = DiffId(Digest::of(tar));
+            let id = DiffId(crate::sha256(tar));
             let mut read = Vec::new();
             store.open_layer(id)?.read_to_end(&mut read)?;
             let layer = store.layer(id)?.ok_or("no layer")?;

@@ -1,13 +1,14 @@
 //! The content id: what a layer holds, apart from times and places.
 
-use super::{Entry, EntryKind};
-use crate::{ContentId, Digest, digest::Hasher};
+use layer::{Digest, Entry, EntryKind};
+
+use crate::{ContentId, Hasher};
 
 /// Keeps content ids apart from all other digests. Changing it makes every cached step a miss.
 const DOMAIN: &[u8] = b"cofferdam layer content 1\n";
 
 /// The digest of `entries` without their modification times and data offsets. They must be in the
-/// order of [`super::Index`], or equal layers get different ids.
+/// order of [`layer::Index`], or equal layers get different ids.
 #[must_use]
 pub fn content_id(entries: &[Entry]) -> ContentId {
     let mut hasher = Hasher::new();

@@ -1,39 +1,40 @@
 //! From entries in the order of a tar to an index.
 //!
-//! Tars may name a path more than once, and what counts is what unpacking leaves behind:
+//! A tar may name a path more than once. What counts is what unpacking leaves behind:
 //!
-//! | twice the same path | result |
+//! | the same path twice | result |
 //! |---|---|
-//! | two directories | one, with the properties of the last; what is below either stays |
+//! | two directories | one, with the attributes of the last; what is below either stays |
 //! | two of anything else | the last |
 //! | a directory and something else | refused: unpackers disagree about what is below |
-//! | a removal and a directory | the directory, opaque: what lower layers have there is gone |
-//! | a removal and anything else | that, since it hides the lower one anyway |
+//! | a whiteout and a directory | the directory, opaque: what lower layers have there is hidden |
+//! | a whiteout and anything else | the other, since it hides the lower one anyway |
 //!
-//! Refused as well: something below what is no directory or is removed; a hard link to a directory,
-//! to something that comes later in the tar or is replaced later, or to what the layer removes.
+//! Also refused: an entry below something that is not a directory or is removed; a hard link to a
+//! directory, to something that comes later in the tar or is replaced later, or to what the layer
+//! removes.
 //!
-//! A hard link to a hard link names the first of them. It has the properties of the file, since it
+//! A hard link to a hard link names the first of them. It has the attributes of the file, since it
 //! is the same file.
 
-use crate::index::{compare, is_below, order};
-use crate::{Entry, EntryKind, Index, IngestError};
+use crate::index::{compare, is_below};
+use crate::{Entry, EntryKind, Index, LayerError};
 
-/// Entries in the order in which they came.
+/// Collects entries in the order of the tar.
 #[derive(Debug, Default)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     entries: Vec<(u32, Entry)>,
 }
 
 impl Tree {
-    pub(super) fn add(&mut self, entry: Entry) {
+    pub(crate) fn add(&mut self, entry: Entry) {
         // The parser bounds the number of entries far below this.
         let place = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         self.entries.push((place, entry));
     }
 
     /// Applies the rules above.
-    pub(super) fn finish(self) -> Result<Index, IngestError> {
+    pub(crate) fn finish(self) -> Result<Index, LayerError> {
         let mut sorted = self.entries;
         // Stable, so that those of one path stay in the order of the tar.
         sorted.sort_by(|(_, a), (_, b)| compare(&a.path, &b.path));
@@ -72,7 +73,7 @@ impl Group {
         any.map(|(_, entry)| entry.path.as_slice())
     }
 
-    fn add(&mut self, place: u32, entry: Entry) -> Result<(), IngestError> {
+    fn add(&mut self, place: u32, entry: Entry) -> Result<(), LayerError> {
         match entry.kind {
             EntryKind::Whiteout => self.whiteout = Some((place, entry)),
             EntryKind::Opaque => self.opaque = Some((place, entry)),
@@ -101,12 +102,12 @@ impl Group {
     }
 
     /// Appends what is left of the path.
-    fn settle(self, kept: &mut Vec<(u32, Entry)>) -> Result<(), IngestError> {
+    fn settle(self, kept: &mut Vec<(u32, Entry)>) -> Result<(), LayerError> {
         match (self.entry, self.whiteout, self.opaque) {
             (None, Some((_, entry)), Some(_)) => {
                 return Err(refuse(
                     &entry,
-                    "it is removed, and yet something is said about it",
+                    "it is removed and made opaque at once",
                 ));
             }
             (None, whiteout, opaque) => kept.extend(whiteout.into_iter().chain(opaque)),
@@ -124,7 +125,7 @@ impl Group {
                     kept.push((place, entry));
                     kept.extend(hidden);
                 } else if opaque.is_some() {
-                    return Err(refuse(&entry, "it is opaque like a directory, and is none"));
+                    return Err(refuse(&entry, "it is made opaque but is not a directory"));
                 } else {
                     kept.push((place, entry));
                 }
@@ -135,11 +136,11 @@ impl Group {
 }
 
 /// Only directories have something below them. What is below a path comes right behind it.
-fn check_parents(kept: &[(u32, Entry)]) -> Result<(), IngestError> {
+fn check_parents(kept: &[(u32, Entry)]) -> Result<(), LayerError> {
     let mut above: Option<&Entry> = None;
     for (_, entry) in kept {
         if above.is_some_and(|above| is_below(&entry.path, &above.path)) {
-            return Err(refuse(entry, "it is below something that is no directory"));
+            return Err(refuse(entry, "it is below something that is not a directory"));
         }
         above = match entry.kind {
             EntryKind::Directory | EntryKind::Opaque => None,
@@ -156,7 +157,7 @@ fn check_parents(kept: &[(u32, Entry)]) -> Result<(), IngestError> {
 }
 
 /// Follows hard links in the order of the tar, so that each finds the ones before it settled.
-fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), IngestError> {
+fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), LayerError> {
     let mut links: Vec<(u32, usize)> = kept
         .iter()
         .enumerate()
@@ -179,12 +180,11 @@ fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), IngestError> {
 }
 
 /// The link as it should be; `None` if its file is in a lower layer.
-fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Entry>, IngestError> {
+fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Entry>, LayerError> {
     let EntryKind::Hardlink { target } = &link.kind else {
         return Ok(None);
     };
-    let wanted = Entry::bare(target.clone(), EntryKind::Directory);
-    let found = kept.partition_point(|(_, entry)| order(entry, &wanted).is_lt());
+    let found = kept.partition_point(|(_, entry)| compare(&entry.path, target).is_lt());
     let Some((made, file)) = kept.get(found).filter(|(_, entry)| entry.path == *target) else {
         return Ok(None);
     };
@@ -215,6 +215,6 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
     }))
 }
 
-fn refuse(entry: &Entry, reason: &str) -> IngestError {
-    IngestError::rejected(Some(&entry.path), reason)
+fn refuse(entry: &Entry, reason: &str) -> LayerError {
+    LayerError::rejected(Some(&entry.path), reason)
 }

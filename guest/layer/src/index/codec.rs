@@ -6,41 +6,67 @@
 //!
 //! Numbers of the header are little-endian; those of the body are LEB128. Paths are stored as what
 //! they do not share with the one before, which makes the body small and quick to read. The
-//! checksum finds damage; the reader checks every length and order besides, so that a body that
-//! was made to deceive is refused, too, and nothing in it chooses how much is allocated.
+//! checksum finds damage. The reader also checks every length and the order, so it refuses a body
+//! that was forged, and nothing in the file chooses how much is allocated.
 
 use std::cmp::Ordering;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Entry, EntryKind, Index, Mtime, compare};
-use crate::Digest;
-use crate::ingest::limits::{MAX_PATH, MAX_XATTR_VALUE};
+use super::{Index, compare};
+use crate::limits::{MAX_PATH, MAX_XATTR_VALUE};
+use crate::{Attributes, Digest, Entry, EntryKind, Mtime};
 
 const MAGIC: &[u8; 8] = b"cdmindex";
-/// Older files are made anew from the blob.
+/// An index of another version is made again from the tar.
 const VERSION: u32 = 1;
 const HEADER: usize = 8 + 4 + 8 + 8 + 8;
 /// Fewest bytes that an entry can take, for a bound on what is allocated in advance.
 const MIN_ENTRY: usize = 9;
 
-/// The file form.
-pub(crate) fn encode(index: &Index) -> Vec<u8> {
-    let mut out = vec![0; HEADER];
-    let mut last: &[u8] = &[];
-    for entry in index.entries() {
-        put_entry(&mut out, last, entry);
-        last = &entry.path;
+impl Index {
+    /// The file form.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; HEADER];
+        let mut last: &[u8] = &[];
+        for entry in self.entries() {
+            put_entry(&mut out, last, entry);
+            last = &entry.path;
+        }
+        let (header, body) = out.split_at_mut(HEADER);
+        let mut fields = Vec::with_capacity(HEADER);
+        fields.extend_from_slice(MAGIC);
+        fields.extend_from_slice(&VERSION.to_le_bytes());
+        fields.extend_from_slice(&(self.entries().len() as u64).to_le_bytes());
+        fields.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        fields.extend_from_slice(&xxh3_64(body).to_le_bytes());
+        header.copy_from_slice(&fields);
+        out
     }
-    let (header, body) = out.split_at_mut(HEADER);
-    let mut fields = Vec::with_capacity(HEADER);
-    fields.extend_from_slice(MAGIC);
-    fields.extend_from_slice(&VERSION.to_le_bytes());
-    fields.extend_from_slice(&(index.entries().len() as u64).to_le_bytes());
-    fields.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    fields.extend_from_slice(&xxh3_64(body).to_le_bytes());
-    header.copy_from_slice(&fields);
-    out
+
+    /// Reads the file form; `None` if it is damaged or of another version.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut header = Reader(bytes);
+        if header.array::<8>()? != MAGIC || header.fixed32()? != VERSION {
+            return None;
+        }
+        let count = usize::try_from(header.fixed64()?).ok()?;
+        let length = usize::try_from(header.fixed64()?).ok()?;
+        let sum = header.fixed64()?;
+        let Reader(body) = header;
+        if body.len() != length || count > length / MIN_ENTRY || xxh3_64(body) != sum {
+            return None;
+        }
+        let mut body = Reader(body);
+        let mut entries: Vec<Entry> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let entry = body.entry(entries.last())?;
+            entries.push(entry);
+        }
+        body.0.is_empty().then_some(Self { entries })
+    }
 }
 
 fn put_entry(out: &mut Vec<u8>, last: &[u8], entry: &Entry) {
@@ -120,30 +146,7 @@ fn unzigzag(number: u64) -> i64 {
     (number >> 1).cast_signed() ^ -((number & 1).cast_signed())
 }
 
-/// Reads the file form; `None` if it is damaged or of another version.
-pub(crate) fn decode(bytes: &[u8]) -> Option<Index> {
-    let mut header = Reader(bytes);
-    if header.array::<8>()? != MAGIC || header.fixed32()? != VERSION {
-        return None;
-    }
-    let count = usize::try_from(header.fixed64()?).ok()?;
-    let length = usize::try_from(header.fixed64()?).ok()?;
-    let sum = header.fixed64()?;
-    let Reader(body) = header;
-    if body.len() != length || count > length / MIN_ENTRY || xxh3_64(body) != sum {
-        return None;
-    }
-    let mut body = Reader(body);
-    let mut entries: Vec<Entry> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let entry = body.entry(entries.last())?;
-        entries.push(entry);
-    }
-    body.0.is_empty().then_some(Index { entries })
-}
-
-/// Whether a path has the form of [`Entry::path`] and is not that of the root. All that looks entries
-/// up relies on it.
+/// Whether a path has the form of [`Entry::path`] and is not the root. Every lookup relies on it.
 fn is_clean(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/')
         .all(|element| !matches!(element, b"" | b"." | b"..") && !element.contains(&0))
@@ -169,6 +172,17 @@ impl<'a> Reader<'a> {
         if !path.is_empty() && !is_clean(&path) {
             return None;
         }
+        let attributes = self.attributes()?;
+        let kind = self.kind()?;
+        let is_ordered = last.is_none_or(|last| match compare(replaced, rest) {
+            Ordering::Less => true,
+            Ordering::Equal => last.kind != EntryKind::Opaque && kind == EntryKind::Opaque,
+            Ordering::Greater => false,
+        });
+        is_ordered.then(|| Entry::new(path, kind, attributes))
+    }
+
+    fn attributes(&mut self) -> Option<Attributes> {
         let [mode, uid, gid] = [self.small()?, self.small()?, self.small()?];
         let mtime = Mtime {
             secs: unzigzag(self.number()?),
@@ -177,24 +191,12 @@ impl<'a> Reader<'a> {
         if mode > 0o7777 || mtime.nanos >= 1_000_000_000 {
             return None;
         }
-        let xattrs = self.xattrs()?;
-        let kind = self.kind()?;
-        let ordered = last.is_none_or(|last| match compare(replaced, rest) {
-            Ordering::Less => true,
-            Ordering::Equal => last.kind != EntryKind::Opaque && kind == EntryKind::Opaque,
-            Ordering::Greater => false,
-        });
-        if !ordered {
-            return None;
-        }
-        Some(Entry {
-            path,
-            kind,
+        Some(Attributes {
             mode,
             uid,
             gid,
             mtime,
-            xattrs,
+            xattrs: self.xattrs()?,
         })
     }
 
@@ -287,14 +289,14 @@ mod tests {
     use super::*;
 
     fn entry(path: &[u8], kind: EntryKind) -> Entry {
-        Entry::bare(path.to_vec(), kind)
+        Entry::new(path.to_vec(), kind, Attributes::default())
     }
 
-    /// Whether an index of these entries is read again.
+    /// Whether an index of these entries is read back.
     fn is_read(entries: &[Entry]) -> bool {
         let entries = entries.to_vec();
         let index = Index { entries };
-        let read = decode(&encode(&index));
+        let read = Index::decode(&index.encode());
         assert!(read.as_ref().is_none_or(|read| *read == index));
         read.is_some()
     }
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn times_before_1970_and_far_from_it_are_kept() {
+    fn times_before_1970_and_far_from_it_survive() {
         let times = [i64::MIN, -2, -1, 0, 1, i64::MAX];
         let entries = times.iter().zip(b'a'..).map(|(&secs, name)| Entry {
             mode: 0o7777,
@@ -334,13 +336,29 @@ mod tests {
     }
 
     #[test]
-    fn only_an_opaque_mark_follows_an_entry_of_its_path() {
+    fn only_an_opaque_mark_may_follow_an_entry_of_its_path() {
         let [dir, mark] = [EntryKind::Directory, EntryKind::Opaque];
         let pair = |one: &EntryKind, two: &EntryKind| {
             is_read(&[entry(b"a", one.clone()), entry(b"a", two.clone())])
         };
         assert!(pair(&dir, &mark));
         assert!(!pair(&dir, &dir) && !pair(&mark, &mark) && !pair(&mark, &dir));
+    }
+
+    #[test]
+    fn paths_that_no_layer_has_are_refused() {
+        let link = |target: &[u8]| EntryKind::Hardlink {
+            target: target.to_vec(),
+        };
+        for path in [&b"/"[..], b"/a", b"a/", b"a//b", b".", b"a/../b", b"a\0"] {
+            assert!(!is_read(&[entry(path, EntryKind::Directory)]), "{path:?}");
+            assert!(!is_read(&[entry(b"link", link(path))]), "{path:?}");
+        }
+        assert!(!is_read(&[entry(b"link", link(b""))]));
+        for path in [&b""[..], b"a", b"a/..b"] {
+            assert!(is_read(&[entry(path, EntryKind::Directory)]), "{path:?}");
+        }
+        assert!(is_read(&[entry(b"link", link(b"a/b"))]));
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! From a header and its extensions to an entry.
 
-use super::header::{Header, Kind};
-use super::path;
-use super::pax::Extensions;
+use crate::header::{Header, Kind};
+use crate::path;
+use crate::pax::Extensions;
 use crate::{Digest, Entry, EntryKind, Mtime};
 
 /// The owner that means "leave it as it is" to the kernel.
 const NO_ID: u64 = u32::MAX as u64;
 
-/// An entry at `path`, whose data, if it has any, begins at `offset` of the tar. The digest of a
-/// file follows when its data has passed.
-pub(super) fn plain(
+/// An entry at `path`, whose data, if it has any, begins at `offset` of the tar.
+pub(crate) fn entry(
     path: Vec<u8>,
     kind: Kind,
     header: &Header,
@@ -18,11 +17,11 @@ pub(super) fn plain(
     offset: u64,
 ) -> Result<Entry, &'static str> {
     if path.is_empty() && kind != Kind::Directory {
-        return Err("its name is that of a directory, and its type is not");
+        return Err("its name is that of a directory, but its type is not");
     }
     let id = |id: u64| {
         let small = u32::try_from(id).ok().filter(|_| id != NO_ID);
-        small.ok_or("its owner is no user or group number")
+        small.ok_or("its owner is not a user or group number")
     };
     Ok(Entry {
         path,
@@ -50,7 +49,7 @@ fn typed(
             let size = extensions.size.unwrap_or(header.size);
             EntryKind::File {
                 size,
-                digest: Digest([0; 32]),
+                digest: Digest::UNKNOWN,
                 offset,
             }
         }
@@ -63,7 +62,7 @@ fn typed(
             target: path::link_text(link)?,
         },
         Kind::CharDevice if header.device == (0, 0) => {
-            return Err("it is the device by which overlay file systems mark removals");
+            return Err("it is the device by which overlay file systems mark removed files");
         }
         Kind::CharDevice => {
             let (major, minor) = device(header.device)?;

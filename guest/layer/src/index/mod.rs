@@ -1,110 +1,16 @@
 //! The index of a layer: what its tar holds, without opening it.
 //!
-//! The law: entries are sorted by path, element by element, so that a directory and all below it
-//! lie side by side. That is byte order with `/` before every other byte.
+//! The law: entries are sorted by path, element by element, so that a directory and everything
+//! below it are adjacent. That is byte order with `/` before every other byte.
 
 mod codec;
-mod content;
 
 use std::cmp::Ordering;
 
-pub use content::content_id;
+use crate::{Entry, EntryKind};
 
-pub(crate) use codec::{decode, encode};
-
-/// Time of last modification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Mtime {
-    /// Seconds since 1970, negative before.
-    pub secs: i64,
-    /// Nanoseconds within the second.
-    pub nanos: u32,
-}
-
-/// One path of a layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Relative path as bytes: no leading `/` or `./`, no trailing `/`, no `.` or `..` element.
-    /// Empty only for the root directory itself.
-    pub path: Vec<u8>,
-    /// Type and what belongs to it.
-    pub kind: EntryKind,
-    /// The twelve permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time; no part of the content id.
-    pub mtime: Mtime,
-    /// Extended attributes, sorted by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Entry {
-    /// One without properties of its own: it says something about lower layers, or is compared with.
-    pub(crate) fn bare(path: Vec<u8>, kind: EntryKind) -> Self {
-        Self {
-            path,
-            kind,
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Mtime::default(),
-            xattrs: Vec::new(),
-        }
-    }
-}
-
-/// Type of an [`Entry`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryKind {
-    /// A regular file.
-    File {
-        /// Length in bytes.
-        size: u64,
-        /// sha256 of its bytes.
-        digest: crate::Digest,
-        /// Where its bytes begin in the uncompressed tar.
-        offset: u64,
-    },
-    /// A directory.
-    Directory,
-    /// A symbolic link; the target is text, never resolved here.
-    Symlink {
-        /// The text.
-        target: Vec<u8>,
-    },
-    /// Another name of a file in this layer or, as some tools write it, in a lower one.
-    Hardlink {
-        /// Path in the form of [`Entry::path`].
-        target: Vec<u8>,
-    },
-    /// A character device.
-    CharDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A block device.
-    BlockDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A named pipe.
-    Fifo,
-    /// The path, which lower layers have, is removed (`.wh.NAME` in the tar).
-    Whiteout,
-    /// The directory hides everything that lower layers have below it (`.wh..wh..opq` in the tar).
-    /// Sorted directly behind the directory's own entry, if that is there.
-    Opaque,
-}
-
-/// The entries of a layer, sorted by path (bytewise, element by element), each path once, save
-/// that [`EntryKind::Opaque`] stands beside [`EntryKind::Directory`].
+/// The entries of a layer, sorted by path (bytewise, element by element). Each path occurs once,
+/// but [`EntryKind::Opaque`] may follow the [`EntryKind::Directory`] of the same path.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Index {
     entries: Vec<Entry>,
@@ -152,8 +58,8 @@ impl Index {
             .take_while(move |entry| is_below(&entry.path, dir))
     }
 
-    /// The entries directly in the directory `dir`, in order. A directory that has no entry of its
-    /// own, but something below it, is not among them.
+    /// The entries directly in the directory `dir`, in order. A directory without an entry of its own
+    /// is not among them, even if the layer has something below it.
     pub fn children<'a>(&'a self, dir: &'a [u8]) -> impl Iterator<Item = &'a Entry> {
         self.below(dir)
             .filter(move |entry| parent(&entry.path) == Some(dir))

@@ -1,38 +1,41 @@
 //! Extended headers: what they say about the next entry.
 //!
 //! Keys that change nothing here (user names, access times, comments) are skipped, as every reader
-//! does. A key that matters may stand only once, and none that matters may stand in a global
-//! header: tar programs apply those, and container runtimes do not.
+//! does. A key that matters may occur only once, and never in a global header: tar programs apply
+//! those, and container runtimes do not.
+//!
+//! The records are read and written here because values are binary: `tar::PaxExtensions` ends a
+//! record at the first newline, which an extended attribute may hold.
 
-use super::limits::{MAX_XATTR_NAME, MAX_XATTR_VALUE, MAX_XATTRS};
 use crate::Mtime;
+use crate::limits::{MAX_XATTR_NAME, MAX_XATTR_VALUE, MAX_XATTRS};
 
 /// Prefix of keys that carry extended attributes.
-const XATTR: &[u8] = b"SCHILY.xattr.";
+pub(crate) const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// What extensions say about one entry.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Extensions {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) link: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
-    pub(super) uid: Option<u64>,
-    pub(super) gid: Option<u64>,
-    pub(super) mtime: Option<Mtime>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// An extended header was seen: a second one would be ambiguous.
-    pub(super) pax: bool,
+pub(crate) struct Extensions {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) link: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<u64>,
+    pub(crate) gid: Option<u64>,
+    pub(crate) mtime: Option<Mtime>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// An extended header was read: a second one would be ambiguous.
+    pub(crate) pax: bool,
 }
 
 impl Extensions {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
     /// Takes over the records of a header for the next entry.
-    pub(super) fn local(&mut self, bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn local(&mut self, bytes: &[u8]) -> Result<(), String> {
         if std::mem::replace(&mut self.pax, true) {
-            return Err("two extended headers stand before one entry".to_owned());
+            return Err("two extended headers precede one entry".to_owned());
         }
         records(bytes, |key, value| self.apply(key, value))?;
         self.xattrs.sort();
@@ -40,7 +43,7 @@ impl Extensions {
         if each_once {
             Ok(())
         } else {
-            Err("an extended attribute stands twice".to_owned())
+            Err("an extended attribute occurs twice".to_owned())
         }
     }
 
@@ -63,7 +66,7 @@ impl Extensions {
     fn xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
         let shown = || name.escape_ascii().to_string();
         if name.is_empty() || name.len() > MAX_XATTR_NAME || name.contains(&0) {
-            return Err(format!("`{}` is no name of an extended attribute", shown()));
+            return Err(format!("`{}` cannot name an extended attribute", shown()));
         }
         if value.len() > MAX_XATTR_VALUE || self.xattrs.len() >= MAX_XATTRS {
             return Err(format!(
@@ -73,7 +76,7 @@ impl Extensions {
         }
         if name.starts_with(b"trusted.overlay.") {
             return Err(format!(
-                "the attribute `{}` would steer the overlay file system that it is unpacked for",
+                "the attribute `{}` would control the overlay file system of the builder",
                 shown()
             ));
         }
@@ -83,7 +86,7 @@ impl Extensions {
 }
 
 /// Checks a header for all entries that follow.
-pub(super) fn global(bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn global(bytes: &[u8]) -> Result<(), String> {
     records(bytes, |key, _| {
         let matters = matches!(
             key,
@@ -93,7 +96,7 @@ pub(super) fn global(bytes: &[u8]) -> Result<(), String> {
         if matters {
             let key = key.escape_ascii();
             return Err(format!(
-                "a global header sets `{key}`, about which readers disagree"
+                "a global header sets `{key}`, on which readers disagree"
             ));
         }
         Ok(())
@@ -108,9 +111,9 @@ fn once<T>(place: &mut Option<T>, key: &[u8], value: Option<T>) -> Result<(), St
     let key = key.escape_ascii();
     match value {
         None => Err(format!(
-            "the extended header `{key}` has no value that makes sense"
+            "the extended header `{key}` has an invalid value"
         )),
-        Some(_) if place.is_some() => Err(format!("the extended header `{key}` stands twice")),
+        Some(_) if place.is_some() => Err(format!("the extended header `{key}` occurs twice")),
         Some(value) => {
             *place = Some(value);
             Ok(())
@@ -124,20 +127,16 @@ fn records(
     mut each: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
 ) -> Result<(), String> {
     while !bytes.is_empty() {
-        let (record, rest) =
+        let [key, value, rest] =
             record(bytes).ok_or_else(|| "an extended header is malformed".to_owned())?;
-        each(record.0, record.1)?;
+        each(key, value)?;
         bytes = rest;
     }
     Ok(())
 }
 
 /// Key and value of the first record, and what follows it.
-#[expect(
-    clippy::type_complexity,
-    reason = "two pairs of slices, read in one place"
-)]
-fn record(bytes: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
+fn record(bytes: &[u8]) -> Option<[&[u8]; 3]> {
     let space = bytes.iter().position(|byte| *byte == b' ')?;
     let length = usize::try_from(decimal(bytes.get(..space)?)?).ok()?;
     let (record, rest) = bytes.split_at_checked(length)?;
@@ -147,7 +146,20 @@ fn record(bytes: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
     if key.is_empty() {
         return None;
     }
-    Some(((key, value.get(1..)?), rest))
+    Some([key, value.get(1..)?, rest])
+}
+
+/// Appends the record `LENGTH KEY=VALUE\n`, whose length counts its own digits.
+pub(crate) fn put_record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    records.extend_from_slice(length.to_string().as_bytes());
+    for part in [b" ", key, b"=", value, b"\n"] {
+        records.extend_from_slice(part);
+    }
 }
 
 fn decimal(digits: &[u8]) -> Option<u64> {
@@ -194,15 +206,21 @@ fn time(text: &[u8]) -> Option<Mtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::pax_record;
 
     /// One header with these attributes.
     fn read(attributes: &[(&[u8], &[u8])]) -> Result<Extensions, String> {
-        let records = attributes.iter();
-        let records = records.map(|(name, value)| pax_record(&[XATTR, name].concat(), value));
-        let bytes = records.collect::<Vec<_>>().concat();
+        let mut bytes = Vec::new();
+        for (name, value) in attributes {
+            put_record(&mut bytes, &[XATTR, name].concat(), value);
+        }
         let mut extensions = Extensions::default();
         extensions.local(&bytes).map(|()| extensions)
+    }
+
+    fn record_of(key: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_record(&mut bytes, key.as_bytes(), b"1");
+        bytes
     }
 
     #[track_caller]
@@ -213,9 +231,9 @@ mod tests {
 
     #[test]
     fn attributes_have_names_and_sizes_that_linux_accepts() {
-        refused(&[(b"", b"x")], "no name");
-        refused(&[(b"user.\0", b"x")], "no name");
-        refused(&[(&[b'a'; MAX_XATTR_NAME + 1], b"x")], "no name");
+        refused(&[(b"", b"x")], "cannot name");
+        refused(&[(b"user.\0", b"x")], "cannot name");
+        refused(&[(&[b'a'; MAX_XATTR_NAME + 1], b"x")], "cannot name");
         refused(&[(b"a", &[b'x'; MAX_XATTR_VALUE + 1])], "too large");
         refused(&[(b"a", b"1"), (b"b", b"2"), (b"a", b"3")], "twice");
         let most = read(&[(&[b'a'; MAX_XATTR_NAME], &[b'x'; MAX_XATTR_VALUE])]);
@@ -232,10 +250,10 @@ mod tests {
         let keys = ["path", "linkpath", "size", "uid", "gid", "mtime"];
         let odd = ["SCHILY.xattr.user.a", "GNU.sparse.major", "SCHILY.realsize"];
         for key in keys.into_iter().chain(odd) {
-            let refused = global(&pax_record(key.as_bytes(), b"1")).unwrap_err();
+            let refused = global(&record_of(key)).unwrap_err();
             assert!(refused.contains(key), "{refused}");
         }
-        global(&pax_record(b"comment", b"1")).unwrap();
+        global(&record_of("comment")).unwrap();
     }
 
     #[test]
@@ -262,17 +280,27 @@ mod tests {
     }
 
     #[test]
+    fn the_length_of_a_record_counts_itself() {
+        for length in (0..200).chain(980..1000).chain(9980..10_000) {
+            let mut records = Vec::new();
+            put_record(&mut records, b"k", &vec![b'v'; length]);
+            let value = vec![b'v'; length];
+            assert_eq!(record(&records), Some([&b"k"[..], &value, b""]), "{length}");
+        }
+    }
+
+    #[test]
     fn records_are_as_long_as_they_say() {
-        let pair = |bytes| record(bytes).map(|((key, value), rest)| (key, value, rest));
-        let whole: (&[u8], &[u8], &[u8]) = (b"a", b"b=c", b"rest");
-        assert_eq!(pair(b"8 a=b=c\nrest"), Some(whole));
-        assert_eq!(pair(b"5 a=\n"), Some((&b"a"[..], &b""[..], &b""[..])));
+        let whole: [&[u8]; 3] = [b"a", b"b=c", b"rest"];
+        assert_eq!(record(b"8 a=b=c\nrest"), Some(whole));
+        assert_eq!(record(b"5 a=\n"), Some([&b"a"[..], b"", b""]));
         for malformed in [
             "",
             "8",
             " a=b\n",
             "x a=b\n",
             "7 a=b\n",
+            "+7 a=b\n",
             "5 a=b\n",
             "5 ab\n",
             "5 =b\n",
@@ -280,7 +308,7 @@ mod tests {
             "2 a=b\n",
             "99999999999999999999 a=b\n",
         ] {
-            assert_eq!(pair(malformed.as_bytes()), None, "{malformed:?}");
+            assert_eq!(record(malformed.as_bytes()), None, "{malformed:?}");
         }
     }
 }

@@ -1,25 +1,26 @@
 //! Everything that a layer may choose has its limit here.
 
 /// Longest path, in bytes: what Linux accepts, without its final NUL.
-pub(crate) const MAX_PATH: usize = 4095;
+pub const MAX_PATH: usize = 4095;
 /// Longest element of a path, in bytes: what common file systems accept.
-pub(crate) const MAX_ELEMENT: usize = 255;
+pub const MAX_ELEMENT: usize = 255;
 /// Longest name of an extended attribute, in bytes: what Linux accepts.
-pub(crate) const MAX_XATTR_NAME: usize = 255;
+pub const MAX_XATTR_NAME: usize = 255;
 /// Longest value of an extended attribute, in bytes: what Linux accepts.
-pub(crate) const MAX_XATTR_VALUE: usize = 64 << 10;
+pub const MAX_XATTR_VALUE: usize = 64 << 10;
 /// Most extended attributes of one entry; real ones have one or two.
-pub(crate) const MAX_XATTRS: usize = 256;
+pub const MAX_XATTRS: usize = 256;
 /// Longest extended header, in bytes: what the archive reader of Docker and containerd accepts.
-pub(crate) const MAX_EXTENSION: u64 = 1 << 20;
-/// Most entries of a layer. They are held in memory, at some hundred bytes each; the largest
+pub const MAX_EXTENSION: u64 = 1 << 20;
+/// Most entries of a layer. The host holds them in memory, at some hundred bytes each; the largest
 /// layers in the field have a few hundred thousand.
-pub(crate) const MAX_ENTRIES: u64 = 2_000_000;
-/// Most bytes of names, link targets and attributes of a layer, which are held in memory, too.
-pub(crate) const MAX_NAMES: u64 = 512 << 20;
+pub const MAX_ENTRIES: u64 = 2_000_000;
+/// Most bytes of names, link targets and attributes of a layer, which the host also holds in
+/// memory.
+pub const MAX_NAMES: u64 = 512 << 20;
 /// Largest index file that is read, in bytes. Above what the other limits allow.
-pub(crate) const MAX_INDEX_FILE: u64 = 1 << 30;
+pub const MAX_INDEX_FILE: u64 = 1 << 30;
 /// Largest file in a layer, in bytes.
-pub(crate) const MAX_FILE: u64 = 1 << 40;
+pub const MAX_FILE: u64 = 1 << 40;
 /// Largest tar of a layer, in bytes.
-pub(crate) const MAX_LAYER: u64 = 1 << 40;
+pub const MAX_LAYER: u64 = 1 << 40;

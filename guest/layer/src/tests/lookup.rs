@@ -1,27 +1,21 @@
-//! What an index tells of paths.
+//! What an index tells about paths.
 
-use std::sync::Arc;
+use crate::{Attributes, Digest, Entry, EntryKind, Index, Style, Writer};
 
-use super::*;
-use crate::{Entry, EntryKind, Index};
+use super::raw::index_of;
 
-/// A layer with names that sort apart by byte and together by path.
-fn index(root: &Root) -> Arc<Index> {
-    let store = root.open();
-    let files = [
-        "a/.wh..wh..opq",
-        "a/b",
-        "a/b.c",
-        "a/d/e",
-        "a.b",
-        "ab/c",
-        "b",
-    ];
-    let files = files.map(|path| (path, &b""[..]));
-    let layer = ingest(&store, &tar(&files)).unwrap();
-    let index = store.index(layer.diff_id).unwrap();
-    store.close().unwrap();
-    index
+/// A layer with names that sort differently by byte and by path.
+fn index() -> Index {
+    let mut tar = Writer::new(Vec::new(), Style::Copy);
+    let mut write = |path: &str, kind: &EntryKind| {
+        tar.header(path.as_bytes(), &Attributes::implicit(), kind).unwrap();
+    };
+    write("a", &EntryKind::Opaque);
+    for path in ["a/b", "a/b.c", "a/d/e", "a.b", "ab/c", "b"] {
+        let digest = Digest::UNKNOWN;
+        write(path, &EntryKind::File { size: 0, digest, offset: 0 });
+    }
+    index_of([tar.finish().unwrap().as_slice()]).unwrap()
 }
 
 fn paths<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
@@ -31,8 +25,8 @@ fn paths<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
 }
 
 #[test]
-fn what_is_below_a_directory_is_found_and_nothing_beside_it() {
-    let index = index(&Root::new());
+fn below_finds_everything_in_a_directory_and_nothing_else() {
+    let index = index();
     let below = |dir: &str| paths(index.below(dir.as_bytes()));
     let children = |dir: &str| paths(index.children(dir.as_bytes()));
     assert_eq!(below("a"), ["a/b", "a/b.c", "a/d/e"]);
@@ -47,8 +41,8 @@ fn what_is_below_a_directory_is_found_and_nothing_beside_it() {
 }
 
 #[test]
-fn what_a_layer_says_of_a_path_is_found() {
-    let index = index(&Root::new());
+fn get_finds_the_entry_of_a_path() {
+    let index = index();
     for path in ["a/b", "a/b.c", "a.b", "ab/c", "b"] {
         let found = index.get(path.as_bytes());
         assert_eq!(found.map(|entry| &entry.path[..]), Some(path.as_bytes()));
