@@ -10,7 +10,7 @@ use cargo_metadata::MetadataCommand;
 /// Nothing of the guest names anything of the host; of the guest, the host names only the
 /// contracts `wire`, `layer` and `virtio-vsock`.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["vsock-driver", "wire"]),
+    ("agent", &["layer", "vsock-driver", "wire"]),
     ("cli", &["engine", "exec", "launcher", "oci", "store"]),
     ("engine", &["exec", "layer", "oci", "store"]),
     ("exec", &["store"]),

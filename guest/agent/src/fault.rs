@@ -65,6 +65,9 @@ fn blame(cause: &(dyn std::error::Error + 'static)) -> Option<FailureKind> {
     if let Some(fault) = cause.downcast_ref::<Fault>() {
         return Some(fault.kind);
     }
+    if let Some(layer::ReadError::Source(source)) = cause.downcast_ref() {
+        return blame(source);
+    }
     if is_violation(cause) {
         return Some(FailureKind::Violation);
     }
@@ -135,6 +138,13 @@ mod tests {
         );
         let full = Err::<(), _>(Errno::EDQUOT).context("mkdir").unwrap_err();
         assert_eq!(failure(&full).kind, FailureKind::DiskFull);
+    }
+
+    #[test]
+    fn a_broken_transfer_below_a_tar_is_a_violation() {
+        let cut = carry(Violation::NoEnd(7).into());
+        let err = anyhow::Error::from(layer::ReadError::Source(cut)).context("layer");
+        assert_eq!(failure(&err).kind, FailureKind::Violation);
     }
 
     #[test]

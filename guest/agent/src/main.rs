@@ -20,11 +20,10 @@
 //! | [`control`], [`requests`] | the control connection; one arm for each request |
 //! | [`transport`] | connections and transfers, over our own vsock driver or the kernel's |
 //! | [`disk`], [`layers`], [`tree`] | the guest disk, its layers, deleting trees |
-//! | [`archive`], [`attributes`], [`diff`] | layer tars, file attributes, the changes of a step |
+//! | [`attributes`], [`diff`] | file attributes, the changes of a step as a layer |
 //! | [`steps`], [`sandbox`], [`network`], [`output`] | running a step |
 //! | [`reap`], [`stat`], [`fault`], [`sys`] | child processes, resource use, errors, system calls |
 
-mod archive;
 mod attributes;
 mod boot;
 mod console;

@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use wire::limits::MAX_STEPS;
 use wire::{Exit, LayerName, RunStep};
 
-use crate::attributes::Attributes;
+use crate::attributes::{Attributes, OnDisk as _};
 use crate::diff::{self, Lower};
 use crate::disk::Disk;
 use crate::fault;

@@ -43,10 +43,14 @@ impl Unpacked {
         let path = entry.path.clone();
         let node = match change(&entry.kind, present(there.as_ref())) {
             Change::Refuse => return Err("a directory and something else at once"),
-            Change::Make | Change::Replace if entry.kind == EntryKind::Opaque => Node::Directory {
-                entry: None,
-                is_opaque: true,
-            },
+            Change::Make | Change::Replace | Change::ReplaceAndHide
+                if entry.kind == EntryKind::Opaque =>
+            {
+                Node::Directory {
+                    entry: None,
+                    is_opaque: true,
+                }
+            }
             Change::Make | Change::Replace => self.make(entry)?,
             Change::ReplaceAndHide => Node::Directory {
                 entry: Some(entry),
@@ -72,16 +76,18 @@ impl Unpacked {
     }
 
     fn enter(&mut self, dir: &[u8]) -> Result<(), &'static str> {
-        let node = self.nodes.entry(dir.to_vec()).or_insert(Node::Directory {
+        let made = |is_opaque| Node::Directory {
             entry: None,
-            is_opaque: false,
-        });
-        match node {
-            Node::Directory { .. } => Ok(()),
-            Node::Whiteout | Node::File(_) | Node::Elsewhere(_) => {
-                Err("something above it is no directory")
-            }
-        }
+            is_opaque,
+        };
+        let node = match change(&EntryKind::Directory, present(self.nodes.get(dir))) {
+            Change::Make | Change::Replace => made(false),
+            Change::ReplaceAndHide => made(true),
+            Change::Keep | Change::Hide => return Ok(()),
+            Change::Refuse => return Err("something above it is not a directory"),
+        };
+        self.nodes.insert(dir.to_vec(), node);
+        Ok(())
     }
 
     fn make(&mut self, entry: Entry) -> Result<Node, &'static str> {
@@ -117,7 +123,9 @@ impl Unpacked {
         let here = self.nodes.iter();
         let untold = here.filter(|(path, node)| match node {
             Node::Directory { entry, is_opaque } => {
-                entry.is_some() && index.get(path).is_none() || *is_opaque != index.is_opaque(path)
+                let told = index.get(path).map(|told| &told.kind);
+                entry.is_some() != (told == Some(&EntryKind::Directory))
+                    || *is_opaque != index.is_opaque(path)
             }
             Node::Whiteout | Node::File(_) | Node::Elsewhere(_) => index.get(path).is_none(),
         });
@@ -133,9 +141,10 @@ impl Unpacked {
             (Some(Node::Whiteout), EntryKind::Whiteout) => true,
             (Some(Node::File(file)), EntryKind::Hardlink { target }) => {
                 matches!(self.nodes.get(target), Some(Node::File(first)) if first == file)
-                    && self.files.get(*file).is_some_and(|file| {
-                        file.attributes() == told.attributes()
-                    })
+                    && self
+                        .files
+                        .get(*file)
+                        .is_some_and(|file| file.attributes() == told.attributes())
             }
             (Some(Node::File(file)), _) => self.files.get(*file).is_some_and(|file| {
                 file.kind == told.kind && file.attributes() == told.attributes()
@@ -265,6 +274,7 @@ mod tests {
             at(b"a/b", file(1)),
             at(b"a/h", EntryKind::Hardlink { target }),
             at(b"b", EntryKind::Whiteout),
+            at(b"b/below", file(0)),
             at(b"b", EntryKind::Directory),
             at(b"c", EntryKind::Whiteout),
             at(b"d", EntryKind::Opaque),
@@ -275,7 +285,7 @@ mod tests {
         let mut indexer = Indexer::<Sum>::new();
         indexer.push(&tar).unwrap();
         let index = indexer.finish().unwrap();
-        assert_eq!(index.entries().len(), 9);
+        assert_eq!(index.entries().len(), 10);
         assert_eq!(unpacked(&tar).difference(&index), None);
         let other = Index::from_sorted(index.entries()[1..].to_vec());
         assert_eq!(unpacked(&tar).difference(&other), Some(b"a".to_vec()));

@@ -256,11 +256,7 @@ impl Parser {
     }
 
     /// Takes over a header and its extensions as an entry.
-    fn entry(
-        &mut self,
-        kind: Kind,
-        header: &Header,
-    ) -> Result<Option<Event<'static>>, LayerError> {
+    fn entry(&mut self, kind: Kind, header: &Header) -> Result<Option<Event<'static>>, LayerError> {
         let extensions = std::mem::take(&mut self.extensions);
         let raw = extensions.path.as_ref().unwrap_or(&header.path).clone();
         let size = extensions.size.unwrap_or(header.size);

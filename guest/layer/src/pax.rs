@@ -110,9 +110,7 @@ fn is_sparse(key: &[u8]) -> bool {
 fn once<T>(place: &mut Option<T>, key: &[u8], value: Option<T>) -> Result<(), String> {
     let key = key.escape_ascii();
     match value {
-        None => Err(format!(
-            "the extended header `{key}` has an invalid value"
-        )),
+        None => Err(format!("the extended header `{key}` has an invalid value")),
         Some(_) if place.is_some() => Err(format!("the extended header `{key}` occurs twice")),
         Some(value) => {
             *place = Some(value);

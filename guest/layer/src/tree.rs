@@ -105,10 +105,7 @@ impl Group {
     fn settle(self, kept: &mut Vec<(u32, Entry)>) -> Result<(), LayerError> {
         match (self.entry, self.whiteout, self.opaque) {
             (None, Some((_, entry)), Some(_)) => {
-                return Err(refuse(
-                    &entry,
-                    "it is removed and made opaque at once",
-                ));
+                return Err(refuse(&entry, "it is removed and made opaque at once"));
             }
             (None, whiteout, opaque) => kept.extend(whiteout.into_iter().chain(opaque)),
             (Some((place, entry)), whiteout, opaque) => {
@@ -140,7 +137,10 @@ fn check_parents(kept: &[(u32, Entry)]) -> Result<(), LayerError> {
     let mut above: Option<&Entry> = None;
     for (_, entry) in kept {
         if above.is_some_and(|above| is_below(&entry.path, &above.path)) {
-            return Err(refuse(entry, "it is below something that is not a directory"));
+            return Err(refuse(
+                entry,
+                "it is below something that is not a directory",
+            ));
         }
         above = match entry.kind {
             EntryKind::Directory | EntryKind::Opaque => None,

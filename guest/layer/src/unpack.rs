@@ -21,7 +21,7 @@ pub enum Present {
 /// What an entry does to its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Make it. Missing directories above it are made, too.
+    /// Make it.
     Make,
     /// Leave what is there; a directory gets the attributes of its entry.
     Keep,
@@ -35,13 +35,15 @@ pub enum Change {
     Refuse,
 }
 
-/// What an entry of type `kind` does where `present` is.
+/// What an entry of type `kind` does where `present` is. A directory above an entry is made as if it
+/// had an entry itself: that may follow later.
 #[must_use]
 pub const fn change(kind: &EntryKind, present: Present) -> Change {
     match (kind, present) {
         (EntryKind::Opaque, Present::Nothing) => Change::Make,
         (EntryKind::Opaque | EntryKind::Whiteout, Present::Directory) => Change::Hide,
-        (EntryKind::Opaque, Present::Whiteout | Present::Other) => Change::Refuse,
+        (EntryKind::Opaque, Present::Whiteout) => Change::ReplaceAndHide,
+        (EntryKind::Opaque, Present::Other) => Change::Refuse,
         (EntryKind::Whiteout, Present::Nothing) => Change::Make,
         // What the layer has there hides the lower one anyway.
         (EntryKind::Whiteout, Present::Whiteout | Present::Other) => Change::Keep,

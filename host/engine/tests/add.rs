@@ -342,7 +342,11 @@ fn with_a_checksum_a_second_build_needs_no_server() {
 fn the_wrong_content_is_told_with_its_line_and_nothing_of_it_is_kept() {
     let store = TestStore::new();
     let server = Server::start(|_| Answer::ok(b"evil"));
-    let (url, good, evil) = (server.url("/f"), store::sha256(b"good"), store::sha256(b"evil"));
+    let (url, good, evil) = (
+        server.url("/f"),
+        store::sha256(b"good"),
+        store::sha256(b"evil"),
+    );
     let text = format!("FROM scratch\nWORKDIR /w\nADD --checksum={good} {url} /f\n");
     let built = run(&store, &text);
     let err = built.result.unwrap_err();

@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use store::{
-    BuildInfo, BuildOutcome, Class, Digest, Layer, Lookup, OpenOptions, PruneOptions, StepKey,
-    Store,
+    BuildInfo, BuildOutcome, Class, Layer, Lookup, OpenOptions, PruneOptions, StepKey, Store,
 };
 
 /// Rounds of what is quick.

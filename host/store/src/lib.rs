@@ -92,6 +92,7 @@ mod store;
 mod tests;
 mod time;
 
+pub use self::layers::Layer;
 pub use action::{Claim, Failure, Lookup, Owner};
 pub use blob::BlobWriter;
 pub use content::content_id;
@@ -109,8 +110,9 @@ pub use housekeeping::{
 pub use image::Image;
 pub use ingest::{LayerWriter, WrittenLayer};
 pub use instance::InstanceId;
-pub use layer::{Attributes, DiffId, Digest, Entry, EntryKind, Index, LayerError, Mtime, NotADigest};
-pub use self::layers::Layer;
+pub use layer::{
+    Attributes, DiffId, Digest, Entry, EntryKind, Index, LayerError, Mtime, NotADigest,
+};
 pub use open::OpenOptions;
 pub use resource::{ResourceId, ResourceKind};
 pub use store::Store;

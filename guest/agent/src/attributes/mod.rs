@@ -12,51 +12,40 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result};
+use layer::{Entry, EntryKind, Mtime};
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat};
 
-use crate::archive::{Entry, Kind, Time};
-
+pub(crate) use layer::Attributes;
 #[cfg(test)]
 pub(crate) use overlay::OPAQUE_XATTR;
 pub(crate) use overlay::{clear_opaque, is_opaque, is_whiteout, set_opaque};
 pub(crate) use xattrs::{Xattrs, read_xattrs, set_xattrs};
 
-/// Attributes of a file or directory, without those of overlayfs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Attributes {
-    /// The twelve permission bits.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    /// Sorted by name.
-    pub(crate) xattrs: Xattrs,
+/// Attributes of files on disk, without those of overlayfs.
+pub(crate) trait OnDisk: Sized {
+    /// Reads the attributes of an open file or directory.
+    fn read(file: BorrowedFd<'_>) -> Result<Self>;
+
+    /// Puts together what `stat` and the extended attributes say.
+    fn from_stat(stat: &FileStat, xattrs: Xattrs) -> Self;
+
+    /// Applies everything but the time to an open file or directory.
+    fn apply(&self, file: BorrowedFd<'_>) -> Result<()>;
+
+    /// Applies everything to an open file or directory.
+    fn apply_with_time(&self, file: BorrowedFd<'_>) -> Result<()>;
 }
 
-impl Attributes {
-    /// Attributes of a directory that no entry describes.
-    pub(crate) const fn implicit() -> Self {
-        let mtime = Time { secs: 0, nanos: 0 };
-        Self {
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            mtime,
-            xattrs: Vec::new(),
-        }
-    }
-
-    /// Reads the attributes of an open file or directory.
-    pub(crate) fn read(file: BorrowedFd<'_>) -> Result<Self> {
+impl OnDisk for Attributes {
+    fn read(file: BorrowedFd<'_>) -> Result<Self> {
         let (xattrs, _) = read_xattrs(file)?;
         Ok(Self::from_stat(&fstat(file)?, xattrs))
     }
 
-    /// Puts together what `stat` and the extended attributes say.
-    pub(crate) fn from_stat(stat: &FileStat, xattrs: Xattrs) -> Self {
+    fn from_stat(stat: &FileStat, xattrs: Xattrs) -> Self {
         Self {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
@@ -66,57 +55,15 @@ impl Attributes {
         }
     }
 
-    /// Applies everything but the time to an open file or directory.
-    pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> Result<()> {
+    fn apply(&self, file: BorrowedFd<'_>) -> Result<()> {
         chown(file, self.uid, self.gid)?;
         set_xattrs(file, &self.xattrs)?;
         fchmod(file, mode(self.mode)).context("cannot set the mode")
     }
 
-    /// Applies everything to an open file or directory.
-    pub(crate) fn apply_with_time(&self, file: BorrowedFd<'_>) -> Result<()> {
+    fn apply_with_time(&self, file: BorrowedFd<'_>) -> Result<()> {
         self.apply(file)?;
         set_time(file, self.mtime)
-    }
-
-    /// The entry of a layer with these attributes.
-    pub(crate) fn into_entry(self, path: &[u8], kind: Kind) -> Entry {
-        let Self {
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-        } = self;
-        Entry {
-            path: path.to_vec(),
-            kind,
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-        }
-    }
-}
-
-impl From<Entry> for Attributes {
-    fn from(entry: Entry) -> Self {
-        let Entry {
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-            ..
-        } = entry;
-        Self {
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-        }
     }
 }
 
@@ -143,7 +90,7 @@ pub(crate) fn apply_to_special(parent: BorrowedFd<'_>, name: &CStr, entry: &Entr
         let file = openat(parent, name, flags, Mode::empty())?;
         set_xattrs(file.as_fd(), &entry.xattrs)?;
     }
-    if !matches!(entry.kind, Kind::Symlink(_)) && entry.mode & 0o7000 != 0 {
+    if !matches!(entry.kind, EntryKind::Symlink { .. }) && entry.mode & 0o7000 != 0 {
         let file = openat(parent, name, flags, Mode::empty())?;
         std::fs::set_permissions(fd_path(file.as_fd()), Permissions::from_mode(entry.mode))?;
     }
@@ -158,18 +105,18 @@ fn chown(file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
 }
 
 /// Sets the access and modification time of an open file.
-pub(crate) fn set_time(file: BorrowedFd<'_>, time: Time) -> Result<()> {
+pub(crate) fn set_time(file: BorrowedFd<'_>, time: Mtime) -> Result<()> {
     let time = timespec(time);
     nix::sys::stat::futimens(file, &time, &time).context("cannot set the modification time")
 }
 
-fn timespec(time: Time) -> TimeSpec {
+fn timespec(time: Mtime) -> TimeSpec {
     TimeSpec::new(time.secs, time.nanos.into())
 }
 
 /// The modification time of a file.
-pub(crate) fn mtime(stat: &FileStat) -> Time {
-    Time {
+pub(crate) fn mtime(stat: &FileStat) -> Mtime {
+    Mtime {
         secs: stat.st_mtime,
         nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
     }

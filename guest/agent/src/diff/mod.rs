@@ -17,16 +17,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use layer::limits::MAX_PATH;
+use layer::path::is_reserved;
+use layer::{Digest, EntryKind, Style, Writer};
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use wire::limits::MAX_PATH;
 
-use crate::archive::{Fill, Kind, OPAQUE, WHITEOUT, Writer};
 use crate::attributes::{
-    self, Attributes, Xattrs, clear_opaque, is_type, is_whiteout, read_xattrs, set_time,
+    self, Attributes, OnDisk as _, Xattrs, clear_opaque, is_type, is_whiteout, read_xattrs,
+    set_time,
 };
 use crate::fault;
+use crate::transport::{self, Fill};
 use crate::tree;
 
 pub(crate) use lower::{Lower, look_up};
@@ -45,7 +48,7 @@ pub(crate) fn export<W: Fill>(
     sink: W,
 ) -> Result<W> {
     let mut walk = Walk {
-        writer: Writer::new(sink),
+        writer: Writer::new(sink, Style::Diff),
         lower,
         path: Vec::new(),
         links: HashMap::new(),
@@ -99,8 +102,7 @@ impl<W: Fill> Walk<'_, W> {
         let stat = fstat(upper.as_fd())?;
         let node = Node::new(upper, stat)?;
         if differs(&node.attributes(), before) {
-            let entry = node.attributes().into_entry(b".", Kind::Directory);
-            self.writer.entry(&entry)?;
+            self.write(&EntryKind::Directory, &node.attributes())?;
         }
         self.descend(node, true)
     }
@@ -126,15 +128,15 @@ impl<W: Fill> Walk<'_, W> {
         let stat = fstatat(level.dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let separator: &[u8] = if self.path.is_empty() { b"" } else { b"/" };
         self.path.extend_from_slice(separator);
+        self.path.extend_from_slice(name.to_bytes());
         if is_whiteout(&stat) && merged {
-            return self.marker(&[WHITEOUT, name.to_bytes()].concat());
+            return self.write(&EntryKind::Whiteout, &Attributes::default());
         }
         // Where no lower layer shows through, a whiteout removes nothing. A tar cannot hold sockets,
         // and nobody listens on them any more.
         if is_whiteout(&stat) || is_type(&stat, SFlag::S_IFSOCK) {
             return leave_out(level.dir.as_fd(), name);
         }
-        self.path.extend_from_slice(name.to_bytes());
         check_path(&self.path, name)?;
         if is_type(&stat, SFlag::S_IFDIR) {
             let node = Node::open(level.dir.as_fd(), name, tree::LIST)?;
@@ -142,22 +144,17 @@ impl<W: Fill> Walk<'_, W> {
         }
         if let Some(first) = self.first_name(&stat) {
             let attributes = Attributes::from_stat(&stat, Vec::new());
-            let entry = attributes.into_entry(&self.path, Kind::Hardlink(first));
-            return Ok(self.writer.entry(&entry)?);
+            return self.write(&EntryKind::Hardlink { target: first }, &attributes);
         }
         self.leaf(name, &stat)
     }
 
     fn directory(&mut self, node: Node, merged: bool) -> Result<()> {
-        let entry = node.attributes().into_entry(&self.path, Kind::Directory);
-        self.writer.entry(&entry)?;
+        self.write(&EntryKind::Directory, &node.attributes())?;
         let hides = node.opaque && merged && self.lower.has(&self.path)?;
         let merged = merged && !node.opaque;
         if hides {
-            let length = self.path.len();
-            self.path.push(b'/');
-            self.marker(OPAQUE)?;
-            self.path.truncate(length);
+            self.write(&EntryKind::Opaque, &Attributes::default())?;
         } else if node.opaque {
             // overlayfs marks every directory that is created in a merged one.
             clear_opaque(node.file.as_fd())?;
@@ -171,7 +168,7 @@ impl<W: Fill> Walk<'_, W> {
             return Ok(());
         };
         let kind = leaf_kind(level.dir.as_fd(), name, stat)?;
-        let how = if matches!(kind, Kind::File(_)) {
+        let how = if matches!(kind, EntryKind::File { .. }) {
             OFlag::O_RDONLY
         } else {
             OFlag::O_PATH
@@ -185,19 +182,17 @@ impl<W: Fill> Walk<'_, W> {
             node.stat.st_ino == stat.st_ino,
             "the file changed while it was read"
         );
-        let entry = node.attributes().into_entry(&self.path, kind.clone());
-        self.writer.entry(&entry)?;
-        if let Kind::File(size) = kind {
-            self.writer.data(&mut File::from(node.file), size)?;
+        self.write(&kind, &node.attributes())?;
+        if let EntryKind::File { size, .. } = kind {
+            transport::copy(self.writer.out(), &mut File::from(node.file), size)?;
+            self.writer.pad(size)?;
         }
         Ok(())
     }
 
-    /// Writes a marker, an empty file whose name has the meaning, in the current directory.
-    fn marker(&mut self, name: &[u8]) -> Result<()> {
-        let path = [&self.path, name].concat();
-        let entry = Attributes::default().into_entry(&path, Kind::File(0));
-        Ok(self.writer.entry(&entry)?)
+    /// Writes the header of an entry at the current path.
+    fn write(&mut self, kind: &EntryKind, attributes: &Attributes) -> Result<()> {
+        Ok(self.writer.header(&self.path, attributes, kind)?)
     }
 
     /// The path under which a file with several names is in the tar already.
@@ -220,7 +215,7 @@ impl<W: Fill> Walk<'_, W> {
 }
 
 /// The type of a file that is not a directory.
-fn leaf_kind(dir: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<Kind> {
+fn leaf_kind(dir: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<EntryKind> {
     let numbers = || -> Result<(u32, u32)> {
         Ok((
             u32::try_from(major(stat.st_rdev))?,
@@ -229,11 +224,21 @@ fn leaf_kind(dir: BorrowedFd<'_>, name: &CStr, stat: &FileStat) -> Result<Kind> 
     };
     Ok(
         match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
-            SFlag::S_IFREG => Kind::File(u64::try_from(stat.st_size)?),
-            SFlag::S_IFLNK => Kind::Symlink(readlinkat(dir, name)?.as_bytes().to_vec()),
-            SFlag::S_IFCHR => numbers().map(|(major, minor)| Kind::Char(major, minor))?,
-            SFlag::S_IFBLK => numbers().map(|(major, minor)| Kind::Block(major, minor))?,
-            SFlag::S_IFIFO => Kind::Fifo,
+            SFlag::S_IFREG => EntryKind::File {
+                size: u64::try_from(stat.st_size)?,
+                digest: Digest::UNKNOWN,
+                offset: 0,
+            },
+            SFlag::S_IFLNK => EntryKind::Symlink {
+                target: readlinkat(dir, name)?.as_bytes().to_vec(),
+            },
+            SFlag::S_IFCHR => {
+                numbers().map(|(major, minor)| EntryKind::CharDevice { major, minor })?
+            }
+            SFlag::S_IFBLK => {
+                numbers().map(|(major, minor)| EntryKind::BlockDevice { major, minor })?
+            }
+            SFlag::S_IFIFO => EntryKind::Fifo,
             unknown => bail!("unknown file type: {unknown:?}"),
         },
     )
@@ -268,18 +273,18 @@ fn check_path(path: &[u8], name: &CStr) -> Result<()> {
         path.get(..end).unwrap_or_default().escape_ascii()
     };
     ensure!(
-        !name.to_bytes().starts_with(WHITEOUT),
+        !is_reserved(name.to_bytes()),
         fault::setup(format!(
             "the step left /{}, but names that start with .wh. are reserved: in a layer they remove a file",
             shown()
         ))
     );
     ensure!(
-        path.len() < MAX_PATH,
+        path.len() <= MAX_PATH,
         fault::setup(format!(
             "the step left a path of {} bytes, but a layer can hold at most {}: /{}…",
             path.len(),
-            MAX_PATH - 1,
+            MAX_PATH,
             shown()
         ))
     );

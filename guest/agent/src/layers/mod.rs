@@ -23,7 +23,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::syncfs;
 use wire::LayerName;
 
-use crate::attributes::Attributes;
+use crate::attributes::{Attributes, OnDisk as _};
 use crate::fault;
 use crate::tree::{self, Trash};
 

@@ -10,7 +10,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::SFlag;
 use wire::RunStep;
 
-use crate::attributes::{Attributes, is_type};
+use crate::attributes::{Attributes, OnDisk as _, is_type};
 use crate::layers::{self, Implicit, View, file_name};
 use crate::{diff, disk, tree};
 

@@ -9,7 +9,9 @@
 //! | [`socket`] | connections through the kernel's vsock driver |
 //! | [`transfers`] | opens the connection of a transfer |
 //! | [`incoming`], [`outgoing`] | the receiving and the sending end of a transfer |
+//! | [`fill`] | sinks that lend their buffer |
 
+mod fill;
 mod incoming;
 mod outgoing;
 mod ring;
@@ -26,6 +28,7 @@ use anyhow::{Context as _, Result};
 
 use crate::modules::Modules;
 
+pub(crate) use fill::{Fill, copy};
 pub(crate) use incoming::Incoming;
 pub(crate) use outgoing::Outgoing;
 pub(crate) use ring::Ring;

@@ -7,8 +7,7 @@ use wire::frame::HEADER_LEN;
 use wire::limits::MAX_BODY;
 use wire::{Failure, Sender};
 
-use super::{Connection, retry};
-use crate::archive::Fill;
+use super::{Connection, Fill, retry};
 
 /// A writer that collects data frames. Each frame is put together in a buffer that the connection
 /// lends, with space for the header in front.

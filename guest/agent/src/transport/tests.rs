@@ -8,7 +8,6 @@ use wire::frame::HEADER_LEN;
 use wire::{Attach, Event, Failure, FailureKind, Kind, Receiver, Sender, frame, message};
 
 use super::*;
-use crate::archive::Fill as _;
 use crate::fault;
 use crate::testing::host;
 

@@ -8,12 +8,20 @@ use super::raw::index_of;
 fn index() -> Index {
     let mut tar = Writer::new(Vec::new(), Style::Copy);
     let mut write = |path: &str, kind: &EntryKind| {
-        tar.header(path.as_bytes(), &Attributes::implicit(), kind).unwrap();
+        tar.header(path.as_bytes(), &Attributes::implicit(), kind)
+            .unwrap();
     };
     write("a", &EntryKind::Opaque);
     for path in ["a/b", "a/b.c", "a/d/e", "a.b", "ab/c", "b"] {
         let digest = Digest::UNKNOWN;
-        write(path, &EntryKind::File { size: 0, digest, offset: 0 });
+        write(
+            path,
+            &EntryKind::File {
+                size: 0,
+                digest,
+                offset: 0,
+            },
+        );
     }
     index_of([tar.finish().unwrap().as_slice()]).unwrap()
 }

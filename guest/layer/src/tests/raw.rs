@@ -1,11 +1,15 @@
 //! Headers made field by field, for what no honest writer writes.
 
 use crate::{Digest, Index, Indexer, LayerError, Sha256};
-use sha2::Digest as _;
 
-/// An implementation that has nothing to do with that of the store.
-#[derive(Default)]
-pub(crate) struct Hash(sha2::Sha256);
+/// What the host computes.
+pub(super) struct Hash(ring::digest::Context);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(ring::digest::Context::new(&ring::digest::SHA256))
+    }
+}
 
 impl Sha256 for Hash {
     fn update(&mut self, bytes: &[u8]) {
@@ -13,12 +17,14 @@ impl Sha256 for Hash {
     }
 
     fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
+        Digest(self.0.finish().as_ref().try_into().unwrap())
     }
 }
 
-pub(crate) fn sha256(bytes: &[u8]) -> Digest {
-    Digest(sha2::Sha256::digest(bytes).into())
+pub(super) fn sha256(bytes: &[u8]) -> Digest {
+    let mut hash = Hash::default();
+    hash.update(bytes);
+    hash.finish()
 }
 
 /// The index of a tar that comes in these pieces.
@@ -94,4 +100,3 @@ pub(crate) fn archive(parts: Vec<Raw>) -> Vec<u8> {
     bytes.extend_from_slice(&[0; 1024]);
     bytes
 }
-

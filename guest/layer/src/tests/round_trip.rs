@@ -49,23 +49,36 @@ fn attributes() -> impl Strategy<Value = Attributes> {
     let xattrs = btree_map(name, vec(any::<u8>(), 0..100), 0..3);
     let secs = prop_oneof![0..1_i64 << 33, -1_i64 << 40..1 << 40];
     let nanos = prop_oneof![Just(0), 0_u32..1_000_000_000];
-    (0..=0o7777_u32, 0..u32::MAX, 0..u32::MAX, secs, nanos, xattrs).prop_map(
-        |(mode, uid, gid, secs, nanos, xattrs)| Attributes {
+    (
+        0..=0o7777_u32,
+        0..u32::MAX,
+        0..u32::MAX,
+        secs,
+        nanos,
+        xattrs,
+    )
+        .prop_map(|(mode, uid, gid, secs, nanos, xattrs)| Attributes {
             mode,
             uid,
             gid,
             mtime: Mtime { secs, nanos },
             xattrs: xattrs.into_iter().collect(),
-        },
-    )
+        })
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
-    let root = (Just(Vec::new()), prop_oneof![Just(EntryKind::Directory), Just(EntryKind::Opaque)]);
+    let root = (
+        Just(Vec::new()),
+        prop_oneof![Just(EntryKind::Directory), Just(EntryKind::Opaque)],
+    );
     let place = prop_oneof![9 => (path(), kind()), 1 => root];
     (place, attributes()).prop_map(|((path, kind), attributes)| {
         let is_mark = matches!(kind, EntryKind::Whiteout | EntryKind::Opaque);
-        let attributes = if is_mark { Attributes::default() } else { attributes };
+        let attributes = if is_mark {
+            Attributes::default()
+        } else {
+            attributes
+        };
         Entry::new(path, kind, attributes)
     })
 }

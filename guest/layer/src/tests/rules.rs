@@ -429,7 +429,11 @@ fn a_tar_ends_between_entries_and_nothing_follows() {
     let whole = archive(vec![raw(b'0', b"a", &[1; 600])]);
     let length = whole.len();
     for end in [length, length - 512, length - 1024] {
-        assert_eq!(index_of([&whole[..end]]).unwrap().entries().len(), 1, "{end}");
+        assert_eq!(
+            index_of([&whole[..end]]).unwrap().entries().len(),
+            1,
+            "{end}"
+        );
     }
     for end in [length - 1025, length - 1, length - 511, 100, 513, 1200] {
         assert!(
@@ -440,7 +444,12 @@ fn a_tar_ends_between_entries_and_nothing_follows() {
             "{end}"
         );
     }
-    assert!(index_of([&b""[..]]).unwrap_err().to_string().contains("empty"));
+    assert!(
+        index_of([&b""[..]])
+            .unwrap_err()
+            .to_string()
+            .contains("empty")
+    );
     assert_eq!(index_of([&[0; 1024][..]]).unwrap().entries(), []);
     assert_eq!(index_of([&[0; 10240][..]]).unwrap().entries(), []);
     let more = [&whole[..], &whole].concat();
@@ -486,7 +495,15 @@ fn a_directory_by_name_is_one_by_both_names() {
 #[test]
 fn a_file_is_no_directory_and_a_length_has_no_sign() {
     refused(vec![raw(b'0', b"x/", b"")], "name is that of a directory");
-    for record in [&b"+8 uid=1\n"[..], b"-8 uid=1\n", b" 8 uid=1\n", b"0x8 uid=1\n"] {
-        refused(vec![raw(b'x', b"pax", record), raw(b'0', b"x", b"")], "malformed");
+    for record in [
+        &b"+8 uid=1\n"[..],
+        b"-8 uid=1\n",
+        b" 8 uid=1\n",
+        b"0x8 uid=1\n",
+    ] {
+        refused(
+            vec![raw(b'x', b"pax", record), raw(b'0', b"x", b"")],
+            "malformed",
+        );
     }
 }

@@ -28,7 +28,10 @@ pub(crate) fn entries() -> Vec<(Entry, Vec<u8>)> {
     let xattrs = Attributes {
         mode: 0o4755,
         xattrs: vec![
-            (b"security.capability".to_vec(), b"\x01\0\0\x02\0 \0\0".to_vec()),
+            (
+                b"security.capability".to_vec(),
+                b"\x01\0\0\x02\0 \0\0".to_vec(),
+            ),
             (b"user.lines".to_vec(), b"1\n2=3\0".to_vec()),
         ],
         ..usual()
@@ -62,7 +65,11 @@ pub(crate) fn entries() -> Vec<(Entry, Vec<u8>)> {
         leaf(b"l-long", symlink(&[b't'; 101]), usual()),
         leaf(b"h", hardlink(b"d/file"), usual()),
         leaf(b"h-long", hardlink(&longer), usual()),
-        leaf(b"null", EntryKind::CharDevice { major: 1, minor: 3 }, usual()),
+        leaf(
+            b"null",
+            EntryKind::CharDevice { major: 1, minor: 3 },
+            usual(),
+        ),
         leaf(
             b"disk",
             EntryKind::BlockDevice {

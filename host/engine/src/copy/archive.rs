@@ -113,7 +113,7 @@ mod tests {
     use layer::{Attributes, Style, Writer};
 
     use super::*;
-            use store::EntryKind;
+    use store::EntryKind;
 
     fn archive() -> Vec<u8> {
         let mut bytes = Vec::new();

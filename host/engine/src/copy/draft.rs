@@ -120,7 +120,11 @@ impl<'a> Draft<'a> {
     }
 
     /// The directory at `path`, in which no element is a link. Missing ones are made as `new`.
-    pub(super) fn directory(&mut self, path: &[u8], new: &Attributes) -> Result<usize, ResolveError> {
+    pub(super) fn directory(
+        &mut self,
+        path: &[u8],
+        new: &Attributes,
+    ) -> Result<usize, ResolveError> {
         let mut at = ROOT;
         for name in path::elements(path) {
             at = match self.kind_in(at, name) {

@@ -185,8 +185,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
-    use crate::lock::Lock;
     use crate::OpenOptions;
+    use crate::lock::Lock;
 
     /// More than any disk has free.
     const ALWAYS_LOW: Option<u64> = Some(u64::MAX / 4);

@@ -169,7 +169,11 @@ impl WrittenLayer {
     }
 }
 
-fn end(pending: &PendingObject, sink: Sink, indexer: Indexer<Hasher>) -> Result<Whole, IngestError> {
+fn end(
+    pending: &PendingObject,
+    sink: Sink,
+    indexer: Indexer<Hasher>,
+) -> Result<Whole, IngestError> {
     let index = indexer.finish()?;
     let size = sink.size();
     let (file, digest) = sink

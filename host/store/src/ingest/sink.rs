@@ -10,10 +10,9 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::{Digest, Hasher};
 use crate::error::is_full;
 use crate::failpoint::Hooks;
-use crate::{Store, disk};
+use crate::{Digest, Hasher, Store, disk};
 
 /// Size of a piece in the queue, in bytes: so large that the queue costs nothing.
 const PIECE: usize = 1 << 20;

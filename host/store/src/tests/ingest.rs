@@ -74,7 +74,9 @@ fn the_content_id_leaves_out_times_and_nothing_else() {
     let root = Root::new();
     let store = root.open();
     let id = |path: &str, attributes: &Attributes, kind: &EntryKind, data: &[u8]| {
-        ingest(&store, &one(path, attributes, kind, data)).unwrap().content_id
+        ingest(&store, &one(path, attributes, kind, data))
+            .unwrap()
+            .content_id
     };
     let usual = Attributes::implicit();
     let file = |attributes: &Attributes| id("a", attributes, &file_of(1), b"x");
@@ -87,11 +89,29 @@ fn the_content_id_leaves_out_times_and_nothing_else() {
     // The extended header moves the data.
     assert_eq!(file(&at(0, 1)), base);
     let mode = 0o600;
-    assert_ne!(file(&Attributes { mode, ..usual.clone() }), base);
+    assert_ne!(
+        file(&Attributes {
+            mode,
+            ..usual.clone()
+        }),
+        base
+    );
     let uid = 1;
-    assert_ne!(file(&Attributes { uid, ..usual.clone() }), base);
+    assert_ne!(
+        file(&Attributes {
+            uid,
+            ..usual.clone()
+        }),
+        base
+    );
     let xattrs = vec![(b"user.a".to_vec(), b"1".to_vec())];
-    assert_ne!(file(&Attributes { xattrs, ..usual.clone() }), base);
+    assert_ne!(
+        file(&Attributes {
+            xattrs,
+            ..usual.clone()
+        }),
+        base
+    );
     assert_ne!(id("b", &usual, &file_of(1), b"x"), base);
     assert_ne!(id("a", &usual, &file_of(1), b"y"), base);
     let bare = |kind: &EntryKind| id("a", &usual, kind, b"");

@@ -112,7 +112,11 @@ fn guest(tar: &[u8]) -> Result<Vec<Seen>, ReadError> {
 fn check(index: &Index) {
     let again = Index::decode(&index.encode()).expect("an index that was written");
     assert_eq!(again.entries(), index.entries());
-    assert!(index.entries().is_sorted_by(|a, b| a.path <= b.path || a.path.contains(&b'/')));
+    assert!(
+        index
+            .entries()
+            .is_sorted_by(|a, b| a.path <= b.path || a.path.contains(&b'/'))
+    );
     let is_bad = |element: &[u8]| {
         element.is_empty() || element == b"." || element == b".." || element.contains(&0)
     };

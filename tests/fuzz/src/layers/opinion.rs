@@ -30,7 +30,9 @@ pub(super) fn compare(tar: &[u8], seen: &[Seen]) {
         if is_metadata(&name) {
             continue;
         }
-        let ours = seen.next().expect("an entry that only the `tar` crate reads");
+        let ours = seen
+            .next()
+            .expect("an entry that only the `tar` crate reads");
         assert_eq!(clean(&name), clean(&name_of(ours)));
         compare_kind(&entry, ours);
         let mut data = Vec::new();
@@ -75,7 +77,10 @@ fn compare_kind<R: std::io::Read>(theirs: &tar::Entry<'_, R>, ours: &Seen) {
     if let Ok(mode) = header.mode() {
         assert_eq!(ours.entry.mode, mode & 0o7777);
     }
-    for (id, ours) in [(header.uid(), ours.entry.uid), (header.gid(), ours.entry.gid)] {
+    for (id, ours) in [
+        (header.uid(), ours.entry.uid),
+        (header.gid(), ours.entry.gid),
+    ] {
         if let Ok(id) = id {
             assert_eq!(u64::from(ours), id);
         }

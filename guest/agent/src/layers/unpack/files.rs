@@ -7,12 +7,12 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::Result;
+use layer::{Entry, EntryKind};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{SFlag, makedev, mknodat};
 use nix::unistd::symlinkat;
 
-use crate::archive::{Entry, Kind};
 use crate::attributes::{apply_to_new, mode};
 
 /// The entry of a layer that could not be unpacked.
@@ -69,12 +69,14 @@ pub(super) fn make_special(
         )
     };
     match &entry.kind {
-        Kind::Symlink(target) => symlinkat(target.as_slice(), parent, name),
-        // For overlayfs this device is a whiteout; a layer has another way to remove a name.
-        Kind::Char(0, 0) => Err(Errno::EINVAL),
-        Kind::Char(major, minor) => device(SFlag::S_IFCHR, *major, *minor),
-        Kind::Block(major, minor) => device(SFlag::S_IFBLK, *major, *minor),
-        Kind::Fifo => device(SFlag::S_IFIFO, 0, 0),
-        Kind::File(_) | Kind::Directory | Kind::Hardlink(_) => Err(Errno::EINVAL),
+        EntryKind::Symlink { target } => symlinkat(target.as_slice(), parent, name),
+        EntryKind::CharDevice { major, minor } => device(SFlag::S_IFCHR, *major, *minor),
+        EntryKind::BlockDevice { major, minor } => device(SFlag::S_IFBLK, *major, *minor),
+        EntryKind::Fifo => device(SFlag::S_IFIFO, 0, 0),
+        EntryKind::File { .. }
+        | EntryKind::Directory
+        | EntryKind::Hardlink { .. }
+        | EntryKind::Whiteout
+        | EntryKind::Opaque => Err(Errno::EINVAL),
     }
 }

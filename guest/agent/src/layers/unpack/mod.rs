@@ -1,10 +1,9 @@
 //! Unpacking a layer's tar into a directory, while it comes.
 //!
-//! The host has checked the tar, but the image that it comes from is a stranger's: every path is
-//! opened below the layer's root without following any link, and what the tar says about
-//! whiteouts becomes overlayfs's own form. The order of calls matters: the owner before
-//! mode and capabilities, because a change of owner clears both; times last, and those of
-//! directories when all of their entries are there.
+//! The host has checked the tar with the same reader, and this leaves behind what the host's index of
+//! it says. The image that it comes from is still untrusted: every path is opened below the layer's
+//! root without following any link. Whiteouts get the form of overlayfs. The times of directories
+//! are set last, when all of their entries are there.
 
 mod files;
 mod writers;
@@ -18,7 +17,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
+use layer::unpack::{Change, Present, change};
+use layer::{Entry, EntryKind, Mtime, Reader, path};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, makedev, mkdirat, mknodat};
@@ -26,20 +27,24 @@ use nix::unistd::linkat;
 
 use self::writers::{LARGEST, NewFile, Writers};
 use super::Implicit;
-use crate::archive::{Entry, Kind, OPAQUE, Reader, Time, WHITEOUT, WHITEOUT_META};
-use crate::attributes::{self, Attributes, is_type, is_whiteout, set_opaque, set_time, set_xattrs};
+use crate::attributes::{
+    self, Attributes, OnDisk as _, is_type, is_whiteout, set_opaque, set_time, set_xattrs,
+};
 use crate::fault;
 use crate::tree::{self, Trash};
 
 /// The attribute of a directory that what is made in it inherits.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
-/// Unpacks a tar below `root`, which is empty. Reads to the mark that ends the tar.
+/// Why unpackers disagree about a layer.
+const BOTH: &str = "it is a directory and something else at once";
+
+/// Unpacks a tar below `root`, which is empty. Reads to the end of the source.
 pub(crate) fn unpack(root: OwnedFd, trash: &Trash, tar: &mut impl BufRead) -> Result<Implicit> {
     thread::scope(|scope| {
         let mut target = Target::new(root, trash, Writers::start(scope));
         let mut reader = Reader::new(tar);
-        while let Some(entry) = reader.next()? {
+        while let Some(entry) = reader.next_entry()? {
             let path = entry.path.clone();
             target
                 .entry(entry, &mut reader)
@@ -77,41 +82,39 @@ impl<'a> Target<'a> {
             default_acls: BTreeMap::new(),
         };
         target.implicit.0.insert(Vec::new());
-        target.remember_time(b"", Time::default());
+        target.remember_time(b"", Mtime::default());
         target
     }
 
     fn entry(&mut self, entry: Entry, reader: &mut Reader<impl BufRead>) -> Result<()> {
-        let path = normal(&entry.path)?;
-        self.implicit.0.remove(&path);
-        if is_metadata(&path) {
-            return Ok(());
+        if entry.kind == EntryKind::Directory {
+            self.implicit.0.remove(&entry.path);
         }
-        let Some((dir, name)) = split(&path) else {
-            ensure!(
-                entry.kind == Kind::Directory,
-                "the root of a layer is no directory"
-            );
-            return self.describe_dir(b"", c".", Arc::clone(&self.root).as_fd(), entry);
-        };
-        let (name, is_whiteout) = match name.strip_prefix(WHITEOUT) {
-            Some(_) if name == OPAQUE => (c".".to_owned(), true),
-            Some(name) => (plain(name)?, true),
-            None => (plain(name)?, false),
-        };
-        self.settle_before(dir, &name, &entry.kind)?;
+        self.settle_before(&entry)?;
+        if entry.kind == EntryKind::Opaque {
+            self.enter(&entry.path)?;
+            return set_opaque(self.parent.1.as_fd(), c".");
+        }
+        if entry.path.is_empty() {
+            return self.describe_dir(c".", Arc::clone(&self.root).as_fd(), entry);
+        }
+        let (dir, name) = path::split(&entry.path);
+        let name = CString::new(name)?;
         self.enter(dir)?;
         let parent = Arc::clone(&self.parent.1);
         match &entry.kind {
-            _ if is_whiteout && name.as_c_str() == c"." => set_opaque(parent.as_fd(), c"."),
-            _ if is_whiteout => whiteout(parent.as_fd(), &name),
-            Kind::Directory => {
+            EntryKind::Whiteout => whiteout(parent.as_fd(), &name),
+            EntryKind::Directory => {
                 self.make_dir(parent.as_fd(), &name)?;
-                self.describe_dir(&path, &name, parent.as_fd(), entry)
+                self.describe_dir(&name, parent.as_fd(), entry)
             }
-            Kind::File(_) => self.make_file(&path, name, entry, reader),
-            Kind::Hardlink(link) => self.make_link(parent.as_fd(), &name, link),
-            Kind::Symlink(_) | Kind::Char(..) | Kind::Block(..) | Kind::Fifo => {
+            EntryKind::File { .. } => self.make_file(name, entry, reader),
+            EntryKind::Hardlink { target } => self.make_link(parent.as_fd(), &name, target),
+            EntryKind::Symlink { .. }
+            | EntryKind::CharDevice { .. }
+            | EntryKind::BlockDevice { .. }
+            | EntryKind::Fifo
+            | EntryKind::Opaque => {
                 self.replace(parent.as_fd(), &name, || {
                     files::make_special(parent.as_fd(), &name, &entry)
                 })?;
@@ -121,12 +124,10 @@ impl<'a> Target<'a> {
     }
 
     /// Waits for the files that are being made if an entry is about one of them.
-    fn settle_before(&mut self, dir: &[u8], name: &CStr, kind: &Kind) -> Result<()> {
-        let path = [dir, name.to_bytes()].join(&b'/');
-        let path = path.strip_prefix(b"/").unwrap_or(&path);
-        let mut is_touched = self.writers.touches(path);
-        if let Kind::Hardlink(target) = kind {
-            is_touched |= self.writers.touches(&normal(target)?);
+    fn settle_before(&mut self, entry: &Entry) -> Result<()> {
+        let mut is_touched = self.writers.touches(&entry.path);
+        if let EntryKind::Hardlink { target } = &entry.kind {
+            is_touched |= self.writers.touches(target);
         }
         if is_touched { self.settle() } else { Ok(()) }
     }
@@ -137,10 +138,7 @@ impl<'a> Target<'a> {
             return Ok(());
         }
         let found = match self.below(dir, tree::LIST) {
-            Err(Errno::ENOENT) => self.make_parents(dir)?,
-            Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                return Err(fault::setup("something above this path is no directory"));
-            }
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => self.make_parents(dir)?,
             found => found.context("cannot open the directory of this path")?,
         };
         self.parent = (dir.to_vec(), Arc::new(found));
@@ -152,22 +150,39 @@ impl<'a> Target<'a> {
         let mut done = 0;
         for name in dir.split(|byte| *byte == b'/') {
             done += name.len();
-            let name = plain(name)?;
+            let name = CString::new(name)?;
             let made = match mkdirat(at.as_fd(), name.as_c_str(), Mode::S_IRWXU) {
-                Err(Errno::EEXIST) => false,
+                Err(Errno::EEXIST) => self.replace_whiteout(at.as_fd(), &name)?,
                 made => made.map(|()| true).context("cannot make a directory")?,
             };
-            at = openat(at.as_fd(), name.as_c_str(), tree::LIST, Mode::empty())?;
+            at = match openat(at.as_fd(), name.as_c_str(), tree::LIST, Mode::empty()) {
+                Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                    return Err(fault::setup("something above this path is not a directory"));
+                }
+                opened => opened.context("cannot open a directory above this path")?,
+            };
             if made {
                 // Group and its bit come from the directory above, where that has the bit.
                 Attributes::implicit().apply(at.as_fd())?;
                 let path = dir.get(..done).unwrap_or(dir);
                 self.implicit.0.insert(path.to_vec());
-                self.remember_time(path, Time::default());
+                self.remember_time(path, Mtime::default());
             }
             done += 1;
         }
         Ok(at)
+    }
+
+    /// Makes a directory in place of a whiteout, and tells whether there was one.
+    fn replace_whiteout(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
+        let change = change(&EntryKind::Directory, present(&stat(parent, name)?));
+        if change != Change::ReplaceAndHide {
+            return Ok(false);
+        }
+        self.remove(parent, name, change)?;
+        mkdirat(parent, name, Mode::S_IRWXU).context("cannot make a directory")?;
+        set_opaque(parent, name)?;
+        Ok(true)
     }
 
     /// Opens a path below the root; no link is followed.
@@ -181,7 +196,7 @@ impl<'a> Target<'a> {
         )
     }
 
-    /// Makes an entry where perhaps something is: the last word of a tar counts.
+    /// Makes an entry that is no directory, perhaps in place of an earlier one.
     fn replace(
         &mut self,
         parent: BorrowedFd<'_>,
@@ -190,11 +205,8 @@ impl<'a> Target<'a> {
     ) -> Result<()> {
         match make() {
             Err(Errno::EEXIST) => {
-                // Some of what is being made may be below it.
-                self.settle()?;
-                self.trash.remove(parent, name)?;
-                // It may have been above the directory that is remembered.
-                self.parent = (Vec::new(), Arc::clone(&self.root));
+                let there = present(&stat(parent, name)?);
+                self.remove(parent, name, change(&EntryKind::Fifo, there))?;
                 Ok(make()?)
             }
             done => Ok(done?),
@@ -204,63 +216,60 @@ impl<'a> Target<'a> {
     /// Makes a directory, or keeps the one that is there. In place of a whiteout it hides what
     /// lower layers have below it.
     fn make_dir(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-        let make = || mkdirat(parent, name, Mode::S_IRWXU);
-        match make() {
+        match mkdirat(parent, name, Mode::S_IRWXU) {
             Err(Errno::EEXIST) => {}
             done => return done.context("cannot make a directory"),
         }
-        let there = stat(parent, name)?;
-        if is_type(&there, SFlag::S_IFDIR) {
-            return Ok(());
-        }
-        self.replace(parent, name, make)?;
-        if is_whiteout(&there) {
-            set_opaque(parent, name)
-        } else {
-            Ok(())
+        match change(&EntryKind::Directory, present(&stat(parent, name)?)) {
+            Change::Refuse => Err(fault::setup(BOTH)),
+            Change::ReplaceAndHide => self.replace_whiteout(parent, name).map(|_| ()),
+            Change::Make | Change::Keep | Change::Replace | Change::Hide => Ok(()),
         }
     }
 
-    fn describe_dir(
-        &mut self,
-        path: &[u8],
-        name: &CStr,
-        parent: BorrowedFd<'_>,
-        entry: Entry,
-    ) -> Result<()> {
+    /// Removes what is at a path, if that is how it changes.
+    fn remove(&self, parent: BorrowedFd<'_>, name: &CStr, change: Change) -> Result<()> {
+        match change {
+            Change::Replace | Change::ReplaceAndHide => self.trash.remove(parent, name),
+            Change::Make | Change::Keep | Change::Hide => Ok(()),
+            Change::Refuse => Err(fault::setup(BOTH)),
+        }
+    }
+
+    fn describe_dir(&mut self, name: &CStr, parent: BorrowedFd<'_>, entry: Entry) -> Result<()> {
         let dir = openat(parent, name, tree::LIST, Mode::empty())?;
-        self.remember_time(path, entry.mtime);
-        let mut attributes = Attributes::from(entry);
+        self.remember_time(&entry.path, entry.mtime);
+        let mut attributes = entry.attributes();
+        let path = entry.path;
         // What is made in a directory inherits this one, so it is set when everything is there.
-        self.default_acls.remove(path);
+        self.default_acls.remove(&path);
         attributes.xattrs.retain(|(name, value)| {
             let deferred = name == DEFAULT_ACL;
             if deferred {
-                self.default_acls.insert(path.to_vec(), value.clone());
+                self.default_acls.insert(path.clone(), value.clone());
             }
             !deferred
         });
         attributes.apply(dir.as_fd())
     }
 
-    /// Makes a file: a small one sometime, and side by side with others.
+    /// Makes a file: a small one later, in parallel with others.
     fn make_file(
         &mut self,
-        path: &[u8],
         name: CString,
         entry: Entry,
         reader: &mut Reader<impl BufRead>,
     ) -> Result<()> {
         let parent = Arc::clone(&self.parent.1);
-        if let Kind::File(size) = entry.kind
+        if let EntryKind::File { size, .. } = entry.kind
             && size <= LARGEST
         {
             let mut data = Vec::with_capacity(usize::try_from(size)?);
             reader.data(|piece| {
                 data.extend_from_slice(piece);
-                Ok(())
+                anyhow::Ok(())
             })?;
-            self.writers.add(path, &parent, name, entry, data)?;
+            self.writers.add(&parent, name, entry, data)?;
             return if self.writers.is_crowded() {
                 self.settle()
             } else {
@@ -268,7 +277,7 @@ impl<'a> Target<'a> {
             };
         }
         let mut file = File::from(self.open_new(parent.as_fd(), &name, &entry)?);
-        reader.data(|piece| Ok(file.write_all(piece)?))?;
+        reader.data(|piece| anyhow::Ok(file.write_all(piece)?))?;
         attributes::apply_to_new(file.as_fd(), &entry)
     }
 
@@ -284,7 +293,6 @@ impl<'a> Target<'a> {
     /// Waits until all files are there that were read so far.
     fn settle(&mut self) -> Result<()> {
         for NewFile {
-            path,
             dir,
             name,
             entry,
@@ -294,14 +302,13 @@ impl<'a> Target<'a> {
         {
             let made = self.open_new(dir.as_fd(), &name, &entry);
             made.and_then(|file| files::fill(file, &data, &entry))
-                .map_err(|error| files::at(&path, error))?;
+                .map_err(|error| files::at(&entry.path, error))?;
         }
         Ok(())
     }
 
     fn make_link(&mut self, parent: BorrowedFd<'_>, name: &CStr, target: &[u8]) -> Result<()> {
-        let path = normal(target)?;
-        let file = match self.below(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC) {
+        let file = match self.below(target, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC) {
             Err(Errno::ENOENT) => {
                 let target = target.escape_ascii();
                 return Err(fault::setup(format!(
@@ -323,7 +330,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    fn remember_time(&mut self, path: &[u8], time: Time) {
+    fn remember_time(&mut self, path: &[u8], time: Mtime) {
         self.times.extend_from_slice(path);
         self.times.push(0);
         self.times.extend_from_slice(&time.secs.to_le_bytes());
@@ -355,7 +362,7 @@ impl<'a> Target<'a> {
                 break;
             };
             rest = after;
-            let time = Time {
+            let time = Mtime {
                 secs: i64::from_le_bytes(*secs),
                 nanos: u32::from_le_bytes(*nanos),
             };
@@ -370,59 +377,32 @@ impl<'a> Target<'a> {
     }
 }
 
-/// A relative path without `.`, empty elements and slashes at its ends.
-fn normal(path: &[u8]) -> Result<Vec<u8>> {
-    let mut normal = Vec::with_capacity(path.len());
-    for name in path.split(|byte| *byte == b'/') {
-        match name {
-            b"" | b"." => continue,
-            b".." => bail!(fault::setup("the path leads out of the layer")),
-            name => {
-                normal.extend_from_slice(if normal.is_empty() { b"" } else { b"/" });
-                normal.extend_from_slice(name);
-            }
-        }
-    }
-    Ok(normal)
-}
-
-/// Whether it belongs to an older union file system, whose notes mean nothing here.
-fn is_metadata(path: &[u8]) -> bool {
-    let marked = |name: &[u8]| name.starts_with(WHITEOUT_META);
-    let mut names = path.rsplit(|byte| *byte == b'/');
-    let last = names.next().filter(|name| *name != OPAQUE);
-    last.is_some_and(marked) || names.any(marked)
-}
-
-/// Directory and name; `None` for the root.
-fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => Some((path.get(..at)?, path.get(at + 1..)?)),
-        None => Some((b"".as_slice(), path)).filter(|_| !path.is_empty()),
-    }
-}
-
-fn plain(name: &[u8]) -> Result<CString> {
-    let special = matches!(name, b"" | b"." | b"..");
-    ensure!(
-        !special && !name.contains(&b'/'),
-        fault::setup("this is no name")
-    );
-    CString::new(name).map_err(|_| fault::setup("a name holds a NUL byte"))
-}
-
 fn stat(parent: BorrowedFd<'_>, name: &CStr) -> Result<FileStat, Errno> {
     fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// What unpacking finds there.
+fn present(stat: &FileStat) -> Present {
+    if is_type(stat, SFlag::S_IFDIR) {
+        Present::Directory
+    } else if is_whiteout(stat) {
+        Present::Whiteout
+    } else {
+        Present::Other
+    }
 }
 
 /// Marks a name as removed. If this layer itself has something there, that stays and hides.
 fn whiteout(parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     match mknodat(parent, name, SFlag::S_IFCHR, Mode::empty(), makedev(0, 0)) {
-        Err(Errno::EEXIST) if is_type(&stat(parent, name)?, SFlag::S_IFDIR) => {
-            set_opaque(parent, name)
+        Err(Errno::EEXIST) => {
+            let there = present(&stat(parent, name)?);
+            if change(&EntryKind::Whiteout, there) == Change::Hide {
+                set_opaque(parent, name)?;
+            }
+            Ok(())
         }
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(errno).context("cannot make a whiteout"),
+        done => done.context("cannot make a whiteout"),
     }
 }
 

@@ -14,10 +14,10 @@ use std::thread::{self, Scope};
 
 use anyhow::{Context as _, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use layer::Entry;
 use nix::errno::Errno;
 
 use super::files;
-use crate::archive::Entry;
 
 /// Largest file that is made by these threads, in bytes: larger ones go from the slots where they
 /// arrived into the file without a copy.
@@ -40,7 +40,6 @@ const TAKEN: usize = 32;
 pub(super) struct NewFile {
     /// Its place in the order of the tar.
     number: u64,
-    pub(super) path: Vec<u8>,
     pub(super) dir: Arc<OwnedFd>,
     pub(super) name: CString,
     pub(super) entry: Entry,
@@ -116,19 +115,17 @@ impl Writers {
     /// If one that was added before could not be made.
     pub(super) fn add(
         &mut self,
-        path: &[u8],
         dir: &Arc<OwnedFd>,
         name: CString,
         entry: Entry,
         data: Vec<u8>,
     ) -> Result<()> {
-        self.paths.insert(path.to_vec());
+        self.paths.insert(entry.path.clone());
         let xattrs = entry.xattrs.iter();
         let xattrs: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
-        self.batch_bytes += data.len() + xattrs + path.len();
+        self.batch_bytes += data.len() + xattrs + entry.path.len();
         self.batch.push(NewFile {
             number: self.count,
-            path: path.to_vec(),
             dir: Arc::clone(dir),
             name,
             entry,
@@ -194,7 +191,7 @@ impl Writers {
             failed,
         } = done;
         for file in made {
-            self.paths.remove(&file.path);
+            self.paths.remove(&file.entry.path);
         }
         self.taken.extend(taken);
         failed
@@ -221,7 +218,7 @@ fn make_all(batch: Vec<NewFile>) -> Done {
             Ok(true) => done.made.push(file),
             Ok(false) => done.taken.push(file),
             Err(error) => {
-                done.failed = Err(files::at(&file.path, error));
+                done.failed = Err(files::at(&file.entry.path, error));
                 break;
             }
         }

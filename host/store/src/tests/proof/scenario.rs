@@ -12,8 +12,8 @@ use super::snapshot::{self, Snapshot};
 use super::{fast_dir, try_open};
 use crate::db::Commit;
 use crate::{
-    BuildInfo, BuildOutcome, Class, DiffId, IngestError, Layer, Lookup, OpenOptions,
-    PruneOptions, ResourceKind, Store,
+    BuildInfo, BuildOutcome, Class, DiffId, IngestError, Layer, Lookup, OpenOptions, PruneOptions,
+    ResourceKind, Store,
 };
 
 type Done = Result<(), Box<dyn std::error::Error>>;
