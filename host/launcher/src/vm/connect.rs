@@ -198,7 +198,7 @@ mod tests {
 
     /// Otherwise KVM would count as broken until the host boots again.
     #[test]
-    fn a_boot_during_which_this_process_was_stopped_for_long_goes_on() {
+    fn a_boot_during_which_this_process_was_stopped_for_long_continues() {
         for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
             wait_for(accelerator, 5, HOUR).unwrap();
         }
