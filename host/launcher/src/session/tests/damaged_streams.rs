@@ -155,7 +155,7 @@ fn frames_that_do_not_belong_to_a_transfer_lose_the_guest() {
         (long, "too long"),
         (other, "transfer"),
         (ping, "Ping"),
-        (empty, "without data"),
+        (empty, "empty data frame"),
     ] {
         check_lost(export_diff(&[attach, &bytes[..], end].concat(), 3), text);
     }
