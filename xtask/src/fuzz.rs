@@ -20,8 +20,8 @@ const TARGETS: &[(&str, Option<&str>)] = &[
     ("driver", None),
     ("layers", Some("layers")),
     ("entries", Some("layers")),
-    ("dockerfile", Some("texts")),
-    ("dockerignore", Some("texts")),
+    ("dockerfile", None),
+    ("dockerignore", Some("ignores")),
 ];
 
 /// Every edge of the program gets a counter, and comparisons are told to libFuzzer.

@@ -12,11 +12,19 @@ use cargo_metadata::MetadataCommand;
 const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["layer", "vsock-driver", "wire"]),
     ("cli", &["engine", "exec", "launcher", "oci", "store"]),
-    ("engine", &["exec", "layer", "oci", "store"]),
+    ("dockerfile", &[]),
+    ("engine", &["dockerfile", "exec", "layer", "oci", "store"]),
     ("exec", &["store"]),
     (
         "fuzz",
-        &["engine", "layer", "vsock-device", "vsock-driver", "wire"],
+        &[
+            "dockerfile",
+            "engine",
+            "layer",
+            "vsock-device",
+            "vsock-driver",
+            "wire",
+        ],
     ),
     (
         "launcher",

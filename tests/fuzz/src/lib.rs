@@ -15,15 +15,16 @@
 #![expect(clippy::indexing_slicing, reason = "here, too, a panic is a finding")]
 
 pub mod connections;
+pub mod dockerfiles;
 pub mod frames;
+#[cfg(feature = "ignores")]
+pub mod ignores;
 pub mod input;
 #[cfg(feature = "layers")]
 pub mod layers;
 pub mod mutate;
 pub mod packets;
 pub mod rings;
-#[cfg(feature = "texts")]
-pub mod texts;
 
 /// A part of the product that takes foreign bytes.
 #[derive(Debug, Clone, Copy)]
@@ -70,17 +71,16 @@ pub const TARGETS: &[Target] = &[
         run: layers::entries,
         seeds: layers::entry_seeds,
     },
-    #[cfg(feature = "texts")]
     Target {
         name: "dockerfile",
-        run: texts::dockerfile,
-        seeds: texts::dockerfiles,
+        run: dockerfiles::run,
+        seeds: dockerfiles::seeds,
     },
-    #[cfg(feature = "texts")]
+    #[cfg(feature = "ignores")]
     Target {
         name: "dockerignore",
-        run: texts::dockerignore,
-        seeds: texts::dockerignores,
+        run: ignores::run,
+        seeds: ignores::seeds,
     },
 ];
 

@@ -75,13 +75,12 @@ fn entries() {
     replay("entries");
 }
 
-#[cfg(feature = "texts")]
 #[test]
 fn dockerfile() {
     replay("dockerfile");
 }
 
-#[cfg(feature = "texts")]
+#[cfg(feature = "ignores")]
 #[test]
 fn dockerignore() {
     replay("dockerignore");

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
+use dockerfile::DockerfileError;
 use exec::StepError;
 use oci::{ImageError, MAX_LAYERS, RegistryError};
 use store::{IngestError, StoreError};
@@ -12,7 +13,6 @@ use thiserror::Error;
 use crate::assemble::AssembleError;
 use crate::context::ContextError;
 use crate::copy::CopyError;
-use crate::dockerfile::{self, DockerfileError};
 use crate::export::ExportError;
 use crate::pull::PullError;
 use crate::rootfs::UserError;

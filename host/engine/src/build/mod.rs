@@ -25,7 +25,6 @@ use store::Store;
 
 use crate::context::Context;
 use crate::copy::{CopyFrom, CopySpec};
-use crate::dockerfile;
 use crate::event::{Reporter, StepId};
 use crate::export;
 use crate::plan::{self, Base, ImageKey, Op, Plan, PlanOptions, Step};

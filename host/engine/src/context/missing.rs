@@ -9,8 +9,8 @@ use nix::sys::stat::fstatat;
 use super::descent::{Names, directory};
 use super::ignore::IgnoredBy;
 use super::{Context, ContextError};
-use crate::copy::near::{close, distance};
 use crate::rootfs::path;
+use crate::similar::{distance, is_close};
 
 /// Why a path that was asked for is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Context {
         let scan = self.scan()?;
         let rank = |node: u32| {
             let (_, found) = scan.name(node);
-            let alike = close(&String::from_utf8_lossy(found), &wanted);
+            let alike = is_close(&String::from_utf8_lossy(found), &wanted);
             if !alike && found != name {
                 return None;
             }

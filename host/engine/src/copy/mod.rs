@@ -13,7 +13,6 @@ mod archive;
 mod chmod;
 mod draft;
 mod error;
-pub(crate) mod near;
 mod plan;
 mod planner;
 mod select;

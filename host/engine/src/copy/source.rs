@@ -9,6 +9,7 @@ use crate::context::scan::{Scan, What};
 use crate::context::{Context, Missing};
 use crate::rootfs::resolve::{Kind, Tree};
 use crate::rootfs::{Found, Rootfs, path};
+use crate::similar::is_close;
 
 /// Where the sources of a COPY or ADD are taken from.
 #[derive(Debug, Clone, Copy)]
@@ -225,9 +226,7 @@ fn like_in_root(rootfs: &Rootfs, missing: &[u8]) -> Missing {
     let names = rootfs
         .children(dir_found)
         .map(|found| String::from_utf8_lossy(found.name()));
-    let like = names
-        .into_iter()
-        .find(|found| super::near::close(found, &wanted));
+    let like = names.into_iter().find(|found| is_close(found, &wanted));
     like.map_or(Missing::Absent, |like| {
         let path = path::join(dir, like.as_bytes());
         Missing::Misspelt(path::show(&path))

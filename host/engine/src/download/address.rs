@@ -2,10 +2,9 @@
 
 use std::fmt;
 
+use dockerfile::redact;
 use oci::http::is_loopback;
 use reqwest::Url;
-
-use crate::redact;
 
 /// Name of a file whose address does not contain one.
 const UNNAMED: &[u8] = b"__unnamed__";
@@ -101,7 +100,7 @@ impl WebAddress {
 
 impl fmt::Display for WebAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&redact::addresses(self.url.as_str()))
+        f.write_str(&redact::urls(self.url.as_str()))
     }
 }
 

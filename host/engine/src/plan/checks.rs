@@ -1,14 +1,12 @@
 //! Build checks: what is odd in a Dockerfile, by the names and in the words of Docker's.
 
+use dockerfile::{Checks, Command, Dockerfile, Instruction, Kind, Pairs, StageText, closest};
 use oci::{ImageConfigFile, Platform};
 
 use super::eval::{Stages, Work};
 use super::graph::Node;
 use super::ports::Ports;
 use super::{ImageKey, Warning};
-use crate::dockerfile::{
-    Checks, Command, Dockerfile, Instruction, Kind, Pairs, StageText, closest,
-};
 
 /// Words in names that hint at a secret, and words that say it is none.
 const SECRET: [&str; 10] = [

@@ -1,10 +1,10 @@
 //! Entries of the image's history, in the words that Docker uses.
 
+use dockerfile::expand::Variables as _;
 use oci::Healthcheck;
 
 use super::env::Env;
 use super::text::duration;
-use crate::dockerfile::Variables as _;
 
 /// `RUN |1 X=2 /bin/sh -c make # buildkit`: the arguments declared so far, each once, with the
 /// values in force.

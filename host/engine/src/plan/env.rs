@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::dockerfile::Variables;
+use dockerfile::expand::Variables;
 
 /// Names and values. Setting a name again keeps its place.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -2,6 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dockerfile::expand::{Expanded, Variables as _, display, word};
+use dockerfile::{
+    Checks, Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, closest, redact,
+};
 use oci::ImageConfig;
 
 use super::env::Env;
@@ -9,11 +13,6 @@ use super::graph::{Graph, Node};
 use super::refs::BaseRef;
 use super::scope::Scope;
 use super::{Images, Op, PlanOptions, Stage, Step, Warning, places};
-use crate::dockerfile::{
-    Checks, Dockerfile, DockerfileError, Expanded, Fault, Instruction, Kind, StageText,
-    Variables as _, closest, display, word,
-};
-use crate::redact;
 
 /// The search path of a stage whose base has none.
 pub(super) const DEFAULT_PATH: &str =
@@ -324,7 +323,7 @@ impl Work<'_, '_> {
         let display = display(shown.trim_end(), self.all.d.escape, &self.state.env);
         // It goes to the screen, to logs and into the store.
         let display = if name.eq_ignore_ascii_case("ADD") {
-            redact::addresses(&display)
+            redact::urls(&display)
         } else {
             display
         };

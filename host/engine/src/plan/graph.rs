@@ -5,12 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dockerfile::{Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, parse_trigger};
+
 use super::refs::{BaseRef, FromRef, base, copy_from, named_context, similar_stage, target};
 use super::scope::Scope;
 use super::{ImageKey, ImageRequest, Images, PlanOptions};
-use crate::dockerfile::{
-    Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, parse_trigger,
-};
 
 /// The most ONBUILD triggers in all stages together, and the most bytes of them.
 const MAX_TRIGGERS: usize = 10_000;

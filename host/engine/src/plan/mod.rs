@@ -24,12 +24,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) use checks::looks_secret;
 pub use refs::named_context;
 
-use crate::copy::CopySpec;
-use crate::dockerfile::{
-    Checks, Dockerfile, DockerfileError, Fault, is_own_syntax, unsupported_syntax,
-};
+use dockerfile::{Checks, Dockerfile, DockerfileError, Fault, is_own_syntax, unsupported_syntax};
 use exec::{StepNetwork, StepScript};
 use oci::{ImageConfig, ImageConfigFile, Platform};
+
+use crate::copy::CopySpec;
 
 use eval::Stages;
 use graph::Graph;

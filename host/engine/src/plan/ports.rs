@@ -1,6 +1,6 @@
 //! Ports of EXPOSE and signals of STOPSIGNAL.
 
-use crate::dockerfile::Fault;
+use dockerfile::{Fault, closest};
 
 /// What one word of EXPOSE says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) fn check_signal(text: &str) -> Result<(), Fault> {
     if known {
         return Ok(());
     }
-    let close = crate::dockerfile::closest(name, SIGNALS).map(|name| format!("SIG{name}"));
+    let close = closest(name, SIGNALS).map(|name| format!("SIG{name}"));
     Err(Fault::new(format!("invalid signal: {text}")).did_you_mean(close.as_deref()))
 }
 

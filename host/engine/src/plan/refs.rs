@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use dockerfile::expand::word;
+use dockerfile::{Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, closest};
 use oci::{ImageRef, Platform};
 
 use super::scope::Scope;
 use super::{ImageKey, PlanOptions};
-use crate::dockerfile::{
-    Dockerfile, DockerfileError, Fault, Instruction, Kind, StageText, closest, word,
-};
 
 /// What a stage is made from. Stages are counted as in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dockerfile::expand::{Variables as _, word};
+use dockerfile::{Dockerfile, DockerfileError, Kind, StageText, closest};
 use oci::Platform;
 
 use super::env::Env;
 use super::{PlanOptions, Warning};
-use crate::dockerfile::{
-    Dockerfile, DockerfileError, Kind, StageText, Variables as _, closest, word,
-};
 
 /// Proxy arguments, in lower case. They reach every RUN in both cases and enter no key.
 const PROXIES: [&str; 5] = [

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::dockerfile::Fault;
+use dockerfile::Fault;
 
 /// A list as in the history of CMD and ENTRYPOINT: `["a" "b"]`.
 pub(super) fn quoted_list(items: &[String]) -> String {

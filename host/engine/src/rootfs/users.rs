@@ -5,6 +5,7 @@
 //! for an owner.
 
 use super::{ReadError, Rootfs};
+use crate::similar::is_close;
 
 /// Longest user or group file that is looked into.
 const MAX_FILE: u64 = 16 << 20;
@@ -223,7 +224,7 @@ fn unknown(
     names: impl Iterator<Item = String>,
 ) -> UserError {
     let close = names
-        .filter(|known| crate::copy::near::close(known, name))
+        .filter(|known| is_close(known, name))
         .take(3)
         .collect();
     UserError::Unknown {

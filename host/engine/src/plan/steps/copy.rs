@@ -1,5 +1,7 @@
 //! COPY and ADD.
 
+use dockerfile::expand::body;
+use dockerfile::{Copy, Fault, Heredoc, Instruction};
 use store::{Digest, NotADigest};
 
 use super::super::Op;
@@ -7,7 +9,6 @@ use super::super::eval::Work;
 use super::super::refs::{FromRef, copy_from};
 use super::super::text::clean_path;
 use crate::copy::{CopyFrom, CopySource, CopySpec};
-use crate::dockerfile::{Copy, Fault, Heredoc, Instruction, body};
 use crate::download::{WebAddress, WebSource};
 
 impl Work<'_, '_> {

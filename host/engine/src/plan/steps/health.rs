@@ -1,11 +1,11 @@
 //! HEALTHCHECK.
 
+use dockerfile::{Command, Fault, Health, Instruction};
 use oci::Healthcheck;
 
 use super::super::created;
 use super::super::eval::Work;
 use super::super::text::parse_duration;
-use crate::dockerfile::{Command, Fault, Health, Instruction};
 
 /// The shortest time that a HEALTHCHECK can ask for, in nanoseconds.
 const MIN_DURATION: i64 = 1_000_000;

@@ -6,12 +6,14 @@ mod run;
 
 use std::collections::BTreeSet;
 
+use dockerfile::expand::Variables as _;
+use dockerfile::{Command, Fault, Instruction, Kind, Pairs};
+
 use super::Op;
 use super::eval::Work;
 use super::ports::{check_signal, ports};
 use super::scope::Scope;
 use super::text::{clean_path, plain_list, quoted_list};
-use crate::dockerfile::{Command, Fault, Instruction, Kind, Pairs, Variables as _};
 
 /// What a port counts in the size of a plan, beyond its text: a place in two sets.
 const PORT_WEIGHT: usize = 64;

@@ -1,12 +1,12 @@
 //! RUN, and commands in general.
 
+use dockerfile::{Command, Fault, Heredoc, Instruction, Run};
 use exec::{StepNetwork, StepScript};
 
 use super::super::created;
 use super::super::eval::Work;
 use super::super::text::clean_path;
 use super::super::{Op, RunOp};
-use crate::dockerfile::{Command, Fault, Heredoc, Instruction, Run};
 
 /// The shell of the shell form, unless SHELL says otherwise.
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];

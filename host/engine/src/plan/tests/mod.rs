@@ -9,7 +9,7 @@ mod stages;
 mod variables;
 
 use super::*;
-use crate::dockerfile::parse;
+use dockerfile::parse;
 
 /// The options of an ordinary build.
 fn options() -> PlanOptions {

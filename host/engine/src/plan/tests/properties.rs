@@ -1,9 +1,9 @@
 //! Laws that hold for any input.
 
+use dockerfile::excerpt;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dockerfile::excerpt;
 
 /// Lines that look like a Dockerfile, with all kinds of odd endings.
 fn dockerfile() -> impl Strategy<Value = String> {

@@ -1,20 +1,20 @@
-//! Directives: `# key = value` at the very top of the file.
+//! Parser directives: `# key = value` at the very top of the file.
 //!
-//! The first line that is not a known directive ends them for good. Two readers exist for
-//! historical reasons, and differ: the one for `syntax` and `check` steps over a first line `#!…`
-//! and wants `#` in column 0, the one for `escape` the other way round.
+//! The first line that is not a known directive ends them. As in Docker, two readers with different
+//! rules apply: the one for `syntax` and `check` skips a first line `#!…` and requires `#` in
+//! column 0; the one for `escape` does neither.
 
-use super::checks::Checks;
-use super::error::Fault;
-use super::lines::{LineFault, Lines, without_end};
+use crate::checks::Checks;
+use crate::error::Fault;
+use crate::lines::{LineFault, Lines, without_end};
 
-/// What the top of the file says.
+/// The directives of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Directives {
-    pub(super) escape: char,
-    /// The front end's image and the line that names it.
-    pub(super) syntax: Option<(String, usize)>,
-    pub(super) checks: Checks,
+pub(crate) struct Directives {
+    pub(crate) escape: char,
+    /// The front end image, and the line that names it.
+    pub(crate) syntax: Option<(String, usize)>,
+    pub(crate) checks: Checks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ enum Key {
     Check,
 }
 
-pub(super) fn read(text: &[u8]) -> Result<Directives, LineFault> {
+pub(crate) fn read(text: &[u8]) -> Result<Directives, LineFault> {
     let mut found = Directives {
         escape: '\\',
         syntax: None,
@@ -38,7 +38,7 @@ pub(super) fn read(text: &[u8]) -> Result<Directives, LineFault> {
                 _ => {
                     return Err(at(
                         line,
-                        format!("invalid escape character `{value}`: use \\ or `"),
+                        format!("invalid escape token `{value}`: use \\ or `"),
                     ));
                 }
             };
@@ -58,7 +58,7 @@ pub(super) fn read(text: &[u8]) -> Result<Directives, LineFault> {
     Ok(found)
 }
 
-/// The directives, by one of the two readers.
+/// The directives, as one of the two readers sees them.
 fn zone(text: &[u8], shebang: bool) -> Result<Vec<(Key, String, usize)>, LineFault> {
     let mut lines = Lines::new(text);
     let mut found: Vec<(Key, String, usize)> = Vec::new();
@@ -79,7 +79,7 @@ fn zone(text: &[u8], shebang: bool) -> Result<Vec<(Key, String, usize)>, LineFau
             let name = format!("{key:?}").to_lowercase();
             return Err(at(
                 lines.number,
-                format!("the directive `{name}` is given twice"),
+                format!("only one {name} parser directive can be used"),
             ));
         }
         found.push((key, value.to_owned(), lines.number));
@@ -99,7 +99,8 @@ fn directive(line: &str) -> Option<(Key, &str)> {
     (!value.is_empty()).then_some((key, value))
 }
 
-/// `// syntax=…` or a JSON file with a member `syntax`: files in another language.
+/// The front end that a file in another language names: `// syntax=…`, or a JSON file with a
+/// member `syntax`.
 fn foreign_syntax(text: &[u8]) -> Option<(String, usize)> {
     let text = std::str::from_utf8(text)
         .ok()?
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_case_insensitive_and_blanks_do_not_matter() {
+    fn keys_are_case_insensitive_and_whitespace_is_ignored() {
         check(
             "# Syntax = docker/dockerfile:1 \r\n#ESCAPE=`\nFROM x",
             '`',
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_a_blank_line_or_an_unknown_key_ends_them() {
+    fn a_comment_a_blank_line_or_an_unknown_key_ends_the_directives() {
         check("# my image\n# escape=`", '\\', None);
         check("\n# escape=`", '\\', None);
         check("# other=1\n# escape=`", '\\', None);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shebang_is_stepped_over_for_syntax_but_not_for_escape() {
+    fn a_shebang_is_skipped_for_syntax_but_not_for_escape() {
         check(
             "#!/usr/bin/env builder\n# escape=`\n# syntax=x",
             '\\',
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn other_languages_are_recognised() {
+    fn files_in_other_languages_are_recognised() {
         check("// syntax=my/front:1\n", '\\', Some("my/front:1"));
         check("{\"syntax\": \"my/json\"}", '\\', Some("my/json"));
         check("{\"syntax\": 1}", '\\', None);

@@ -1,43 +1,43 @@
-//! Addresses as they may be shown: without what lets somebody in.
+//! Hides credentials in URLs before they are shown.
 //!
-//! The law: user and password of an address never reach a message, a log or an image, nor do values
-//! in its query that look like keys. It works on any text, since a Dockerfile writes addresses in many
-//! ways, and it hides too much rather than too little.
+//! The law: the user and password of a URL never reach a message, a log or an image, and neither do
+//! the values of query parameters that look like credentials. This works on any text, because a
+//! Dockerfile can write URLs in many ways, and it hides too much rather than too little.
 
-/// What stands for what is hidden.
+/// Replaces what is hidden.
 const HIDDEN: &str = "xxxxx";
 
-/// Parts of the names of query parameters whose values let somebody in.
+/// Parts of the names of query parameters whose values are credentials.
 const SECRET_PARTS: [&str; 9] = [
     "auth", "cred", "key", "pass", "private", "pwd", "secret", "sig", "token",
 ];
 
-/// The text with all addresses in it made fit for display.
+/// The text with the credentials of all URLs in it replaced.
 #[must_use]
-pub(crate) fn addresses(text: &str) -> String {
+pub fn urls(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
         shown.push_str(before);
         shown.push_str("://");
-        let end = after.find(ends_address).unwrap_or(after.len());
-        let (address, behind) = after.split_at(end);
-        one(address, &mut shown);
+        let end = after.find(ends_url).unwrap_or(after.len());
+        let (url, behind) = after.split_at(end);
+        one(url, &mut shown);
         rest = behind;
     }
     shown.push_str(rest);
     shown
 }
 
-/// Blanks and quotes stand in no address.
-fn ends_address(c: char) -> bool {
+/// URLs contain no whitespace and no quotes.
+fn ends_url(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "\"'<>".contains(c)
 }
 
-/// An address without its scheme.
-fn one(address: &str, shown: &mut String) {
-    let host_end = address.find(['/', '?', '#']).unwrap_or(address.len());
-    let (authority, behind) = address.split_at(host_end);
+/// Appends one URL, given without its scheme.
+fn one(url: &str, shown: &mut String) {
+    let host_end = url.find(['/', '?', '#']).unwrap_or(url.len());
+    let (authority, behind) = url.split_at(host_end);
     match authority.rsplit_once('@') {
         Some((_, host)) => {
             shown.push_str(HIDDEN);
@@ -56,7 +56,7 @@ fn one(address: &str, shown: &mut String) {
         shown.push(mark);
         mark = '&';
         match pair.split_once('=') {
-            Some((name, _)) if lets_in(name) => {
+            Some((name, _)) if is_credential(name) => {
                 shown.push_str(name);
                 shown.push('=');
                 shown.push_str(HIDDEN);
@@ -66,18 +66,18 @@ fn one(address: &str, shown: &mut String) {
     }
 }
 
-fn lets_in(name: &str) -> bool {
+fn is_credential(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     SECRET_PARTS.iter().any(|part| lower.contains(part))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::addresses;
+    use super::urls;
 
     #[track_caller]
     fn check(text: &str, want: &str) {
-        assert_eq!(addresses(text), want);
+        assert_eq!(urls(text), want);
     }
 
     #[test]

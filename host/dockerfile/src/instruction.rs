@@ -1,10 +1,10 @@
-//! From the text of an instruction to its parts.
+//! Parses a logical line into an instruction.
 
-use super::ast::{Command, Copy, From, Health, Kind, Pairs, Run};
-use super::error::Fault;
-use super::heredoc::{self, Heredoc};
-use super::suggest::closest;
-use super::words::{self, FlagKind, Flags, json_list, split_blanks, split_first, take_flags};
+use crate::ast::{Command, Copy, From, Health, Kind, Pairs, Run};
+use crate::error::Fault;
+use crate::heredoc::{self, Heredoc};
+use crate::suggest::closest;
+use crate::words::{self, FlagKind, Flags, json_list, split_blanks, split_first, take_flags};
 
 /// Names of all instructions.
 const NAMES: [&str; 18] = [
@@ -28,8 +28,8 @@ const NAMES: [&str; 18] = [
     "WORKDIR",
 ];
 
-/// The heredocs that an instruction begins; only `RUN`, `COPY` and `ADD` can, in the shell form.
-pub(super) fn heredocs_of(text: &str, escape: char) -> Vec<Heredoc> {
+/// The heredocs of an instruction. Only `RUN`, `COPY` and `ADD` can have them, and not in JSON form.
+pub(crate) fn heredocs_of(text: &str, escape: char) -> Vec<Heredoc> {
     let (mut name, mut rest) = split_first(text);
     if name.eq_ignore_ascii_case("ONBUILD") {
         (name, rest) = split_first(rest);
@@ -44,8 +44,8 @@ pub(super) fn heredocs_of(text: &str, escape: char) -> Vec<Heredoc> {
     heredoc::heads(text)
 }
 
-/// Reads an instruction whose heredoc bodies were read already.
-pub(super) fn parse(text: &str, heredocs: Vec<Heredoc>, escape: char) -> Result<Kind, Fault> {
+/// Parses an instruction; `heredocs` already have their bodies.
+pub(crate) fn parse(text: &str, heredocs: Vec<Heredoc>, escape: char) -> Result<Kind, Fault> {
     let (name, rest) = split_first(text);
     let upper = name.to_ascii_uppercase();
     let (flags, rest) = match upper.as_str() {
@@ -72,7 +72,7 @@ pub(super) fn parse(text: &str, heredocs: Vec<Heredoc>, escape: char) -> Result<
         "VOLUME" => volume(&line),
         "USER" => line.value().map(Kind::User),
         "WORKDIR" => line.value().map(Kind::Workdir),
-        // Flags of STOPSIGNAL are not looked at; neither does Docker.
+        // Flags of STOPSIGNAL are ignored, as in Docker.
         "STOPSIGNAL" => line.argument().map(Kind::StopSignal),
         "MAINTAINER" => line.value().map(Kind::Maintainer),
         "HEALTHCHECK" => healthcheck(&line),
@@ -86,7 +86,7 @@ fn unknown(name: &str) -> Fault {
     Fault::new(format!("unknown instruction: {shown}")).did_you_mean(closest(name, NAMES))
 }
 
-/// An instruction cut into its parts.
+/// A logical line split into its parts.
 struct Line<'l> {
     name: &'l str,
     flags: &'l [String],
@@ -99,7 +99,7 @@ impl Line<'_> {
         Flags::read(self.flags, known)
     }
 
-    /// The whole rest of the line as one value.
+    /// The rest of the line as one argument.
     fn argument(&self) -> Result<String, Fault> {
         match self.rest {
             "" => Err(Fault::new(format!(
@@ -129,7 +129,7 @@ impl Line<'_> {
     fn too_few_words(&self) -> Fault {
         let name = self.name;
         Fault::new(format!(
-            "{name} requires at least two arguments: sources and a destination"
+            "{name} requires at least two arguments: a source and a destination"
         ))
     }
 
@@ -174,13 +174,13 @@ fn check_stage_name(name: &str) -> Result<(), Fault> {
         return Ok(());
     }
     let text = format!(
-        "invalid name for a stage: \"{name}\": it begins with a letter and holds letters, digits, \
-         '-', '_' and '.' only"
+        "invalid name for build stage: \"{name}\", name must start with a letter and contain only \
+         letters, digits, '-', '_' and '.'"
     );
     Err(Fault::new(text))
 }
 
-/// Flags of ARG are not looked at; neither does Docker.
+/// Flags of ARG are ignored, as in Docker.
 fn arg(line: &Line<'_>) -> Result<Kind, Fault> {
     let words = words::split_quoted(line.rest, line.escape);
     if words.is_empty() {
@@ -222,7 +222,7 @@ fn shell(line: &Line<'_>) -> Result<Kind, Fault> {
         }
         Command::Exec(words) => Ok(Kind::Shell(words)),
         Command::Shell(_) => Err(Fault::new(
-            "SHELL requires the arguments to be in JSON form, as in [\"/bin/sh\", \"-c\"]",
+            "SHELL requires the arguments to be in JSON form: SHELL [\"/bin/sh\", \"-c\"]",
         )),
     }
 }
@@ -272,8 +272,8 @@ fn copy(line: &Line<'_>, heredocs: &[Heredoc]) -> Result<Kind, Fault> {
     })))
 }
 
-/// The sources that are heredocs, and the others. Of heredocs with one name the last body counts,
-/// so that one is enough.
+/// The sources that are heredocs, and the others. If several heredocs have the same name, only the
+/// last one is used.
 fn split_sources(words: &[String], heredocs: &[Heredoc]) -> (Vec<Heredoc>, Vec<String>) {
     let (mut bodies, mut others): (Vec<Heredoc>, Vec<String>) = (Vec::new(), Vec::new());
     for word in words {
@@ -311,7 +311,7 @@ fn healthcheck(line: &Line<'_>) -> Result<Kind, Fault> {
     let (kind, rest) = split_first(line.rest);
     match kind.to_ascii_uppercase().as_str() {
         "" => Err(Fault::new("HEALTHCHECK requires at least one argument")),
-        // Flags of NONE are not looked at; neither does Docker.
+        // Flags of NONE are ignored, as in Docker.
         "NONE" if rest.is_empty() => Ok(Kind::Healthcheck(Health::None)),
         "NONE" => Err(Fault::new("HEALTHCHECK NONE takes no arguments")),
         "CMD" => {
@@ -339,7 +339,7 @@ fn healthcheck(line: &Line<'_>) -> Result<Kind, Fault> {
             }))
         }
         _ => Err(Fault::new(format!(
-            "unknown type \"{kind}\" in HEALTHCHECK: use CMD or NONE"
+            "unknown type \"{kind}\" in HEALTHCHECK (try CMD or NONE)"
         ))),
     }
 }
@@ -364,7 +364,7 @@ fn onbuild(line: &Line<'_>, heredocs: Vec<Heredoc>) -> Result<Kind, Fault> {
         text.push_str(body);
         text.push_str(&heredoc.name);
     }
-    // A wrong trigger is better found now than in somebody's build on top of the image.
+    // Report a wrong trigger now, not in the first build on top of the image.
     parse(line.rest, heredocs, line.escape)?;
     Ok(Kind::OnBuild(text))
 }

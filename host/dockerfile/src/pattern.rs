@@ -1,10 +1,10 @@
-//! Patterns of `${v#p}`, `${v%p}` and `${v/p/r}`: `*`, `?`, and `\` before `*`, `?` or `\`.
+//! Patterns of `${v#p}`, `${v%p}` and `${v/p/r}`: `*`, `?`, and escapes such as `\*`.
 //!
-//! The law: a match costs at most a fixed number of steps, whatever pattern and value are.
+//! The law: the cost of a match has a limit that depends on neither pattern nor value.
 
-use super::error::Fault;
+use crate::error::Fault;
 
-/// Steps that one operation may take; each is a few nanoseconds.
+/// Maximum number of steps of one operation; each takes a few nanoseconds.
 const MAX_STEPS: usize = 20_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,15 +14,15 @@ enum Token {
     Many,
 }
 
-/// A pattern, ready to match.
+/// A parsed pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     tokens: Vec<Token>,
     steps: usize,
 }
 
 impl Pattern {
-    pub(super) fn parse(text: &str) -> Result<Self, Fault> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Fault> {
         let mut tokens = Vec::new();
         let mut chars = text.chars();
         while let Some(c) = chars.next() {
@@ -47,15 +47,15 @@ impl Pattern {
         })
     }
 
-    /// `value` without the shortest or longest prefix that matches.
-    pub(super) fn cut_prefix(&mut self, value: &str, longest: bool) -> Result<String, Fault> {
+    /// `value` without its shortest or longest matching prefix.
+    pub(crate) fn cut_prefix(&mut self, value: &str, longest: bool) -> Result<String, Fault> {
         let chars: Vec<char> = value.chars().collect();
         let cut = self.matched(&chars, longest)?.unwrap_or(0);
         Ok(chars.into_iter().skip(cut).collect())
     }
 
-    /// `value` without the shortest or longest suffix that matches.
-    pub(super) fn cut_suffix(&mut self, value: &str, longest: bool) -> Result<String, Fault> {
+    /// `value` without its shortest or longest matching suffix.
+    pub(crate) fn cut_suffix(&mut self, value: &str, longest: bool) -> Result<String, Fault> {
         self.tokens.reverse();
         let chars: Vec<char> = value.chars().rev().collect();
         let cut = self.matched(&chars, longest)?.unwrap_or(0);
@@ -63,7 +63,7 @@ impl Pattern {
     }
 
     /// `value` with the first match, or all of them, replaced.
-    pub(super) fn replace(&mut self, value: &str, by: &str, all: bool) -> Result<String, Fault> {
+    pub(crate) fn replace(&mut self, value: &str, by: &str, all: bool) -> Result<String, Fault> {
         let chars: Vec<char> = value.chars().collect();
         let mut out = String::new();
         let (mut at, mut matched_to, mut done) = (0, None, false);
@@ -74,7 +74,7 @@ impl Pattern {
                 self.matched(rest, true)?
             };
             match found {
-                // Right behind a match, an empty one does not count.
+                // An empty match directly after another match does not count.
                 Some(len) if len > 0 || matched_to != Some(at) => {
                     out.push_str(by);
                     at += len;
@@ -92,10 +92,10 @@ impl Pattern {
         Ok(out)
     }
 
-    /// Length of the shortest or longest beginning of `value` that the whole pattern matches.
+    /// Length of the shortest or longest prefix of `value` that the whole pattern matches.
     ///
-    /// `live` holds the places in the pattern that can be reached; all advance together, so that
-    /// the cost is the product of the two lengths and never more.
+    /// `live` marks the positions in the pattern that are reachable. All advance together, so the
+    /// cost is at most the product of the two lengths.
     fn matched(&mut self, value: &[char], longest: bool) -> Result<Option<usize>, Fault> {
         let end = self.tokens.len();
         let mut live = vec![false; end + 1];
@@ -134,7 +134,7 @@ impl Pattern {
         Ok(found)
     }
 
-    /// Marks a place, and those behind it that are reached without a character.
+    /// Marks a position, and those after it that are reachable without a character.
     fn reach(&self, live: &mut [bool], mut place: usize) {
         while let Some(mark) = live.get_mut(place) {
             if *mark {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn dollar_and_digits_in_a_replacement_mean_nothing() {
+    fn dollar_and_digits_in_a_replacement_are_plain_text() {
         check_replace("aXb", "X", "x$0y", "ax$0yb", "ax$0yb");
     }
 
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evil_pattern_is_refused_in_time() {
+    fn an_expensive_pattern_is_refused_in_time() {
         let value = "a".repeat(60_000);
         let mut pattern = Pattern::parse(&"*a".repeat(1000)).unwrap();
         assert!(pattern.replace(&value, "b", true).is_err());

@@ -1,66 +1,91 @@
-//! Expansion of variables, quotes and escapes, as the builder does it (not a shell).
+//! Expansion of variables, quotes and escapes, by the rules of Dockerfiles (not of a shell).
 //!
-//! The law: any text gives a value or a fault; nesting and size are bounded, so neither the stack
-//! nor memory can be used up by a Dockerfile that doubles its variables.
+//! ```
+//! use dockerfile::expand::{Variables, word};
+//!
+//! struct One;
+//! impl Variables for One {
+//!     fn get(&self, name: &str) -> Option<&str> {
+//!         (name == "VERSION").then_some("3.20")
+//!     }
+//! }
+//!
+//! let expanded = word("alpine:${VERSION:-latest}$SUFFIX", '\\', &One).unwrap();
+//! assert_eq!(expanded.text, "alpine:3.20");
+//! assert!(expanded.unset.contains("SUFFIX"));
+//! ```
+//!
+//! The law: any text gives a value or a fault. Nesting and size have limits, so a Dockerfile that
+//! doubles its variables exhausts neither the stack nor memory.
 
 use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::error::Fault;
-use super::pattern::Pattern;
+use crate::error::Fault;
+use crate::pattern::Pattern;
 
-/// How deep `${a:-${b:-…}}` may nest.
+/// Maximum nesting of `${a:-${b:-…}}`.
 const MAX_DEPTH: usize = 100;
-/// How many bytes longer than its source a value may be. Linux passes at most 128 KiB per variable
-/// to a program.
+/// Maximum number of bytes by which a value can be longer than its source. Linux passes at most
+/// 128 KiB per variable to a program.
 const MAX_GROWTH: usize = 1 << 20;
-/// Unset names that are remembered; the rest of a hopeless text is not reported.
+/// Maximum number of unset variables that are reported for one text.
 const MAX_UNSET: usize = 5;
 
-/// Where values come from.
-pub(crate) trait Variables {
+/// The variables in scope.
+pub trait Variables {
     /// The value of a variable, if it is set.
     fn get(&self, name: &str) -> Option<&str>;
 }
 
-/// What is done with quotes, escapes and unset variables.
+/// How quotes, escapes and unset variables are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// Quotes and escapes are removed; an unset variable is empty.
     Value,
-    /// The same, but quotes are plain text: bodies of heredocs.
+    /// The same, but quotes are plain text: heredoc bodies.
     Body,
-    /// Quotes, escapes and unset variables stay: for display.
+    /// Quotes, escapes and unset variables are kept: for display.
     Display,
 }
 
-/// A value, and the unset variables that it asked for.
+/// An expanded text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Expanded {
-    pub(crate) text: String,
-    /// The text cut at blanks that were not quoted.
-    pub(crate) words: Vec<String>,
-    pub(crate) unset: BTreeSet<String>,
+pub struct Expanded {
+    /// The value.
+    pub text: String,
+    /// The value split at unquoted whitespace.
+    pub words: Vec<String>,
+    /// Variables that it refers to and that are not set; at most five.
+    pub unset: BTreeSet<String>,
 }
 
-/// Expands a word.
-pub(crate) fn word(text: &str, escape: char, env: &dyn Variables) -> Result<Expanded, Fault> {
+/// Expands an argument of an instruction.
+///
+/// # Errors
+/// On bad syntax, an unset variable that is required (`${v:?}`), or a value that is too large.
+pub fn word(text: &str, escape: char, env: &dyn Variables) -> Result<Expanded, Fault> {
     Lexer::new(text, escape, Mode::Value, env).run(text)
 }
 
-/// Expands the body of a heredoc: `\` is always the escape, quotes are plain text.
-pub(crate) fn body(text: &str, env: &dyn Variables) -> Result<Expanded, Fault> {
+/// Expands the body of a heredoc: `\` is always the escape character, and quotes are plain text.
+///
+/// # Errors
+/// As for [`word`].
+pub fn body(text: &str, env: &dyn Variables) -> Result<Expanded, Fault> {
     Lexer::new(text, '\\', Mode::Body, env).run(text)
 }
 
-/// Replaces the variables that are set, for display. What cannot be read stays as it is.
-pub(crate) fn display(text: &str, escape: char, env: &dyn Variables) -> String {
+/// Replaces the variables that are set, for display. A text that cannot be expanded is returned
+/// unchanged.
+#[must_use]
+pub fn display(text: &str, escape: char, env: &dyn Variables) -> String {
     let expanded = Lexer::new(text, escape, Mode::Display, env).run(text);
     expanded.map_or_else(|_| text.to_owned(), |expanded| expanded.text)
 }
 
-/// Text in the making, with its words.
+/// The output of an expansion.
 #[derive(Debug)]
 struct Out {
     text: String,
@@ -78,7 +103,7 @@ impl Out {
             limit,
         }
     }
-    /// Appends; unquoted blanks end words.
+    /// Appends text whose whitespace ends words.
     fn push_str(&mut self, text: &str) -> Result<(), Fault> {
         for c in text.chars() {
             if !c.is_whitespace() {
@@ -90,7 +115,7 @@ impl Out {
         self.grow(text)
     }
 
-    /// Appends text in which blanks do not count.
+    /// Appends text whose whitespace does not end words.
     fn push_quoted(&mut self, text: &str) -> Result<(), Fault> {
         self.word.push_str(text);
         self.grow(text)
@@ -116,10 +141,10 @@ struct Lexer<'a> {
     chars: Peekable<Chars<'a>>,
     escape: char,
     mode: Mode,
-    /// Escapes stay in the text: it is a pattern or a replacement.
+    /// Escapes stay in the text, because it is a pattern or a replacement.
     raw: bool,
     depth: usize,
-    /// The longest text that may come out, at any level.
+    /// Maximum length of the output, at any level of nesting.
     limit: usize,
     env: &'a dyn Variables,
     unset: BTreeSet<String>,
@@ -155,7 +180,7 @@ impl<'a> Lexer<'a> {
         })
     }
 
-    /// Everything up to `stop`, which is taken too; without one, up to the end.
+    /// Expands everything up to `stop`, which is consumed; without one, up to the end.
     fn until(&mut self, stop: Option<char>) -> Result<(String, Vec<String>), Fault> {
         let mut out = Out::new(self.limit);
         while let Some(c) = self.chars.next() {
@@ -178,16 +203,18 @@ impl<'a> Lexer<'a> {
             }
         }
         match stop {
-            Some(stop) => Err(Fault::new(format!("missing {stop} in ${{…}}"))),
+            Some(stop) => Err(Fault::new(format!(
+                "unexpected end of statement while looking for matching {stop}"
+            ))),
             None => Ok(out.finish()),
         }
     }
 
-    /// The same in another state of `raw`, one level deeper.
+    /// Expands up to `stop`, one level deeper.
     fn nested(&mut self, stop: char, raw: bool) -> Result<String, Fault> {
         if self.depth == MAX_DEPTH {
             return Err(Fault::new(format!(
-                "${{…}} is nested more than {MAX_DEPTH} deep"
+                "${{…}} is nested more than {MAX_DEPTH} levels deep"
             )));
         }
         let before = std::mem::replace(&mut self.raw, raw || self.mode == Mode::Display);
@@ -206,7 +233,9 @@ impl<'a> Lexer<'a> {
             }
             text.push(c);
         }
-        Err(Fault::new("a ' is not closed"))
+        Err(Fault::new(
+            "unexpected end of statement while looking for matching single-quote",
+        ))
     }
 
     fn double_quoted(&mut self) -> Result<String, Fault> {
@@ -229,7 +258,9 @@ impl<'a> Lexer<'a> {
                 return Err(too_long(self.limit));
             }
         }
-        Err(Fault::new("a \" is not closed"))
+        Err(Fault::new(
+            "unexpected end of statement while looking for matching double-quote",
+        ))
     }
 
     fn with_quotes(&self, text: String, quote: char) -> String {
@@ -239,7 +270,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// What stands behind a `$`.
+    /// Expands what follows a `$`.
     fn dollar(&mut self) -> Result<String, Fault> {
         if self.chars.next_if_eq(&'{').is_some() {
             return self.braces();
@@ -255,15 +286,17 @@ impl<'a> Lexer<'a> {
         })
     }
 
-    /// What stands behind `${`.
+    /// Expands what follows `${`.
     fn braces(&mut self) -> Result<String, Fault> {
         let name = self.name();
         let operator = self
             .chars
             .next()
-            .ok_or_else(|| Fault::new("missing } in ${…}"))?;
+            .ok_or_else(|| Fault::new("syntax error: missing '}'"))?;
         if name.is_empty() {
-            return Err(Fault::new("bad substitution: ${ is followed by no name"));
+            return Err(Fault::new(
+                "bad substitution: a variable name must follow ${",
+            ));
         }
         match operator {
             '}' => Ok(match self.lookup(&name) {
@@ -286,8 +319,8 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// `${v:-w}`, `${v:+w}`, `${v:?m}` and the same without the colon. The word is evaluated even
-    /// if it is not used.
+    /// `${v:-w}`, `${v:+w}`, `${v:?m}`, with or without the colon. The word is expanded even if it
+    /// is not used.
     fn fallback(&mut self, name: &str, operator: char, colon: bool) -> Result<String, Fault> {
         let word = self.nested('}', false)?;
         let value = self.lookup(name);
@@ -342,7 +375,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A name: letters, digits and `_`; all digits; or one special character.
+    /// A variable name: letters, digits and `_`; only digits; or one special character.
     fn name(&mut self) -> String {
         let mut name = String::new();
         let first = |c: &char| {
@@ -380,9 +413,9 @@ impl<'a> Lexer<'a> {
 }
 
 fn too_long(limit: usize) -> Fault {
-    Fault::new(format!("expands to more than {limit} bytes"))
+    Fault::new(format!("the value is longer than {limit} bytes"))
 }
 
 fn unsupported(modifier: &str) -> Fault {
-    Fault::new(format!("unsupported modifier ({modifier}) in ${{…}}"))
+    Fault::new(format!("unsupported modifier ({modifier}) in substitution"))
 }

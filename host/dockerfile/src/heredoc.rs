@@ -1,26 +1,26 @@
-//! Heredocs: files whose content stands in the Dockerfile.
+//! Heredocs: files whose content is in the Dockerfile.
 //!
-//! A heredoc is a whole word, `<<NAME`, `<<-NAME` or `3<<NAME`; its body follows the instruction's
-//! joined line and ends with a line that is NAME and nothing else.
+//! A heredoc is a whole word, `<<NAME`, `<<-NAME` or `3<<NAME`. Its body starts below the
+//! instruction and ends before a line that consists of NAME.
 
-use super::error::Fault;
-use super::lines::{LineFault, Lines, without_end};
+use crate::error::Fault;
+use crate::lines::{LineFault, Lines, without_end};
 
 /// A heredoc with its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heredoc {
     /// The delimiter without quotes; also the name of the file.
     pub name: String,
-    /// Variables in the body are expanded: no part of the delimiter was quoted.
+    /// Whether variables in the body are expanded: no part of the delimiter is quoted.
     pub expand: bool,
-    /// Leading TABs of each line do not count (`<<-`).
+    /// Whether leading tabs of each line are removed (`<<-`).
     pub strip_tabs: bool,
-    /// The body as it stands in the file, line ends included.
+    /// The body as it is in the file, including line ends.
     pub body: Vec<u8>,
 }
 
 impl Heredoc {
-    /// The body without the TABs that `<<-` takes away.
+    /// The content: the body without the tabs that `<<-` removes.
     #[must_use]
     pub fn content(&self) -> Vec<u8> {
         if !self.strip_tabs {
@@ -33,13 +33,14 @@ impl Heredoc {
             .collect()
     }
 
-    /// Whether `text` is this heredoc and nothing else.
-    pub(crate) fn is_word(&self, text: &str) -> bool {
+    /// Whether `text` consists of this heredoc's `<<NAME` word.
+    #[must_use]
+    pub fn is_word(&self, text: &str) -> bool {
         Self::of_word(text).is_some_and(|other| other.name == self.name)
     }
 
-    /// The heredoc that `word` begins, without a body.
-    pub(super) fn of_word(word: &str) -> Option<Self> {
+    /// The heredoc that `word` starts, without its body.
+    pub(crate) fn of_word(word: &str) -> Option<Self> {
         let rest = word
             .trim_start_matches(|c: char| c.is_ascii_digit())
             .strip_prefix("<<")?;
@@ -59,7 +60,7 @@ impl Heredoc {
     }
 
     /// Reads the body from the lines that follow.
-    pub(super) fn read_body(
+    pub(crate) fn read_body(
         &mut self,
         lines: &mut Lines<'_>,
         first: usize,
@@ -76,9 +77,12 @@ impl Heredoc {
             }
             self.body.extend_from_slice(line);
         }
-        let text = format!("unterminated heredoc: no line is just \"{}\"", self.name);
+        let text = format!(
+            "unterminated heredoc: no line consists of \"{}\"",
+            self.name
+        );
         let hint = Some(
-            "a word that begins with << starts a heredoc; write $((1<<2)) without blanks to shift"
+            "a word that starts with << is a heredoc; write a shift without spaces: $((1<<2))"
                 .to_owned(),
         );
         Err((
@@ -99,13 +103,13 @@ fn without_tabs(mut line: &[u8]) -> &[u8] {
     line
 }
 
-/// The heredocs that an instruction's joined line begins, in order.
-pub(super) fn heads(line: &str) -> Vec<Heredoc> {
+/// The heredocs that a logical line starts, in order.
+pub(crate) fn heads(line: &str) -> Vec<Heredoc> {
     let mut heads = Vec::new();
     if !line.contains("<<") {
         return heads;
     }
-    // An unmatched quote means that nothing in the line is a heredoc.
+    // A line with an unmatched quote contains no heredoc.
     let mut words = raw_words(line).unwrap_or_default().into_iter();
     while let Some(word) = words.next() {
         let arrow = word.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -120,14 +124,14 @@ pub(super) fn heads(line: &str) -> Vec<Heredoc> {
     heads
 }
 
-/// What a character stands in.
+/// What encloses a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Inside {
     Double,
     Brace,
 }
 
-/// Words with their quotes and escapes. `None` if a quote or a brace is not closed.
+/// Words with their quotes and escapes; `None` if a quote or a brace is not closed.
 fn raw_words(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -165,7 +169,7 @@ fn raw_words(line: &str) -> Option<Vec<String>> {
     stack.is_empty().then_some(words)
 }
 
-/// The delimiter without quotes and escapes, if it is a single word.
+/// The delimiter without quotes and escapes; `None` if it is not a single word.
 fn unquoted(text: &str) -> Option<String> {
     let mut name = String::new();
     let mut quote = None;
@@ -189,7 +193,7 @@ fn unquoted(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Name, whether it expands, whether it strips TABs.
+    /// Name, whether it expands, whether it strips tabs.
     #[track_caller]
     fn check(line: &str, expected: &[(&str, bool, bool)]) {
         let heads = heads(line);
@@ -214,13 +218,13 @@ mod tests {
     }
 
     #[test]
-    fn blanks_may_stand_after_the_arrow() {
+    fn spaces_are_allowed_after_the_arrow() {
         check("RUN cat << E >f", &[("E", true, false)]);
         check("RUN cat <<- 'E'", &[("E", false, true)]);
     }
 
     #[test]
-    fn a_shift_with_blanks_looks_like_a_heredoc() {
+    fn a_shift_with_spaces_looks_like_a_heredoc() {
         check("RUN echo $(( 1 << 2 ))", &[("2", true, false)]);
         check("RUN echo $(( 1<<2 ))", &[("2", true, false)]);
         check("RUN echo $((1<<2))", &[]);
@@ -236,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn quoted_text_holds_no_heredoc() {
+    fn quoted_text_contains_no_heredoc() {
         check("RUN echo \"a <<E b\"", &[]);
         check("RUN echo 'a <<E b'", &[]);
         check(r"RUN echo \<<E", &[]);
@@ -251,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_ends_with_a_line_that_is_the_delimiter() {
+    fn a_body_ends_at_a_line_that_is_the_delimiter() {
         assert_eq!(body("<<E", "a\n E\nE \nE\nb").unwrap().body, b"a\n E\nE \n");
         assert_eq!(body("<<E", "x\r\nE\r\n").unwrap().body, b"x\r\n");
         assert!(

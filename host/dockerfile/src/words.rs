@@ -1,31 +1,31 @@
-//! How the rest of an instruction is cut up: flags, words, names and values, JSON.
+//! Splits the rest of an instruction: flags, words, pairs, JSON arrays.
 
 use std::collections::BTreeMap;
 
-use super::error::Fault;
-use super::suggest::closest;
+use crate::error::Fault;
+use crate::suggest::closest;
 
-/// Blanks that separate words.
+/// Whitespace that separates words.
 const BLANKS: [char; 5] = ['\t', '\u{b}', '\u{c}', '\r', ' '];
 
-/// The first word and the rest without the blanks around it.
-pub(super) fn split_first(text: &str) -> (&str, &str) {
+/// The first word and the rest, trimmed.
+pub(crate) fn split_first(text: &str) -> (&str, &str) {
     let text = text.trim();
     text.split_once(BLANKS)
         .map_or((text, ""), |(word, rest)| (word, rest.trim()))
 }
 
-/// Words between blanks; quotes mean nothing.
-pub(super) fn split_blanks(text: &str) -> Vec<String> {
+/// Words separated by whitespace; quotes have no meaning.
+pub(crate) fn split_blanks(text: &str) -> Vec<String> {
     text.split(BLANKS)
         .filter(|word| !word.is_empty())
         .map(str::to_owned)
         .collect()
 }
 
-/// Takes the words that begin with `--` from the front. Quotes group and are removed, the escape
-/// character protects the next one; a lone `--` ends the flags.
-pub(super) fn take_flags(text: &str, escape: char) -> (Vec<String>, &str) {
+/// Takes the leading words that start with `--`. Quotes group and are removed, the escape character
+/// quotes the next one, and a single `--` ends the flags.
+pub(crate) fn take_flags(text: &str, escape: char) -> (Vec<String>, &str) {
     let mut flags = Vec::new();
     let mut rest = text.trim_start();
     while rest.starts_with("--") {
@@ -59,9 +59,9 @@ fn take_flag(text: &str, escape: char) -> (String, &str) {
     (word, "")
 }
 
-/// What a flag takes.
+/// What value a flag takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FlagKind {
+pub(crate) enum FlagKind {
     /// `--name=value`, once.
     Text,
     /// `--name`, `--name=true` or `--name=false`, once.
@@ -72,11 +72,11 @@ pub(super) enum FlagKind {
 
 /// The flags of one instruction, by name.
 #[derive(Debug, Default)]
-pub(super) struct Flags(BTreeMap<&'static str, Vec<String>>);
+pub(crate) struct Flags(BTreeMap<&'static str, Vec<String>>);
 
 impl Flags {
-    /// Reads `given` by the table of flags that the instruction knows.
-    pub(super) fn read(
+    /// Parses `given`; `known` are the flags of the instruction.
+    pub(crate) fn read(
         given: &[String],
         known: &[(&'static str, FlagKind)],
     ) -> Result<Self, Fault> {
@@ -96,7 +96,7 @@ impl Flags {
             let value = flag_value(name, *kind, value)?;
             let values = flags.0.entry(name).or_default();
             if *kind != FlagKind::List && !values.is_empty() {
-                return Err(Fault::new(format!("flag --{name} is given twice")));
+                return Err(Fault::new(format!("duplicate flag specified: --{name}")));
             }
             values.push(value);
         }
@@ -104,17 +104,17 @@ impl Flags {
     }
 
     /// The value of a text flag.
-    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+    pub(crate) fn text(&mut self, name: &str) -> Option<String> {
         self.0.get_mut(name)?.pop()
     }
 
     /// The value of a boolean flag.
-    pub(super) fn boolean(&mut self, name: &str) -> Option<bool> {
+    pub(crate) fn boolean(&mut self, name: &str) -> Option<bool> {
         self.text(name).map(|value| value == "true")
     }
 
     /// The values of a list flag.
-    pub(super) fn list(&mut self, name: &str) -> Vec<String> {
+    pub(crate) fn list(&mut self, name: &str) -> Vec<String> {
         self.0.remove(name).unwrap_or_default()
     }
 }
@@ -125,18 +125,18 @@ fn flag_value(name: &str, kind: FlagKind, value: Option<&str>) -> Result<String,
         (FlagKind::Bool, Some(value)) => match value.to_ascii_lowercase().as_str() {
             value @ ("true" | "false") => Ok(value.to_owned()),
             _ => Err(Fault::new(format!(
-                "flag --{name} takes true or false, not \"{value}\""
+                "expecting boolean value for flag --{name}, not: {value}"
             ))),
         },
         (FlagKind::Text | FlagKind::List, Some(value)) => Ok(value.to_owned()),
-        (FlagKind::Text | FlagKind::List, None) => Err(Fault::new(format!(
-            "flag --{name} needs a value: --{name}=…"
-        ))),
+        (FlagKind::Text | FlagKind::List, None) => {
+            Err(Fault::new(format!("missing a value on flag: --{name}")))
+        }
     }
 }
 
-/// Words between blanks, where quotes and escapes group but stay in the word.
-pub(super) fn split_quoted(text: &str, escape: char) -> Vec<String> {
+/// Words separated by whitespace; quotes and escapes group and stay in the word.
+pub(crate) fn split_quoted(text: &str, escape: char) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut quote = None;
@@ -149,7 +149,7 @@ pub(super) fn split_quoted(text: &str, escape: char) -> Vec<String> {
             continue;
         }
         if c == escape && quote != Some('\'') {
-            // An escape at the very end protects nothing and goes.
+            // An escape at the very end is dropped.
             if let Some(next) = chars.next() {
                 word.extend([c, next]);
             }
@@ -168,8 +168,8 @@ pub(super) fn split_quoted(text: &str, escape: char) -> Vec<String> {
     words
 }
 
-/// `k=v …`, or the legacy form `k rest-of-line`. Says whether it was the legacy form.
-pub(super) fn pairs(
+/// Parses `k=v …`, or the legacy form `k rest-of-line`. Also returns whether it is the legacy form.
+pub(crate) fn pairs(
     name: &str,
     text: &str,
     escape: char,
@@ -188,7 +188,7 @@ pub(super) fn pairs(
     let mut pairs = Vec::with_capacity(words.len());
     for word in &words {
         let Some((key, value)) = word.split_once('=') else {
-            let text = format!("can't find = in \"{word}\": it must be of the form name=value");
+            let text = format!("can't find = in \"{word}\". Must be of the form: name=value");
             return Err(Fault::new(text));
         };
         if key.is_empty() {
@@ -199,8 +199,8 @@ pub(super) fn pairs(
     Ok((pairs, false))
 }
 
-/// The JSON form. `None` if the text is not a JSON array, which makes it the other form.
-pub(super) fn json_list(text: &str) -> Result<Option<Vec<String>>, Fault> {
+/// Parses a JSON array of strings; `None` if the text is not a JSON array.
+pub(crate) fn json_list(text: &str) -> Result<Option<Vec<String>>, Fault> {
     if !text.starts_with('[') {
         return Ok(None);
     }
@@ -211,7 +211,7 @@ pub(super) fn json_list(text: &str) -> Result<Option<Vec<String>>, Fault> {
     strings
         .collect::<Option<Vec<String>>>()
         .map(Some)
-        .ok_or_else(|| Fault::new("an argument list in JSON form may hold strings only"))
+        .ok_or_else(|| Fault::new("only string type is allowed in JSON format arrays"))
 }
 
 #[cfg(test)]
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_stand_before_everything_else() {
+    fn flags_come_before_everything_else() {
         check_flags("true --mount=type=ssh", &[], "true --mount=type=ssh");
         check_flags("--link  --chown=a b c", &["--link", "--chown=a"], "b c");
         check_flags("-- --x", &[], "--x");
@@ -281,7 +281,10 @@ mod tests {
             assert_eq!(flags.boolean("link"), Some(expected));
         }
         for flag in ["--link=1", "--link=", "--link=yes"] {
-            assert!(refused(&[flag]).message.contains("true or false"), "{flag}");
+            assert!(
+                refused(&[flag]).message.contains("expecting boolean"),
+                "{flag}"
+            );
         }
     }
 
@@ -294,9 +297,9 @@ mod tests {
         assert!(
             refused(&["--chown=a", "--chown=a"])
                 .message
-                .contains("twice")
+                .contains("duplicate flag")
         );
-        assert!(refused(&["--chown"]).message.contains("needs a value"));
+        assert!(refused(&["--chown"]).message.contains("missing a value"));
         let mut flags = Flags::read(
             &["--exclude=a", "--exclude=b"].as_slice().map_to_owned(),
             KNOWN,
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_and_escapes_group_words_and_stay() {
+    fn quotes_and_escapes_group_words_and_are_kept() {
         assert_eq!(
             split_quoted(r#"a="b c" d=e\ f g='h \' i"#, '\\'),
             [r#"a="b c""#, r"d=e\ f", r"g='h \'", "i"]
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_the_other_form() {
+    fn invalid_json_is_the_other_form() {
         for text in [
             "['echo', 'hi']",
             r#"["a",]"#,

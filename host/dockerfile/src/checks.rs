@@ -1,28 +1,31 @@
-//! Which build checks are reported: the `check` directive.
+//! The `check` directive: which build checks are reported.
 
 use std::collections::BTreeSet;
 
-use super::error::Fault;
+use crate::error::Fault;
 
-/// What the `check` directive asks for.
+/// The settings of the `check` directive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Checks {
     skip_all: bool,
     skip: BTreeSet<String>,
-    /// Anything reported fails the build.
+    /// Whether any reported check fails the build.
     pub error: bool,
 }
 
 impl Checks {
-    /// Reads `skip=A,B;error=true;experimental=C`.
-    pub(crate) fn parse(text: &str) -> Result<Self, Fault> {
+    /// Parses `skip=A,B;error=true;experimental=C`.
+    ///
+    /// # Errors
+    /// On an unknown option, or a value of `error` that is not a boolean.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
         let mut checks = Self::default();
         for option in text.split(';') {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             match key {
                 "skip" => checks.add_skipped(value),
                 "error" => checks.error = boolean(value)?,
-                // No check is experimental here, so there is nothing to switch on.
+                // There are no experimental checks to enable.
                 "experimental" => {}
                 _ => return Err(Fault::new(format!("invalid check option \"{option}\""))),
             }
@@ -30,8 +33,9 @@ impl Checks {
         Ok(checks)
     }
 
-    /// The same, with the `# check=` comments above an instruction taken into account.
-    pub(crate) fn with_comments(&self, comments: &[String]) -> Self {
+    /// These settings, combined with the `# check=` comments above an instruction.
+    #[must_use]
+    pub fn with_comments(&self, comments: &[String]) -> Self {
         let mut checks = self.clone();
         for comment in comments {
             let Some(options) = comment.strip_prefix("check=") else {
@@ -47,7 +51,7 @@ impl Checks {
         checks
     }
 
-    /// Whether a rule is not to be reported.
+    /// Whether a rule is skipped.
     #[must_use]
     pub fn skips(&self, rule: &str) -> bool {
         self.skip_all || self.skip.contains(rule)
@@ -68,7 +72,7 @@ fn boolean(text: &str) -> Result<bool, Fault> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err(Fault::new(format!(
-            "invalid value \"{text}\" for the check option error"
+            "invalid value \"{text}\" for the check option \"error\": use true or false"
         ))),
     }
 }
@@ -78,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_read() {
+    fn options_are_parsed() {
         let checks = Checks::parse("skip=A,B;error=true").unwrap();
         assert!(checks.skips("A") && checks.skips("B") && !checks.skips("C") && checks.error);
         assert!(Checks::parse("skip=all").unwrap().skips("C"));
@@ -87,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_skips_for_one_instruction() {
+    fn a_comment_skips_a_rule_for_one_instruction() {
         let checks = Checks::default();
         let above = checks.with_comments(&["check=skip=A".to_owned(), "other".to_owned()]);
         assert!(above.skips("A") && !checks.skips("A"));

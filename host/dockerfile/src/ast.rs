@@ -1,28 +1,28 @@
-//! Instructions: what each says, before any variable is expanded.
+//! Instructions as written, before any variable is expanded.
 
-use super::heredoc::Heredoc;
+use crate::heredoc::Heredoc;
 
-/// One instruction with its place in the file.
+/// One instruction with its position in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instruction {
     /// First line, one-based.
     pub first: usize,
-    /// Last line, heredoc bodies included.
+    /// Last line, including heredoc bodies.
     pub last: usize,
-    /// The joined line, without heredoc bodies.
+    /// The logical line: continuation lines joined, without heredoc bodies.
     pub text: String,
-    /// Comments above it.
+    /// Comments directly above it, without `#`.
     pub comments: Vec<String>,
-    /// What it says.
+    /// What kind of instruction it is, with its arguments.
     pub kind: Kind,
 }
 
-/// The kinds of instructions with their arguments as written.
+/// The instructions with their arguments as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// `FROM`
     From(From),
-    /// `ARG`: names with their defaults
+    /// `ARG`: names with their default values
     Arg(Vec<(String, Option<String>)>),
     /// `ENV`
     Env(Pairs),
@@ -59,40 +59,40 @@ pub enum Kind {
 /// Arguments of `FROM`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct From {
-    /// Image or stage.
+    /// The image or stage to start from.
     pub base: String,
     /// `--platform`
     pub platform: Option<String>,
-    /// The name behind `AS`, as written.
+    /// The name after `AS`, as written.
     pub name: Option<String>,
-    /// The word `AS`, as written.
+    /// The keyword `AS`, as written.
     pub as_word: Option<String>,
 }
 
 /// Names and values of `ENV` and `LABEL`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pairs {
-    /// In order.
+    /// The pairs, in order.
     pub pairs: Vec<(String, String)>,
-    /// Written as `NAME value`, without `=`.
+    /// Whether they were written as `NAME value`, without `=`.
     pub legacy: bool,
 }
 
-/// A command in one of the two forms.
+/// A command in shell form or exec form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Text for the shell.
+    /// Shell form: text for the shell.
     Shell(String),
-    /// Program and arguments.
+    /// Exec form: program and arguments.
     Exec(Vec<String>),
 }
 
 /// Arguments of `RUN`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
-    /// What is run.
+    /// The command.
     pub command: Command,
-    /// Heredocs that the line begins.
+    /// The heredocs of the line.
     pub heredocs: Vec<Heredoc>,
     /// `--mount`, as written.
     pub mounts: Vec<String>,
@@ -107,11 +107,11 @@ pub struct Run {
 /// Arguments of `COPY` and `ADD`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
-    /// It is `ADD`.
+    /// Whether it is `ADD`.
     pub add: bool,
     /// Paths and URLs.
     pub sources: Vec<String>,
-    /// Sources that stand in the Dockerfile.
+    /// Sources whose content is in the Dockerfile.
     pub heredocs: Vec<Heredoc>,
     /// Destination.
     pub dest: String,
@@ -131,7 +131,7 @@ pub struct Copy {
     pub checksum: Option<String>,
     /// `--keep-git-dir`
     pub keep_git_dir: bool,
-    /// `--unpack`, if given
+    /// `--unpack`, if it is given
     pub unpack: Option<bool>,
 }
 

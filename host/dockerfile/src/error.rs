@@ -1,22 +1,22 @@
-//! What is wrong with a Dockerfile, and where.
+//! Errors: what is wrong with a Dockerfile, and where.
 
 use std::fmt;
 
 use crate::redact;
 
-/// Lines of an excerpt that are marked at most; the rest of a long instruction is left out.
+/// Maximum number of marked lines in an excerpt; the rest of a long instruction is omitted.
 const MAX_MARKED: usize = 20;
-/// Characters of a line that are shown in an excerpt.
+/// Maximum number of characters shown of a line.
 const MAX_SHOWN: usize = 500;
 
-/// An error in a Dockerfile. Shown as one line, `FILE:LINE: message`.
+/// An error in a Dockerfile. Displayed as one line: `FILE:LINE: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DockerfileError {
-    /// Name of the file, as given by the caller.
+    /// Name of the file, as the caller gave it.
     pub file: String,
-    /// First line that it is about, one-based; zero if it is about no line.
+    /// First line of the instruction, one-based; zero if there is no particular line.
     pub line: usize,
-    /// Last line that it is about.
+    /// Last line of the instruction.
     pub last_line: usize,
     /// What is wrong.
     pub message: String,
@@ -26,7 +26,8 @@ pub struct DockerfileError {
 }
 
 impl DockerfileError {
-    /// The lines around the error, with the wrong ones marked; empty if it is about no line.
+    /// The lines around the error, with those of the instruction marked; empty if there is no
+    /// particular line.
     #[must_use]
     pub fn excerpt(&self) -> &str {
         &self.excerpt
@@ -59,28 +60,33 @@ impl fmt::Display for DockerfileError {
 
 impl std::error::Error for DockerfileError {}
 
-/// What is wrong with the instruction at hand; whoever knows its lines makes it an error.
+/// What is wrong with an instruction, without its position. [`crate::Dockerfile::error`] adds that.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) message: String,
-    pub(crate) hint: Option<String>,
+pub struct Fault {
+    /// What is wrong.
+    pub message: String,
+    /// What to try, such as `did you mean RUN?`.
+    pub hint: Option<String>,
 }
 
 impl Fault {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// A fault without a hint.
+    pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: None,
         }
     }
 
-    /// Something of the language that this version cannot build.
-    pub(crate) fn unsupported(what: &str) -> Self {
+    /// A fault for a feature that this version cannot build: `WHAT is not supported yet`.
+    #[must_use]
+    pub fn unsupported(what: &str) -> Self {
         Self::new(format!("{what} is not supported yet"))
     }
 
-    /// Adds `did you mean …?` if `close` is something.
-    pub(crate) fn did_you_mean(self, close: Option<&str>) -> Self {
+    /// Adds the hint `did you mean …?` if there is a suggestion.
+    #[must_use]
+    pub fn did_you_mean(self, close: Option<&str>) -> Self {
         Self {
             hint: close.map(|close| format!("did you mean {close}?")),
             ..self
@@ -88,9 +94,9 @@ impl Fault {
     }
 }
 
-/// The lines `first..=last` (one-based) of `text`, marked with `>>>`, and those around them: two on
-/// each side, or one if several are marked. Control characters are shown as U+FFFD, so that a
-/// Dockerfile cannot steer the terminal that shows it.
+/// The lines `first..=last` (one-based) of `text`, marked with `>>>`, with context: two lines on each
+/// side, or one if several lines are marked. Control characters are shown as U+FFFD, so that a
+/// Dockerfile cannot control the terminal. Credentials in URLs are hidden.
 #[must_use]
 pub fn excerpt(text: &[u8], first: usize, last: usize) -> String {
     let around = if last > first { 1 } else { 2 };
@@ -122,18 +128,18 @@ pub fn excerpt(text: &[u8], first: usize, last: usize) -> String {
     out + &rule + "\n"
 }
 
-/// A message without line breaks and other control characters, whatever it quotes.
+/// A message without line breaks and other control characters.
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// One line of a file, made harmless and not too long.
+/// One line of a file, printable and with limited length.
 fn printable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     let text = text
         .trim_end_matches(['\r', '\n'])
         .trim_start_matches('\u{feff}');
-    let text = redact::addresses(text);
+    let text = redact::urls(text);
     let mut shown: String = text
         .chars()
         .take(MAX_SHOWN)
@@ -156,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_is_shown_with_two_on_each_side() {
+    fn one_line_is_shown_with_two_lines_of_context() {
         assert_eq!(
             excerpt(b"FROM alpine\nWORKDIR /src\nRUN make\nCOPY out /\n", 3, 3),
             "--------------------\n   1 |     FROM alpine\n   2 |     WORKDIR /src\n   3 | >>> RUN make\n   \
@@ -165,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_are_shown_with_one_on_each_side() {
+    fn several_lines_are_shown_with_one_line_of_context() {
         let text = excerpt(b"a\nb\nc\nd\ne\nf", 3, 4);
         assert_eq!(
             text,
@@ -186,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_out_of_range_are_no_panic() {
+    fn lines_out_of_range_do_not_panic() {
         for (first, last) in [(0, 0), (9, 3), (1, usize::MAX), (usize::MAX, usize::MAX)] {
             assert!(excerpt(b"a\n", first, last).starts_with("---"));
         }

@@ -1,22 +1,57 @@
-//! The Dockerfile language: from the bytes of a file to instructions with their lines.
+//! The Dockerfile front end: text in, instructions with their positions out.
 //!
-//! Reading goes in layers, each a module of its own: the directives at the top of the file,
-//! physical lines joined to logical ones, heredoc bodies, flags and words, instructions. Nothing is
-//! expanded here; [`crate::plan`] does that, since values depend on the stage.
+//! ```
+//! use dockerfile::{Kind, parse};
 //!
-//! The laws: reading is pure; any bytes give a [`Dockerfile`] or a [`DockerfileError`] with a line,
-//! never a panic; what is valid but cannot be built yet is refused when a build needs it, never
-//! passed over.
+//! let text = b"FROM alpine AS build\nRUN apk add make && \\\n    make\n";
+//! let dockerfile = parse("Dockerfile", text)?;
+//! let stage = &dockerfile.stages[0];
+//! assert_eq!(stage.from.base, "alpine");
+//!
+//! let run = &stage.instructions[0];
+//! assert!(matches!(run.kind, Kind::Run(_)));
+//! assert_eq!((run.first, run.last), (2, 3));
+//!
+//! let error = parse("Dockerfile", b"FROM alpine\nRNU make\n").unwrap_err();
+//! assert_eq!(error.to_string(), "Dockerfile:2: unknown instruction: RNU");
+//! assert_eq!(error.hint.as_deref(), Some("did you mean RUN?"));
+//! # Ok::<(), dockerfile::DockerfileError>(())
+//! ```
+//!
+//! Laws:
+//!
+//! - Parsing is pure: no I/O, no environment, no clock.
+//! - Any bytes give a [`Dockerfile`] or a [`DockerfileError`] that names a line. Nothing panics, and
+//!   file size, instructions, stages, nesting and expansion have limits.
+//! - The parser expands no variables, because their values depend on the stage and on build
+//!   arguments. The caller does that with [`expand`].
+//! - Valid syntax that cannot be built yet is parsed. The caller reports it when a build needs it.
+//!
+//! Parsing goes through these modules, in this order:
+//!
+//! | module | from | to |
+//! |---|---|---|
+//! | `directive` | the top of the file | `escape`, `syntax` and `check` directives |
+//! | `lines` | physical lines | logical lines, with comments and continuations resolved |
+//! | `heredoc` | the lines below an instruction | heredoc bodies |
+//! | `words` | the rest of a logical line | flags, words, pairs, JSON arrays |
+//! | `instruction` | a logical line and its heredocs | an `ast` instruction |
+//! | [`expand`], `pattern` | a word and variables | its value (called by the user of this crate) |
+//!
+//! `error` says what is wrong and where, `checks` which build checks are enabled, `suggest` adds
+//! "did you mean", and [`redact`] hides credentials before a URL is shown.
+#![forbid(unsafe_code)]
 
 mod ast;
 mod checks;
 mod directive;
 mod error;
-mod expand;
+pub mod expand;
 mod heredoc;
 mod instruction;
 mod lines;
 mod pattern;
+pub mod redact;
 mod suggest;
 mod words;
 
@@ -24,33 +59,30 @@ use std::collections::BTreeSet;
 
 pub use ast::{Command, Copy, From, Health, Instruction, Kind, Pairs, Run};
 pub use checks::Checks;
-pub use error::{DockerfileError, excerpt};
+pub use error::{DockerfileError, Fault, excerpt};
 pub use heredoc::Heredoc;
-
-pub(crate) use error::Fault;
-pub(crate) use expand::{Expanded, Variables, body, display, word};
-pub(crate) use suggest::closest;
+pub use suggest::closest;
 
 use lines::{LineFault, Lines};
 
-/// The longest file that is read, in bytes.
+/// Maximum size of a file, in bytes.
 const MAX_FILE: usize = 16 << 20;
-/// The most instructions in a file. Each can become a layer, and no file system stacks so many.
+/// Maximum number of instructions in a file. Each can become a layer, and no file system stacks so
+/// many.
 const MAX_INSTRUCTIONS: usize = 10_000;
-
-/// The most stages in a file.
+/// Maximum number of stages in a file.
 const MAX_STAGES: usize = 1_000;
 
-/// A Dockerfile that was read: instructions by stage, nothing expanded.
+/// A parsed Dockerfile: instructions by stage, with no variables expanded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dockerfile {
     /// Name of the file, for messages.
     pub file: String,
-    /// The text it was read from.
+    /// The text it was parsed from.
     pub source: Vec<u8>,
     /// The escape character.
     pub escape: char,
-    /// The front end's image that the file asks for, and the line that does.
+    /// The front end image that the `syntax` directive names, and the line of the directive.
     pub syntax: Option<(String, usize)>,
     /// Which build checks are reported.
     pub checks: Checks,
@@ -58,18 +90,18 @@ pub struct Dockerfile {
     pub global: Vec<Instruction>,
     /// The stages, at least one.
     pub stages: Vec<StageText>,
-    /// Lines of instructions that have blank lines inside.
+    /// First lines of the instructions that contain blank lines.
     pub blank_inside: BTreeSet<usize>,
 }
 
-/// One stage: a `FROM` and what follows it.
+/// One stage: a `FROM` and the instructions below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StageText {
     /// Arguments of `FROM`.
     pub from: From,
     /// The `FROM` instruction itself.
     pub head: Instruction,
-    /// What follows.
+    /// The instructions below `FROM`.
     pub instructions: Vec<Instruction>,
 }
 
@@ -85,17 +117,20 @@ impl StageText {
 }
 
 impl Dockerfile {
-    /// An error about the lines `first..=last`; zero for none.
-    pub(crate) fn error(&self, first: usize, last: usize, fault: Fault) -> DockerfileError {
+    /// An error about the lines `first..=last` (one-based), with an excerpt of them; zero means no
+    /// particular line.
+    #[must_use]
+    pub fn error(&self, first: usize, last: usize, fault: Fault) -> DockerfileError {
         DockerfileError::new(&self.file, &self.source, first, last, fault)
     }
 }
 
-/// Reads a Dockerfile. `file` is its name for messages.
+/// Parses a Dockerfile. `file` is its name in messages.
 ///
 /// # Errors
-/// The first thing that is wrong with the syntax. A file for another front end is not read any
-/// further than its `syntax` directive, and is no error here: the plan may override the directive.
+/// The first syntax error. If the `syntax` directive names a front end other than the standard one,
+/// any syntax error is reported as that instead. A file that parses is accepted whatever its
+/// directive says, because the caller may override the directive.
 pub fn parse(file: &str, text: &[u8]) -> Result<Dockerfile, DockerfileError> {
     let fail =
         |(first, last, fault): LineFault| DockerfileError::new(file, text, first, last, fault);
@@ -123,21 +158,25 @@ pub fn parse(file: &str, text: &[u8]) -> Result<Dockerfile, DockerfileError> {
     }
 }
 
-/// If the file is for a front end that is not ours, that explains every syntax error.
+/// The error for a file that is written for another front end, which explains any syntax error.
 fn foreign(syntax: Option<(String, usize)>) -> Option<LineFault> {
     let (image, line) = syntax?;
     (!is_own_syntax(&image)).then(|| (line, line, unsupported_syntax(&image)))
 }
 
-/// Whether a front end's image is the standard one, whose language is understood here.
-pub(crate) fn is_own_syntax(image: &str) -> bool {
+/// Whether a front end image is the standard one, `docker/dockerfile`, whose language this crate
+/// parses.
+#[must_use]
+pub fn is_own_syntax(image: &str) -> bool {
     let name = image.strip_prefix("docker.io/").unwrap_or(image);
     let name = name.split_once('@').map_or(name, |(name, _)| name);
     let name = name.split_once(':').map_or(name, |(name, _)| name);
     matches!(name, "docker/dockerfile" | "docker/dockerfile-upstream")
 }
 
-pub(crate) fn unsupported_syntax(image: &str) -> Fault {
+/// The fault for a front end image other than the standard one.
+#[must_use]
+pub fn unsupported_syntax(image: &str) -> Fault {
     Fault::unsupported(&format!("the external front end \"{image}\""))
 }
 
@@ -149,7 +188,7 @@ impl Dockerfile {
             count += 1;
             let (first, last) = (instruction.first, instruction.last);
             if count > MAX_INSTRUCTIONS {
-                let message = format!("more than {MAX_INSTRUCTIONS} instructions");
+                let message = format!("the file has more than {MAX_INSTRUCTIONS} instructions");
                 return Err((first, last, Fault::new(message)));
             }
             if blank_inside {
@@ -171,7 +210,8 @@ impl Dockerfile {
     fn add(&mut self, instruction: Instruction) -> Result<(), Fault> {
         if let Kind::From(from) = &instruction.kind {
             if self.stages.len() == MAX_STAGES {
-                return Err(Fault::new(format!("more than {MAX_STAGES} stages")));
+                let message = format!("the file has more than {MAX_STAGES} stages");
+                return Err(Fault::new(message));
             }
             let from = from.clone();
             self.stages.push(StageText {
@@ -185,14 +225,14 @@ impl Dockerfile {
             self.global.push(instruction);
         } else {
             return Err(Fault::new(
-                "no build stage in current context: only ARG may stand before FROM",
+                "no build stage in current context: only ARG can come before the first FROM",
             ));
         }
         Ok(())
     }
 }
 
-/// The next instruction with its heredocs, and whether it has blank lines inside.
+/// The next instruction with its heredocs, and whether it contains blank lines.
 fn next_instruction(
     lines: &mut Lines<'_>,
     escape: char,
@@ -219,8 +259,11 @@ fn next_instruction(
     Ok(Some((instruction, logical.blank_inside)))
 }
 
-/// Reads the text of an `ONBUILD` trigger: exactly one instruction.
-pub(crate) fn parse_trigger(text: &str) -> Result<Instruction, Fault> {
+/// Parses the text of an `ONBUILD` trigger.
+///
+/// # Errors
+/// If it is not exactly one valid instruction.
+pub fn parse_trigger(text: &str) -> Result<Instruction, Fault> {
     let mut lines = Lines::new(text.as_bytes());
     let read = |lines: &mut Lines<'_>| {
         next_instruction(lines, '\\').map_err(|(_, _, fault)| Fault {

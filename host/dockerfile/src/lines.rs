@@ -1,32 +1,32 @@
-//! Physical lines, comments, continuation: from the bytes of a file to logical lines.
+//! From the bytes of a file to logical lines: line ends, comments and continuations.
 
-use super::error::Fault;
+use crate::error::Fault;
 
-/// The longest physical line, in bytes without its end. The same as Docker's, so that a file that
-/// builds here builds there.
-pub(super) const MAX_LINE: usize = 65_535;
+/// Maximum length of a physical line, in bytes without its end. The same as Docker's, so that a file
+/// that builds here also builds there.
+pub(crate) const MAX_LINE: usize = 65_535;
 
-/// A fault and the lines it is about.
-pub(super) type LineFault = (usize, usize, Fault);
+/// First line, last line, and what is wrong with them.
+pub(crate) type LineFault = (usize, usize, Fault);
 
-/// Hands out physical lines and counts them.
+/// Yields physical lines and counts them.
 #[derive(Debug, Clone)]
-pub(super) struct Lines<'t> {
+pub(crate) struct Lines<'t> {
     rest: &'t [u8],
-    /// Number of the line handed out last, one-based.
-    pub(super) number: usize,
+    /// Number of the line that was yielded last, one-based.
+    pub(crate) number: usize,
 }
 
 impl<'t> Lines<'t> {
-    pub(super) fn new(text: &'t [u8]) -> Self {
+    pub(crate) fn new(text: &'t [u8]) -> Self {
         Self {
             rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text),
             number: 0,
         }
     }
 
-    /// The next line with its end, or nothing at the end of the file.
-    pub(super) fn next(&mut self) -> Result<Option<&'t [u8]>, LineFault> {
+    /// The next line including its end, or `None` at the end of the file.
+    pub(crate) fn next(&mut self) -> Result<Option<&'t [u8]>, LineFault> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -37,7 +37,7 @@ impl<'t> Lines<'t> {
         self.rest = rest;
         self.number += 1;
         if without_end(line).len() > MAX_LINE {
-            let text = format!("line is longer than the allowed {MAX_LINE} bytes");
+            let text = format!("dockerfile line greater than max allowed size of {MAX_LINE} bytes");
             return Err((self.number, self.number, Fault::new(text)));
         }
         Ok(Some(line))
@@ -49,7 +49,7 @@ impl<'t> Lines<'t> {
             return Ok(None);
         };
         if is_comment(line) {
-            // Comments in some old encoding do no harm.
+            // Comments do not have to be UTF-8.
             return Ok(Some("#"));
         }
         self.text_of(without_end(line)).map(Some)
@@ -58,27 +58,27 @@ impl<'t> Lines<'t> {
     fn text_of(&self, line: &'t [u8]) -> Result<&'t str, LineFault> {
         let fail = |why| (self.number, self.number, Fault::new(why));
         if line.contains(&0) {
-            return Err(fail("line holds a NUL byte"));
+            return Err(fail("the line contains a NUL byte"));
         }
-        std::str::from_utf8(line).map_err(|_| fail("line is not valid UTF-8"))
+        std::str::from_utf8(line).map_err(|_| fail("the line is not valid UTF-8"))
     }
 }
 
-/// An instruction's text with comments and continuation resolved, without heredoc bodies.
+/// The text of an instruction with comments and continuations resolved, without heredoc bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Logical {
+pub(crate) struct Logical {
     /// Its first line, one-based.
-    pub(super) first: usize,
-    /// The lines joined.
-    pub(super) text: String,
-    /// The comments above it, without `#`; a bare `#` clears them, a blank line does not.
-    pub(super) comments: Vec<String>,
-    /// There are blank lines inside.
-    pub(super) blank_inside: bool,
+    pub(crate) first: usize,
+    /// The joined lines.
+    pub(crate) text: String,
+    /// The comments above it, without `#`. An empty comment clears them, a blank line does not.
+    pub(crate) comments: Vec<String>,
+    /// Whether there are blank lines inside.
+    pub(crate) blank_inside: bool,
 }
 
 /// Reads the next instruction.
-pub(super) fn next_logical(
+pub(crate) fn next_logical(
     lines: &mut Lines<'_>,
     escape: char,
 ) -> Result<Option<Logical>, LineFault> {
@@ -116,8 +116,8 @@ pub(super) fn next_logical(
     Ok(None)
 }
 
-/// Appends the lines that continue an instruction. Nothing is put between them, and their
-/// indentation stays.
+/// Appends the lines that continue an instruction. Nothing is inserted between them, and their
+/// indentation is kept.
 fn join(lines: &mut Lines<'_>, escape: char, logical: &mut Logical) -> Result<(), LineFault> {
     while let Some(line) = lines.next_text()? {
         let trimmed = line.trim_start();
@@ -155,13 +155,13 @@ fn collect_comment(comments: &mut Vec<String>, line: &[u8]) {
     }
 }
 
-/// Whether the first character that is not blank is `#`.
+/// Whether the first non-blank character is `#`.
 fn is_comment(line: &[u8]) -> bool {
     line.trim_ascii_start().starts_with(b"#")
 }
 
-/// The line without what ends it.
-pub(super) fn without_end(mut line: &[u8]) -> &[u8] {
+/// The line without its line end.
+pub(crate) fn without_end(mut line: &[u8]) -> &[u8] {
     while let [rest @ .., b'\r' | b'\n'] = line {
         line = rest;
     }
@@ -188,23 +188,23 @@ mod tests {
     }
 
     #[test]
-    fn continuation_adds_no_blank_and_keeps_indentation() {
+    fn continuation_adds_no_space_and_keeps_indentation() {
         check("RUN echo a\\\nb", &["RUN echo ab"]);
         check("ENV X=\"a\\\n  b\"", &["ENV X=\"a  b\""]);
     }
 
     #[test]
-    fn two_escapes_are_no_continuation() {
+    fn two_escapes_do_not_continue_the_line() {
         check("RUN echo c:\\\\\nRUN dir", &["RUN echo c:\\\\", "RUN dir"]);
     }
 
     #[test]
-    fn blanks_after_the_escape_do_not_matter() {
+    fn spaces_after_the_escape_are_ignored() {
         check("RUN echo a \\ \t\nb", &["RUN echo a b"]);
     }
 
     #[test]
-    fn comments_and_blank_lines_vanish_inside_an_instruction() {
+    fn comments_and_blank_lines_inside_an_instruction_are_removed() {
         check("RUN a && \\\n# note \\\n   # more\n\nb", &["RUN a && b"]);
         assert!(read(b"RUN a \\\n\nb", '\\').unwrap()[0].blank_inside);
         assert!(!read(b"RUN a \\\n#\nb", '\\').unwrap()[0].blank_inside);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_are_collected_until_a_bare_one() {
+    fn an_empty_comment_clears_the_comments_above_it() {
         let got = read(b"# a\n\n# b\nFROM x\n# c\n#\n# d\nRUN y", '\\').unwrap();
         assert_eq!(got[0].comments, ["a", "b"]);
         assert_eq!(got[1].comments, ["d"]);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_are_tolerated_in_comments_only() {
+    fn other_encodings_are_accepted_in_comments_only() {
         assert!(read(b"# Jos\xe9\nFROM a \\\n # \xe9\n", '\\').is_ok());
         assert!(read(b"MAINTAINER Jos\xe9\n", '\\').is_err());
         assert!(read(b"FROM a \\\n \xe9\n", '\\').is_err());
