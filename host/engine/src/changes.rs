@@ -1,8 +1,7 @@
-//! How two layers differ, path by path.
+//! Differences between two layers, path by path.
 //!
-//! The law: one walk over two sorted indexes, so the cost is that of reading them once, and no
-//! content is opened. What is listed has a bound; what is counted has none. Two layers without a
-//! difference but in times have the same content id.
+//! The law: one pass over two sorted indexes; no content is read. The list of differences has a limit,
+//! the count has none. Two layers that differ only in times have the same content id.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -11,23 +10,23 @@ use store::{Entry, EntryKind, Mtime};
 
 use crate::rootfs::path;
 
-/// Most differences that are kept by name.
+/// Maximum number of differences that are listed.
 const MAX_LISTED: usize = 200;
 
-/// In what a path differs.
+/// What differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Aspect {
     /// Only the new layer has it.
     Added,
     /// Only the old layer has it.
     Removed,
-    /// Only the new layer takes it away from what lies below.
+    /// Only the new layer deletes it from the layers below.
     Deleted,
-    /// Only the old layer takes it away from what lies below.
+    /// Only the old layer deletes it from the layers below.
     NotDeleted,
-    /// It is of another type.
+    /// The type.
     Type,
-    /// The bytes of a file.
+    /// The content of a file.
     Content,
     /// Permission bits.
     Mode,
@@ -35,11 +34,11 @@ pub enum Aspect {
     Owner,
     /// Extended attributes.
     Xattr,
-    /// Where a symbolic or hard link leads.
+    /// The target of a symbolic or hard link.
     Link,
-    /// Which device it is.
+    /// The device number.
     Device,
-    /// Time of modification.
+    /// Modification time.
     Time,
 }
 
@@ -67,9 +66,9 @@ impl Aspect {
 /// A path that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Path in the image, absolute; what is no UTF-8 is replaced.
+    /// Path in the image, absolute; invalid UTF-8 is replaced.
     pub path: String,
-    /// In what. At least one; `Added`, `Removed` and their like stand alone.
+    /// What differs; at least one. `Added`, `Removed`, `Deleted` and `NotDeleted` are always alone.
     pub aspects: Vec<Aspect>,
 }
 
@@ -89,7 +88,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// Some changes: the first ones by name, all by number.
+/// Changes: the first ones as a list, and how many there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listed {
     /// The first ones, in order of paths.
@@ -112,7 +111,7 @@ impl Listed {
         self.total == 0
     }
 
-    /// The first `n` and how many are left out.
+    /// The first `n`, and the number of the others.
     #[must_use]
     pub fn head(&self, n: usize) -> (&[Change], usize) {
         let shown = self.first.get(..n).unwrap_or(&self.first);
@@ -137,18 +136,18 @@ impl Changes {
     }
 }
 
-/// What times of files mean in a comparison.
+/// How modification times are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Times {
-    /// Nothing.
+    /// They are ignored.
     Ignored,
-    /// Those of paths that differ in nothing else are listed.
+    /// They are compared for paths that differ in nothing else.
     Beside {
-        /// Times after it count as it, as they do in an image whose times are clamped to
+        /// Later times are replaced by this one, as in an image whose times are clamped to
         /// `SOURCE_DATE_EPOCH`.
         epoch: Option<i64>,
     },
-    /// Those of all paths are listed.
+    /// They are compared for all paths.
     Counted {
         /// As in [`Self::Beside`].
         epoch: Option<i64>,
@@ -180,7 +179,7 @@ fn order(a: &Entry, b: &Entry) -> Ordering {
 }
 
 impl Changes {
-    /// Takes what two layers say about one path.
+    /// Compares the entries of one path.
     fn note(&mut self, old: Option<&Entry>, new: Option<&Entry>, times: Times) {
         let aspects = match (old, new) {
             (Some(old), Some(new)) => aspects(old, new, times),
@@ -215,7 +214,7 @@ fn shown(entry: &Entry) -> String {
     path
 }
 
-/// In what two entries of one path differ.
+/// What differs between two entries of one path.
 fn aspects(old: &Entry, new: &Entry, times: Times) -> Vec<Aspect> {
     let mut found = Vec::new();
     found.extend(of_kind(&old.kind, &new.kind));
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_change_is_told_by_its_path() {
+    fn every_kind_of_change_is_reported_with_its_path() {
         let link = |target: &str| EntryKind::Symlink {
             target: target.into(),
         };
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_bounded_and_what_is_counted_is_not() {
+    fn the_list_has_a_limit_and_the_count_has_none() {
         let many: Vec<Entry> = (0..2 * MAX_LISTED)
             .map(|n| file(&format!("{n:06}"), ""))
             .collect();

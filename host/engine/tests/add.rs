@@ -462,7 +462,7 @@ fn a_name_that_no_file_can_have_is_refused_where_it_would_be_used() {
             .unwrap_err();
         assert_eq!(err.class(), Class::User);
         assert!(
-            err.to_string().contains("gives no name for a file"),
+            err.to_string().contains("cannot determine a file name"),
             "{err}"
         );
         let named = files(&store, &format!("FROM scratch\nADD {url} /named\n"));

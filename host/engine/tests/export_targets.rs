@@ -146,7 +146,11 @@ fn useless_targets_are_refused() {
     let dest = store.path("dest");
     fs::create_dir_all(dest.join("a/b")).unwrap();
     let error = write(&store, &image, &[], shown(&dest)).unwrap_err();
-    assert!(chain(&error).contains("is in the way"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("a non-empty directory exists"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[test]

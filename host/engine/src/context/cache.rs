@@ -1,8 +1,8 @@
-//! What earlier builds learnt about the content of files, so that an unchanged file is not read.
+//! Digests of files from earlier builds, so that unchanged files are not read again.
 //!
-//! The law: a digest is believed only if device, inode, length, mode, and both times are what
-//! they were when the content was read, and the content was read when the last change lay so
-//! far back that another one would show. Losing the cache costs time, never correctness.
+//! The law: a digest is used only if device, inode, length, mode and both times are the same as when
+//! the content was read, and if the file had not changed shortly before that, so that any later change
+//! shows in its times. Losing the cache costs time, never correctness.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use store::{Digest, Store};
 
 use super::stat::Stat;
 
-/// Change it when [`Record`] changes; older caches are then not read.
+/// Increase it when [`Record`] changes; caches of other versions are ignored.
 const VERSION: u32 = 1;
 
 /// Extended attributes, sorted by name.
 pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// What is known of a file that looks like `stat`.
+/// Digest and attributes of a file that looks like `stat`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) stat: Stat,
@@ -30,7 +30,7 @@ pub(crate) struct Record {
 pub(crate) struct StatCache(HashMap<(u64, u64), Record>);
 
 impl StatCache {
-    /// Reads the cache called `name`; a damaged one is empty.
+    /// Loads the cache `name`; a damaged one is empty.
     pub(crate) fn load(store: &Store, name: &str) -> Self {
         let bytes = store.load_cache(name).unwrap_or_default();
         let records = match postcard::from_bytes::<(u32, Vec<Record>)>(&bytes) {
@@ -43,9 +43,9 @@ impl StatCache {
         Self(keyed.collect())
     }
 
-    /// What is known of a file that looks exactly like `stat`.
+    /// The record of a file that looks exactly like `stat`.
     pub(crate) fn take(&mut self, stat: &Stat) -> Option<Record> {
-        // Another name of the file may ask too, so the record stays for linked files.
+        // Other names of a file with hard links need the record too.
         let key = (stat.dev, stat.ino);
         let record = if stat.linked {
             self.0.get(&key).cloned()
@@ -55,7 +55,7 @@ impl StatCache {
         record.filter(|record| record.stat == *stat)
     }
 
-    /// The bytes of a cache that holds `records`.
+    /// Encodes a cache of `records`.
     pub(crate) fn encode(records: &[Record]) -> Option<Vec<u8>> {
         postcard::to_allocvec(&(VERSION, records)).ok()
     }

@@ -1,7 +1,7 @@
-//! The only way into the context: from the root's descriptor, one name at a time.
+//! Opens files of the context, from the descriptor of the root, one name at a time.
 //!
-//! The law: no link is ever followed on the way, so whatever the tree is changed into while a
-//! build runs, nothing outside of it can be opened.
+//! The law: no link is followed, so however the directory changes during a build, nothing outside of
+//! it is opened.
 
 use std::fs::File;
 use std::io;
@@ -10,16 +10,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-/// Directories kept open at once. Deeper trees are entered again from the root when needed.
+/// Maximum number of open directories. In deeper trees, parents are opened again when needed.
 const MAX_OPEN: usize = 128;
 
-/// Names and parents of what the scan has seen.
+/// Names and parents of the nodes of a scan.
 pub(crate) trait Names {
     /// Parent and name of a node; the root is its own parent.
     fn name(&self, node: u32) -> (u32, &[u8]);
 }
 
-/// A position in the tree: the open directories on the way to the last one asked for.
+/// A position in the tree: the open directories from the root to the last one that was entered.
 #[derive(Debug)]
 pub(crate) struct Descent<'a> {
     root: BorrowedFd<'a>,
@@ -35,7 +35,7 @@ impl<'a> Descent<'a> {
         }
     }
 
-    /// Opens the directory `node`. Asking in the order of a walk costs one call per directory.
+    /// Opens the directory `node`. In the order of a walk this takes one system call per directory.
     pub(crate) fn enter(&mut self, names: &dyn Names, node: u32) -> io::Result<BorrowedFd<'_>> {
         let mut missing = Vec::new();
         let mut at = node;
@@ -61,7 +61,7 @@ impl<'a> Descent<'a> {
         Ok(self.last())
     }
 
-    /// Opens the regular file `node`. What has become a fifo meanwhile does not block.
+    /// Opens the regular file `node`. Does not block if it was replaced by a named pipe.
     pub(crate) fn file(&mut self, names: &dyn Names, node: u32) -> io::Result<File> {
         let (parent, name) = names.name(node);
         let dir = self.enter(names, parent)?;

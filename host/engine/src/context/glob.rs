@@ -1,16 +1,16 @@
-//! One compiled path pattern.
+//! A compiled path pattern.
 //!
 //! The law: matching takes time proportional to the length of the path times the length of the
-//! pattern, whatever stars the pattern has. The pattern is run as a set of states, so nothing
-//! is ever tried twice. Names are bytes; `?` and classes take one character where the name is
-//! UTF-8 and one byte where it is not.
+//! pattern, however many stars the pattern has. The pattern is run as a set of states, without
+//! backtracking. Names are bytes; `?` and classes match one character where the name is UTF-8, and
+//! one byte where it is not.
 
-/// Added to a byte that is no part of valid UTF-8, so that it equals no character.
+/// Added to a byte that is not part of valid UTF-8, so that it differs from all characters.
 const RAW_BYTE: u32 = 0x0011_0000;
-/// The character that no wildcard but `**` crosses.
+/// The character that only the wildcard `**` matches.
 const SLASH: u32 = b'/' as u32;
 
-/// Which language a pattern is written in.
+/// The language of a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
     /// An ignore file: `**` stands for any number of elements.
@@ -19,17 +19,17 @@ pub(crate) enum Dialect {
     Source,
 }
 
-/// Why a text is not a pattern.
+/// Why a pattern is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
-    /// `[` without its `]`, or with nothing between them.
-    #[error("`[` begins a class that is empty or never closed")]
+    /// `[` without `]`, or with nothing between them.
+    #[error("the character class after `[` is empty or not closed")]
     Class,
-    /// A backslash with nothing behind it.
-    #[error("nothing follows the last `\\`")]
+    /// A backslash at the end.
+    #[error("it ends with an unescaped `\\`")]
     Escape,
-    /// `!` with nothing behind it.
-    #[error("nothing follows `!`")]
+    /// `!` at the end.
+    #[error("a pattern must follow `!`")]
     Negation,
 }
 
@@ -46,21 +46,21 @@ enum Token {
     },
     /// Any number of characters but `/`.
     Star,
-    /// Any number of whole elements with their `/`; stands before [`Token::Elements`].
+    /// Any number of whole elements with their `/`; followed by [`Token::Elements`].
     MaybeElements,
     /// The inside of [`Token::MaybeElements`].
     Elements,
-    /// Anything at all.
+    /// Any text.
     All,
 }
 
-/// A pattern, ready to be matched against whole paths.
+/// A compiled pattern.
 #[derive(Debug, Clone)]
 pub(crate) struct Glob {
     tokens: Vec<Token>,
-    /// Bytes that every match begins with, and how many tokens they are.
+    /// Bytes that every match starts with, and the number of their tokens.
     head: (Vec<u8>, usize),
-    /// Bytes that every match ends with, and how many tokens they are.
+    /// Bytes that every match ends with, and the number of their tokens.
     tail: (Vec<u8>, usize),
 }
 
@@ -101,7 +101,7 @@ impl Glob {
         }
     }
 
-    /// Whether some path below the directory `dir` can match.
+    /// Whether a path below the directory `dir` can match.
     pub(crate) fn can_match_below(&self, dir: &[u8]) -> bool {
         let mut states = States::run(&self.tokens, dir);
         states.step(&self.tokens, SLASH);
@@ -153,7 +153,7 @@ fn units(bytes: &[u8]) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Whether the pattern language sees a wildcard in `text`.
+/// Whether `text` contains a wildcard.
 pub(crate) fn has_wildcard(text: &[u8]) -> bool {
     let mut bytes = text.iter();
     while let Some(byte) = bytes.next() {
@@ -205,8 +205,8 @@ impl Parser {
         found
     }
 
-    /// Behind a `*`. In an ignore file `**` swallows the `/` behind it; at the end it is
-    /// everything; glued in front of plain text at the very start it is any beginning.
+    /// Parses what follows `*`. In an ignore file `**` includes the `/` after it. At the end it matches
+    /// everything. At the very start, directly before plain text, it matches any prefix.
     fn star(&mut self, tokens: &mut Vec<Token>) {
         let first = self.at == 1;
         if self.dialect == Dialect::Source || !self.eat('*') {
@@ -225,7 +225,7 @@ impl Parser {
         }
     }
 
-    /// Behind a `[`.
+    /// Parses what follows `[`.
     fn class(&mut self) -> Result<Token, BadPattern> {
         let negated = self.eat('^');
         let mut ranges = Vec::new();
@@ -252,7 +252,7 @@ impl Parser {
     }
 }
 
-/// The places of a pattern at which a match may be, after some text was read.
+/// The positions in a pattern that are reachable after some text was read.
 struct States {
     active: Vec<usize>,
     next: Vec<usize>,
@@ -318,7 +318,7 @@ impl States {
     }
 }
 
-/// Adds a place, and those that it reaches without reading anything.
+/// Adds a position, and those that are reachable from it without reading anything.
 fn add(places: &mut Vec<usize>, tokens: &[Token], mut at: usize) {
     loop {
         if !push(places, at) {
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn two_stars_are_any_number_of_elements() {
+    fn two_stars_match_any_number_of_elements() {
         for path in ["file", "dir/file", "dir/dir/file"] {
             for pattern in [
                 "**",
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_take_one_character() {
+    fn classes_match_one_character() {
         check("a[b-d]e", "ae", false);
         check("a[b-d]e", "ace", true);
         check("a[b-d]e", "aae", false);
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn source_patterns_know_no_deep_star() {
+    fn source_patterns_have_no_deep_star() {
         source("**", "a/b", false);
         source("**", "a", true);
         source("[[]id].tsx", "[id].tsx", true);
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_match_below_a_directory_is_known_exactly() {
+    fn patterns_that_can_match_below_a_directory_are_found_exactly() {
         let below = |pattern: &str, dir: &str| {
             Glob::new(pattern.as_bytes(), Dialect::Ignore)
                 .expect("a pattern")
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn many_stars_cost_no_more_than_their_number() {
+    fn many_stars_are_matched_in_linear_time() {
         let pattern = "*a".repeat(60) + "b";
         let glob = Glob::new(pattern.as_bytes(), Dialect::Ignore).expect("a pattern");
         assert!(!glob.matches("a".repeat(4000).as_bytes()));

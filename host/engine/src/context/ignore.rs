@@ -1,22 +1,22 @@
-//! Lists of ignore patterns.
+//! Ignore files and lists of exclude patterns.
 //!
-//! The law: a pattern matches a path if it matches the path or any directory above it, the last
-//! pattern of the list that matches decides, and each pattern's match is tracked on its own on
-//! the way down. A directory that is ignored need not be entered, unless a pattern with `!` can
-//! match below it and nothing behind that pattern takes it back.
+//! The law: a pattern matches a path if it matches the path or a directory above it, and the last
+//! matching pattern decides. The match of each pattern is tracked separately on the way down. An
+//! ignored directory is not entered, unless a pattern with `!` can match below it and no later pattern
+//! reverts that.
 
 use std::sync::Arc;
 
 use super::glob::{BadPattern, Dialect, Glob};
 use crate::rootfs::path;
 
-/// A line of an ignore file that is no pattern.
+/// An invalid pattern in an ignore file or flag.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: `{text}` is not a pattern: {reason}")]
+#[error("{file}:{line}: `{text}` is not a valid pattern: {reason}")]
 pub struct IgnoreError {
     /// The ignore file, or the flag.
     pub file: String,
-    /// Line, one-based; for a flag, which of them.
+    /// Line, one-based; for a flag, the number of the value.
     pub line: usize,
     /// The line as written.
     pub text: String,
@@ -43,21 +43,21 @@ struct Rule {
     text: String,
 }
 
-/// An ignore file, ready to be asked.
+/// A parsed ignore file.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ignore {
     file: Arc<str>,
     rules: Arc<[Rule]>,
 }
 
-/// What is known of a directory: which rules match it or a directory above it.
+/// Which rules match a directory or a directory above it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Above {
     matched: Vec<bool>,
 }
 
 impl Ignore {
-    /// Reads an ignore file; `file` is its name in messages.
+    /// Parses an ignore file; `file` is its name in messages.
     pub(crate) fn parse(file: &str, text: &[u8]) -> Result<Self, IgnoreError> {
         let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let lines = text
@@ -68,7 +68,7 @@ impl Ignore {
         Self::collect(file, lines)
     }
 
-    /// Takes patterns from a flag, which may be given several times.
+    /// Parses the patterns of a flag, one per value.
     pub(crate) fn from_patterns(flag: &str, patterns: &[String]) -> Result<Self, IgnoreError> {
         let numbered = patterns
             .iter()
@@ -97,14 +97,14 @@ impl Ignore {
         })
     }
 
-    /// What is known of the root.
+    /// The state of the root.
     pub(crate) fn root(&self) -> Above {
         Above {
             matched: vec![false; self.rules.len()],
         }
     }
 
-    /// What is known of the directory `path`, whose parent is `above`.
+    /// The state of the directory `path`; `above` is that of its parent.
     pub(crate) fn enter(&self, above: &Above, path: &[u8]) -> Above {
         let matches = |(rule, above): (&Rule, &bool)| *above || rule.glob.matches(path);
         Above {
@@ -112,7 +112,7 @@ impl Ignore {
         }
     }
 
-    /// The rule that ignores `path`, whose parent is `above`, if it is ignored.
+    /// The rule that ignores `path`, if one does; `above` is the state of its parent.
     pub(crate) fn ignores(&self, above: &Above, path: &[u8]) -> Option<usize> {
         let (at, rule) = self
             .rules
@@ -125,12 +125,12 @@ impl Ignore {
         (!rule.negated).then_some(at)
     }
 
-    /// Whether something below the ignored directory `path`, of which `here` is known, can be
-    /// taken back in.
+    /// Whether a path below the ignored directory `path` can be included again; `here` is the state of
+    /// the directory.
     pub(crate) fn may_keep_below(&self, here: &Above, path: &[u8]) -> bool {
         for (rule, matched) in self.rules.iter().zip(&here.matched).rev() {
             match (rule.negated, matched) {
-                // It ignores all below, whatever the rules in front of it say.
+                // It ignores everything below, whatever earlier rules say.
                 (false, true) => return false,
                 (true, true) => return true,
                 (true, false) if rule.glob.can_match_below(path) => return true,
@@ -149,7 +149,7 @@ impl Ignore {
         self.describe(self.ignores(&above, path)?)
     }
 
-    /// A rule in words.
+    /// A rule, for messages.
     pub(crate) fn describe(&self, rule: usize) -> Option<IgnoredBy> {
         self.rules.get(rule).map(|rule| IgnoredBy {
             file: self.file.to_string(),
@@ -160,7 +160,7 @@ impl Ignore {
 }
 
 impl Rule {
-    /// Reads one line; `None` if it holds nothing.
+    /// Parses one line; `None` if it is empty.
     fn parse(line: usize, text: &[u8]) -> Result<Option<Self>, BadPattern> {
         let text = trim(text);
         if text.is_empty() {
@@ -177,8 +177,7 @@ impl Rule {
         }
         let cleaned = path::clean_relative(pattern);
         let glob = Glob::new(cleaned.as_slice(), Dialect::Ignore)?;
-        // The root itself and what lies outside never stand in a list of paths, so these
-        // patterns match nothing, as they should.
+        // Patterns for the root or for paths outside of it match nothing, as they should.
         let text = String::from_utf8_lossy(text).into_owned();
         Ok(Some(Self {
             glob,
@@ -189,7 +188,7 @@ impl Rule {
     }
 }
 
-/// Without white space at both ends.
+/// Without whitespace at both ends.
 fn trim(text: &[u8]) -> &[u8] {
     std::str::from_utf8(text).map_or_else(|_| text.trim_ascii(), |text| text.trim().as_bytes())
 }
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_can_be_taken_back() {
+    fn a_directory_can_be_included_again() {
         check(
             "dir/*\n!dir/sub",
             &[("dir/a", true), ("dir/sub", false), ("dir/sub/x/y", false)],
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_star_at_the_end_spares_the_directory() {
+    fn a_deep_star_at_the_end_does_not_match_the_directory() {
         check(
             "logs/**",
             &[("logs", false), ("logs/a", true), ("logs/a/b", true)],
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deciding_line_is_named() {
+    fn the_deciding_line_is_reported() {
         let ignore = Ignore::parse("x.dockerignore", b"# c\n\na\n!b\n*.o\n").expect("a file");
         let rule = ignore.explain(b"d.o").expect("ignored");
         assert_eq!(
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_lines_are_named() {
+    fn broken_lines_are_reported() {
         let error = Ignore::parse("f", b"a\n[x\n").expect_err("an error");
         assert_eq!((error.line, error.reason), (2, BadPattern::Class));
         assert_eq!(
@@ -308,12 +307,12 @@ mod tests {
         );
         assert_eq!(
             error.to_string(),
-            "f:2: `[x` is not a pattern: `[` begins a class that is empty or never closed"
+            "f:2: `[x` is not a valid pattern: the character class after `[` is empty or not closed"
         );
     }
 
     #[test]
-    fn an_ignored_directory_is_entered_only_for_a_reason() {
+    fn an_ignored_directory_is_entered_only_if_something_below_can_be_included() {
         let enter = |text: &str, dir: &str| {
             let ignore = Ignore::parse("f", text.as_bytes()).expect("a file");
             let here = ignore.enter(&ignore.root(), dir.as_bytes());

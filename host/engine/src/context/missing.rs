@@ -1,4 +1,4 @@
-//! Why a path is not in the context.
+//! Explains why a path is not in the context.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,16 +12,16 @@ use super::{Context, ContextError};
 use crate::rootfs::path;
 use crate::similar::{distance, is_close};
 
-/// Why a path that was asked for is not there.
+/// Why a path does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
-    /// It is there, and a rule leaves it out.
+    /// It exists, but a rule ignores it.
     Ignored(IgnoredBy),
-    /// The path as written leads out of the root, and inside there is no such thing.
+    /// The path as written leads out of the root, and does not exist inside.
     Outside,
-    /// There is something much like it.
+    /// A similar path exists.
     Misspelt(String),
-    /// There is nothing like it.
+    /// Nothing similar exists.
     Absent,
 }
 
@@ -36,16 +36,16 @@ impl fmt::Display for Missing {
                 write!(f, "it is ignored by {file} line {line}: `{pattern}`")
             }
             Self::Outside => f.write_str(
-                "`..` does not lead out of the build context; files outside of it cannot be copied",
+                "files outside of the build context cannot be copied, and `..` does not lead out of it",
             ),
             Self::Misspelt(like) => write!(f, "did you mean `{like}`?"),
-            Self::Absent => f.write_str("there is no such file"),
+            Self::Absent => f.write_str("no such file or directory"),
         }
     }
 }
 
 impl Context {
-    /// Explains why `resolved`, which was written as `written`, is not there.
+    /// Explains why `resolved`, which was written as `written`, does not exist.
     pub(crate) fn explain(&self, written: &[u8], resolved: &[u8]) -> Result<Missing, ContextError> {
         if self.exists(resolved)
             && let Some(rule) = self.0.ignore.explain(resolved)
@@ -61,7 +61,7 @@ impl Context {
         }))
     }
 
-    /// Whether the path is there, ignored or not.
+    /// Whether the path exists, ignored or not.
     fn exists(&self, path: &[u8]) -> bool {
         let (dir, name) = path::split(path);
         let mut at: Option<OwnedFd> = None;
@@ -76,7 +76,7 @@ impl Context {
         fstatat(here, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// The path that is most like `path`: misspelt in its directory, or the same name elsewhere.
+    /// The most similar path: another name in the same directory, or the same name elsewhere.
     fn like(&self, path: &[u8]) -> Result<Option<Vec<u8>>, ContextError> {
         let (dir, name) = path::split(path);
         let wanted = String::from_utf8_lossy(name);

@@ -1,25 +1,25 @@
-//! The build context: a directory of the host that COPY and ADD take files from.
+//! The build context: a directory of the host that COPY and ADD read files from.
 //!
-//! The law: the root is resolved once and held open; all else is opened below it, one name at a
-//! time, without following links, so the context cannot grow beyond its root while a build
-//! runs. Names are bytes. Nothing is written to it. It is walked at most once per build, when
-//! the first step needs it, and what is ignored is not read at all.
+//! The law: the root is resolved once and held open. Everything else is opened below it, one name at
+//! a time and without following links, so no change of the directory during a build gives access to
+//! files outside of it. Names are bytes. Nothing is written. The context is walked at most once per
+//! build, when the first step needs it, and ignored files are not read.
 //!
-//! What of a file becomes part of a layer: its name, bytes, twelve mode bits, modification time
-//! to the nanosecond, the text of a link, hard links, `user.*` attributes and
-//! `security.capability`. Owner and group become 0. Sockets, named pipes and devices are
-//! skipped with a warning.
+//! These properties of a file become part of a layer: name, content, the twelve mode bits,
+//! modification time in nanoseconds, link targets, hard links, `user.*` attributes and
+//! `security.capability`. Owner and group become 0. Sockets, named pipes and devices are skipped with
+//! a warning.
 
 mod cache;
 mod descent;
 pub(crate) mod glob;
 pub(crate) mod ignore;
 mod missing;
-#[cfg(test)]
-mod model;
 mod open;
 pub(crate) mod scan;
 pub(crate) mod stat;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -41,17 +41,18 @@ pub(crate) use open::{OpenError, Opened, Reader};
 use cache::{Record, StatCache};
 use exec::Cancel;
 use ignore::Ignore;
-use scan::{Known, Scan};
+use scan::{FileEntry, Scan};
+use stat::Stat;
 
-/// How the names of caches of digests begin.
+/// Prefix of the names of digest caches.
 const CACHES: &str = "context-";
-/// Most contexts whose digests are remembered. On a farm each checkout may be at a place of its own.
+/// Maximum number of contexts with a digest cache. CI machines often use a new path per checkout.
 const MAX_CACHES: usize = 32;
 
-/// Why a directory cannot be a build context.
+/// Why a directory cannot be used as a build context.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// It cannot be opened, or is no directory.
+    /// It cannot be opened, or is not a directory.
     #[error("cannot open the build context {}", path.display())]
     Open {
         /// As given.
@@ -72,7 +73,7 @@ pub enum ContextError {
     /// The walk was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The ignore file is there and cannot be read.
+    /// The ignore file cannot be read.
     #[error("cannot read {}", path.display())]
     ReadIgnore {
         /// The ignore file.
@@ -81,12 +82,12 @@ pub enum ContextError {
         #[source]
         source: io::Error,
     },
-    /// The ignore file holds something that is no pattern.
+    /// A line of the ignore file is not a valid pattern.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
 }
 
-/// Longest ignore file, in bytes. Each of its lines is compared with each path.
+/// Maximum size of an ignore file, in bytes. Each of its lines is compared with each path.
 const MAX_IGNORE: u64 = 1 << 20;
 
 /// A directory whose files can be copied. Cheap to clone.
@@ -98,7 +99,7 @@ struct Inner {
     root: OwnedFd,
     path: PathBuf,
     ignore: Ignore,
-    /// Where the digests of files are remembered, and under which name.
+    /// The store and the name of the digest cache.
     cache: Option<(Store, String)>,
     walking: Mutex<()>,
     scanned: OnceLock<Scanned>,
@@ -109,15 +110,15 @@ struct Inner {
 struct Scanned {
     scan: Scan,
     /// By number of the node.
-    known: RwLock<Vec<Known>>,
+    files: RwLock<Vec<FileEntry>>,
 }
 
 impl Context {
-    /// Opens the context below `root`, which may be a link. Its ignore file is the one named
-    /// after `dockerfile`, else the one at the root. `cache` remembers digests between builds.
+    /// Opens the context `root`, which may be a link. Its ignore file is the one named after
+    /// `dockerfile`, else the one at the root. `cache` keeps digests between builds.
     ///
     /// # Errors
-    /// If the directory cannot be opened, or its ignore file cannot be read or understood.
+    /// If the directory cannot be opened, or its ignore file cannot be read or is invalid.
     pub fn open(
         root: &Path,
         dockerfile: Option<&Path>,
@@ -153,22 +154,22 @@ impl Context {
         })))
     }
 
-    /// Remembers the digests that this build learnt. Failing to is no reason to fail a build, so
-    /// it is only logged.
+    /// Stores the digests of this build for later builds. A failure is only logged, because it does
+    /// not affect this build.
     pub fn save_cache(&self) {
         let (Some((store, name)), Some(scanned)) = (&self.0.cache, self.0.scanned.get()) else {
             return;
         };
-        let known = scanned.known.read().unwrap_or_else(PoisonError::into_inner);
-        let records: Vec<Record> = known
+        let files = scanned.files.read().unwrap_or_else(PoisonError::into_inner);
+        let records: Vec<Record> = files
             .iter()
-            .filter(|known| known.settled)
-            .filter_map(|known| {
-                let digest = known.digest?.0;
+            .filter(|file| file.settled)
+            .filter_map(|file| {
+                let digest = file.digest?.0;
                 Some(Record {
-                    stat: known.stat,
+                    stat: file.stat,
                     digest,
-                    xattrs: known.xattrs.clone(),
+                    xattrs: file.xattrs.clone(),
                 })
             })
             .collect();
@@ -179,52 +180,61 @@ impl Context {
             .save_cache(name, &bytes)
             .and_then(|()| store.trim_caches(CACHES, MAX_CACHES));
         if let Err(error) = saved {
-            log::warn!("digests of context files are not remembered: {error}");
+            log::warn!("cannot store the digests of context files: {error}");
         }
     }
 
-    /// Lets `cancel` end the walk. Only the first one counts.
+    /// Makes the walk stop on `cancel`. Only the first call has an effect.
     #[must_use]
     pub fn cancelled_by(self, cancel: &Cancel) -> Self {
         self.0.cancel.get_or_init(|| cancel.clone());
         self
     }
 
-    /// Everything that is not ignored; walks the context if nobody did yet.
+    /// All files that are not ignored. Walks the context on the first call.
     pub(crate) fn scan(&self) -> Result<&Scan, ContextError> {
         self.scanned().map(|scanned| &scanned.scan)
     }
 
-    /// What is known of the files by now, by number of the node.
-    pub(crate) fn known(&self) -> Result<RwLockReadGuard<'_, Vec<Known>>, ContextError> {
+    /// The current entries of all nodes, by number of the node.
+    pub(crate) fn files(&self) -> Result<RwLockReadGuard<'_, Vec<FileEntry>>, ContextError> {
         let scanned = self.scanned()?;
-        Ok(scanned.known.read().unwrap_or_else(PoisonError::into_inner))
+        Ok(scanned.files.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes down what was found out about a file by reading it.
-    pub(crate) fn learn(&self, node: u32, learn: impl FnOnce(&mut Known)) {
+    /// Changes the entry of a file that was read.
+    pub(crate) fn update(&self, node: u32, change: impl FnOnce(&mut FileEntry)) {
         if let Some(scanned) = self.0.scanned.get() {
-            let mut known = scanned
-                .known
+            let mut files = scanned
+                .files
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            if let Some(known) = known.get_mut(node as usize) {
-                learn(known);
+            if let Some(file) = files.get_mut(node as usize) {
+                change(file);
             }
         }
     }
 
-    /// A reader of files. It keeps directories open, so one serves many files.
+    /// Records the digest of a file that was read when it looked like `stat`.
+    pub(crate) fn set_digest(&self, node: u32, stat: &Stat, digest: Digest) {
+        self.update(node, |file| {
+            if file.stat == *stat {
+                file.digest = Some(digest);
+            }
+        });
+    }
+
+    /// A reader of files. It keeps directories open, so use one for many files.
     pub(crate) fn reader(&self) -> Result<Reader<'_>, ContextError> {
         Ok(Reader::new(self, self.scan()?, self.0.root.as_fd()))
     }
 
-    /// Where what is learnt about files is kept.
+    /// The store that keeps the digests of files between builds.
     pub(crate) fn store(&self) -> Option<&Store> {
         self.0.cache.as_ref().map(|(store, _)| store)
     }
 
-    /// The rule that left out the first of the ignored entries, and how many there are.
+    /// Number of ignored entries, and the rule that ignored the first of them.
     pub(crate) fn first_ignored(&self) -> Option<(usize, IgnoredBy)> {
         let (n_ignored, rule) = self.0.scanned.get()?.scan.ignored?;
         Some((n_ignored, self.0.ignore.describe(rule)?))
@@ -250,11 +260,11 @@ impl Context {
             };
             let cancel = self.0.cancel.get_or_init(Cancel::new);
             let found = scan::scan(self.0.root.as_fd(), &self.0.ignore, cache, cancel);
-            let (scan, known) = found.map_err(failed)?.ok_or(ContextError::Cancelled)?;
-            // Nobody else sets it while we hold the lock.
+            let (scan, files) = found.map_err(failed)?.ok_or(ContextError::Cancelled)?;
+            // Nothing else sets it while this thread holds the lock.
             drop(self.0.scanned.set(Scanned {
                 scan,
-                known: RwLock::new(known),
+                files: RwLock::new(files),
             }));
         }
         drop(walking);
@@ -266,7 +276,7 @@ impl Context {
     }
 }
 
-/// Reads the ignore file of a Dockerfile, else that of the context, and says which it is.
+/// Reads the ignore file of the Dockerfile, else that of the context; also returns its path.
 fn load_ignore(
     dir: BorrowedFd<'_>,
     root: &Path,
@@ -293,8 +303,8 @@ fn load_ignore(
     Ok((Ignore::default(), PathBuf::new()))
 }
 
-/// Reads an ignore file. One in the context may be a link, but not to what is outside of it, and
-/// none may be something that never ends or never begins.
+/// Reads an ignore file. One in the context can be a link, but only to a file in the context. It must
+/// be a regular file, because reading anything else may never end.
 fn read_ignore(dir: BorrowedFd<'_>, root: &Path, path: &Path) -> io::Result<Vec<u8>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let file = match path.strip_prefix(root) {
@@ -307,7 +317,7 @@ fn read_ignore(dir: BorrowedFd<'_>, root: &Path, path: &Path) -> io::Result<Vec<
         Err(_) => File::from(open(path, flags, Mode::empty())?),
     };
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     let mut text = Vec::new();
     file.take(MAX_IGNORE + 1).read_to_end(&mut text)?;

@@ -1,8 +1,8 @@
-//! Reading the files of the context.
+//! Reads the files of the context.
 //!
-//! The law: the bytes that are handed out are those of one state of the file. Its length, times
-//! and inode are compared before and after; a file that changed meanwhile is an error, and so
-//! is one that is longer or shorter than it was said to be. Nothing is padded, nothing cut.
+//! The law: the bytes that are returned belong to one state of the file. Length, times and inode are
+//! compared before and after reading. A file that changed is an error, and so is one whose length
+//! differs. Nothing is padded or truncated.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use nix::sys::stat::fstat;
 
 use super::Context;
 use super::descent::Descent;
-use super::scan::{Known, Scan, xattrs_of};
+use super::scan::{FileEntry, Scan, xattrs_of};
 use super::stat::{Moment, Stat, Type};
 
 /// Opens files of a context, best in the order of the walk.
@@ -24,7 +24,7 @@ pub(crate) struct Reader<'a> {
     descent: Descent<'a>,
 }
 
-/// An open file of the context in the state it has now.
+/// An open file of the context.
 #[derive(Debug)]
 pub(crate) struct Opened {
     file: File,
@@ -34,12 +34,12 @@ pub(crate) struct Opened {
     n_read: u64,
 }
 
-/// Why a file of the context gives no bytes.
+/// Why a file of the context cannot be read.
 #[derive(Debug)]
 pub(crate) enum OpenError {
-    /// It is no longer what it was when the context was walked, or changes all the time.
+    /// It changed since the context was walked, or while it was read.
     Changed,
-    /// The system refuses.
+    /// An I/O error.
     Io(io::Error),
 }
 
@@ -58,33 +58,33 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Opens a regular file. A file that was edited since the walk is taken as it is now, but
-    /// only with the mode that the plan was made for.
+    /// Opens a regular file. The content may have changed since the walk, but not the type, mode and
+    /// attributes that the plan was made for.
     pub(crate) fn open(&mut self, node: u32) -> Result<Opened, OpenError> {
         let since = now();
         let file = self.descent.file(self.scan, node)?;
         let stat = stat(&file)?;
-        let known = self
+        let seen = self
             .context
-            .known()
+            .files()
             .ok()
-            .and_then(|known| Some(known.get(node as usize)?.clone()));
-        let known = known.ok_or(OpenError::Changed)?;
-        if stat.kind() != Type::File || stat.mode != known.stat.mode {
+            .and_then(|files| Some(files.get(node as usize)?.clone()));
+        let seen = seen.ok_or(OpenError::Changed)?;
+        if stat.kind() != Type::File || stat.mode != seen.stat.mode {
             return Err(OpenError::Changed);
         }
-        if stat != known.stat {
+        if stat != seen.stat {
             let xattrs = xattrs_of(&file);
-            if xattrs != known.xattrs {
+            if xattrs != seen.xattrs {
                 return Err(OpenError::Changed);
             }
-            let fresh = Known {
+            let fresh = FileEntry {
                 stat,
                 digest: None,
                 xattrs,
                 settled: false,
             };
-            self.context.learn(node, |known| *known = fresh);
+            self.context.update(node, |file| *file = fresh);
         }
         Ok(Opened {
             file,
@@ -107,8 +107,8 @@ impl Opened {
         &self.stat
     }
 
-    /// To be called when all bytes were read: whether they are those of one state of the file.
-    /// Takes down whether later builds may rely on what was read.
+    /// Call this after all bytes were read: fails if they do not belong to one state of the file.
+    /// Records whether later builds can rely on the digest.
     pub(crate) fn finish(mut self, context: &Context) -> Result<(), OpenError> {
         let mut beyond = [0; 1];
         let grown = self.file.read(&mut beyond)? != 0;
@@ -116,8 +116,8 @@ impl Opened {
             return Err(OpenError::Changed);
         }
         let settled = self.stat.is_settled(self.since);
-        context.learn(self.node, |known| {
-            known.settled = settled && known.stat == self.stat;
+        context.update(self.node, |file| {
+            file.settled = settled && file.stat == self.stat;
         });
         Ok(())
     }
@@ -137,7 +137,7 @@ fn stat(file: &File) -> io::Result<Stat> {
     Ok(Stat::from(&fstat(file)?))
 }
 
-/// The time of day, for comparison with times of files.
+/// The current time, for comparison with times of files.
 fn now() -> Moment {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

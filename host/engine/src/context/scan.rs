@@ -1,7 +1,7 @@
-//! One walk over the context: names, metadata, links. No content is read.
+//! Walks the context: names, metadata, link targets. No content is read.
 //!
-//! The law: what is ignored is never opened, and an ignored directory is entered only where a
-//! pattern can take something below it back. The work is linear in the entries looked at.
+//! The law: ignored files are never opened, and an ignored directory is entered only if a pattern can
+//! include something below it again. The work is linear in the number of entries.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -26,7 +26,7 @@ use crate::rootfs::resolve::{Kind, Tree};
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     nodes: Vec<Node>,
-    /// Entries that a rule left out, the first of them with its rule.
+    /// Number of ignored entries, and the rule that ignored the first.
     pub(crate) ignored: Option<(usize, usize)>,
 }
 
@@ -35,9 +35,9 @@ pub(crate) struct Scan {
 pub(crate) struct Node {
     name: Box<[u8]>,
     parent: u32,
-    /// All of a directory's children, sorted by name, those not present included.
+    /// All children of a directory, sorted by name, including those that are not present.
     children: Range<u32>,
-    /// False for an ignored directory below which nothing was taken back.
+    /// False for an ignored directory unless something below it is included again.
     present: bool,
     pub(crate) what: What,
     /// As seen by the walk.
@@ -52,19 +52,19 @@ pub(crate) enum What {
     File,
     Directory,
     Link(Box<[u8]>),
-    /// Cannot be copied; what it is, for messages.
+    /// Cannot be copied; the text says what it is.
     Special(&'static str),
-    /// Cannot be looked into; matters only if something needs it.
+    /// Cannot be read; an error only if a step needs it.
     Unreadable(i32),
 }
 
-/// What the walk found out about a file beside its node.
+/// What is known about the content of a file.
 #[derive(Debug, Clone)]
-pub(crate) struct Known {
+pub(crate) struct FileEntry {
     pub(crate) stat: Stat,
     pub(crate) digest: Option<store::Digest>,
     pub(crate) xattrs: Xattrs,
-    /// The digest may be believed by later builds.
+    /// Later builds can rely on the digest.
     pub(crate) settled: bool,
 }
 
@@ -74,7 +74,7 @@ impl Scan {
         self.nodes.get(node as usize)
     }
 
-    /// The numbers of what is in a directory, in order of names.
+    /// The children of a directory, in order of names.
     pub(crate) fn children(&self, node: u32) -> impl Iterator<Item = u32> {
         let all = self.node(node).map_or(0..0, |node| node.children.clone());
         all.filter(|child| self.node(*child).is_some_and(|child| child.present))
@@ -98,7 +98,7 @@ impl Scan {
         names.join(&b'/')
     }
 
-    /// All nodes that are there, the root not among them.
+    /// All nodes that are present, without the root.
     pub(crate) fn all(&self) -> impl Iterator<Item = u32> {
         let end = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         (1..end).filter(|node| self.node(*node).is_some_and(|node| node.present))
@@ -138,19 +138,19 @@ impl Tree for Scan {
     }
 }
 
-/// Walks the whole context; gives nothing if that is cancelled.
+/// Walks the whole context; `None` if that is cancelled.
 pub(crate) fn scan(
     root: BorrowedFd<'_>,
     ignore: &Ignore,
     cache: StatCache,
     cancel: &Cancel,
-) -> io::Result<Option<(Scan, Vec<Known>)>> {
+) -> io::Result<Option<(Scan, Vec<FileEntry>)>> {
     let stat = Stat::from(&nix::sys::stat::fstat(root)?);
     let mut walk = Walk {
         ignore,
         cache,
         scan: Scan::default(),
-        known: Vec::new(),
+        files: Vec::new(),
     };
     walk.push(Node {
         name: Box::default(),
@@ -180,20 +180,20 @@ pub(crate) fn scan(
             Err(error) => walk.unreadable(dir.node, &error),
         }
     }
-    Ok(Some((walk.scan, walk.known)))
+    Ok(Some((walk.scan, walk.files)))
 }
 
-/// A directory that is still to be read.
+/// A directory that has to be read.
 struct Pending {
     node: u32,
     path: Vec<u8>,
     above: Above,
 }
 
-/// A name in a directory.
+/// An entry of a directory listing.
 struct Name {
     name: Box<[u8]>,
-    /// If the directory says so.
+    /// Whether it is a directory, if the listing says so.
     directory: Option<bool>,
 }
 
@@ -201,11 +201,11 @@ struct Walk<'a> {
     ignore: &'a Ignore,
     cache: StatCache,
     scan: Scan,
-    known: Vec<Known>,
+    files: Vec<FileEntry>,
 }
 
 impl Walk<'_> {
-    /// Reads one directory; returns those in it that are to be read too.
+    /// Reads one directory; returns the directories in it that have to be read too.
     fn read(&mut self, fd: BorrowedFd<'_>, dir: &Pending) -> io::Result<Vec<Pending>> {
         let mut below = Vec::new();
         let start = self.end()?;
@@ -236,7 +236,7 @@ impl Walk<'_> {
                 stat,
                 xattrs: Xattrs::new(),
             })?;
-            self.remember(node, fd);
+            self.fill_entry(node, fd);
             if rule.is_none() {
                 self.keep(node);
             }
@@ -254,13 +254,13 @@ impl Walk<'_> {
     }
 
     fn end(&self) -> io::Result<u32> {
-        let too_many = |_| io::Error::other("more files than can be counted");
+        let too_many = |_| io::Error::other("too many files in the build context");
         u32::try_from(self.scan.nodes.len()).map_err(too_many)
     }
 
     fn push(&mut self, node: Node) -> io::Result<u32> {
         let number = self.end()?;
-        self.known.push(Known {
+        self.files.push(FileEntry {
             stat: node.stat,
             digest: None,
             xattrs: Xattrs::new(),
@@ -270,27 +270,27 @@ impl Walk<'_> {
         Ok(number)
     }
 
-    /// Takes over what earlier builds know of a file; asks for the rest.
-    fn remember(&mut self, node: u32, dir: BorrowedFd<'_>) {
+    /// Fills the entry of a file from the cache, or reads its attributes.
+    fn fill_entry(&mut self, node: u32, dir: BorrowedFd<'_>) {
         let Some(node_seen) = self.scan.nodes.get(node as usize) else {
             return;
         };
-        let Some(known) = self.known.get_mut(node as usize) else {
+        let Some(file) = self.files.get_mut(node as usize) else {
             return;
         };
         if !matches!(node_seen.what, What::File) {
             return;
         }
-        if let Some(record) = self.cache.take(&known.stat) {
-            known.digest = Some(record.digest());
-            known.xattrs = record.xattrs;
-            known.settled = true;
+        if let Some(record) = self.cache.take(&file.stat) {
+            file.digest = Some(record.digest());
+            file.xattrs = record.xattrs;
+            file.settled = true;
         } else {
-            known.xattrs = xattrs(dir, &node_seen.name);
+            file.xattrs = xattrs(dir, &node_seen.name);
         }
     }
 
-    /// Marks a node and all directories above it as there.
+    /// Marks a node and all directories above it as present.
     fn keep(&mut self, node: u32) {
         let mut at = node;
         while let Some(node) = self.scan.nodes.get_mut(at as usize) {
@@ -311,7 +311,7 @@ impl Walk<'_> {
 
 /// The names in a directory, sorted.
 fn names(fd: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
-    // A descriptor of its own: reading moves its position.
+    // Use another descriptor, because reading moves its position.
     let mut dir = Dir::from_fd(directory(fd, b".")?)?;
     let mut names = Vec::new();
     for entry in dir.iter() {
@@ -329,7 +329,7 @@ fn names(fd: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
     Ok(names)
 }
 
-/// Looks at one name; `None` if it is gone meanwhile.
+/// Looks up one name; `None` if it no longer exists.
 fn look(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<(What, Stat)>> {
     let stat = match fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => Stat::from(&stat),
@@ -349,9 +349,9 @@ fn look(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<(What, Stat)>> {
     Ok(Some((what, stat)))
 }
 
-/// Extended attributes that are part of a file: those of users, and capabilities. Whatever
-/// cannot be read counts as absent. There are no calls for a name in a directory, but the kernel
-/// shows the directory under a path of its own; a link at its end is not followed.
+/// Extended attributes that are copied: `user.*` and capabilities. Attributes that cannot be read
+/// count as absent. There is no system call for a name in an open directory, so the path goes through
+/// `/proc/self/fd`; a link at its end is not followed.
 fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Xattrs {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);

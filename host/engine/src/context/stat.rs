@@ -1,11 +1,11 @@
-//! What the file system says about a file without opening it.
+//! Metadata of a file.
 
 use nix::sys::stat::FileStat;
 use serde::{Deserialize, Serialize};
 use store::Mtime;
 
-/// Time stamps of a file system can be this coarse (FAT has the worst), and a file that changed
-/// within the same tick looks the same. Content read so soon after a change is not remembered.
+/// Coarsest resolution of file times, in seconds (that of FAT). A file that changes twice within it
+/// can look the same, so content that is read so soon after a change is not cached.
 const TICK: i64 = 2;
 
 /// A moment: seconds since 1970, and nanoseconds.
@@ -20,7 +20,7 @@ pub(crate) struct Stat {
     /// Type and permission bits.
     pub(crate) mode: u32,
     pub(crate) mtime: Moment,
-    /// Set by the kernel at every change, of content or of anything else; cannot be faked.
+    /// Set by the kernel at every change of content or metadata; cannot be set by programs.
     pub(crate) ctime: Moment,
     /// Whether the file has other names.
     pub(crate) linked: bool,
@@ -32,7 +32,7 @@ pub(crate) enum Type {
     File,
     Directory,
     Link,
-    /// Neither; what it is, for messages.
+    /// Any other type; the text says which.
     Special(&'static str),
 }
 
@@ -60,7 +60,7 @@ impl Stat {
         }
     }
 
-    /// Whether a change at `now` or later is sure to show in the time of change.
+    /// Whether any change at `now` or later changes `ctime`.
     pub(crate) fn is_settled(&self, now: Moment) -> bool {
         self.ctime.0.saturating_add(TICK) < now.0
     }
@@ -115,7 +115,7 @@ mod tests {
         assert!(stat.is_settled((103, 0)));
         assert!(
             !stat.is_settled((50, 0)),
-            "a clock that went back proves nothing"
+            "a clock that was set back proves nothing"
         );
     }
 }

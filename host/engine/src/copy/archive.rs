@@ -1,6 +1,6 @@
-//! Archives that ADD unpacks: how they are recognised and read.
+//! Archives that ADD unpacks: detection and decompression.
 //!
-//! The name says nothing; what counts is how the content begins.
+//! An archive is recognised by its first bytes, never by its name.
 
 use std::io::{self, BufReader, Read};
 
@@ -8,10 +8,9 @@ use flate2::read::MultiGzDecoder;
 
 /// Length of a block of a tar archive, and so of its first header.
 const BLOCK: usize = 512;
-/// Where the checksum stands in a header (POSIX.1-2017, "ustar Interchange Format").
+/// Position of the checksum in a header (POSIX.1-2017, "ustar Interchange Format").
 const CHECKSUM: std::ops::Range<usize> = 148..156;
-/// Memory that a compressed archive may ask for to be read: what `xz -9` and `zstd --ultra`
-/// need, and somewhat more.
+/// Maximum memory for decompression: what `xz -9` and `zstd --ultra` need, and a little more.
 const MAX_WINDOW_LOG: u32 = 27;
 /// The same for xz, in KiB.
 const MAX_XZ_MEMORY: u32 = 256 << 10;
@@ -27,7 +26,7 @@ pub(super) enum Compression {
 }
 
 impl Compression {
-    /// What the first bytes of a file say.
+    /// Detects the compression by the first bytes of a file.
     fn of(start: &[u8]) -> Self {
         let magic: [(&[u8], Self); 4] = [
             (b"\x1f\x8b", Self::Gzip),
@@ -39,7 +38,7 @@ impl Compression {
         found.map_or(Self::Plain, |(_, compression)| *compression)
     }
 
-    /// Reads what was compressed.
+    /// A reader of the decompressed content.
     pub(super) fn reader<'r>(self, from: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
         Ok(match self {
             Self::Plain => Box::new(from),
@@ -59,7 +58,7 @@ impl Compression {
     }
 }
 
-/// Whether `file` begins like an archive, and how that is compressed.
+/// The compression of `file`, if it starts like a tar archive.
 pub(super) fn detect(mut file: impl Read) -> Option<Compression> {
     let mut start = [0; 6];
     let n_bytes = fill(&mut file, &mut start).ok()?;
@@ -84,7 +83,7 @@ fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Whether the checksum of a header is right. Blocks of zeroes have none.
+/// Whether a block is a tar header with a valid checksum.
 fn is_header(block: &[u8; BLOCK]) -> bool {
     let Some(field) = block.get(CHECKSUM) else {
         return false;
@@ -98,7 +97,7 @@ fn is_header(block: &[u8; BLOCK]) -> bool {
     let Ok(wanted) = u32::from_str_radix(&digits, 8) else {
         return false;
     };
-    // The field itself counts as blanks.
+    // The field itself counts as spaces.
     let counted = |(at, byte): (usize, &u8)| if CHECKSUM.contains(&at) { b' ' } else { *byte };
     let sum: u32 = block
         .iter()

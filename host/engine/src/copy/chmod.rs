@@ -1,25 +1,25 @@
-//! The mode of `--chmod`: octal, or symbolic as for chmod(1).
+//! The value of `--chmod`: octal, or symbolic as for chmod(1).
 
-/// Bits that `+w` and the like leave alone when they do not say whose bits they mean.
+/// Bits that `+w` and the like do not change if they do not say for whom.
 const UMASK: u32 = 0o022;
 /// All bits a mode has.
 const MODE: u32 = 0o7777;
 
-/// What becomes of the mode of a file.
+/// A change of the mode of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ModeChange {
     /// This mode, for files and directories alike.
     Octal(u32),
-    /// Changes to the mode it has.
+    /// Changes to the current mode.
     Symbolic(Vec<Action>),
 }
 
-/// One operator of a symbolic mode with what stands around it.
+/// One operator of a symbolic mode, with its operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Action {
-    /// Bits of those it is about: user, group, others.
+    /// The bits it may change: those of user, group, others.
     who: u32,
-    /// It does not say whom it is about.
+    /// It does not say for whom.
     anybody: bool,
     operator: Operator,
     bits: Bits,
@@ -36,12 +36,12 @@ enum Operator {
 enum Bits {
     /// Read, write and execute bits, each for all three, and set-id and sticky bits.
     Given { bits: u32, execute_if_any: bool },
-    /// Those that user, group or others have: by how many places they are shifted.
+    /// The current bits of user, group or others, by the shift that selects them.
     Copied(u32),
 }
 
 impl ModeChange {
-    /// Reads the value of the flag.
+    /// Parses the value of the flag.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             let mode = u32::from_str_radix(text, 8)
@@ -56,7 +56,7 @@ impl ModeChange {
         Some(Self::Symbolic(actions))
     }
 
-    /// The mode that a file with `mode` gets.
+    /// The new mode of a file with `mode`.
     pub(crate) fn apply(&self, mode: u32, directory: bool) -> u32 {
         match self {
             Self::Octal(mode) => *mode,
@@ -66,7 +66,7 @@ impl ModeChange {
         }
     }
 
-    /// The octal mode, if it is one.
+    /// The mode, if the value is octal.
     pub(crate) fn octal(&self) -> Option<u32> {
         match self {
             Self::Octal(mode) => Some(*mode),
@@ -146,7 +146,7 @@ impl Action {
             Bits::Given { bits, .. } => bits,
             Bits::Copied(shift) => (mode >> shift & 0o7) * 0o111,
         };
-        // The sticky bit belongs to nobody, so whoever is named may set it.
+        // The sticky bit belongs to none of them, so all may set it.
         let bits = bits & (self.who | 0o1000) & if self.anybody { !UMASK } else { MODE };
         match self.operator {
             Operator::Add => mode | bits,

@@ -1,65 +1,65 @@
-//! Why a COPY or ADD fails.
+//! Errors of COPY, ADD and WORKDIR.
 
 use std::fmt;
 use std::io;
 
-use store::{Digest, StoreError};
+use store::{Digest, IngestError, StoreError};
 
 use crate::context::{BadPattern, ContextError, IgnoreError, IgnoredBy, Missing};
 use crate::download::{BadName, DownloadError};
 use crate::rootfs::{ReadError, ResolveError, UserError};
 
-/// Why a COPY, ADD or WORKDIR fails. Those that are not the user's to mend say so in
-/// [`CopyError::is_host`].
+/// Why a COPY, ADD or WORKDIR fails. [`CopyError::is_host`] tells failures of the machine from mistakes
+/// of the user.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// A source is not there.
+    /// A source does not exist.
     #[error("{0}")]
     Missing(MissingSource),
     /// The whole context is ignored.
     #[error(
-        "nothing to copy: all files of the build context are ignored, first by {} line {}: `{}`",
+        "nothing to copy: all files in the build context are ignored, the first by {} line {}: `{}`",
         .0.file, .0.line, .0.pattern
     )]
     AllIgnored(IgnoredBy),
-    /// A source is a pattern with a mistake.
-    #[error("`{pattern}` is not a pattern: {reason}")]
+    /// A source is an invalid pattern.
+    #[error("`{pattern}` is not a valid pattern: {reason}")]
     Pattern {
         /// The source as written.
         pattern: String,
         /// What is wrong with it.
         reason: BadPattern,
     },
-    /// A pattern of a flag has a mistake.
+    /// A pattern of a flag is invalid.
     #[error(transparent)]
     Flag(#[from] IgnoreError),
-    /// A directory meets something else.
+    /// A directory would replace something that is not a directory.
     #[error("cannot copy to non-directory: {0}")]
     NonDirectory(String),
-    /// A file meets a directory.
+    /// A file would replace a directory.
     #[error("cannot replace to directory {0} with file")]
     OntoDirectory(String),
-    /// The name of something that is copied means something else in a layer.
+    /// The name of a source is reserved in layers.
     #[error(
-        "cannot copy to {0}: in a layer, a name that begins with .wh. means that something is removed"
+        "cannot copy to {0}: names that start with .wh. mark deleted files in a layer; rename the file"
     )]
     Whiteout(String),
-    /// A directory of the image was replaced by something that then became a directory again.
+    /// A directory of the image is replaced by a file and then by a directory.
     #[error(
-        "{0} is a directory in the image, and of the sources one has a file there and a later one \
-         a directory: copy them in two steps"
+        "{0} is a directory in the image, a file in one source and a directory in a later source; \
+         copy these sources in two steps"
     )]
     DirectoryAgain(String),
-    /// A path leads nowhere.
+    /// A path cannot be resolved.
     #[error(transparent)]
     Path(#[from] ResolveError),
-    /// The value of `--chmod` is no mode.
-    #[error("`{0}` is not a mode: octal up to 07777, or symbolic as in `u=rwX,go=rX`")]
+    /// The value of `--chmod` is invalid.
+    #[error("`{0}` is not a valid mode; use octal up to 07777, or symbolic such as `u=rwX,go=rX`")]
     Mode(String),
-    /// The value of `--chown` names nobody.
+    /// The value of `--chown` is unknown in the image.
     #[error(transparent)]
     Owner(#[from] UserError),
-    /// A source that was named is a socket, named pipe or device.
+    /// A source is a socket, named pipe or device.
     #[error("{path}: {what} in the build context cannot be copied")]
     Special {
         /// Path in the context.
@@ -67,7 +67,7 @@ pub enum CopyError {
         /// What it is.
         what: &'static str,
     },
-    /// A file that is needed cannot be read.
+    /// A source cannot be read.
     #[error("cannot read {path} in the build context")]
     Unreadable {
         /// Path in the context.
@@ -76,10 +76,12 @@ pub enum CopyError {
         #[source]
         source: io::Error,
     },
-    /// A file changes while the build runs.
-    #[error("{0} in the build context changed while it was read; build again when it is at rest")]
+    /// A file changed during the build.
+    #[error(
+        "{0} in the build context changed while being read; retry when nothing is modifying it"
+    )]
     Changed(String),
-    /// An archive that ADD unpacks is damaged, or tries to leave its directory.
+    /// An archive that ADD unpacks is damaged, or has an entry outside of its directory.
     #[error("cannot unpack {archive}: {reason}")]
     Archive {
         /// The archive.
@@ -87,61 +89,61 @@ pub enum CopyError {
         /// What is wrong.
         reason: String,
     },
-    /// A file of a server cannot be had.
+    /// A download failed.
     #[error(transparent)]
     Download(#[from] DownloadError),
-    /// A file of a server has no name to be put under.
-    #[error(
-        "{url} gives no name for a file in a directory, since {reason}; write the name of the file \
-         at the destination"
-    )]
+    /// The URL gives no file name, and the destination is a directory.
+    #[error("cannot determine a file name from {url}: {reason}; name the file in the destination")]
     NoName {
         /// The address.
         url: String,
         /// Why not.
         reason: BadName,
     },
-    /// A file of a server was to be copied before it was there.
+    /// A file was to be copied before it was downloaded.
     #[error("{0} was not downloaded")]
     NotDownloaded(String),
-    /// A file that was downloaded is gone, or not what it was.
-    #[error("the downloaded file {0} is gone from the store or was damaged there; build again")]
+    /// A downloaded file is missing or damaged.
+    #[error("the downloaded file {0} is missing from the store or damaged; retry the build")]
     Lost(Digest),
     /// The context cannot be read at all.
     #[error(transparent)]
     Context(ContextError),
-    /// A layer that files are taken from cannot be read.
+    /// A layer of the source cannot be read.
     #[error("cannot read a file of another stage or image")]
     Layer(#[from] ReadError),
     /// The store failed.
     #[error("the store failed")]
     Store(#[from] StoreError),
-    /// The layer cannot be written. The store's own error is inside.
+    /// The layer cannot be written. The source can be an error of the store.
     #[error("cannot write the layer")]
     Write(#[source] io::Error),
+    /// The store refuses the layer, or cannot keep it.
+    #[error("the store refuses the layer")]
+    Ingest(#[source] IngestError),
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// A source that is not there, with all that helps to find it.
+/// A source that does not exist, with information that helps to find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingSource {
     /// As written.
     pub written: String,
-    /// Where links led, if they led elsewhere.
+    /// The path with links resolved, if it differs.
     pub leads: Option<String>,
-    /// Why it is not there, if that is known.
+    /// Why it does not exist, if that is known.
     pub why: Missing,
-    /// Where it was looked for: `the build context`, or `the stage or image`.
+    /// What was searched: `the build context`, or `the stage or image`.
     pub place: &'static str,
 }
 
 impl fmt::Display for MissingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is not in {}", self.written, self.place)?;
+        write!(f, "`{}` not found in {}", self.written, self.place)?;
         if let Some(leads) = &self.leads {
-            write!(f, " (it is a link to `{leads}` there)")?;
+            write!(f, " (a link to `{leads}`)")?;
         }
         match &self.why {
             Missing::Absent => Ok(()),
@@ -163,6 +165,7 @@ impl CopyError {
             | Self::NotDownloaded(_)
             | Self::Lost(_) => true,
             Self::Download(error) => error.is_host(),
+            Self::Ingest(error) => matches!(error, IngestError::Store(_)),
             Self::Missing(_)
             | Self::AllIgnored(_)
             | Self::Pattern { .. }

@@ -1,17 +1,17 @@
-//! COPY, ADD, and WORKDIR: layers that the host makes by itself.
+//! COPY, ADD and WORKDIR: layers that the host makes without a VM.
 //!
-//! The law: [`plan()`] decides everything that a layer will hold from names and metadata alone,
-//! [`CopyPlan::write`] only carries it out. What is decided depends on nothing but the
-//! instruction, the files it names, and the root it is copied into; no clock, no umask, no
-//! order of directories is part of it. Where Docker takes the time of day (directories made on
-//! the way, files whose content stands in the Dockerfile, WORKDIR), a fixed time stands.
+//! The law: [`plan()`] decides everything that a layer will contain, from names and metadata alone;
+//! [`CopyPlan::ingest`] only carries it out. The plan depends on nothing but the instruction, the
+//! files it names and the root it is copied into; not on a clock, the umask or the order of
+//! directories. Where Docker uses the current time (created directories, files whose content is in
+//! the Dockerfile, WORKDIR), a fixed time is used.
 //!
-//! Paths are resolved inside the root they belong to, on the source side and on the target
-//! side, so no link of an image leads anywhere on the host.
+//! Paths are resolved inside the root they belong to, both in the source and in the target, so no
+//! link of an image leads to a file of the host.
 
 mod archive;
+mod builder;
 mod chmod;
-mod draft;
 mod error;
 mod plan;
 mod planner;

@@ -1,51 +1,46 @@
-//! A layer that COPY, ADD or WORKDIR will make.
-
-use std::sync::{Mutex, PoisonError};
+//! The plan of a layer that COPY, ADD or WORKDIR makes.
 
 use exec::Cancel;
-use store::{ContentId, Digest, Entry, EntryKind, Index, Store};
+use store::{ContentId, Digest, Entry, EntryKind, Store};
 
-use super::draft::{Bytes, Draft, Item, ItemBody, entry_kind};
-use super::planner::{Changes, Planner};
+use super::builder::{Bytes, LayerBuilder, PlannedEntry, entry_kind};
+use super::chmod::ModeChange;
+use super::planner::{Overrides, Planner};
 use super::source::{Source, UNDATED};
 use super::{CopyError, CopySpec, SourceTree};
 use crate::context::Context;
-use crate::context::scan::Known;
-use crate::context::stat::Stat;
-use crate::copy::chmod::ModeChange;
+use crate::context::scan::FileEntry;
 use crate::download::Downloads;
 use crate::rootfs::resolve::{Kind, ResolveError, Tree, resolve};
 use crate::rootfs::{Rootfs, path};
 
-/// Mode of the directories that WORKDIR makes.
+/// Mode of the directories that WORKDIR creates.
 const WORKDIR_MODE: u32 = 0o755;
 
-/// Everything that a layer will hold, decided before any content is read.
+/// Everything that a layer will contain, decided before any content is read.
 ///
-/// The layer is a pure function of its [`Self::content_id`], apart from times: equal ids, equal
-/// layers. So that id is all that a step key needs; neither the instruction nor what lies below
-/// is part of it.
+/// Apart from times, the layer is a pure function of its [`Self::content_id`]: equal ids mean equal
+/// layers. So the id is all that a step key needs; neither the instruction nor the layers below are
+/// part of the key.
 #[derive(Debug)]
 pub struct CopyPlan {
-    pub(super) items: Vec<Item>,
-    /// Where files of the context are read.
+    pub(super) entries: Vec<PlannedEntry>,
+    /// The context, if it is the source.
     pub(super) context: Option<Context>,
-    /// Where files of another stage, or of archives, are read.
+    /// The roots of other stages, images and unpacked archives that files are copied from.
     pub(super) roots: Vec<Rootfs>,
-    /// Where files from servers are.
-    pub(super) store: Option<Store>,
-    /// What each file of the context looked like when it was written.
-    pub(super) written: Mutex<Vec<(u32, Stat)>>,
-    /// What the user should know.
+    /// The store with the downloaded files.
+    pub(super) downloads: Option<Store>,
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// Decides what the layer of a COPY or ADD holds. `source` is where its sources are taken from,
-/// `downloads` has those that are on servers, `target` is the root that it is copied into. No
-/// content is read, save that of archives that ADD unpacks for the first time.
+/// Plans the layer of a COPY or ADD. `source` has its local sources, `downloads` the remote ones,
+/// `target` is the root that it copies into. No content is read, except of archives that ADD unpacks
+/// for the first time.
 ///
 /// # Errors
-/// If a source is not there, two things do not go together, or a flag makes no sense.
+/// If a source is missing, a file and a directory conflict, or a flag is invalid.
 pub fn plan(
     spec: &CopySpec,
     source: &SourceTree<'_>,
@@ -62,68 +57,66 @@ pub fn plan(
         .chmod
         .as_deref()
         .map(|text| ModeChange::parse(text).ok_or_else(|| CopyError::Mode(text.to_owned())));
-    let changes = Changes {
+    let overrides = Overrides {
         owner,
         mode: mode.transpose()?,
     };
-    // An independent layer is made as if there were nothing below it.
+    // With `--link` the layer is planned as if there were nothing below it.
     let nothing = Rootfs::empty();
-    let draft = Draft::new(if spec.link { &nothing } else { target });
+    let builder = LayerBuilder::new(if spec.link { &nothing } else { target });
     let source_tree = Source::new(*source)?;
-    let mut planner = Planner::new(spec, source_tree, downloads, draft, changes, cancel);
+    let mut planner = Planner::new(spec, source_tree, downloads, builder, overrides, cancel);
     planner.run()?;
     let context = match source {
         SourceTree::Context(context) => Some((*context).clone()),
         SourceTree::Rootfs(_) => None,
     };
     Ok(CopyPlan {
-        items: planner.draft.finish()?,
+        entries: planner.builder.finish()?,
         context,
         roots: planner.roots,
-        store: downloads.store.clone(),
-        written: Mutex::default(),
+        downloads: downloads.store.clone(),
         warnings: planner.warnings,
     })
 }
 
-/// Decides what the layer of a WORKDIR holds; `None` if the directory is there already.
+/// Plans the layer of a WORKDIR; `None` if the directory exists.
 ///
 /// # Errors
-/// If something on the way is no directory.
+/// If the path, or a parent, is not a directory.
 pub fn plan_workdir(
     path: &str,
     user: &str,
     target: &Rootfs,
 ) -> Result<Option<CopyPlan>, CopyError> {
-    let mut draft = Draft::new(target);
-    let place = resolve(&draft, path.as_bytes(), true)?;
-    match place.node.map(|spot| draft.kind(spot)) {
+    let mut builder = LayerBuilder::new(target);
+    let found = resolve(&builder, path.as_bytes(), true)?;
+    match found.node.map(|node| builder.kind(node)) {
         Some(Kind::Directory) => return Ok(None),
         Some(Kind::Link(_) | Kind::Other) => {
-            return Err(ResolveError::NotADirectory(path::show(&place.path)).into());
+            return Err(ResolveError::NotADirectory(path::show(&found.path)).into());
         }
         None => {}
     }
     let (uid, gid) = target.workdir_owner(user)?;
-    let made = layer::Attributes {
+    let made = Attributes {
         mode: WORKDIR_MODE,
         uid,
         gid,
         mtime: UNDATED,
         xattrs: Vec::new(),
     };
-    draft.directory(&place.path, &made)?;
+    builder.directory(&found.path, &made)?;
     Ok(Some(CopyPlan {
-        items: draft.finish()?,
+        entries: builder.finish()?,
         context: None,
         roots: Vec::new(),
-        store: None,
-        written: Mutex::default(),
+        downloads: None,
         warnings: Vec::new(),
     }))
 }
 
-/// Gives each hard link the attributes of its file, as the store does.
+/// Gives each hard link the extended attributes of its file, as the index does.
 fn share_xattrs(entries: &mut [Entry]) {
     let of_target = |entry: &Entry| {
         let EntryKind::Hardlink { target } = &entry.kind else {
@@ -141,68 +134,40 @@ fn share_xattrs(entries: &mut [Entry]) {
 }
 
 impl CopyPlan {
-    /// The content id of the layer, if the digests of all files are known: from an earlier
-    /// build, or because the layer was written and [`Self::learn`]ed.
+    /// The content id of the layer, if the digests of all files are known: from an earlier build, or
+    /// because [`Self::ingest`] read them.
     #[must_use]
     pub fn content_id(&self) -> Option<ContentId> {
-        let known = match &self.context {
-            Some(context) => Some(context.known().ok()?),
+        let files = match &self.context {
+            Some(context) => Some(context.files().ok()?),
             None => None,
         };
-        let known: &[Known] = known.as_ref().map_or(&[], |known| known.as_slice());
+        let files: &[FileEntry] = files.as_ref().map_or(&[], |files| files.as_slice());
         let entries: Option<Vec<Entry>> = self
-            .items
+            .entries
             .iter()
-            .map(|item| self.entry(item, known))
+            .map(|planned| self.entry(planned, files))
             .collect();
         let mut entries = entries?;
         share_xattrs(&mut entries);
         Some(store::content_id(&entries))
     }
 
-    /// Takes over the digests of files of the context from the index of the layer that was
-    /// written from this plan.
-    pub fn learn(&self, index: &Index) {
-        let Some(context) = &self.context else { return };
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        for item in &self.items {
-            let ItemBody::New(super::draft::Body::File(Bytes::Context(node))) = item.body else {
-                continue;
-            };
-            let Ok(at) = written.binary_search_by_key(&node, |(node, _)| *node) else {
-                continue;
-            };
-            let Some((_, stat)) = written.get(at) else {
-                continue;
-            };
-            let found = find(index, &item.path);
-            if let Some(EntryKind::File { size, digest, .. }) = found.map(|entry| &entry.kind)
-                && *size == stat.size
-            {
-                context.learn(node, |known| {
-                    if known.stat == *stat {
-                        known.digest = Some(*digest);
-                    }
-                });
-            }
-        }
-    }
-
-    /// The entry that the index of the layer will have, if it can be known.
-    fn entry(&self, item: &Item, known: &[Known]) -> Option<Entry> {
-        let mut meta = item.meta.clone();
-        let kind = entry_kind(&item.body, |bytes| match bytes {
+    /// The entry that the index of the layer will have, if its digest is known.
+    fn entry(&self, planned: &PlannedEntry, files: &[FileEntry]) -> Option<Entry> {
+        let mut meta = planned.meta.clone();
+        let kind = entry_kind(&planned.body, |bytes| match bytes {
             Bytes::Context(node) => {
-                let known = known.get(*node as usize)?;
-                meta.xattrs.clone_from(&known.xattrs);
-                Some((known.stat.size, known.digest?))
+                let file = files.get(*node as usize)?;
+                meta.xattrs.clone_from(&file.xattrs);
+                Some((file.stat.size, file.digest?))
             }
             other @ (Bytes::Rootfs { .. } | Bytes::Blob { .. } | Bytes::Inline { .. }) => {
                 self.size_and_digest(other)
             }
         })?;
         Some(Entry {
-            path: item.path.clone(),
+            path: planned.path.clone(),
             kind,
             mode: meta.mode,
             uid: meta.uid,
@@ -212,7 +177,7 @@ impl CopyPlan {
         })
     }
 
-    /// Length and digest of bytes that do not change.
+    /// Length and digest of content that cannot change.
     pub(super) fn size_and_digest(&self, bytes: &Bytes) -> Option<(u64, Digest)> {
         match bytes {
             Bytes::Blob { digest, size } => Some((*size, *digest)),
@@ -231,12 +196,4 @@ impl CopyPlan {
             Bytes::Context(_) => None,
         }
     }
-}
-
-fn find<'i>(index: &'i Index, path: &[u8]) -> Option<&'i Entry> {
-    let entries = index.entries();
-    let at = entries
-        .binary_search_by(|entry| path::compare(&entry.path, path))
-        .ok()?;
-    entries.get(at)
 }

@@ -1,39 +1,39 @@
-//! Decides what a COPY or ADD puts where.
+//! Decides which entries a COPY or ADD adds, and where.
 //!
-//! Sources are taken from left to right, and each sees what those in front of it left. Nothing
-//! is read but names and metadata.
+//! The law: sources are processed from left to right, and each sees the result of those before it.
+//! Only names and metadata are read.
 
 use exec::Cancel;
 use layer::Attributes;
 use store::Mtime;
 
+use super::builder::{Body, Bytes, LayerBuilder, NewEntry, NodeRef};
 use super::chmod::ModeChange;
-use super::draft::{Body, Bytes, Draft, Planned, Spot};
 use super::select;
-use super::source::{Node, Source, Thing, UNDATED, inline};
+use super::source::{Node, Source, SourceEntry, UNDATED, inline};
 use super::walk::{Filter, Walk};
 use super::{CopyError, CopySource, CopySpec};
 use crate::context::ignore::Ignore;
 use crate::download::{Downloads, WebSource};
-use crate::rootfs::resolve::{Kind, Place, Tree, resolve};
+use crate::rootfs::resolve::{Kind, ResolvedPath, Tree, resolve};
 use crate::rootfs::{Rootfs, path};
 
-/// Mode of a directory that is made on the way.
+/// Mode of a missing directory that is created.
 const MADE_DIRECTORY: u32 = 0o755;
-/// Mode of a file whose content stands in the Dockerfile.
+/// Mode of a file whose content is in the Dockerfile.
 const MADE_FILE: u32 = 0o644;
-/// Mode of a file from a server, which says nothing of modes.
+/// Mode of a downloaded file; servers do not send one.
 const DOWNLOADED: u32 = 0o600;
 
-/// What the flags change about everything that is copied.
+/// The values of `--chown` and `--chmod`.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Changes {
+pub(super) struct Overrides {
     pub(super) owner: Option<(u32, u32)>,
     pub(super) mode: Option<ModeChange>,
 }
 
-impl Changes {
-    /// The metadata that a copy of something with `meta` gets.
+impl Overrides {
+    /// The metadata of the copy of an entry with `meta`.
     pub(super) fn apply(&self, meta: Attributes, body: &Body) -> Attributes {
         let (uid, gid) = self.owner.unwrap_or((meta.uid, meta.gid));
         let mode = match (&self.mode, body) {
@@ -52,7 +52,7 @@ impl Changes {
         }
     }
 
-    /// The metadata of a directory that is made because it is missing.
+    /// The metadata of a missing directory that is created.
     pub(super) fn made(&self) -> Attributes {
         let (uid, gid) = self.owner.unwrap_or_default();
         let octal = self.mode.as_ref().and_then(ModeChange::octal);
@@ -72,12 +72,12 @@ impl Changes {
 pub(super) struct Destination {
     /// From the root.
     path: Vec<u8>,
-    /// As written it can only be a directory.
+    /// Whether it must be a directory, by how it is written.
     directory: bool,
 }
 
 impl Destination {
-    /// Reads it as written, relative to `cwd`.
+    /// Parses it; a relative path is below `cwd`.
     pub(super) fn new(dest: &str, cwd: &str) -> Self {
         let directory = ["", "."].contains(&dest) || dest.ends_with('/') || dest.ends_with("/.");
         let whole = if dest.starts_with('/') {
@@ -98,25 +98,25 @@ pub(super) struct Planner<'a> {
     pub(super) spec: &'a CopySpec,
     pub(super) source: Source<'a>,
     pub(super) downloads: &'a Downloads,
-    pub(super) draft: Draft<'a>,
-    pub(super) changes: Changes,
+    pub(super) builder: LayerBuilder<'a>,
+    pub(super) overrides: Overrides,
     pub(super) dest: Destination,
     pub(super) warnings: Vec<String>,
-    /// Roots that files are taken from: that of the source, or those of unpacked archives.
+    /// Roots that files are copied from: the source root, or those of unpacked archives.
     pub(super) roots: Vec<Rootfs>,
-    /// Sources taken so far, each match of a pattern by itself.
+    /// Number of sources so far; each match of a pattern counts.
     pub(super) n_sources: usize,
     pub(super) cancel: &'a Cancel,
 }
 
 impl<'a> Planner<'a> {
-    /// Begins with nothing copied.
+    /// A planner that has not copied anything.
     pub(super) fn new(
         spec: &'a CopySpec,
         source: Source<'a>,
         downloads: &'a Downloads,
-        draft: Draft<'a>,
-        changes: Changes,
+        builder: LayerBuilder<'a>,
+        overrides: Overrides,
         cancel: &'a Cancel,
     ) -> Self {
         let dest = Destination::new(&spec.dest, &spec.cwd);
@@ -129,8 +129,8 @@ impl<'a> Planner<'a> {
             spec,
             source,
             downloads,
-            draft,
-            changes,
+            builder,
+            overrides,
             dest,
             warnings,
             roots,
@@ -139,7 +139,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Takes all sources in order.
+    /// Processes all sources in order.
     pub(super) fn run(&mut self) -> Result<(), CopyError> {
         let spec = self.spec;
         for source in &spec.sources {
@@ -153,7 +153,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A named path or a pattern.
+    /// A path or a pattern.
     fn path(&mut self, written: &str) -> Result<(), CopyError> {
         let paths = select::paths(&self.source, written)?;
         if paths.is_empty() {
@@ -163,37 +163,38 @@ impl<'a> Planner<'a> {
         for path in paths {
             let node = select::find(&self.source, written, &path)?;
             self.n_sources += 1;
-            match self.source.thing(node) {
-                Thing::Special(what) => {
+            match self.source.entry(node) {
+                SourceEntry::Special(what) => {
                     return Err(CopyError::Special {
                         path: self.source.path(node),
                         what,
                     });
                 }
-                Thing::Unreadable(source) => {
+                SourceEntry::Unreadable(source) => {
                     return Err(CopyError::Unreadable {
                         path: self.source.path(node),
                         source,
                     });
                 }
-                Thing::Copy(Body::Directory, _) => {
+                SourceEntry::Copyable(Body::Directory, _) => {
                     self.refuse_nothing()?;
                     let exclude = Ignore::from_patterns("--exclude", &self.spec.exclude)?;
                     self.directory(node, Filter::excluding(exclude))?;
                 }
-                Thing::Copy(Body::File(_), _) if self.spec.unpack && self.unpack(node)? => {}
-                Thing::Copy(body, same) => {
-                    let meta = self.changes.apply(self.source.meta(node), &body);
+                SourceEntry::Copyable(Body::File(_), _)
+                    if self.spec.unpack && self.unpack(node)? => {}
+                SourceEntry::Copyable(body, same) => {
+                    let meta = self.overrides.apply(self.source.meta(node), &body);
                     let same = same.map(|same| (self.n_sources, same));
                     let name = path::split(&path).1;
-                    self.file(name, Planned { meta, body, same })?;
+                    self.file(name, NewEntry { meta, body, same })?;
                 }
             }
         }
         Ok(())
     }
 
-    /// A path that keeps its directories: the whole of it, or what stands behind `/./`.
+    /// A path whose directories are kept (`--parents`): all of them, or those after `/./`.
     fn with_parents(&mut self, written: &str) -> Result<(), CopyError> {
         let (pivot, kept) = match written.split_once("/./") {
             Some((pivot, kept)) => (pivot, kept),
@@ -223,7 +224,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A file whose content stands in the Dockerfile.
+    /// A file whose content is in the Dockerfile.
     fn heredoc(&mut self, name: &[u8], data: &[u8]) -> Result<(), CopyError> {
         let body = Body::File(inline(data));
         let meta = Attributes {
@@ -231,11 +232,11 @@ impl<'a> Planner<'a> {
             mtime: UNDATED,
             ..Attributes::default()
         };
-        let meta = self.changes.apply(meta, &body);
+        let meta = self.overrides.apply(meta, &body);
         let name = path::clean(name);
         self.file(
             path::split(&name).1,
-            Planned {
+            NewEntry {
                 meta,
                 body,
                 same: None,
@@ -243,7 +244,7 @@ impl<'a> Planner<'a> {
         )
     }
 
-    /// A file from a server.
+    /// A downloaded file.
     fn web(&mut self, source: &WebSource) -> Result<(), CopyError> {
         let url = || source.address.to_string();
         let file = self.downloads.get(source);
@@ -254,7 +255,7 @@ impl<'a> Planner<'a> {
         }
         let name = match source.address.name() {
             Ok(name) => name,
-            Err(reason) if self.is_into(&self.place()?) => {
+            Err(reason) if self.is_into(&self.resolve_dest()?) => {
                 return Err(CopyError::NoName { url: url(), reason });
             }
             Err(_) => Vec::new(),
@@ -268,62 +269,62 @@ impl<'a> Planner<'a> {
             mtime: file.mtime,
             ..Attributes::default()
         };
-        let meta = self.changes.apply(meta, &body);
+        let meta = self.overrides.apply(meta, &body);
         let same = None;
-        self.file(&name, Planned { meta, body, same })
+        self.file(&name, NewEntry { meta, body, same })
     }
 
-    /// Where the destination leads.
-    fn place(&self) -> Result<Place<Spot<'a>>, CopyError> {
-        Ok(resolve(&self.draft, &self.dest.path, true)?)
+    /// The destination with all links resolved.
+    fn resolve_dest(&self) -> Result<ResolvedPath<NodeRef<'a>>, CopyError> {
+        Ok(resolve(&self.builder, &self.dest.path, true)?)
     }
 
-    /// Whether a file goes into the destination and not into its place.
-    fn is_into(&self, place: &Place<Spot<'a>>) -> bool {
-        let is_directory = |spot| self.draft.kind(spot) == Kind::Directory;
-        self.dest.directory || place.node.is_some_and(is_directory)
+    /// Whether a file is put into the destination instead of replacing it.
+    fn is_into(&self, dest: &ResolvedPath<NodeRef<'a>>) -> bool {
+        let is_directory = |node| self.builder.kind(node) == Kind::Directory;
+        self.dest.directory || dest.node.is_some_and(is_directory)
     }
 
-    /// Puts anything but a directory at the destination, or into it if that is a directory.
-    fn file(&mut self, name: &[u8], planned: Planned) -> Result<(), CopyError> {
-        let place = self.place()?;
-        let (dir, name) = if self.is_into(&place) {
-            (place.path.as_slice(), name)
+    /// Puts a non-directory at the destination, or into it if that is a directory.
+    fn file(&mut self, name: &[u8], planned: NewEntry) -> Result<(), CopyError> {
+        let dest = self.resolve_dest()?;
+        let (dir, name) = if self.is_into(&dest) {
+            (dest.path.as_slice(), name)
         } else {
-            path::split(&place.path)
+            path::split(&dest.path)
         };
-        let dir = self.draft.directory(dir, &self.changes.made())?;
-        self.draft.put_file(dir, name, planned)
+        let dir = self.builder.directory(dir, &self.overrides.made())?;
+        self.builder.put_file(dir, name, planned)
     }
 
-    /// Puts what is in a directory into the destination. Returns whether anything was taken.
+    /// Puts the content of a directory into the destination. Returns whether anything was selected.
     fn directory(&mut self, node: Node<'a>, filter: Filter) -> Result<bool, CopyError> {
-        let dir = self.destination(&self.changes.clone())?;
+        let dir = self.destination(&self.overrides.clone())?;
         let mtime = self.source.meta(node).mtime;
         self.touch(dir, mtime);
         Walk::new(self, filter, self.n_sources).run(node, dir)
     }
 
-    /// The destination as a directory, made if it is missing.
-    pub(super) fn destination(&mut self, changes: &Changes) -> Result<usize, CopyError> {
-        let place = self.place()?;
-        if place
+    /// The destination as a directory, created if it is missing.
+    pub(super) fn destination(&mut self, overrides: &Overrides) -> Result<usize, CopyError> {
+        let dest = self.resolve_dest()?;
+        if dest
             .node
-            .is_some_and(|spot| self.draft.kind(spot) != Kind::Directory)
+            .is_some_and(|node| self.builder.kind(node) != Kind::Directory)
         {
-            return Err(CopyError::NonDirectory(path::show(&place.path)));
+            return Err(CopyError::NonDirectory(path::show(&dest.path)));
         }
-        Ok(self.draft.directory(&place.path, &changes.made())?)
+        Ok(self.builder.directory(&dest.path, &overrides.made())?)
     }
 
-    /// Gives a directory the time of the one that is copied into it.
+    /// Gives a directory the modification time of the one that is copied into it.
     fn touch(&mut self, dir: usize, mtime: Mtime) {
-        if let Some(meta) = self.draft.meta(dir) {
-            self.draft.set_meta(dir, Attributes { mtime, ..meta });
+        if let Some(meta) = self.builder.meta(dir) {
+            self.builder.set_meta(dir, Attributes { mtime, ..meta });
         }
     }
 
-    /// An ignore file that leaves nothing at all is a mistake, not a wish.
+    /// Refuses a context of which everything is ignored: that is a mistake in the ignore file.
     fn refuse_nothing(&self) -> Result<(), CopyError> {
         let Source::Context(context, scan) = self.source else {
             return Ok(());

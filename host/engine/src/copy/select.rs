@@ -1,8 +1,7 @@
 //! Which files the sources of a COPY name.
 //!
-//! A name is rooted and followed to where its links lead. A pattern is matched element by
-//! element against what is really there, in order of names; each match is then taken as if it
-//! had been named.
+//! A path is resolved inside the root, following links. A pattern is matched element by element
+//! against the directories, in order of names; each match is then treated like a path.
 
 use super::CopyError;
 use super::error::MissingSource;
@@ -11,7 +10,7 @@ use crate::context::glob::{Dialect, Glob, has_wildcard};
 use crate::rootfs::path;
 use crate::rootfs::resolve::{Kind, Tree, resolve};
 
-/// All that `written` names: one path, or what a pattern matches, which may be nothing.
+/// What `written` names: one path, or all matches of a pattern, which can be none.
 pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, CopyError> {
     let cleaned = path::clean(written.as_bytes());
     let (base, pattern) = split_pattern(&cleaned);
@@ -32,7 +31,7 @@ pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, 
         .map_or_else(Vec::new, |node| expand(source, place.path, node, &globs)))
 }
 
-/// Where `path` leads. If it leads nowhere, the error says why.
+/// The node at `path`. If there is none, the error says why.
 pub(super) fn find<'a>(
     source: &Source<'a>,
     written: &str,
@@ -45,7 +44,7 @@ pub(super) fn find<'a>(
     }
 }
 
-/// The error for a source that is not there.
+/// The error for a missing source.
 pub(super) fn missing(
     source: &Source<'_>,
     written: &str,
@@ -62,7 +61,7 @@ pub(super) fn missing(
     }))
 }
 
-/// Splits in front of the first element with a wildcard.
+/// Splits a path before the first element with a wildcard.
 pub(super) fn split_pattern(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let elements: Vec<&[u8]> = path::elements(path).collect();
     let at = elements

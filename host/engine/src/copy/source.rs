@@ -1,10 +1,10 @@
-//! Where files are copied from, seen the same way whatever it is.
+//! Sources of a copy: the build context or a root, with one interface.
 
 use layer::Attributes;
 use store::{EntryKind, Mtime};
 
 use super::CopyError;
-use super::draft::{Body, Bytes, SameFile};
+use super::builder::{Body, Bytes, SameFile};
 use crate::context::scan::{Scan, What};
 use crate::context::{Context, Missing};
 use crate::rootfs::resolve::{Kind, Tree};
@@ -20,32 +20,32 @@ pub enum SourceTree<'a> {
     Rootfs(&'a Rootfs),
 }
 
-/// A source tree that is ready to be walked.
+/// A source tree that can be walked.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Source<'a> {
     Context(&'a Context, &'a Scan),
     Rootfs(&'a Rootfs),
 }
 
-/// Something in a source tree.
+/// A node of a source tree.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Node<'a> {
     Context(u32),
     Rootfs(Found<'a>),
 }
 
-/// What can be copied of a node.
-pub(super) enum Thing {
-    /// It, as it is; the identity tells hard links.
-    Copy(Body, Option<SameFile>),
-    /// Nothing; what it is, for messages.
+/// What a node of a source is.
+pub(super) enum SourceEntry {
+    /// It can be copied. The identity is that of a file with several names.
+    Copyable(Body, Option<SameFile>),
+    /// It cannot be copied; the text says what it is.
     Special(&'static str),
-    /// It should be read and cannot be.
+    /// It cannot be read.
     Unreadable(std::io::Error),
 }
 
 impl<'a> Source<'a> {
-    /// Makes the tree ready: walks the context, if nobody did yet.
+    /// Prepares the tree; walks the context if it was not walked yet.
     pub(super) fn new(tree: SourceTree<'a>) -> Result<Self, CopyError> {
         Ok(match tree {
             SourceTree::Context(context) => Self::Context(context, context.scan()?),
@@ -53,7 +53,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// What is in a directory, in order of names.
+    /// The children of a directory, in order of names.
     pub(super) fn children(&self, node: Node<'a>) -> Vec<Node<'a>> {
         match (*self, node) {
             (Source::Context(_, scan), Node::Context(node)) => {
@@ -98,12 +98,12 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What can be copied of a node.
-    pub(super) fn thing(&self, node: Node<'a>) -> Thing {
+    /// What a node is.
+    pub(super) fn entry(&self, node: Node<'a>) -> SourceEntry {
         match (*self, node) {
-            (Source::Context(_, scan), Node::Context(number)) => context_thing(scan, number),
-            (_, Node::Rootfs(found)) => rootfs_thing(found),
-            (Source::Rootfs(_), Node::Context(_)) => Thing::Special("nothing"),
+            (Source::Context(_, scan), Node::Context(number)) => context_entry(scan, number),
+            (_, Node::Rootfs(found)) => rootfs_entry(found),
+            (Source::Rootfs(_), Node::Context(_)) => SourceEntry::Special("nothing"),
         }
     }
 
@@ -117,7 +117,7 @@ impl<'a> Source<'a> {
         String::from_utf8_lossy(&path).into_owned()
     }
 
-    /// Why `resolved`, written as `written`, is not there, and where that is.
+    /// Why `resolved`, written as `written`, is missing, and what it is missing from.
     pub(super) fn explain(
         &self,
         written: &[u8],
@@ -168,9 +168,9 @@ impl<'a> Tree for Source<'a> {
     }
 }
 
-fn context_thing(scan: &Scan, number: u32) -> Thing {
+fn context_entry(scan: &Scan, number: u32) -> SourceEntry {
     let Some(node) = scan.node(number) else {
-        return Thing::Special("nothing");
+        return SourceEntry::Special("nothing");
     };
     match &node.what {
         What::File => {
@@ -179,20 +179,22 @@ fn context_thing(scan: &Scan, number: u32) -> Thing {
                 .stat
                 .linked
                 .then_some(SameFile::Context(same.0, same.1));
-            Thing::Copy(Body::File(Bytes::Context(number)), same)
+            SourceEntry::Copyable(Body::File(Bytes::Context(number)), same)
         }
-        What::Directory => Thing::Copy(Body::Directory, None),
-        What::Link(target) => Thing::Copy(Body::Link(target.to_vec()), None),
-        What::Special(what) => Thing::Special(what),
-        What::Unreadable(errno) => Thing::Unreadable(std::io::Error::from_raw_os_error(*errno)),
+        What::Directory => SourceEntry::Copyable(Body::Directory, None),
+        What::Link(target) => SourceEntry::Copyable(Body::Link(target.to_vec()), None),
+        What::Special(what) => SourceEntry::Special(what),
+        What::Unreadable(errno) => {
+            SourceEntry::Unreadable(std::io::Error::from_raw_os_error(*errno))
+        }
     }
 }
 
-fn rootfs_thing(found: Found<'_>) -> Thing {
+fn rootfs_entry(found: Found<'_>) -> SourceEntry {
     let body = match (&found.entry.kind, found.inode()) {
         (EntryKind::File { .. }, Some(inode)) => {
             let same = Some(SameFile::Rootfs(inode));
-            return Thing::Copy(Body::File(Bytes::Rootfs { root: 0, inode }), same);
+            return SourceEntry::Copyable(Body::File(Bytes::Rootfs { root: 0, inode }), same);
         }
         (EntryKind::Symlink { target }, _) => Body::Link(target.clone()),
         (EntryKind::CharDevice { major, minor }, _) => Body::CharDevice {
@@ -211,12 +213,12 @@ fn rootfs_thing(found: Found<'_>) -> Thing {
             | EntryKind::Whiteout
             | EntryKind::Opaque,
             _,
-        ) => return Thing::Special("nothing"),
+        ) => return SourceEntry::Special("nothing"),
     };
-    Thing::Copy(body, None)
+    SourceEntry::Copyable(body, None)
 }
 
-/// A name in the same directory that is much like the one looked for.
+/// A similar name in the same directory.
 fn like_in_root(rootfs: &Rootfs, missing: &[u8]) -> Missing {
     let (dir, name) = path::split(missing);
     let wanted = String::from_utf8_lossy(name);
@@ -233,7 +235,7 @@ fn like_in_root(rootfs: &Rootfs, missing: &[u8]) -> Missing {
     })
 }
 
-/// The digest and size of bytes that stand in the Dockerfile.
+/// Content that is in the Dockerfile.
 pub(super) fn inline(data: &[u8]) -> Bytes {
     Bytes::Inline {
         data: data.into(),
@@ -241,10 +243,10 @@ pub(super) fn inline(data: &[u8]) -> Bytes {
     }
 }
 
-/// The time of what has none of its own: directories made on the way, files whose content
-/// stands in the Dockerfile. A fixed time, so that equal inputs give equal layers; it lies a day
-/// after the first moment that zip archives can express in any time zone, because tools that
-/// pack files refuse older ones.
+/// The modification time of entries that have none of their own: missing directories that are
+/// created, files whose content is in the Dockerfile. It is fixed, so that equal inputs give equal
+/// layers. It is one day after the earliest time that zip archives can express in any time zone,
+/// because tools that pack files refuse older ones.
 pub(super) const UNDATED: Mtime = Mtime {
     secs: 315_619_200,
     nanos: 0,

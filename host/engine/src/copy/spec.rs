@@ -1,33 +1,33 @@
-//! What a COPY or ADD instruction asks for, after expansion of variables.
+//! A COPY or ADD instruction after expansion of variables.
 
 use crate::download::WebSource;
 
 /// A COPY or ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopySpec {
-    /// Where the sources are taken from.
+    /// Where the sources are.
     pub from: CopyFrom,
-    /// What is copied, in order.
+    /// The sources, in order.
     pub sources: Vec<CopySource>,
-    /// The destination as written; relative ones are below `cwd`.
+    /// The destination as written; a relative one is below `cwd`.
     pub dest: String,
-    /// Working directory in force, absolute.
+    /// The working directory, absolute.
     pub cwd: String,
     /// Owner as written: `user[:group]`, names or numbers.
     pub chown: Option<String>,
     /// Mode as written: octal, or symbolic as for chmod(1).
     pub chmod: Option<String>,
-    /// Patterns of what is left out, as in an ignore file.
+    /// Patterns of files that are not copied, as in an ignore file.
     pub exclude: Vec<String>,
-    /// Keep the directories of the sources' paths.
+    /// Keep the directories of source paths.
     pub parents: bool,
-    /// Make the layer without looking at what is below it.
+    /// Make the layer independent of the layers below it.
     pub link: bool,
-    /// Unpack files that are tar archives (ADD). Files from servers say so themselves.
+    /// Unpack local tar archives (ADD). A download has a setting of its own.
     pub unpack: bool,
 }
 
-/// Where the sources of a COPY are taken from.
+/// Where the sources of a COPY are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyFrom {
     /// The build context.
@@ -43,7 +43,7 @@ pub enum CopyFrom {
 pub enum CopySource {
     /// A path or a pattern, as written.
     Path(String),
-    /// A file whose content stands in the Dockerfile.
+    /// A file whose content is in the Dockerfile.
     Heredoc {
         /// Name of the file.
         name: String,

@@ -13,8 +13,8 @@ use store::{Digest, Entry, EntryKind, Hasher, IngestError, Layer, LayerWriter, S
 
 use super::CopyError;
 use super::archive::{Compression, detect};
-use super::draft::{Body, Bytes, Planned, SameFile};
-use super::planner::{Changes, Planner};
+use super::builder::{Body, Bytes, NewEntry, SameFile};
+use super::planner::{Overrides, Planner};
 use super::source::{Node, Source};
 use crate::context::{Context, OpenError, Opened, Reader};
 use crate::rootfs::resolve::{Kind, resolve};
@@ -96,10 +96,10 @@ impl<'a> Planner<'a> {
         entries: &[Entry],
         root: &Rootfs,
     ) -> Result<(), CopyError> {
-        let owner = self.changes.owner;
-        let changes = Changes { owner, mode: None };
-        let top = self.destination(&changes)?;
-        let top = self.draft.path(top);
+        let owner = self.overrides.owner;
+        let overrides = Overrides { owner, mode: None };
+        let top = self.destination(&overrides)?;
+        let top = self.builder.path(top);
         let refused = |path: &[u8], reason: &str| CopyError::Archive {
             archive: archive.to_owned(),
             reason: format!("`{}` {reason}", String::from_utf8_lossy(path)),
@@ -120,16 +120,16 @@ impl<'a> Planner<'a> {
                 refused(&entry.path, "is a name or a link that no image can have")
             })?;
             let (dir, name) = path::split(&entry.path);
-            let place = resolve(&self.draft, &path::join(&top, dir), true)?;
-            let dir = self.draft.directory(&place.path, &changes.made())?;
+            let place = resolve(&self.builder, &path::join(&top, dir), true)?;
+            let dir = self.builder.directory(&place.path, &overrides.made())?;
             // A hard link has the metadata of its file, whatever its own entry says.
             let file = root.find(&entry.path).map_or(entry, |found| found.entry);
-            let meta = changes.apply(file.attributes(), &body);
+            let meta = overrides.apply(file.attributes(), &body);
             let directory = matches!(body, Body::Directory);
-            if directory && self.draft.kind_in(dir, name) == Some(Kind::Directory) {
-                self.draft.put_directory(dir, name, meta)?;
+            if directory && self.builder.kind_in(dir, name) == Some(Kind::Directory) {
+                self.builder.put_directory(dir, name, meta)?;
             } else {
-                self.draft.put(dir, name, Planned { meta, body, same });
+                self.builder.put(dir, name, NewEntry { meta, body, same });
             }
         }
         Ok(())
@@ -200,10 +200,8 @@ impl FromContext<'_> {
     /// The layer that the archive became before, if it did not change and the layer is there.
     fn known(&self) -> Result<Option<Layer>, CopyError> {
         let digest = {
-            let known = self.context.known()?;
-            known
-                .get(self.number as usize)
-                .and_then(|known| known.digest)
+            let files = self.context.files()?;
+            files.get(self.number as usize).and_then(|file| file.digest)
         };
         digest.map_or(Ok(None), |digest| self.taking.known(digest))
     }
@@ -230,11 +228,7 @@ impl FromContext<'_> {
             return Err(self.failed(error));
         }
         let layer = self.taking.finish(writer)?;
-        self.context.learn(self.number, |known| {
-            if known.stat == stat {
-                known.digest = Some(digest);
-            }
-        });
+        self.context.set_digest(self.number, &stat, digest);
         self.taking.remember(digest, &layer)?;
         Ok(layer)
     }

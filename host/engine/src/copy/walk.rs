@@ -1,22 +1,22 @@
-//! Copies what is in a directory.
+//! Copies the content of a directory.
 
 use layer::Attributes;
 
 use super::CopyError;
-use super::draft::{Body, Planned};
+use super::builder::{Body, NewEntry};
 use super::planner::Planner;
-use super::source::{Node, Thing};
+use super::source::{Node, SourceEntry};
 use crate::context::BadPattern;
 use crate::context::glob::{Dialect, Glob};
 use crate::context::ignore::{Above, Ignore};
 use crate::rootfs::path;
 use crate::rootfs::resolve::Kind;
 
-/// What of a directory is taken.
+/// Which entries of a directory are copied.
 #[derive(Debug)]
 pub(super) struct Filter {
     exclude: Ignore,
-    /// Only what this matches, and what is below it.
+    /// Only entries that match this, and everything below them.
     only: Option<Only>,
 }
 
@@ -27,7 +27,7 @@ enum Only {
 }
 
 impl Filter {
-    /// All but what is excluded.
+    /// All entries that are not excluded.
     pub(super) fn excluding(exclude: Ignore) -> Self {
         Self {
             exclude,
@@ -35,10 +35,10 @@ impl Filter {
         }
     }
 
-    /// Only `path`, which may be a pattern, without what is excluded.
+    /// Only `path`, which may be a pattern, and only entries that are not excluded.
     pub(super) fn only(path: &[u8], pattern: bool, exclude: Ignore) -> Result<Self, BadPattern> {
         let only = match (path, pattern) {
-            // The directory itself: all of it.
+            // The directory itself: everything in it.
             (b"", _) => None,
             (_, true) => Some(Only::Pattern(Glob::new(path, Dialect::Ignore)?)),
             (_, false) => Some(Only::Path(path.to_vec())),
@@ -68,18 +68,18 @@ impl Filter {
 /// A directory that is being copied.
 struct Frame<'a> {
     node: Node<'a>,
-    /// Its children that are still to come, in reverse.
+    /// Children that are not copied yet, in reverse.
     rest: Vec<Node<'a>>,
     /// Path from the directory that is copied.
     path: Vec<u8>,
     above: Above,
-    /// All below it is taken unless it is excluded.
+    /// Whether everything below it is copied, unless it is excluded.
     taken: bool,
-    /// Its copy, once there is one.
+    /// The node of its copy, once there is one.
     copy: Option<usize>,
 }
 
-/// One directory being copied, with those in it that are open.
+/// The walk of one directory, with its stack of open directories.
 pub(super) struct Walk<'p, 'a> {
     planner: &'p mut Planner<'a>,
     filter: Filter,
@@ -89,7 +89,7 @@ pub(super) struct Walk<'p, 'a> {
 }
 
 impl<'p, 'a> Walk<'p, 'a> {
-    /// Prepares to copy.
+    /// Prepares a walk.
     pub(super) fn new(planner: &'p mut Planner<'a>, filter: Filter, n_source: usize) -> Self {
         let found = filter.only.is_none();
         Self {
@@ -143,20 +143,20 @@ impl<'p, 'a> Walk<'p, 'a> {
         let path = path::join(&frame.path, name);
         let taken = frame.taken || self.filter.takes(&path);
         let excluded = self.filter.exclude.ignores(&frame.above, &path).is_some();
-        let (body, same) = match self.planner.source.thing(child) {
-            Thing::Copy(body, same) => (body, same),
-            Thing::Special(what) if taken && !excluded => {
+        let (body, same) = match self.planner.source.entry(child) {
+            SourceEntry::Copyable(body, same) => (body, same),
+            SourceEntry::Special(what) if taken && !excluded => {
                 let path = self.planner.source.path(child);
                 self.planner
                     .warnings
                     .push(format!("{path} is {what} and was skipped"));
                 return Ok(());
             }
-            Thing::Unreadable(source) if taken && !excluded => {
+            SourceEntry::Unreadable(source) if taken && !excluded => {
                 let path = self.planner.source.path(child);
                 return Err(CopyError::Unreadable { path, source });
             }
-            Thing::Special(_) | Thing::Unreadable(_) => return Ok(()),
+            SourceEntry::Special(_) | SourceEntry::Unreadable(_) => return Ok(()),
         };
         let wanted = taken && !excluded;
         self.found |= taken;
@@ -167,12 +167,12 @@ impl<'p, 'a> Walk<'p, 'a> {
             let dir = self.copy_of_last()?;
             let meta = self
                 .planner
-                .changes
+                .overrides
                 .apply(self.planner.source.meta(child), &body);
             let same = same.map(|same| (self.n_source, same));
             self.planner
-                .draft
-                .put_file(dir, name, Planned { meta, body, same })?;
+                .builder
+                .put_file(dir, name, NewEntry { meta, body, same })?;
         }
         Ok(())
     }
@@ -196,9 +196,9 @@ impl<'p, 'a> Walk<'p, 'a> {
         let copy = if taken && !excluded {
             let dir = self.copy_of_last()?;
             let meta = self.planner.source.meta(node);
-            let meta = self.planner.changes.apply(meta, &Body::Directory);
+            let meta = self.planner.overrides.apply(meta, &Body::Directory);
             let name = self.planner.source.name(node);
-            Some(self.planner.draft.put_directory(dir, name, meta)?)
+            Some(self.planner.builder.put_directory(dir, name, meta)?)
         } else {
             None
         };
@@ -206,7 +206,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(())
     }
 
-    /// The copy of the innermost open directory, made with those above it if they have none yet.
+    /// The copy of the innermost open directory, created together with those above it.
     fn copy_of_last(&mut self) -> Result<usize, CopyError> {
         let made = self
             .frames
@@ -221,18 +221,18 @@ impl<'p, 'a> Walk<'p, 'a> {
         for frame in self.frames.iter_mut().skip(made + 1) {
             let name = self.planner.source.name(frame.node);
             let meta = self.planner.source.meta(frame.node);
-            let mut meta = self.planner.changes.apply(meta, &Body::Directory);
-            if self.planner.draft.kind_in(dir, name) == Some(Kind::Directory) {
-                // It is there and only gets the mode.
-                let at = self.planner.draft.enter(dir, name);
-                if let Some(kept) = self.planner.draft.meta(at) {
+            let mut meta = self.planner.overrides.apply(meta, &Body::Directory);
+            if self.planner.builder.kind_in(dir, name) == Some(Kind::Directory) {
+                // It exists in the target and only gets the mode.
+                let at = self.planner.builder.enter(dir, name);
+                if let Some(kept) = self.planner.builder.meta(at) {
                     meta = Attributes {
                         mode: meta.mode,
                         ..kept
                     };
                 }
             }
-            dir = self.planner.draft.put_directory(dir, name, meta)?;
+            dir = self.planner.builder.put_directory(dir, name, meta)?;
             frame.copy = Some(dir);
         }
         Ok(dir)

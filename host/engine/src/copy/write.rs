@@ -1,25 +1,33 @@
 //! Writes the layer of a plan.
 //!
-//! The law: each file is read once, and what is written of it is one state of it. A small file
-//! that changes while it is read is read again; a large one, of which bytes may have gone out
-//! already, fails the step. A file that was downloaded is the one of its digest or fails the step.
+//! The law: each file is read once, and what is written is one state of it. A small file that changes
+//! while it is read is read again. A large one fails the step, because some of its bytes may already
+//! be written. A downloaded file has the content of its digest, or fails the step.
 
 use std::io::{Read, Write};
-use std::sync::PoisonError;
 
 use exec::Cancel;
-use layer::{Attributes, Style, Writer};
-use store::{Digest, EntryKind, Hasher};
+use store::{Digest, EntryKind, Hasher, Index, Layer, Store};
 
-use super::draft::{Body, Bytes, Item, ItemBody, entry_kind};
+use super::builder::{Body, Bytes, PlannedBody, PlannedEntry, entry_kind};
 use super::{CopyError, CopyPlan};
+use crate::context::stat::Stat;
 use crate::context::{Context, ContextError, OpenError, Opened, Reader};
 
-/// Files up to this length are read whole before anything is written, so that they can be read
+/// Files up to this length are read completely before anything is written, so that they can be read
 /// again.
 const SMALL: usize = 256 << 10;
-/// How often a small file is read before it is given up as always changing.
+/// How often a changing small file is read before the step fails.
 const ATTEMPTS: usize = 4;
+
+/// A context file that was written, and its state at that time.
+#[derive(Debug)]
+pub(super) struct Written {
+    node: u32,
+    stat: Stat,
+    /// Position of its entry in the plan.
+    entry: usize,
+}
 
 /// A layer being written.
 struct Writing<'p, 'w> {
@@ -27,16 +35,55 @@ struct Writing<'p, 'w> {
     tar: Writer<&'w mut dyn Write>,
     context: Option<(&'p Context, Reader<'p>)>,
     buffer: Vec<u8>,
+    written: Vec<Written>,
     cancel: &'p Cancel,
 }
 
 impl CopyPlan {
-    /// Writes the layer as an uncompressed tar archive. The same plan gives the same bytes as
-    /// long as the files are the same.
+    /// Writes the layer into the store; `origin` is the step, for display. The digests of the context
+    /// files that were read are then known to the context.
+    ///
+    /// # Errors
+    /// If a file cannot be read or changes, if the store fails or refuses the layer, or if the build
+    /// is cancelled.
+    pub fn ingest(&self, store: &Store, origin: &str, cancel: &Cancel) -> Result<Layer, CopyError> {
+        let mut writer = store.layer_writer(origin)?;
+        let written = match self.write(&mut writer, cancel) {
+            Ok(written) => written,
+            Err(error) => {
+                writer.abandon();
+                return Err(error);
+            }
+        };
+        let layer = writer.finish().map_err(CopyError::Ingest)?;
+        self.record_digests(&written, &*store.index(layer.diff_id)?);
+        Ok(layer)
+    }
+
+    /// Tells the context the digests of its files, from the index of the layer.
+    fn record_digests(&self, written: &[Written], index: &Index) {
+        let Some(context) = &self.context else { return };
+        for file in written {
+            let entry = self.entries.get(file.entry);
+            let entry = entry.and_then(|planned| index.get(&planned.path));
+            if let Some(EntryKind::File { size, digest, .. }) = entry.map(|entry| &entry.kind)
+                && *size == file.stat.size
+            {
+                context.set_digest(file.node, &file.stat, *digest);
+            }
+        }
+    }
+
+    /// Writes the layer as an uncompressed tar archive and returns the context files in it. The same
+    /// plan gives the same bytes as long as the files are the same.
     ///
     /// # Errors
     /// If a file cannot be read or changes, if `out` fails, or if the build is cancelled.
-    pub fn write(&self, out: &mut dyn Write, cancel: &Cancel) -> Result<(), CopyError> {
+    pub(super) fn write(
+        &self,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<Vec<Written>, CopyError> {
         let context = match &self.context {
             Some(context) => Some((context, context.reader()?)),
             None => None,
@@ -47,36 +94,35 @@ impl CopyPlan {
             tar,
             context,
             buffer: vec![0; SMALL],
+            written: Vec::new(),
             cancel,
         };
-        for item in &self.items {
-            writing.item(item)?;
+        for (position, entry) in self.entries.iter().enumerate() {
+            writing.entry(position, entry)?;
         }
-        self.written
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .sort_unstable_by_key(|w| w.0);
         writing.tar.finish().map_err(CopyError::Write)?;
-        Ok(())
+        Ok(writing.written)
     }
 }
 
 impl Writing<'_, '_> {
-    fn item(&mut self, item: &Item) -> Result<(), CopyError> {
+    fn entry(&mut self, position: usize, item: &PlannedEntry) -> Result<(), CopyError> {
         self.check()?;
         match &item.body {
-            ItemBody::New(Body::File(Bytes::Context(node))) => self.context_file(item, *node),
-            ItemBody::New(Body::File(Bytes::Inline { data, .. })) => {
+            PlannedBody::New(Body::File(Bytes::Context(node))) => {
+                self.context_file(position, item, *node)
+            }
+            PlannedBody::New(Body::File(Bytes::Inline { data, .. })) => {
                 let size = self.header(item, data.len() as u64)?;
                 self.tar
                     .write_all(data)
                     .and_then(|()| self.tar.pad(size))
                     .map_err(CopyError::Write)
             }
-            ItemBody::New(Body::File(Bytes::Blob { digest, size })) => {
+            PlannedBody::New(Body::File(Bytes::Blob { digest, size })) => {
                 self.blob(item, *digest, *size)
             }
-            ItemBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
+            PlannedBody::New(Body::File(Bytes::Rootfs { root, inode })) => {
                 let root = self.plan.roots.get(*root);
                 let Some(data) = root.map(|root| root.open_inode(*inode)).transpose()? else {
                     return Ok(());
@@ -85,22 +131,22 @@ impl Writing<'_, '_> {
                 self.copy(data, |error| CopyError::Layer(error.into()))?;
                 self.tar.pad(size).map_err(CopyError::Write)
             }
-            ItemBody::New(
+            PlannedBody::New(
                 Body::Directory
                 | Body::Link(_)
                 | Body::CharDevice { .. }
                 | Body::BlockDevice { .. }
                 | Body::Fifo,
             )
-            | ItemBody::HardLink(_) => self.header(item, 0).map(|_| ()),
+            | PlannedBody::HardLink(_) => self.header(item, 0).map(|_| ()),
         }
     }
 
-    /// Writes a file that was downloaded. That its bytes are those of its digest was seen when they
-    /// came; what has become of them since is seen here.
-    fn blob(&mut self, item: &Item, digest: Digest, size: u64) -> Result<(), CopyError> {
+    /// Writes a downloaded file. Its digest was checked after the download, and is checked again here
+    /// because the file may be damaged since.
+    fn blob(&mut self, item: &PlannedEntry, digest: Digest, size: u64) -> Result<(), CopyError> {
         let lost = || CopyError::Lost(digest);
-        let store = self.plan.store.as_ref().ok_or_else(lost)?;
+        let store = self.plan.downloads.as_ref().ok_or_else(lost)?;
         let (file, found) = store.open_blob(digest)?.ok_or_else(lost)?;
         let mut hashing = Hashing::new(file.take(size));
         self.header(item, size)?;
@@ -112,12 +158,17 @@ impl Writing<'_, '_> {
         self.tar.pad(size).map_err(CopyError::Write)
     }
 
-    /// Writes a header; the size is handed back for the padding.
-    fn header(&mut self, item: &Item, size: u64) -> Result<u64, CopyError> {
+    /// Writes a header; returns the size, for the padding.
+    fn header(&mut self, item: &PlannedEntry, size: u64) -> Result<u64, CopyError> {
         self.header_with(item, &item.meta, size)
     }
 
-    fn header_with(&mut self, item: &Item, meta: &Attributes, size: u64) -> Result<u64, CopyError> {
+    fn header_with(
+        &mut self,
+        item: &PlannedEntry,
+        meta: &Attributes,
+        size: u64,
+    ) -> Result<u64, CopyError> {
         let kind = entry_kind(&item.body, |_| Some((size, Digest::UNKNOWN)));
         let kind = kind.unwrap_or(EntryKind::Fifo);
         self.tar
@@ -126,7 +177,12 @@ impl Writing<'_, '_> {
         Ok(size)
     }
 
-    fn context_file(&mut self, item: &Item, node: u32) -> Result<(), CopyError> {
+    fn context_file(
+        &mut self,
+        position: usize,
+        item: &PlannedEntry,
+        node: u32,
+    ) -> Result<(), CopyError> {
         let Some((context, _)) = self.context else {
             return Ok(());
         };
@@ -135,8 +191,8 @@ impl Writing<'_, '_> {
             let opened = self.open(node)?;
             let (stat, size) = (*opened.stat(), opened.size());
             let meta = {
-                let known = context.known()?;
-                let xattrs = known.get(node as usize).map(|known| known.xattrs.clone());
+                let files = context.files()?;
+                let xattrs = files.get(node as usize).map(|file| file.xattrs.clone());
                 Attributes {
                     mtime: stat.mtime(),
                     xattrs: xattrs.unwrap_or_default(),
@@ -160,17 +216,17 @@ impl Writing<'_, '_> {
                 let data = self.buffer.get(..size).unwrap_or_default();
                 self.tar.write_all(data).map_err(CopyError::Write)?;
             }
-            self.plan
-                .written
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push((node, stat));
+            self.written.push(Written {
+                node,
+                stat,
+                entry: position,
+            });
             return self.tar.pad(size).map_err(CopyError::Write);
         }
         Err(self.changed(node))
     }
 
-    /// Reads a file into the buffer; false if it changed meanwhile.
+    /// Reads a file into the buffer; false if it changed while it was read.
     fn small(
         &mut self,
         context: &Context,
@@ -193,7 +249,7 @@ impl Writing<'_, '_> {
         }
     }
 
-    /// Sends a file on piece by piece.
+    /// Copies a file piece by piece.
     fn large(&mut self, context: &Context, mut opened: Opened, node: u32) -> Result<(), CopyError> {
         loop {
             self.check()?;

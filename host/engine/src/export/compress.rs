@@ -1,7 +1,7 @@
-//! Layers as they leave the store: compressed as asked, each only once.
+//! Compresses layers for export, each only once.
 //!
-//! The law: equal layers and settings give equal bytes. What was compressed is kept in the store,
-//! with a fact that leads to it, so that the next export only copies; if the blob is gone, it is
+//! The law: equal layers and settings give equal bytes. A compressed layer is kept in the store as a
+//! blob, with a fact that refers to it, so the next export only copies it. If the blob is missing, it is
 //! made again.
 
 use std::collections::BTreeMap;
@@ -19,36 +19,36 @@ use crate::event::{Progress, ProgressFn, short_digest};
 
 /// Unit of copying.
 const PIECE: usize = 256 << 10;
-/// What is written into gzip headers as the system: none in particular.
+/// Operating system in gzip headers: unknown.
 const GZIP_SYSTEM: u8 = 255;
 
-/// What the workers share.
+/// What workers share.
 pub(super) struct Job<'a> {
     pub(super) store: &'a Store,
     pub(super) progress: &'a ProgressFn<'a>,
     pub(super) scope: &'a CancelScope,
 }
 
-/// A blob of the image that is written.
+/// A blob of the exported image.
 #[derive(Debug, Clone)]
 pub(super) struct Blob {
     pub(super) descriptor: Descriptor,
-    /// Where its bytes are.
+    /// Its content.
     pub(super) bytes: Bytes,
 }
 
-/// Where the bytes of a [`Blob`] are.
+/// The content of a [`Blob`].
 #[derive(Debug, Clone)]
 pub(super) enum Bytes {
-    /// In the store, as a layer.
+    /// A layer in the store.
     Layer(DiffId),
-    /// In the store, as a blob.
+    /// A blob in the store.
     Stored(Digest),
-    /// Here.
+    /// These bytes.
     Here(Vec<u8>),
 }
 
-/// The layers in the wanted form, in order. Layers that occur more than once are done once.
+/// The layers in the requested form, in order. A layer that occurs several times is compressed once.
 pub(super) fn layers(
     job: &Job<'_>,
     layers: &[DiffId],
@@ -119,7 +119,7 @@ fn one(
     })
 }
 
-/// What an earlier export made, if it is still there.
+/// The result of an earlier export, if it is still in the store.
 fn known(store: &Store, fact: &str, layer: DiffId) -> Result<Option<(Digest, u64)>, ExportError> {
     let Some(text) = store.fact(fact, &layer.to_string())? else {
         return Ok(None);
@@ -173,12 +173,12 @@ fn compress(
     Ok(out.finish()?)
 }
 
-/// The output of compression is the store.
+/// Adds that the output is the store.
 fn into_store(error: ExportError) -> ExportError {
     error.at(ExportError::Compress)
 }
 
-/// Bytes with the digest that they must have.
+/// Content with its expected digest.
 pub(super) struct Source {
     file: File,
     size: u64,
@@ -208,8 +208,8 @@ impl Source {
     }
 }
 
-/// Copies all of `source` and makes sure that it is what it should be: a result must not be made of
-/// bytes that the disk has spoiled.
+/// Copies all of `source` and checks its digest, because a result must not contain bytes that were
+/// damaged on disk.
 pub(super) fn copy(
     job: &Job<'_>,
     source: Source,

@@ -1,25 +1,25 @@
-//! One record of comma-separated values, as flags such as `--output` take it (RFC 4180).
+//! One record of comma-separated values, for flags such as `--output` (RFC 4180).
 //!
-//! The law: a field that holds a comma or a quote is quoted as a whole; blanks are kept; anything
-//! that could be read in two ways is an error.
+//! The law: a field that contains a comma or a quote must be quoted as a whole. Spaces are kept. Anything
+//! ambiguous is an error.
 
-/// Text that is no record.
+/// Why a text is not a valid record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CsvError {
-    /// Nothing at all.
+    /// Empty text.
     #[error("the value is empty")]
     Empty,
     /// `a"b`.
-    #[error("a quote stands inside a field that does not begin with one; quote the whole field")]
+    #[error("bare \" in non-quoted field; quote the whole field")]
     BareQuote,
     /// `"a"b`.
-    #[error("something follows a closing quote; only a comma may")]
+    #[error("extraneous text after a closing \"; only a comma can follow")]
     AfterQuote,
     /// `"a`.
-    #[error("a quote is not closed")]
+    #[error("missing closing \" in quoted field")]
     Unclosed,
     /// More than one record.
-    #[error("a line ends inside the value")]
+    #[error("the value contains a line break")]
     LineBreak,
 }
 
@@ -46,7 +46,7 @@ pub fn parse(text: &str) -> Result<Vec<String>, CsvError> {
     }
 }
 
-/// Takes a field up to the next comma; gives what is behind it, if there was one.
+/// Takes a field up to the next comma; returns the text after the comma, if there is one.
 fn take_plain(text: &str) -> Result<(String, Option<&str>), CsvError> {
     let (field, behind) = match text.split_once(',') {
         Some((field, behind)) => (field, Some(behind)),
@@ -61,7 +61,7 @@ fn take_plain(text: &str) -> Result<(String, Option<&str>), CsvError> {
     Ok((field.to_owned(), behind))
 }
 
-/// Takes a field whose opening quote is gone already.
+/// Takes a field whose opening quote is already removed.
 fn take_quoted(text: &str) -> Result<(String, Option<&str>), CsvError> {
     let mut field = String::new();
     let mut rest = text;
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_refused() {
+    fn ambiguous_text_is_refused() {
         check("", Err(CsvError::Empty));
         check(r#"name="a,b""#, Err(CsvError::BareQuote));
         check(r#""a"b"#, Err(CsvError::AfterQuote));
@@ -121,7 +121,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_quoted_reads_back(fields in proptest::collection::vec("\\PC{0,12}", 1..5)) {
+        fn quoted_fields_are_parsed_back(fields in proptest::collection::vec("\\PC{0,12}", 1..5)) {
             let quoted: Vec<String> = fields
                 .iter()
                 .map(|field| format!("\"{}\"", field.replace('"', "\"\"")))

@@ -1,4 +1,4 @@
-//! Images as files: the parts of an image layout, as a tar archive or as a directory.
+//! Writes images as files: an image layout, as a tar archive or a directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -20,12 +20,12 @@ use super::spec::{ImageOptions, MediaTypes};
 use super::{Destination, ExportError, local, target};
 use crate::assemble::Assembled;
 
-/// Content of the file that marks a layout.
+/// Content of the file that marks an image layout.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-/// An image ready to be written.
+/// An image that is ready to be written.
 pub(super) struct Prepared {
-    /// Layers, configuration, manifest; each once.
+    /// Layers, configuration, manifest, without duplicates.
     blobs: Vec<Blob>,
     /// Entries for `index.json`, one per name.
     entries: Vec<Descriptor>,
@@ -34,13 +34,13 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Digest of the manifest as it is written.
+    /// Digest of the manifest.
     pub(super) fn digest(&self) -> Option<Digest> {
         self.entries.first().map(|entry| entry.digest)
     }
 }
 
-/// Compresses layers and writes the manifest for them.
+/// Compresses layers and makes the manifest for them.
 pub(super) fn prepare(
     job: &Job<'_>,
     image: &Assembled,
@@ -105,7 +105,7 @@ fn platform(config: &[u8]) -> Option<DescribedPlatform> {
     })
 }
 
-/// One entry per name, told apart by the annotations that other tools look for.
+/// One entry per name, with the annotations that other tools look for.
 fn entries(entry: &Descriptor, names: &[ImageRef]) -> Vec<Descriptor> {
     if names.is_empty() {
         return vec![entry.clone()];
@@ -125,7 +125,7 @@ fn entries(entry: &Descriptor, names: &[ImageRef]) -> Vec<Descriptor> {
         .collect()
 }
 
-/// Writes the image as one archive: an image layout, and for `docker load` its `manifest.json`.
+/// Writes the image as one archive: an image layout, plus `manifest.json` for `docker load`.
 pub(super) fn write_archive(
     job: &Job<'_>,
     image: &Prepared,
@@ -160,7 +160,7 @@ pub(super) fn write_archive(
     Ok(())
 }
 
-/// What `docker load` reads first.
+/// The file that `docker load` reads first.
 fn docker_manifest(image: &Prepared) -> Result<Vec<u8>, ExportError> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
@@ -190,7 +190,7 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>, ExportError> {
     serde_json::to_vec(value).map_err(|error| ExportError::Output(io::Error::other(error)))
 }
 
-/// A tar archive whose members have no owner and no time.
+/// A tar archive whose members have owner 0 and time 0.
 struct Archive<'a>(Writer<&'a mut dyn Write>);
 
 impl Archive<'_> {
@@ -229,7 +229,7 @@ impl Archive<'_> {
     }
 }
 
-/// Writes the image into a directory. One that is a layout already keeps its other images.
+/// Writes the image into a directory. An existing image layout keeps its other images.
 pub(super) fn write_dir(job: &Job<'_>, image: &Prepared, dir: &Path) -> Result<(), ExportError> {
     if !local::check_dir(dir)? {
         return target::new_dir(job.store, dir, |dir| {
@@ -244,12 +244,14 @@ pub(super) fn write_dir(job: &Job<'_>, image: &Prepared, dir: &Path) -> Result<(
     })
 }
 
-/// A layout that is there may be anybody's: a link in it would lead what is written elsewhere.
+/// Refuses links in an existing layout: anyone may have made it, and writing through a link would write
+/// elsewhere.
 fn refuse_links(dir: &Path) -> Result<(), ExportError> {
     for name in ["oci-layout", "index.json", "blobs", "blobs/sha256"] {
         let path = dir.join(name);
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
-            let reason = "it is a link, and an image layout has none; choose another directory";
+            let reason =
+                "it is a link, which an image layout cannot contain; choose another directory";
             return Err(ExportError::Target {
                 path,
                 reason: reason.to_owned(),
@@ -259,7 +261,7 @@ fn refuse_links(dir: &Path) -> Result<(), ExportError> {
     Ok(())
 }
 
-/// Whether an image can be put into a directory.
+/// Checks that an image can be written into a directory.
 pub(super) fn check_dir(dir: &Path) -> Result<(), ExportError> {
     if !local::check_dir(dir)? {
         return Ok(());
@@ -270,10 +272,10 @@ pub(super) fn check_dir(dir: &Path) -> Result<(), ExportError> {
 
 /// Writes the content of a file.
 type Fill<'a> = &'a dyn Fn(&mut dyn Write) -> Result<(), ExportError>;
-/// Makes a file appear with the content that a [`Fill`] writes.
+/// Creates a file with the content that a [`Fill`] writes.
 type Put<'a> = &'a dyn Fn(&Path, Fill<'_>) -> Result<(), ExportError>;
 
-/// For directories that nobody sees yet.
+/// Creates a file in a directory that is not visible yet.
 fn put_new(path: &Path, fill: Fill<'_>) -> Result<(), ExportError> {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let mut out = BufWriter::new(file.map_err(|error| target::write_error(path, error))?);
@@ -282,7 +284,7 @@ fn put_new(path: &Path, fill: Fill<'_>) -> Result<(), ExportError> {
         .map_err(|error| error.at(|source| target::write_error(path, source)))
 }
 
-/// Puts blobs first and `index.json`, which makes them an image, last.
+/// Writes blobs first, and `index.json`, which refers to them, last.
 fn fill_dir(
     job: &Job<'_>,
     image: &Prepared,
@@ -294,10 +296,10 @@ fn fill_dir(
     fs::create_dir_all(&blobs).map_err(|error| target::write_error(&blobs, error))?;
     for blob in &image.blobs {
         let path = blobs.join(blob.descriptor.digest.hex());
-        // A blob that is there appeared by a rename, so it is whole.
+        // An existing blob appeared by a rename, so it is complete.
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_file() && found.len() == blob.descriptor.size => continue,
-            // Not to be written through.
+            // Do not write through a link.
             Ok(found) if found.is_symlink() => {
                 fs::remove_file(&path).map_err(|error| target::write_error(&path, error))?;
             }
@@ -322,7 +324,7 @@ fn fill_dir(
     write("index.json", &to_json(&ImageIndex::new(entries))?)
 }
 
-/// The entries of a layout that stay: those with other names.
+/// The entries that a layout keeps: those with other names.
 fn other_entries(dir: &Path, new: &[Descriptor]) -> Result<Vec<Descriptor>, ExportError> {
     let path: PathBuf = dir.join("index.json");
     let mut bytes = Vec::new();

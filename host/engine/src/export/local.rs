@@ -1,8 +1,8 @@
-//! The files of a result in a directory.
+//! Writes the files of a result into a directory.
 //!
-//! The law: nothing outside of the directory is touched, whatever links the image or the directory
-//! holds. Every name is used relative to the descriptor of its parent, no link is followed, and
-//! what is in the way of a directory is replaced by one.
+//! The law: nothing outside of the directory is changed, whatever links the image or the directory
+//! contains. Every name is used relative to the descriptor of its parent, no link is followed, and a
+//! non-directory in place of a directory is replaced.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -30,14 +30,15 @@ use super::{ExportError, Job, target, tree};
 use crate::event::Progress;
 use crate::rootfs::{Found, Inode, Rootfs};
 
-/// Stands in a directory that a result is being merged into, and stays if that was interrupted.
+/// Name of the file that marks a directory while a result is merged into it. It stays if that is
+/// interrupted.
 pub(super) const MARK: &str = ".cofferdam-incomplete";
-/// How a directory is opened.
+/// Flags for opening a directory.
 const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);
-/// How a file is made.
+/// Flags for creating a file.
 const NEW_FILE: OFlag = OFlag::O_WRONLY
     .union(OFlag::O_CREAT)
     .union(OFlag::O_EXCL)
@@ -62,13 +63,13 @@ pub(super) fn write(
     })
 }
 
-/// Whether the directory exists. Anything else in its place is an error.
+/// Whether the directory exists. Anything else of that name is an error.
 pub(super) fn check_dir(dest: &Path) -> Result<bool, ExportError> {
     match fs::metadata(dest) {
         Ok(metadata) if metadata.is_dir() => Ok(true),
         Ok(_) => Err(ExportError::Target {
             path: dest.to_owned(),
-            reason: "it is a file; name a directory".to_owned(),
+            reason: "it is a file; choose a directory".to_owned(),
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(target::write_error(dest, error)),
@@ -77,7 +78,7 @@ pub(super) fn check_dir(dest: &Path) -> Result<bool, ExportError> {
 
 fn set_mode_of_new(dir: &Path, top: &Entry) -> io::Result<()> {
     let dir = File::open(dir)?;
-    // The owner must be able to get in, or the result is of no use.
+    // The owner must be able to access the result.
     fchmod(&dir, Mode::from_bits_truncate((top.mode & 0o777) | 0o700))?;
     Ok(())
 }
@@ -97,7 +98,7 @@ fn merge(
     Ok(warnings)
 }
 
-/// Writes the mark durably. A link of that name is not followed.
+/// Writes the mark durably. A link with its name is not followed.
 fn set_mark(mark: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -105,7 +106,7 @@ fn set_mark(mark: &Path) -> io::Result<()> {
         .truncate(true)
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(mark)?;
-    file.write_all(b"A build is being written here, or was interrupted while it was.\n")?;
+    file.write_all(b"A build result is being written here, or was interrupted.\n")?;
     file.sync_all()
 }
 
@@ -142,7 +143,7 @@ fn fill(
     Ok(writer.warnings.into_iter().collect())
 }
 
-/// A directory whose contents are being written.
+/// A directory that is being written.
 struct OpenDir<'a> {
     path: Vec<u8>,
     entry: &'a Entry,
@@ -199,7 +200,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Leaves directories until `parent` is the innermost open one.
+    /// Closes directories until `parent` is the innermost open one.
     fn go_to(&mut self, parent: &[u8]) -> Result<(), ExportError> {
         while let Some(dir) = self.open.pop_if(|dir| dir.path != parent) {
             self.close(dir)?;
@@ -207,7 +208,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Sets what writing into a directory would have changed or prevented.
+    /// Sets the metadata of a directory, which writing into it would change or which would prevent
+    /// writing.
     fn close(&mut self, dir: OpenDir<'a>) -> Result<(), ExportError> {
         let handle = File::from(dir.handle);
         self.finish(&dir.path, &handle, dir.entry)
@@ -293,7 +295,7 @@ impl<'a> Writer<'a> {
             .is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
         {
             self.warnings.insert(format!(
-                "{} is a device, which only root can make; it was left out",
+                "{} is a device and was skipped, because only root can create devices",
                 shown.display()
             ));
             return Ok(());
@@ -302,7 +304,7 @@ impl<'a> Writer<'a> {
             .map_err(fail)
     }
 
-    /// Owner, mode (of which the umask took its part), and time.
+    /// Sets owner, mode (because of the umask) and time.
     fn finish_node(&self, name: &OsStr, mode: Mode, entry: &Entry) -> io::Result<()> {
         let parent = self.parent();
         if self.is_root {
@@ -320,7 +322,7 @@ impl<'a> Writer<'a> {
         )?)
     }
 
-    /// Another name of a file that was written before.
+    /// Another name for a file that is already written.
     fn link(&self, first: &[u8], name: &OsStr) -> io::Result<()> {
         let (dir, first_name) = split(first);
         let mut at = self.top.try_clone()?;
@@ -342,20 +344,20 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Owner, attributes, mode and time; in this order, since each can undo those before it.
+    /// Sets owner, attributes, mode and time, in this order, because each can reset those after it.
     fn finish(&mut self, path: &[u8], file: &File, entry: &Entry) -> io::Result<()> {
         let mut mode = entry.mode & 0o7777;
         if self.is_root {
             let (uid, gid) = owner(entry);
             fchown(file, uid, gid)?;
         } else {
-            // The file is the caller's, so a set-user-id program would run as the caller.
+            // The caller owns the file, so a set-user-id program would run as the caller.
             mode &= !0o6000;
         }
         for (name, value) in &entry.xattrs {
             if let Err(error) = file.set_xattr(OsStr::from_bytes(name), value) {
                 let text = format!(
-                    "{}: attribute {} could not be set ({error})",
+                    "{}: cannot set attribute {} ({error})",
                     self.shown(path).display(),
                     String::from_utf8_lossy(name)
                 );
@@ -379,7 +381,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Makes something new, after removing what has its name.
+/// Creates an entry, replacing an existing one.
 fn replacing<T>(
     parent: &OwnedFd,
     name: &OsStr,
@@ -404,7 +406,7 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     match unlinkat(parent, name, flag) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(Errno::ENOTEMPTY | Errno::EEXIST) => Err(io::Error::other(
-            "a directory that is not empty is in the way; remove it or choose another dest",
+            "a non-empty directory exists there; remove it or choose another dest",
         )),
         Err(error) => Err(error.into()),
     }

@@ -1,7 +1,7 @@
-//! Results leave the store: as images, as archives of files, or as directories.
+//! Exports results from the store: as images, as archives of files, or as directories.
 //!
-//! The law: a result appears whole or not at all (see [`target`]); where it has to be merged into a
-//! directory, that is marked as incomplete until the end; equal images give equal bytes.
+//! The law: a result appears complete or not at all (see [`target`]). A directory that a result is merged
+//! into is marked as incomplete until the end. Equal images give equal bytes.
 
 mod compress;
 pub mod csv;
@@ -24,35 +24,35 @@ use crate::rootfs::{ReadError, Rootfs};
 use compress::Job;
 pub use spec::{Compression, Destination, ImageOptions, MediaTypes, OutputSpec, OutputSpecError};
 
-/// One result to be written.
+/// One result to export.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
-    /// Where everything is.
+    /// The store with the image.
     pub store: &'a Store,
     /// The image.
     pub image: &'a Assembled,
     /// Its names, as the user wrote them.
     pub names: &'a [String],
-    /// What is wanted.
+    /// The requested output.
     pub spec: &'a OutputSpec,
     /// For `local` and `tar`: the time that every file gets, in seconds since 1970.
     pub epoch: Option<i64>,
 }
 
-/// What was written.
+/// An exported result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
-    /// Digest of the manifest as it was written; layers that are compressed make another manifest
-    /// than the store's.
+    /// Digest of the manifest as it was written. It differs from that in the store if layers are
+    /// compressed.
     pub manifest: Digest,
-    /// What could not be kept, one line each.
+    /// What could not be preserved, one line each.
     pub warnings: Vec<String>,
 }
 
-/// Why a result could not be written.
+/// Why a result cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The target is of no use. The user's mistake.
+    /// The target cannot be used. A mistake of the user.
     #[error("cannot export to {}: {reason}", path.display())]
     Target {
         /// The target.
@@ -60,10 +60,10 @@ pub enum ExportError {
         /// Why.
         reason: String,
     },
-    /// A name is no name. The user's mistake.
+    /// An image name is invalid. A mistake of the user.
     #[error(transparent)]
     Name(#[from] NotAnImageRef),
-    /// The target could not be written; the disk may be full.
+    /// The target cannot be written; the disk may be full.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
@@ -72,29 +72,29 @@ pub enum ExportError {
         #[source]
         source: io::Error,
     },
-    /// Standard output could not be written.
+    /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
-    /// An output could not be written; callers learn which one.
+    /// An output cannot be written; [`Self::at`] adds which one.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
-    /// A compressed layer could not be stored.
+    /// A compressed layer cannot be stored.
     #[error("cannot compress a layer into the store")]
     Compress(#[source] io::Error),
-    /// The store could not be read.
+    /// The store cannot be read.
     #[error("cannot read from the store")]
     ReadStore(#[source] io::Error),
-    /// A file of a layer could not be read.
+    /// A file of a layer cannot be read.
     #[error("cannot read a layer of the result")]
     ReadLayer(#[from] ReadError),
-    /// The store holds other bytes than it should.
+    /// The store has other bytes than those of the digest.
     #[error("{0} is damaged in the store. Run `cofferdam store check --repair`, then build again")]
     Damaged(Digest),
-    /// A layer is gone.
-    #[error("layer {0} has gone from the store. Build again")]
+    /// A layer is missing.
+    #[error("layer {0} is missing from the store. Build again")]
     LayerGone(DiffId),
-    /// A blob is gone.
-    #[error("blob {0} has gone from the store. Build again")]
+    /// A blob is missing.
+    #[error("blob {0} is missing from the store. Build again")]
     BlobGone(Digest),
     /// The store failed.
     #[error(transparent)]
@@ -105,7 +105,7 @@ pub enum ExportError {
 }
 
 impl ExportError {
-    /// Says where [`Self::Output`] was.
+    /// Adds the output to [`Self::Output`].
     fn at(self, explain: impl FnOnce(io::Error) -> Self) -> Self {
         if let Self::Output(source) = self {
             return explain(source);
@@ -120,11 +120,11 @@ impl From<Stopped> for ExportError {
     }
 }
 
-/// Writes a result. `stdout` is used if [`OutputSpec::uses_stdout`] says so; the caller makes sure
-/// that it is no terminal.
+/// Exports a result. `stdout` is used if [`OutputSpec::uses_stdout`]; the caller makes sure that it is
+/// not a terminal.
 ///
 /// # Errors
-/// See [`ExportError`]. The target is then as it was before, or marked as incomplete.
+/// See [`ExportError`]. The target is unchanged, or marked as incomplete.
 pub fn export(
     request: &Request<'_>,
     stdout: &mut dyn Write,
@@ -138,7 +138,7 @@ pub fn export(
         scope: &scope,
     };
     let done = write(request, &job, stdout);
-    // Who is told to stop stops with whatever error it can.
+    // After a cancel, any error is a consequence of it.
     done.map_err(|error| {
         if cancel.is_cancelled() {
             ExportError::Cancelled
@@ -188,10 +188,10 @@ fn write(
     }
 }
 
-/// Looks at a target before the build, so that a mistake shows at once and not at the end.
+/// Checks a target before the build, so that a mistake is reported at once.
 ///
 /// # Errors
-/// [`ExportError::Target`], or the target cannot be looked at.
+/// [`ExportError::Target`], or the target cannot be accessed.
 pub fn check(spec: &OutputSpec) -> Result<(), ExportError> {
     match spec {
         OutputSpec::Oci {
@@ -232,7 +232,7 @@ fn prepare(
     )
 }
 
-/// Keeps the image in the store under its names.
+/// Stores the names of the image.
 fn keep(request: &Request<'_>, more: &[String]) -> Result<Exported, ExportError> {
     for name in names(request, more)? {
         let Assembled {
@@ -289,7 +289,7 @@ fn exported(request: &Request<'_>, manifest: Option<Digest>) -> Exported {
     }
 }
 
-/// The names of `--tag` and those of the output, in normal form, each once.
+/// The names of `--tag` and of the output, in normal form, without duplicates.
 fn names(request: &Request<'_>, more: &[String]) -> Result<Vec<ImageRef>, ExportError> {
     let mut names: Vec<ImageRef> = Vec::new();
     for text in request.names.iter().chain(more) {

@@ -1,6 +1,6 @@
-//! What `--output` asks for.
+//! The value of `--output`.
 //!
-//! The law: what is not understood is an error that names it; no key is passed over in silence.
+//! The law: an unknown type, key or value is an error that names it; nothing is ignored.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,34 +11,34 @@ use oci::ImageRef;
 
 use super::csv;
 
-/// Compression level of gzip where none is given: the usual one.
+/// Default compression level of gzip.
 const GZIP_LEVEL: u32 = 6;
-/// Compression level of zstd where none is given: the usual one.
+/// Default compression level of zstd.
 const ZSTD_LEVEL: i32 = 3;
 
-/// One result that the user wants.
+/// One requested output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputSpec {
     /// An image layout (OCI image specification, "Image Layout").
     Oci {
-        /// Where to.
+        /// Destination.
         dest: Destination,
-        /// One tar archive; otherwise a directory.
+        /// Write one tar archive; otherwise a directory.
         tar: bool,
         /// The form of the image.
         options: ImageOptions,
     },
-    /// An archive that `docker load` reads, and that is an image layout too. Without destination
-    /// the image is kept in the store under its names.
+    /// An archive for `docker load` that is also an image layout. Without a destination the image is kept
+    /// in the store under its names.
     Docker {
-        /// Where to.
+        /// Destination.
         dest: Option<Destination>,
         /// The form of the image.
         options: ImageOptions,
     },
     /// The files of the result as one tar archive.
     Tar {
-        /// Where to.
+        /// Destination.
         dest: Destination,
     },
     /// The files of the result in a directory.
@@ -51,7 +51,7 @@ pub enum OutputSpec {
         /// Names besides those of `--tag`.
         names: Vec<String>,
     },
-    /// Nothing: only the cache grows.
+    /// No output; only the cache is filled.
     CacheOnly,
 }
 
@@ -64,14 +64,14 @@ pub enum Destination {
     Path(PathBuf),
 }
 
-/// The form in which an image leaves the store.
+/// The form of an exported image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageOptions {
     /// Names besides those of `--tag`.
     pub names: Vec<String>,
     /// How layers are compressed.
     pub compression: Compression,
-    /// Whose media types are written.
+    /// Which media types are written.
     pub media_types: MediaTypes,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
@@ -80,7 +80,7 @@ pub struct ImageOptions {
 /// How layers are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// Not compressed.
     None,
     /// gzip, with a level of 0–9.
     Gzip(u32),
@@ -94,17 +94,17 @@ impl Default for Compression {
     }
 }
 
-/// Whose media types are written.
+/// Which media types are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MediaTypes {
     /// Those of the OCI image specification.
     #[default]
     Oci,
-    /// Docker's, for old tools.
+    /// Those of Docker, for old tools.
     Docker,
 }
 
-/// A value of `--output` that cannot be used.
+/// An invalid value of `--output`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("output `{text}`: {reason}")]
 pub struct OutputSpecError {
@@ -115,8 +115,8 @@ pub struct OutputSpecError {
 }
 
 impl OutputSpec {
-    /// Whether the result goes to standard output, which only one output may use and which must
-    /// not be a terminal.
+    /// Whether the result is written to standard output, which only one output can use and which must not
+    /// be a terminal.
     #[must_use]
     pub fn uses_stdout(&self) -> bool {
         match self {
@@ -132,7 +132,7 @@ impl OutputSpec {
         }
     }
 
-    /// The path that the result has for itself, if it goes to one.
+    /// The path of the result, if it has one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -219,7 +219,7 @@ fn parse(text: &str) -> Result<OutputSpec, String> {
     let mut keys = Keys::read(&fields)?;
     let kind = keys
         .take("type")
-        .ok_or("it needs a type=, for example type=oci,dest=image.tar")?;
+        .ok_or("type is required, for example type=oci,dest=image.tar")?;
     let spec = match kind.as_str() {
         "oci" => oci(&mut keys)?,
         "docker" => docker(&mut keys)?,
@@ -235,7 +235,7 @@ fn parse(text: &str) -> Result<OutputSpec, String> {
         other => {
             let known = ["oci", "docker", "tar", "local", "image", "cacheonly"];
             return Err(format!(
-                "there is no type `{other}`{}",
+                "unknown type `{other}`{}",
                 suggestion(other, &known)
             ));
         }
@@ -248,7 +248,7 @@ fn oci(keys: &mut Keys) -> Result<OutputSpec, String> {
     let tar = keys.flag("tar")?.unwrap_or(true);
     let dest = keys.destination().unwrap_or(Destination::Stdout);
     if !tar && dest == Destination::Stdout {
-        return Err("tar=false needs a dest= that names a directory".to_owned());
+        return Err("tar=false requires dest=DIRECTORY".to_owned());
     }
     let options = image_options(keys)?;
     Ok(OutputSpec::Oci { dest, tar, options })
@@ -274,7 +274,7 @@ fn image(keys: &mut Keys) -> Result<OutputSpec, String> {
     if keys.flag("push")? == Some(true) {
         return Err("push=true is not supported yet; write type=oci,dest=FILE and push that file with another tool".to_owned());
     }
-    // These say how an image leaves the store, which this one does not.
+    // Accepted but not used, because the image stays in the store.
     image_options(keys).map(|options| OutputSpec::Image {
         names: options.names,
     })
@@ -284,14 +284,14 @@ fn local(keys: &mut Keys) -> Result<OutputSpec, String> {
     match keys.take("mode").as_deref() {
         None | Some("copy") => {}
         Some("delete") => return Err("mode=delete is not supported yet".to_owned()),
-        Some(other) => return Err(format!("there is no mode `{other}`; it is copy or delete")),
+        Some(other) => return Err(format!("unknown mode `{other}`; use copy or delete")),
     }
     match files(keys)? {
         Some(Destination::Path(dest)) => Ok(OutputSpec::Local { dest }),
         Some(Destination::Stdout) => {
-            Err("type=local cannot go to standard output; use type=tar".to_owned())
+            Err("type=local cannot be written to standard output; use type=tar".to_owned())
         }
-        None => Err("type=local needs a dest= that names a directory".to_owned()),
+        None => Err("type=local requires dest=DIRECTORY".to_owned()),
     }
 }
 
@@ -315,7 +315,7 @@ fn image_options(keys: &mut Keys) -> Result<ImageOptions, String> {
             .map_err(|error| error.to_string())?;
     }
     let compression = compression(keys)?;
-    // Every layer is compressed as asked, whatever it was when it came.
+    // Every layer is compressed as requested, whatever its original compression.
     keys.flag("force-compression")?;
     if keys.flag("rewrite-timestamp")? == Some(true) {
         return Err("rewrite-timestamp=true is not supported yet".to_owned());
@@ -325,7 +325,7 @@ fn image_options(keys: &mut Keys) -> Result<ImageOptions, String> {
         Some(true) | None => MediaTypes::Oci,
     };
     if media_types == MediaTypes::Docker && matches!(compression, Compression::Zstd(_)) {
-        return Err("compression=zstd needs oci-mediatypes=true".to_owned());
+        return Err("compression=zstd requires oci-mediatypes=true".to_owned());
     }
     let mut annotations = keys.take_prefixed("annotation.");
     annotations.append(&mut keys.take_prefixed("annotation-manifest."));
@@ -359,17 +359,17 @@ fn compression(keys: &mut Keys) -> Result<Compression, String> {
         Some(other) => {
             let known = ["gzip", "zstd", "uncompressed"];
             Err(format!(
-                "there is no compression `{other}`{}",
+                "unknown compression `{other}`{}",
                 suggestion(other, &known)
             ))
         }
     }
 }
 
-/// The keys of a value, and which of them were asked for.
+/// The keys of a value, and the names that were looked up.
 struct Keys {
     values: BTreeMap<String, String>,
-    asked: Vec<&'static str>,
+    looked_up: Vec<&'static str>,
 }
 
 impl Keys {
@@ -379,17 +379,17 @@ impl Keys {
             let (key, value) = field
                 .split_once('=')
                 .ok_or_else(|| format!("`{field}` is not of the form key=value"))?;
-            // The last one wins.
+            // The last value of a key is used.
             values.insert(normal(key), value.to_owned());
         }
         Ok(Self {
             values,
-            asked: Vec::new(),
+            looked_up: Vec::new(),
         })
     }
 
     fn take(&mut self, key: &'static str) -> Option<String> {
-        self.asked.push(key);
+        self.looked_up.push(key);
         self.values.remove(key)
     }
 
@@ -398,7 +398,7 @@ impl Keys {
             None => Ok(None),
             Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(Some(true)),
             Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(Some(false)),
-            Some(other) => Err(format!("{key}={other} is neither true nor false")),
+            Some(other) => Err(format!("{key}={other} is not a boolean; use true or false")),
         }
     }
 
@@ -425,19 +425,19 @@ impl Keys {
             .collect()
     }
 
-    /// All that is left is unknown.
+    /// Refuses the remaining keys, which are unknown.
     fn finish(self, kind: &str) -> Result<(), String> {
         match self.values.keys().next() {
             None => Ok(()),
             Some(key) => Err(format!(
-                "type={kind} has no key `{key}`{}",
-                suggestion(key, &self.asked)
+                "type={kind} does not support the key `{key}`{}",
+                suggestion(key, &self.looked_up)
             )),
         }
     }
 }
 
-/// Keys are case-insensitive, save the free part of annotations.
+/// Keys are case-insensitive, except the names of annotations.
 fn normal(key: &str) -> String {
     let key = key.trim();
     match key.split_once('.') {
@@ -448,7 +448,7 @@ fn normal(key: &str) -> String {
     }
 }
 
-/// `; did you mean …?` if one of `known` is near.
+/// `; did you mean …?` if one of `known` is similar.
 fn suggestion(word: &str, known: &[&str]) -> String {
     let near = known
         .iter()
@@ -457,7 +457,7 @@ fn suggestion(word: &str, known: &[&str]) -> String {
         .filter(|(distance, other)| *distance <= 2 && *distance < other.len());
     match near {
         Some((_, other)) => format!("; did you mean `{other}`?"),
-        None => format!("; known are {}", known.join(", ")),
+        None => format!("; use one of: {}", known.join(", ")),
     }
 }
 
@@ -544,19 +544,22 @@ mod tests {
         refused("type=oci,compresion=gzip", "did you mean `compression`?");
         refused("type=ocy", "did you mean `oci`?");
         refused("type=oci,compression=gz", "did you mean `gzip`?");
-        refused("type=tar,frobnicate=1", "known are");
-        refused("type=tar,compression=gzip", "has no key `compression`");
+        refused("type=tar,frobnicate=1", "use one of");
+        refused(
+            "type=tar,compression=gzip",
+            "does not support the key `compression`",
+        );
     }
 
     #[test]
     fn contradictions_are_refused() {
-        refused("type=local", "needs a dest=");
+        refused("type=local", "requires dest=");
         refused("type=local,dest=-", "standard output");
-        refused("type=oci,tar=false", "needs a dest=");
-        refused("type=oci,tar=maybe", "neither true nor false");
+        refused("type=oci,tar=false", "requires dest=");
+        refused("type=oci,tar=maybe", "not a boolean");
         refused(
             "type=oci,compression=zstd,oci-mediatypes=false",
-            "needs oci-mediatypes",
+            "requires oci-mediatypes",
         );
         refused("type=docker,compression=zstd", "gzip and uncompressed");
         refused("type=oci,compression-level=12", "from 0 to 9");
@@ -567,7 +570,7 @@ mod tests {
         refused("type=oci,name=UPPER", "lower case");
         refused("type=registry", "not supported yet");
         refused("type=image,push=true", "not supported yet");
-        refused("dest=x,tar=true", "needs a type=");
+        refused("dest=x,tar=true", "type is required");
         refused("type=oci,dest", "key=value");
         refused("", "empty");
     }

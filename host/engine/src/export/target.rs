@@ -1,9 +1,9 @@
-//! Files and directories that appear whole or not at all.
+//! Files and directories that appear complete or not at all.
 //!
-//! The law: a result is built under a hidden name beside its target and takes the target's place
-//! by one rename, after its bytes are durable. The hidden name is in the store's ledger before it
-//! exists, so whoever kills us, the next command removes it. Devices and pipes are written in
-//! place, since there is nothing to replace.
+//! The law: a result is written under a hidden name beside its target and replaces the target by one
+//! rename, after its bytes are durable. The hidden name is recorded in the store before it exists, so if
+//! this process is killed, the next command removes it. Devices and pipes are written in place, because
+//! they cannot be replaced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -56,7 +56,7 @@ fn real(path: &Path) -> Result<PathBuf, ExportError> {
     }
     let name = path.file_name().ok_or_else(|| ExportError::Target {
         path: path.to_owned(),
-        reason: "it does not end in a name".to_owned(),
+        reason: "it has no file name".to_owned(),
     })?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -64,7 +64,7 @@ fn real(path: &Path) -> Result<PathBuf, ExportError> {
     };
     let parent = fs::canonicalize(parent).map_err(|source| ExportError::Target {
         path: path.to_owned(),
-        reason: format!("its directory cannot be used ({source})"),
+        reason: format!("cannot access its directory ({source})"),
     })?;
     Ok(parent.join(name))
 }
@@ -87,17 +87,17 @@ fn beside(
     work: impl FnOnce(&mut dyn Write) -> Result<(), ExportError>,
 ) -> Result<(), ExportError> {
     let hidden = hidden_name(path)?;
-    let row = store.add_resource(ResourceKind::File(hidden.clone()))?;
+    let record = store.add_resource(ResourceKind::File(hidden.clone()))?;
     let outcome = fill(&hidden, work).and_then(|()| appear(&hidden, path));
     if outcome.is_err() {
         match fs::remove_file(&hidden) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // The row stays, and the next command tries again.
+            // The record stays, and the next command tries again.
             Err(_) => return outcome,
         }
     }
-    store.drop_resource(row)?;
+    store.drop_resource(record)?;
     outcome
 }
 
@@ -118,7 +118,7 @@ fn fill(
     file.sync_all().map_err(|error| write_error(hidden, error))
 }
 
-/// Gives what is durable its name, durably.
+/// Renames a durable file or directory, durably.
 pub(super) fn appear(hidden: &Path, path: &Path) -> Result<(), ExportError> {
     fs::rename(hidden, path).map_err(|error| write_error(path, error))?;
     sync_dir(path.parent().unwrap_or(path))
@@ -131,32 +131,32 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), ExportError> {
         .map_err(|error| write_error(dir, error))
 }
 
-/// Makes everything below a directory durable. One flush of the file system is far quicker than one
-/// per file.
+/// Makes everything below a directory durable. One sync of the file system is much faster than one per
+/// file.
 pub(super) fn sync_all(dir: &Path) -> Result<(), ExportError> {
     File::open(dir)
         .and_then(|dir| Ok(nix::unistd::syncfs(&dir)?))
         .map_err(|error| write_error(dir, error))
 }
 
-/// Whether a file can be written there, as far as that can be told without writing.
+/// Checks that a file can be written there, as far as possible without writing.
 pub(super) fn check_file(path: &Path) -> Result<(), ExportError> {
     let path = real(path)?;
     match fs::metadata(&path) {
         Ok(metadata) if metadata.is_dir() => Err(ExportError::Target {
             path,
-            reason: "it is a directory; name a file".to_owned(),
+            reason: "it is a directory; choose a file name".to_owned(),
         }),
         Ok(metadata) if metadata.file_type().is_socket() => Err(ExportError::Target {
             path,
-            reason: "it is a socket; name a file".to_owned(),
+            reason: "it is a socket; choose another file name".to_owned(),
         }),
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Runs `work` with a new directory, which then appears as `path`. `path` must not exist; its
-/// parents are made.
+/// Runs `work` with a new directory, which then appears as `path`. `path` must not exist; its parents are
+/// created.
 pub(super) fn new_dir<T>(
     store: &Store,
     path: &Path,
@@ -170,7 +170,7 @@ pub(super) fn new_dir<T>(
     }
     let path = real(path)?;
     let hidden = hidden_name(&path)?;
-    let row = store.add_resource(ResourceKind::Directory(hidden.clone()))?;
+    let record = store.add_resource(ResourceKind::Directory(hidden.clone()))?;
     let outcome = fs::DirBuilder::new()
         .mode(0o700)
         .create(&hidden)
@@ -182,20 +182,20 @@ pub(super) fn new_dir<T>(
         match fs::remove_dir_all(&hidden) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // The row stays, and the next command tries again.
+            // The record stays, and the next command tries again.
             Err(_) => return outcome,
         }
     }
-    store.drop_resource(row)?;
+    store.drop_resource(record)?;
     outcome
 }
 
-/// A name beside `path` that nobody has.
+/// An unused name beside `path`.
 fn hidden_name(path: &Path) -> Result<PathBuf, ExportError> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| write_error(path, io::Error::other(error)))?;
     let mut name = std::ffi::OsString::from(".");
-    // A long name must not become too long.
+    // Keep the length below the limit of file systems.
     let own = path.file_name().unwrap_or_default();
     name.push(if own.len() > 200 {
         "image".as_ref()

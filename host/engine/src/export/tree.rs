@@ -1,7 +1,7 @@
-//! The files of a result as one tar archive.
+//! Writes the files of a result as one tar archive.
 //!
-//! The law: the archive is a function of the layers. Members are in order of paths, parents before
-//! what is in them, and a file with several names is written under the first of them.
+//! The law: the archive is a function of the layers. Members are in order of paths, so parents come
+//! before their content, and a file with several names is written under the first of them.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ use crate::rootfs::{Found, Inode, Rootfs};
 /// Unit of copying.
 const PIECE: usize = 256 << 10;
 
-/// Writes all of `root`. `epoch` replaces the times of everything.
+/// Writes all of `root`. `epoch` replaces all modification times.
 pub(super) fn write(
     root: &Rootfs,
     epoch: Option<i64>,
@@ -59,7 +59,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// The earlier name of a file that has several.
+/// The first name of a file that has several, if this is not it.
 pub(super) fn first_name(
     names: &mut HashMap<Inode, Vec<u8>>,
     path: &[u8],
@@ -76,7 +76,7 @@ pub(super) fn first_name(
     None
 }
 
-/// Copies the bytes of a file.
+/// Copies the content of a file.
 pub(super) fn copy(
     root: &Rootfs,
     found: Found<'_>,

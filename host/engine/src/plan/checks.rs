@@ -1,14 +1,14 @@
-//! Build checks: what is odd in a Dockerfile, by the names and in the words of Docker's.
+//! Build checks: warnings about a Dockerfile, with the names and texts of Docker's checks.
 
 use dockerfile::{Checks, Command, Dockerfile, Instruction, Kind, Pairs, StageText, closest};
 use oci::{ImageConfigFile, Platform};
 
-use super::eval::{Stages, Work};
+use super::eval::{Evaluator, StageEvaluator};
 use super::graph::Node;
 use super::ports::Ports;
 use super::{ImageKey, Warning};
 
-/// Words in names that hint at a secret, and words that say it is none.
+/// Words in names of secrets, and words that mean it is not a secret.
 const SECRET: [&str; 10] = [
     "apikey",
     "auth",
@@ -23,14 +23,14 @@ const SECRET: [&str; 10] = [
 ];
 const NOT_SECRET: [&str; 3] = ["public", "file", "version"];
 
-/// Whether the name of a variable says that its value is a secret.
+/// Whether a variable is a secret, by its name.
 pub(crate) fn looks_secret(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     let has = |words: &[&str]| lower.split('_').any(|word| words.contains(&word));
     has(&SECRET) && !has(&NOT_SECRET)
 }
 
-/// The checks that need no values.
+/// The checks that need no expanded values.
 pub(super) fn of_file(d: &Dockerfile, checks: &Checks) -> Vec<Warning> {
     let mut found = Found {
         checks,
@@ -158,7 +158,7 @@ impl Found<'_> {
         }
     }
 
-    /// Each instruction in the case of most of them.
+    /// All instructions should have the case of the majority.
     fn casing(&mut self, d: &Dockerfile) {
         let all: Vec<&Instruction> = d
             .stages
@@ -199,8 +199,8 @@ fn is_lower(word: &str) -> bool {
     !word.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
-impl Stages<'_> {
-    /// `FROM` asks for names that nobody declared, or for the platform that is wanted anyway.
+impl Evaluator<'_> {
+    /// `FROM` uses names that are not declared, or sets the default platform.
     pub(super) fn check_from(&mut self, node: &Node, stage: &StageText) {
         for name in &node.unset {
             let declared = self.d.global.iter().any(|at| {
@@ -222,7 +222,7 @@ impl Stages<'_> {
         }
     }
 
-    /// The base image is for another platform than was asked for.
+    /// The base image has another platform than requested.
     pub(super) fn check_platform(
         &mut self,
         key: &ImageKey,
@@ -243,8 +243,8 @@ impl Stages<'_> {
     }
 }
 
-impl Work<'_, '_> {
-    /// CMD and ENTRYPOINT: given twice, or for a shell that nobody chose.
+impl StageEvaluator<'_, '_> {
+    /// CMD and ENTRYPOINT: repeated, or in shell form without SHELL.
     pub(super) fn check_command(
         &mut self,
         name: &'static str,
@@ -261,7 +261,7 @@ impl Work<'_, '_> {
         }
     }
 
-    /// Of several in a stage only the last counts; the earlier one is reported.
+    /// Only the last one in a stage is used; reports the earlier one.
     pub(super) fn check_repeated(&mut self, name: &'static str, at: &Instruction) {
         if let Some(earlier) = self.seen.last.insert(name, at.first) {
             let text = format!(
@@ -276,7 +276,7 @@ impl Work<'_, '_> {
         }
     }
 
-    /// The first WORKDIR is relative to whatever the base image has.
+    /// The first WORKDIR is relative to that of the base image.
     pub(super) fn check_workdir(&mut self, at: &Instruction, path: &str) {
         if !self.state.workdir_set && !path.starts_with('/') {
             let text = format!(
@@ -287,7 +287,7 @@ impl Work<'_, '_> {
         self.state.workdir_set = true;
     }
 
-    /// Odd forms of ports.
+    /// Ports with an upper-case protocol or a host part.
     pub(super) fn check_ports(&mut self, at: &Instruction, word: &str, ports: &Ports) {
         if ports.upper_protocol {
             let text =

@@ -1,4 +1,4 @@
-//! Entries of the image's history, in the words that Docker uses.
+//! Entries of the image history, in the format of Docker.
 
 use dockerfile::expand::Variables as _;
 use oci::Healthcheck;
@@ -6,8 +6,7 @@ use oci::Healthcheck;
 use super::env::Env;
 use super::text::duration;
 
-/// `RUN |1 X=2 /bin/sh -c make # buildkit`: the arguments declared so far, each once, with the
-/// values in force.
+/// `RUN |1 X=2 /bin/sh -c make # buildkit`: the arguments declared so far, with their current values.
 pub(super) fn run(args: &[String], declared: &[String], env: &Env) -> String {
     let mut words = vec!["RUN".to_owned()];
     if !declared.is_empty() {

@@ -1,10 +1,10 @@
-//! Variables in force, in the order in which they were first set.
+//! The current variables, in the order in which they were first set.
 
 use std::collections::BTreeMap;
 
 use dockerfile::expand::Variables;
 
-/// Names and values. Setting a name again keeps its place.
+/// Names and values. Setting a name again keeps its position.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Env {
     pairs: Vec<(String, String)>,
@@ -12,7 +12,7 @@ pub(super) struct Env {
 }
 
 impl Env {
-    /// From entries `NAME=value`; one without `=` is empty.
+    /// From entries `NAME=value`; an entry without `=` has an empty value.
     pub(super) fn of_entries(entries: &[String]) -> Self {
         let mut env = Self::default();
         for entry in entries {
@@ -44,7 +44,7 @@ impl Env {
             .collect()
     }
 
-    /// About how many bytes a copy takes.
+    /// Approximate size of a copy, in bytes.
     pub(super) fn weight(&self) -> usize {
         self.pairs
             .iter()

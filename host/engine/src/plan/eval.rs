@@ -1,4 +1,4 @@
-//! One stage after the other: what each instruction does to the state of its stage.
+//! Evaluates stages in order: how each instruction changes the state of its stage.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,35 +14,35 @@ use super::refs::BaseRef;
 use super::scope::Scope;
 use super::{Images, Op, PlanOptions, Stage, Step, Warning, places};
 
-/// The search path of a stage whose base has none.
+/// `PATH` of a stage whose base does not set it.
 pub(super) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// All texts of a plan together, in bytes: environments, expanded values, history. No file system
-/// stacks as many layers as it would take to need more.
+/// Maximum total size of the texts of a plan, in bytes: environments, expanded values, history. A
+/// Dockerfile within the limit of layers does not need more.
 const MAX_PLAN: usize = 256 << 20;
 
-/// What later instructions and stages see of a stage.
+/// The state of a stage that later instructions and stages depend on.
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     pub(super) config: ImageConfig,
     pub(super) author: Option<String>,
-    /// ENV and ARG together; the last writer wins.
+    /// ENV and ARG; the last value of a name is used.
     pub(super) env: Env,
-    /// Names that ARG declared, each once.
+    /// Names that ARG declares, without duplicates.
     pub(super) declared: Vec<String>,
-    /// There was a WORKDIR in the file.
+    /// Whether the file has set a WORKDIR.
     pub(super) workdir_set: bool,
 }
 
-/// What counts for one stage only.
+/// State that later stages do not inherit.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Lines of the last CMD, ENTRYPOINT, HEALTHCHECK.
+    /// Lines of the last CMD, ENTRYPOINT and HEALTHCHECK.
     pub(super) last: BTreeMap<&'static str, usize>,
 }
 
 /// Evaluates the stages of a graph in order.
-pub(super) struct Stages<'p> {
+pub(super) struct Evaluator<'p> {
     pub(super) d: &'p Dockerfile,
     pub(super) o: &'p PlanOptions,
     pub(super) scope: &'p Scope,
@@ -58,19 +58,19 @@ pub(super) struct Stages<'p> {
     size: usize,
 }
 
-/// A stage at work.
-pub(super) struct Work<'w, 'p> {
-    pub(super) all: &'w mut Stages<'p>,
-    /// Place in the file.
+/// Evaluates the instructions of one stage.
+pub(super) struct StageEvaluator<'w, 'p> {
+    pub(super) all: &'w mut Evaluator<'p>,
+    /// Index in the file.
     pub(super) index: usize,
     pub(super) state: State,
     pub(super) seen: Seen,
     pub(super) steps: Vec<Step>,
-    /// Places of the steps that are counted.
+    /// Indexes of the steps that are numbered.
     counted: Vec<usize>,
 }
 
-impl<'p> Stages<'p> {
+impl<'p> Evaluator<'p> {
     pub(super) fn new(
         d: &'p Dockerfile,
         o: &'p PlanOptions,
@@ -94,7 +94,7 @@ impl<'p> Stages<'p> {
         }
     }
 
-    /// The stages, the warnings, and the names of arguments that triggers declare.
+    /// The stages, the warnings, and the names that ONBUILD triggers declare.
     pub(super) fn finish(self) -> (Vec<Stage>, Vec<Warning>, BTreeSet<String>) {
         (self.stages, self.warnings, self.triggers)
     }
@@ -118,7 +118,7 @@ impl<'p> Stages<'p> {
         }
         let seen = Seen::default();
         let (steps, counted) = (Vec::new(), Vec::new());
-        let mut work = Work {
+        let mut work = StageEvaluator {
             all: self,
             index,
             state,
@@ -129,7 +129,7 @@ impl<'p> Stages<'p> {
         for at in node.instructions(text) {
             work.step(at).map_err(|fault| fail(at, fault))?;
         }
-        let Work {
+        let StageEvaluator {
             state,
             steps,
             counted,
@@ -141,7 +141,7 @@ impl<'p> Stages<'p> {
         Ok(())
     }
 
-    /// The state that the base leaves.
+    /// The initial state, from the base.
     fn start(&mut self, node: &Node, head: &Instruction) -> Result<State, Fault> {
         let mut state = match &node.base {
             BaseRef::Scratch => State {
@@ -231,8 +231,8 @@ impl<'p> Stages<'p> {
         }
     }
 
-    /// Counts text against what a plan may hold. Values that double from line to line, or ranges
-    /// of ports in a thousand stages, would otherwise use up the host's memory.
+    /// Counts text against the size limit of a plan. Without the limit, values that double from line to
+    /// line, or port ranges in a thousand stages, would exhaust the memory of the host.
     pub(super) fn charge(&mut self, bytes: usize) -> Result<(), Fault> {
         self.size = self.size.saturating_add(bytes);
         if self.size > MAX_PLAN {
@@ -246,7 +246,7 @@ impl<'p> Stages<'p> {
 }
 
 impl State {
-    /// About how many bytes a copy takes.
+    /// Approximate size of a copy, in bytes.
     fn weight(&self) -> usize {
         let config = &self.config;
         let lists = [
@@ -269,13 +269,13 @@ impl State {
     }
 }
 
-impl Work<'_, '_> {
-    /// Expands a word with the variables in force.
+impl StageEvaluator<'_, '_> {
+    /// Expands a word with the current variables.
     pub(super) fn expand(&mut self, text: &str, at: &Instruction) -> Result<String, Fault> {
         Ok(self.expand_all(text, at)?.text)
     }
 
-    /// The same, with the words that the result falls into.
+    /// The same, with the result split into words.
     pub(super) fn expand_all(&mut self, text: &str, at: &Instruction) -> Result<Expanded, Fault> {
         let expanded = word(text, self.all.d.escape, &self.state.env)?;
         self.all.charge(expanded.text.len())?;
@@ -303,7 +303,7 @@ impl Work<'_, '_> {
         self.push(at, created_by, Op::Meta)
     }
 
-    /// Adds a step that is counted in the display.
+    /// Adds a step that is numbered in the display.
     pub(super) fn push_counted(
         &mut self,
         at: &Instruction,
@@ -321,7 +321,7 @@ impl Work<'_, '_> {
             .unwrap_or((&at.text, ""));
         let shown = format!("{} {}", name.to_ascii_uppercase(), rest.trim_start());
         let display = display(shown.trim_end(), self.all.d.escape, &self.state.env);
-        // It goes to the screen, to logs and into the store.
+        // It is shown, logged and stored.
         let display = if name.eq_ignore_ascii_case("ADD") {
             redact::urls(&display)
         } else {

@@ -1,7 +1,7 @@
-//! Which stages and images the target needs.
+//! Finds the stages and images that the target needs.
 //!
-//! The law: a stage refers only to stages above it, so the walk ends; it is iterative, and visits
-//! each stage once.
+//! The law: a stage refers only to stages above it, so the walk ends. It is iterative and visits each
+//! stage once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use super::refs::{BaseRef, FromRef, base, copy_from, named_context, similar_stag
 use super::scope::Scope;
 use super::{ImageKey, ImageRequest, Images, PlanOptions};
 
-/// The most ONBUILD triggers in all stages together, and the most bytes of them.
+/// Maximum number and total size in bytes of the ONBUILD triggers of all stages.
 const MAX_TRIGGERS: usize = 10_000;
 const MAX_TRIGGER_BYTES: usize = 64 << 20;
 
@@ -19,12 +19,12 @@ const MAX_TRIGGER_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) base: BaseRef,
-    /// ONBUILD triggers of the base, to run before the stage's own instructions.
+    /// ONBUILD triggers of the base, which run before the instructions of the stage.
     pub(super) triggers: Vec<Instruction>,
     trigger_bytes: usize,
-    /// A named context stands in for the whole stage; its instructions do not run.
+    /// A named context replaces the stage; its instructions do not run.
     pub(super) replaced: bool,
-    /// Global names that `FROM` asks for and that do not exist.
+    /// Variables that `FROM` uses and that are not set.
     pub(super) unset: BTreeSet<String>,
 }
 
@@ -39,7 +39,7 @@ impl Node {
         }
     }
 
-    /// What is done in the stage: triggers first.
+    /// The instructions of the stage, triggers first.
     pub(super) fn instructions<'n>(
         &'n self,
         stage: &'n StageText,
@@ -53,7 +53,7 @@ impl Node {
     }
 }
 
-/// The needed stages by their place in the file.
+/// The needed stages by their index in the file.
 #[derive(Debug, Clone)]
 pub(super) struct Graph {
     pub(super) target: usize,
@@ -61,8 +61,8 @@ pub(super) struct Graph {
     pub(super) requests: Vec<ImageRequest>,
 }
 
-/// Walks from the target down. Triggers of images that are not in `images` are not known, and left
-/// out.
+/// Walks from the target to everything it needs. Triggers of images that are not in `images` are
+/// unknown and ignored.
 pub(super) fn walk(
     d: &Dockerfile,
     o: &PlanOptions,
@@ -95,7 +95,10 @@ pub(super) fn walk(
         triggers += node.triggers.len();
         bytes += node.trigger_bytes;
         if triggers > MAX_TRIGGERS || bytes > MAX_TRIGGER_BYTES {
-            return Err(fail(Fault::new("too many ONBUILD triggers")));
+            return Err(fail(Fault::new(format!(
+                "the base images have more than {MAX_TRIGGERS} ONBUILD triggers, or more than {} MiB of them",
+                MAX_TRIGGER_BYTES >> 20
+            ))));
         }
         wanted.extend(walk.uses(&mut graph, index, &node, stage)?);
         graph.nodes.insert(index, node);
@@ -143,7 +146,7 @@ impl Walk<'_> {
         Ok(node)
     }
 
-    /// The triggers that a base leaves for the stages built from it.
+    /// The ONBUILD triggers of a base.
     fn triggers_of(&self, base: &BaseRef) -> Vec<&str> {
         match base {
             BaseRef::Scratch => Vec::new(),
@@ -171,7 +174,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The stages that a stage needs; images are added to the requests.
+    /// The stages that a stage needs. Images are added to the requests.
     fn uses(
         &self,
         graph: &mut Graph,

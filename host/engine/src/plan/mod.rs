@@ -1,10 +1,10 @@
-//! From instructions to a plan: variables expanded, stages chosen, configuration worked out.
+//! From a Dockerfile to a plan: expands variables, selects stages, computes configurations.
 //!
-//! The laws: planning is pure, it reads no file, clock or environment; only what the target needs
-//! is in the plan; what cannot be built is an error with a line, never left out. Sizes are bounded:
-//! a Dockerfile cannot make the plan use up the memory of the host.
+//! The laws: planning is pure and reads no file, clock or environment. The plan contains only what the
+//! target needs. Anything that cannot be built is an error with a line and is never ignored. Sizes have
+//! limits, so a Dockerfile cannot exhaust the memory of the host.
 //!
-//! Use: [`missing_images`] says which images to find, [`plan`] takes their configurations.
+//! Call [`missing_images`] to learn which images to resolve, then [`plan()`] with their configurations.
 
 mod checks;
 mod created;
@@ -30,15 +30,15 @@ use oci::{ImageConfig, ImageConfigFile, Platform};
 
 use crate::copy::CopySpec;
 
-use eval::Stages;
+use eval::Evaluator;
 use graph::Graph;
 use refs::BaseRef;
 use scope::Scope;
 
-/// What the user asks for, apart from the Dockerfile.
+/// The options of a build that affect its plan.
 #[derive(Debug, Clone)]
 pub struct PlanOptions {
-    /// `--build-arg`; of one name the last counts.
+    /// `--build-arg`; the last value of a name is used.
     pub build_args: Vec<(String, String)>,
     /// `--target`
     pub target: Option<String>,
@@ -46,13 +46,13 @@ pub struct PlanOptions {
     pub platform: Platform,
     /// Platform of the builder.
     pub build_platform: Platform,
-    /// `--label`; wins over LABEL.
+    /// `--label`; overrides LABEL.
     pub labels: Vec<(String, String)>,
-    /// Network of each RUN that does not say otherwise.
+    /// Default network of RUN.
     pub network: StepNetwork,
-    /// `--add-host`: address and name, as the executor takes them.
+    /// `--add-host`: address and name.
     pub hosts: Vec<(String, String)>,
-    /// Names given by `--build-context`.
+    /// Names of `--build-context`.
     pub named_contexts: BTreeSet<String>,
 }
 
@@ -73,51 +73,50 @@ impl PlanOptions {
     }
 }
 
-/// An image as a build names it: the same name can mean two images on two platforms.
+/// An image as a Dockerfile refers to it. The same name is a different image on another platform.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ImageKey {
-    /// The name after expansion, as written.
+    /// The name as written, with variables expanded.
     pub name: String,
-    /// The platform that is wanted.
+    /// The requested platform.
     pub platform: Platform,
 }
 
 /// An image that the target needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRequest {
-    /// Which.
+    /// Name and platform.
     pub key: ImageKey,
     /// The first line that needs it.
     pub line: usize,
-    /// The named context to take instead of asking a registry: a member of
-    /// [`PlanOptions::named_contexts`].
+    /// The named context to use instead of a registry: one of [`PlanOptions::named_contexts`].
     pub context: Option<String>,
-    /// A stage with a similar name, to be mentioned if there is no such image.
+    /// A stage with a similar name, to suggest if there is no such image.
     pub similar_stage: Option<String>,
 }
 
-/// The configurations of the images that were asked for. A named context that is a directory has
-/// the default one.
+/// The configurations of the requested images. A named context that is a directory has the default
+/// one.
 pub type Images = BTreeMap<ImageKey, ImageConfigFile>;
 
-/// What to do, in order.
+/// The steps of a build, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The stages that the target needs, in the order of the file; they name each other by their
-    /// place here, and only those before them.
+    /// The stages that the target needs, in the order of the file. A stage refers to another one by its
+    /// index here, and only to earlier ones.
     pub stages: Vec<Stage>,
-    /// The place of the target.
+    /// Index of the target.
     pub target: usize,
-    /// What is odd but no error.
+    /// Warnings.
     pub warnings: Vec<Warning>,
 }
 
-/// Something odd.
+/// A warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Name of the build check that reports it, if one does.
+    /// Name of the build check that reports it, if any.
     pub rule: Option<&'static str>,
-    /// One line; begins with the name of the rule.
+    /// One line; starts with the name of the rule.
     pub text: String,
     /// Line of the Dockerfile, one-based.
     pub line: Option<usize>,
@@ -128,26 +127,26 @@ pub struct Warning {
 pub struct Stage {
     /// Its name, or `stage-N`.
     pub name: String,
-    /// What it is made from.
+    /// What it starts from.
     pub base: Base,
     /// For example `[build 1/5] FROM docker.io/library/alpine`.
     pub base_display: String,
     /// First line of its `FROM`.
     pub line: usize,
-    /// What is done, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// The configuration at its end.
+    /// The configuration after the last step.
     pub config: ImageConfig,
-    /// Who made it (MAINTAINER).
+    /// The author (MAINTAINER).
     pub author: Option<String>,
 }
 
-/// What a stage is made from.
+/// What a stage starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Base {
     /// Nothing.
     Scratch,
-    /// Another stage of the plan, by its place.
+    /// Another stage of the plan, by its index.
     Stage(usize),
     /// An image, or a named context.
     Image(ImageKey),
@@ -164,25 +163,25 @@ pub struct Step {
     pub display: String,
     /// The entry in the image's history.
     pub created_by: String,
-    /// What is done.
+    /// The operation.
     pub op: Op,
 }
 
-/// What a step does.
+/// The operation of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Run a program.
     Run(RunOp),
     /// Copy files.
     Copy(CopySpec),
-    /// Make a directory, if it is missing.
+    /// Create a directory if it does not exist.
     Workdir {
-        /// Absolute and clean.
+        /// Absolute and normalized.
         path: String,
-        /// Whose it is; empty means root.
+        /// The owner; empty means root.
         user: String,
     },
-    /// Nothing but a change of configuration: an `empty_layer` entry in the history.
+    /// Change the configuration only: an `empty_layer` entry in the history.
     Meta,
 }
 
@@ -193,23 +192,23 @@ pub struct RunOp {
     pub args: Vec<String>,
     /// Environment as `NAME=value`.
     pub env: Vec<String>,
-    /// More environment, which enters no key: proxies.
+    /// More environment that is not part of the key: proxies.
     pub unkeyed_env: Vec<String>,
-    /// Working directory, absolute and clean.
+    /// Working directory, absolute and normalized.
     pub cwd: String,
     /// User as written; empty means root.
     pub user: String,
     /// Network.
     pub network: StepNetwork,
-    /// Host name that it sees.
+    /// Host name.
     pub hostname: String,
     /// Lines for `/etc/hosts`: address and name.
     pub hosts: Vec<(String, String)>,
-    /// The program, if it comes from the Dockerfile itself.
+    /// The program, if it is in the Dockerfile.
     pub script: Option<StepScript>,
 }
 
-/// The images that the target needs, without duplicates, in the order of lines.
+/// The images that the target needs, without duplicates, in the order of their lines.
 ///
 /// # Errors
 /// See [`missing_images`].
@@ -220,11 +219,11 @@ pub fn needed_images(
     missing_images(d, o, &Images::new())
 }
 
-/// The images that the target needs and that are not in `images` yet. ONBUILD triggers of a base
-/// image can name more images, so ask again with what was found until nothing is missing.
+/// The images that the target needs and that are not in `images` yet. ONBUILD triggers of a base image
+/// can refer to more images, so call this again with the resolved images until none is missing.
 ///
 /// # Errors
-/// An unknown target, a wrong `--from`, a `FROM` that cannot be expanded, a wrong trigger.
+/// An unknown target, an invalid `--from`, a `FROM` that cannot be expanded, an invalid trigger.
 pub fn missing_images(
     d: &Dockerfile,
     o: &PlanOptions,
@@ -237,10 +236,10 @@ pub fn missing_images(
     Ok(requests)
 }
 
-/// Works out what to do.
+/// Plans a build.
 ///
 /// # Errors
-/// Whatever is wrong in the stages that the target needs, or cannot be built yet.
+/// Anything that is wrong or not supported in the stages that the target needs.
 pub fn plan(d: &Dockerfile, o: &PlanOptions, images: &Images) -> Result<Plan, DockerfileError> {
     check_syntax(d, o)?;
     let scope = Scope::new(d, o)?;
@@ -248,7 +247,7 @@ pub fn plan(d: &Dockerfile, o: &PlanOptions, images: &Images) -> Result<Plan, Do
     check_images(d, &graph, images)?;
     let checks = effective_checks(d, &scope)?;
     let mut warnings = checks::of_file(d, &checks);
-    let mut stages = Stages::new(d, o, &scope, &graph, &checks, images);
+    let mut stages = Evaluator::new(d, o, &scope, &graph, &checks, images);
     for (index, node) in &graph.nodes {
         stages.add(*index, node)?;
     }
@@ -273,7 +272,7 @@ pub fn plan(d: &Dockerfile, o: &PlanOptions, images: &Images) -> Result<Plan, Do
     })
 }
 
-/// The places in the plan by the places in the file.
+/// The index in the plan for each index in the file.
 fn places(graph: &Graph) -> BTreeMap<usize, usize> {
     graph
         .nodes
@@ -293,7 +292,7 @@ impl BaseRef {
     }
 }
 
-/// Every image is known, those of triggers included.
+/// Checks that all images are resolved, including those of triggers.
 fn check_images(d: &Dockerfile, graph: &Graph, images: &Images) -> Result<(), DockerfileError> {
     match graph
         .requests
@@ -308,7 +307,7 @@ fn check_images(d: &Dockerfile, graph: &Graph, images: &Images) -> Result<(), Do
     }
 }
 
-/// Refuses a file for another front end, unless the user overrides that.
+/// Refuses a file for another front end, unless the user overrides it.
 fn check_syntax(d: &Dockerfile, o: &PlanOptions) -> Result<(), DockerfileError> {
     let mut given = o.build_args.iter().rev();
     let given = given.find(|(name, _)| name == "BUILDKIT_SYNTAX");

@@ -2,18 +2,18 @@
 
 use dockerfile::{Fault, closest};
 
-/// What one word of EXPOSE says.
+/// One word of EXPOSE.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ports {
-    /// As `80/tcp`, a range spelt out.
+    /// Such as `80/tcp`; ranges are expanded.
     pub(super) ports: Vec<String>,
-    /// The protocol has upper-case letters.
+    /// Whether the protocol has upper-case letters.
     pub(super) upper_protocol: bool,
-    /// An address or a host port is given; it has no effect.
+    /// Whether an address or a host port is given, which has no effect.
     pub(super) has_host: bool,
 }
 
-/// Reads `[[ip:]host:]port[-port][/protocol]`.
+/// Parses `[[ip:]host:]port[-port][/protocol]`.
 pub(super) fn ports(word: &str) -> Result<Ports, Fault> {
     let (range, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
     let lower = protocol.to_ascii_lowercase();
@@ -26,7 +26,7 @@ pub(super) fn ports(word: &str) -> Result<Ports, Fault> {
     let (first, last) = container.split_once('-').unwrap_or((container, container));
     let (first, last) = (number(word, first)?, number(word, last)?);
     if last < first {
-        return Err(wrong(word, "the range ends before it begins"));
+        return Err(wrong(word, "the end of the range is less than its start"));
     }
     Ok(Ports {
         ports: (first..=last)
@@ -40,7 +40,7 @@ pub(super) fn ports(word: &str) -> Result<Ports, Fault> {
 fn number(word: &str, text: &str) -> Result<u16, Fault> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let port = text.parse().ok().filter(|_| digits);
-    port.ok_or_else(|| wrong(word, "a port is a number from 0 to 65535"))
+    port.ok_or_else(|| wrong(word, "a port must be a number from 0 to 65535"))
 }
 
 fn wrong(word: &str, why: &str) -> Fault {
@@ -60,7 +60,7 @@ pub(super) fn check_signal(text: &str) -> Result<(), Fault> {
         return match number {
             1..=64 => Ok(()),
             _ => Err(Fault::new(format!(
-                "invalid signal: {text}: numbers go from 1 to 64"
+                "invalid signal: {text}: use a number from 1 to 64, or a name"
             ))),
         };
     }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_have_a_protocol_and_ranges_are_spelt_out() {
+    fn ports_have_a_protocol_and_ranges_are_expanded() {
         check("80", &["80/tcp"]);
         check("53/UDP", &["53/udp"]);
         check("8000-8002/sctp", &["8000/sctp", "8001/sctp", "8002/sctp"]);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused() {
+    fn invalid_ports_are_refused() {
         for word in [
             "", "80:", "65536", "90-80", "80/xyz", "+80", "a", "80-", "-1", "80/",
         ] {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_forms_are_noticed() {
+    fn unusual_forms_are_noticed() {
         assert!(ports("80/TCP").unwrap().upper_protocol);
         assert!(ports("1:80").unwrap().has_host);
     }

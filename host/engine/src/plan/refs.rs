@@ -1,4 +1,4 @@
-//! What names of stages and images stand for.
+//! Resolves names of stages and images.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use oci::{ImageRef, Platform};
 use super::scope::Scope;
 use super::{ImageKey, PlanOptions};
 
-/// What a stage is made from. Stages are counted as in the file.
+/// What a stage starts from. Stages have their index in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BaseRef {
     Scratch,
@@ -17,7 +17,7 @@ pub(super) enum BaseRef {
     Image(ImageKey),
 }
 
-/// What `--from` names. Stages are counted as in the file.
+/// What `--from` refers to. Stages have their index in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum FromRef {
     Stage(usize),
@@ -42,9 +42,9 @@ pub(super) fn similar_stage(d: &Dockerfile, name: &str) -> Option<String> {
     closest(name, names.iter().map(String::as_str)).map(str::to_owned)
 }
 
-/// The last stage of that name; case does not count.
+/// The last stage with this name; case is ignored.
 fn latest(d: &Dockerfile, name: &str) -> Option<usize> {
-    // Files have up to ten thousand instructions that look through a thousand stages.
+    // No allocation: up to ten thousand instructions search up to a thousand stages.
     let named = |stage: &StageText| {
         let own = stage.from.name.as_ref();
         own.is_some_and(|own| own.eq_ignore_ascii_case(name))
@@ -52,8 +52,8 @@ fn latest(d: &Dockerfile, name: &str) -> Option<usize> {
     d.stages.iter().rposition(named)
 }
 
-/// What the `FROM` of the stage at `index` names, and the names it asks for that nobody set.
-/// Looked up in this order: a stage above, `scratch`, a named context, an image.
+/// What the `FROM` of the stage at `index` refers to, and the variables in it that are not set. The
+/// order is: a stage above, `scratch`, a named context, an image.
 pub(super) fn base(
     d: &Dockerfile,
     o: &PlanOptions,
@@ -92,7 +92,7 @@ pub(super) fn base(
     Ok((BaseRef::Image(ImageKey { name, platform }), unset))
 }
 
-/// What an instruction's `--from` names, if it has one. The instruction belongs to the stage at
+/// What the `--from` of an instruction refers to, if it has one. The instruction is in the stage at
 /// `index`.
 pub(super) fn copy_from(
     d: &Dockerfile,
@@ -107,8 +107,8 @@ pub(super) fn copy_from(
         return Ok(None);
     };
     if name.contains('$') {
-        let text = "variable expansion is not supported for --from: define a stage with FROM that \
-                    uses an ARG of the global scope, and copy from that";
+        let text = "variable expansion is not supported for --from, define a new stage with FROM using \
+                    ARG from global scope as a workaround";
         return Err(Fault::new(text));
     }
     if name.is_empty() || name == "scratch" {
@@ -149,8 +149,8 @@ fn check_order(name: &str, stage: usize, index: usize) -> Result<(), Fault> {
     }))
 }
 
-/// The named context that stands for `name`, if the user gave one: `name::platform` wins over
-/// `name`. Names are compared in the normal form of image names.
+/// The named context for `name`, if there is one. `name::platform` takes precedence over `name`. Names
+/// are compared in the normal form of image names.
 #[must_use]
 pub fn named_context<'o>(o: &'o PlanOptions, name: &str, platform: &Platform) -> Option<&'o str> {
     if matches!(name, "scratch" | "context") {
@@ -174,7 +174,7 @@ pub fn named_context<'o>(o: &'o PlanOptions, name: &str, platform: &Platform) ->
     plain
 }
 
-/// Refuses a name that no image can have.
+/// Refuses invalid image names.
 fn check_image_name(name: &str) -> Result<(), Fault> {
     match name.parse::<ImageRef>() {
         Ok(_) => Ok(()),
@@ -182,7 +182,7 @@ fn check_image_name(name: &str) -> Result<(), Fault> {
     }
 }
 
-/// The name with what is understood written out.
+/// The name in normal form, with defaults added.
 fn normal_name(name: &str) -> String {
     let lower = name.to_ascii_lowercase();
     let parsed = lower.parse::<ImageRef>();

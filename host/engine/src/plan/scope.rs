@@ -1,4 +1,4 @@
-//! Build arguments: the global scope, the automatic arguments, the names that need no `ARG`.
+//! Build arguments: the global scope, automatic arguments, names that need no `ARG`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use oci::Platform;
 use super::env::Env;
 use super::{PlanOptions, Warning};
 
-/// Proxy arguments, in lower case. They reach every RUN in both cases and enter no key.
+/// Proxy arguments, in lower case. Every RUN gets them in both cases; they are not part of keys.
 const PROXIES: [&str; 5] = [
     "http_proxy",
     "https_proxy",
@@ -18,7 +18,7 @@ const PROXIES: [&str; 5] = [
     "all_proxy",
 ];
 
-/// Arguments to the front end itself; nobody declares them.
+/// Arguments of the front end itself, which need no ARG.
 const FRONT_END: [&str; 10] = [
     "BUILDKIT_SYNTAX",
     "BUILDKIT_CACHE_MOUNT_NS",
@@ -32,15 +32,15 @@ const FRONT_END: [&str; 10] = [
     "BUILDKIT_SBOM_SCAN_STAGE",
 ];
 
-/// Arguments that never become environment, even if they are declared.
+/// Arguments that never become environment variables, even if they are declared.
 const NO_ENVIRONMENT: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
-/// What `--build-arg` gave, and the values before the first stage.
+/// The values of `--build-arg`, and the variables before the first stage.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Scope {
-    /// The values of `--build-arg`; of one name the last counts.
+    /// The values of `--build-arg`; the last value of a name is used.
     pub(super) given: BTreeMap<String, String>,
-    /// Global arguments and automatic ones.
+    /// Global and automatic arguments.
     pub(super) global: Env,
 }
 
@@ -71,7 +71,7 @@ impl Scope {
         Ok(Self { given, global })
     }
 
-    /// The proxy variables, in both cases, that `env` does not have.
+    /// The proxy variables, in both cases, that are not in `env`.
     pub(super) fn proxies(&self, env: &Env) -> Vec<String> {
         let mut found = BTreeMap::new();
         for (name, value) in &self.given {
@@ -89,13 +89,13 @@ impl Scope {
             .collect()
     }
 
-    /// Whether a declared argument becomes environment.
+    /// Whether a declared argument becomes an environment variable.
     pub(super) fn is_environment(name: &str) -> bool {
         !NO_ENVIRONMENT.contains(&name)
     }
 }
 
-/// The arguments that have a value without being given one.
+/// The arguments that have a value without `--build-arg`.
 fn automatic(d: &Dockerfile, o: &PlanOptions) -> Vec<(&'static str, String)> {
     let stage = o
         .target
@@ -118,8 +118,8 @@ fn automatic(d: &Dockerfile, o: &PlanOptions) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A warning for each `--build-arg` that nothing asks for. `triggers` are names that ONBUILD
-/// triggers declare.
+/// A warning for each `--build-arg` that no ARG uses. `triggers` are names that ONBUILD triggers
+/// declare.
 pub(super) fn unused(d: &Dockerfile, o: &PlanOptions, triggers: &BTreeSet<String>) -> Vec<Warning> {
     let mut declared: BTreeSet<&str> = triggers.iter().map(String::as_str).collect();
     for instruction in d

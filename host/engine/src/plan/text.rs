@@ -1,4 +1,4 @@
-//! Small texts in the forms that Docker gives them: quoted lists, durations, paths.
+//! Texts in the formats of Docker: quoted lists, durations, paths.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ pub(super) fn plain_list(items: &[String]) -> String {
     format!("[{}]", items.join(" "))
 }
 
-/// A text in double quotes, with what cannot be printed as escapes of the Go language.
+/// A text in double quotes, with unprintable characters as escapes of the Go language.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
@@ -52,11 +52,11 @@ const UNITS: [(&str, i64); 8] = [
     ("h", 3600 * SECOND),
 ];
 
-/// Reads a duration such as `1m30s` or `1.5h` into nanoseconds.
+/// Parses a duration such as `1m30s` or `1.5h` into nanoseconds.
 pub(super) fn parse_duration(text: &str) -> Result<i64, Fault> {
     let wrong = || {
         Fault::new(format!(
-            "\"{text}\" is not a duration: write a number with a unit, such as 30s or 1m30s"
+            "invalid duration \"{text}\": write a number with a unit, such as 30s or 1m30s"
         ))
     };
     let unsigned = text.strip_prefix('+').unwrap_or(text);
@@ -139,7 +139,7 @@ fn decimal(value: i64, unit: i64) -> String {
     }
 }
 
-/// An absolute path without `.`, `..`, doubled and trailing slashes. Nothing leaves the root.
+/// An absolute path without `.`, `..`, doubled and trailing slashes. It never leaves the root.
 pub(super) fn clean_path(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn invalid_durations_are_refused() {
         for text in [
             "",
             "5",

@@ -1,4 +1,4 @@
-//! Bytes of files, read straight out of layer blobs.
+//! Content of files, read directly from layer blobs.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,26 +12,26 @@ use super::{Found, Inode, ResolveError, Rootfs};
 /// Why a file of a root cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The path leads nowhere.
+    /// The path cannot be resolved.
     #[error(transparent)]
     Path(#[from] ResolveError),
-    /// Nothing is there.
+    /// It does not exist.
     #[error("{0}: not found in the image")]
     Missing(String),
-    /// It has no bytes.
+    /// It is not a regular file.
     #[error("{0}: not a regular file")]
     NotAFile(String),
-    /// It is longer than the caller is ready for.
-    #[error("{path}: {size} bytes are more than the {limit} that are read of such a file")]
+    /// It is larger than the caller accepts.
+    #[error("{path}: the file has {size} bytes, the limit is {limit}")]
     TooLong {
         /// The file.
         path: String,
         /// Its length.
         size: u64,
-        /// What the caller allows.
+        /// The limit of the caller.
         limit: u64,
     },
-    /// The store cannot give the layer.
+    /// The store cannot open the layer.
     #[error("cannot open a layer")]
     Store(#[from] StoreError),
     /// The layer's blob cannot be read.
@@ -39,7 +39,7 @@ pub enum ReadError {
     Blob(#[from] io::Error),
 }
 
-/// The bytes of one file. Readers of the same blob do not disturb one another.
+/// The content of one file. Several readers can share a blob.
 #[derive(Debug)]
 pub struct Data {
     blob: Arc<File>,
@@ -48,7 +48,7 @@ pub struct Data {
 }
 
 impl Data {
-    /// Bytes that are left to be read.
+    /// Number of bytes that are not read yet.
     #[must_use]
     #[expect(
         clippy::len_without_is_empty,
@@ -70,7 +70,7 @@ impl Read for Data {
         }
         let n_bytes = self.blob.read_at(buf, self.at)?;
         if n_bytes == 0 {
-            // The index promised these bytes.
+            // According to the index there are more bytes.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.at += n_bytes as u64;
@@ -80,16 +80,16 @@ impl Read for Data {
 }
 
 impl Rootfs {
-    /// The bytes of a regular file.
+    /// The content of a regular file.
     ///
     /// # Errors
-    /// If it is no regular file, or its layer cannot be opened.
+    /// If it is not a regular file, or its layer cannot be opened.
     pub fn open_data(&self, found: Found<'_>) -> Result<Data, ReadError> {
         let not_a_file = || ReadError::NotAFile(super::path::show(&found.entry.path));
         self.open_inode(found.inode().ok_or_else(not_a_file)?)
     }
 
-    /// The bytes of the file with this identity.
+    /// The content of the file with this identity.
     pub(crate) fn open_inode(&self, inode: Inode) -> Result<Data, ReadError> {
         let entry = self.inode(inode);
         let shown = || {
@@ -119,14 +119,14 @@ impl Rootfs {
         })
     }
 
-    /// The whole of a regular file of at most `limit` bytes; links are followed.
+    /// Reads a regular file of at most `limit` bytes; links are followed.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub fn read(&self, path: &[u8], limit: u64) -> Result<Vec<u8>, ReadError> {
-        let place = self.resolve(path)?;
-        let shown = super::path::show(&place.path);
-        let found = place
+        let resolved = self.resolve(path)?;
+        let shown = super::path::show(&resolved.path);
+        let found = resolved
             .found
             .ok_or_else(|| ReadError::Missing(shown.clone()))?;
         let EntryKind::File { size, .. } = found.entry.kind else {

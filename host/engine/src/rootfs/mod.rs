@@ -1,9 +1,9 @@
-//! The root file system that a chain of layers makes, read from indexes alone.
+//! The root file system of a chain of layers, read from their indexes.
 //!
-//! The law: what is shown is what the layers, stacked by overlayfs, would show. A whiteout
-//! removes, an opaque directory hides what is below it, a hard link is the file that it names,
-//! and an entry of another type replaces. No layer is unpacked and no content is read, save
-//! where a caller asks for the bytes of a file.
+//! The law: it shows what overlayfs would show for the stacked layers. A whiteout removes, an opaque
+//! directory hides the layers below, a hard link is the file that it names, and an entry of another
+//! type replaces. No layer is unpacked, and no content is read unless a caller asks for the bytes of a
+//! file.
 
 pub(crate) mod path;
 pub(crate) mod resolve;
@@ -36,13 +36,13 @@ static IMPLIED: LazyLock<Entry> = LazyLock::new(|| Entry {
     xattrs: Vec::new(),
 });
 
-/// The merged view of a chain of layers. Cheap to clone; putting a layer on top shares the rest.
+/// The merged view of a chain of layers. Cheap to clone; adding a layer shares the rest.
 #[derive(Debug, Clone)]
 pub struct Rootfs {
     store: Option<Store>,
     layers: Vec<Stacked>,
     root: Arc<Node>,
-    /// Blobs that were opened to read files from.
+    /// Open blobs of layers.
     blobs: Arc<Mutex<HashMap<DiffId, Arc<File>>>>,
 }
 
@@ -52,11 +52,11 @@ struct Stacked {
     index: Arc<Index>,
 }
 
-/// Something in a root.
+/// An entry of a root.
 #[derive(Debug, Clone, Copy)]
 pub struct Found<'a> {
-    /// Its metadata. Its `path` is that of the layer, which differs for hard links and is empty
-    /// for directories that no layer has an entry for.
+    /// Its metadata. `path` is the path in the layer, which differs for hard links and is empty for
+    /// directories that no layer has an entry for.
     pub entry: &'a Entry,
     node: &'a Node,
 }
@@ -65,12 +65,12 @@ pub struct Found<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Inode(Origin);
 
-/// Where a path leads once all links are followed.
+/// A path after resolution of all links.
 #[derive(Debug, Clone)]
 pub struct Resolved<'a> {
     /// The path without links, relative to the root.
     pub path: Vec<u8>,
-    /// What is there; `None` if nothing is.
+    /// The entry; `None` if it does not exist.
     pub found: Option<Found<'a>>,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Found<'a> {
 }
 
 impl Rootfs {
-    /// The root that `layers` make, lowest first.
+    /// The root of `layers`, lowest first.
     ///
     /// # Errors
     /// If the store cannot give the index of a layer.
@@ -130,7 +130,7 @@ impl Rootfs {
         }
     }
 
-    /// This root with one layer more on top.
+    /// This root with another layer on top.
     ///
     /// # Errors
     /// If the store cannot give the index of the layer, or there is no store.
@@ -163,13 +163,13 @@ impl Rootfs {
         self.layers.iter().map(|layer| layer.diff_id)
     }
 
-    /// What is at `path`; no link is followed.
+    /// The entry at `path`; links are not followed.
     #[must_use]
     pub fn find(&self, path: &[u8]) -> Option<Found<'_>> {
         self.root.get(path).map(|node| self.show(node))
     }
 
-    /// The metadata of what is at `path`; no link is followed. A hard link shows as its file.
+    /// The metadata of the entry at `path`; links are not followed. A hard link shows as its file.
     #[must_use]
     pub fn get(&self, path: &[u8]) -> Option<&Entry> {
         self.find(path).map(|found| found.entry)
@@ -181,25 +181,25 @@ impl Rootfs {
         self.show(&self.root)
     }
 
-    /// Follows all links of `path` inside this root.
+    /// Resolves all links of `path` inside this root.
     ///
     /// # Errors
-    /// If links lead in a circle, or something on the way is no directory.
+    /// If there is a loop of links, or an element other than the last is not a directory.
     pub fn resolve(&self, path: &[u8]) -> Result<Resolved<'_>, ResolveError> {
-        let place = resolve::resolve(&self, path, true)?;
+        let resolved = resolve::resolve(&self, path, true)?;
         Ok(Resolved {
-            path: place.path,
-            found: place.node,
+            path: resolved.path,
+            found: resolved.node,
         })
     }
 
-    /// What is in a directory, in order of names.
+    /// The entries of a directory, in order of names.
     pub fn children<'a>(&'a self, dir: Found<'a>) -> impl Iterator<Item = Found<'a>> {
         dir.node.children.iter().map(|node| self.show(node))
     }
 
-    /// Everything in this root with its path, parents first, in order of paths. The root comes
-    /// first, with an empty path.
+    /// All entries with their paths, in order of paths, so parents come before their children. The
+    /// root comes first, with an empty path.
     pub fn walk(&self) -> impl Iterator<Item = (Vec<u8>, Found<'_>)> {
         let mut pending = vec![(Vec::new(), self.root.as_ref())];
         std::iter::from_fn(move || {
@@ -251,7 +251,7 @@ impl<'r> Tree for &'r Rootfs {
 }
 
 impl<'a> Found<'a> {
-    /// What matters to the resolution of paths.
+    /// What path resolution has to know about it.
     pub(crate) fn kind(&self) -> Kind<'a> {
         match &self.entry.kind {
             EntryKind::Directory => Kind::Directory,

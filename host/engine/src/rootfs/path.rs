@@ -1,15 +1,15 @@
-//! Paths inside roots: bytes, relative to the root, elements joined by `/`, the root itself
-//! empty. They are never handed to the operating system as they are.
+//! Paths inside roots: bytes, relative to the root, elements joined by `/`; the root itself is empty.
+//! They are never passed to the operating system as they are.
 
 use std::cmp::Ordering;
 
-/// The elements of `path`; empty ones and `.` are no elements.
+/// The elements of `path`, without empty ones and `.`.
 pub(crate) fn elements(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/')
         .filter(|element| !element.is_empty() && *element != b".")
 }
 
-/// `path` as seen from the root: `..` goes up and never above the root.
+/// `path` from the root, with `..` resolved; it never leads above the root.
 pub(crate) fn clean(path: &[u8]) -> Vec<u8> {
     let mut kept: Vec<&[u8]> = Vec::new();
     for element in elements(path) {
@@ -22,7 +22,7 @@ pub(crate) fn clean(path: &[u8]) -> Vec<u8> {
     kept.join(&b'/')
 }
 
-/// Whether `path` would leave the root, were it not kept inside.
+/// Whether `..` in `path` leads above the root.
 pub(crate) fn escapes(path: &[u8]) -> bool {
     let mut depth = 0_usize;
     for element in elements(path) {
@@ -37,7 +37,7 @@ pub(crate) fn escapes(path: &[u8]) -> bool {
     false
 }
 
-/// `path` without `.` and without `..` where it can be resolved; a leading `/` goes, a leading
+/// `path` without `.`, and without `..` where it can be resolved. A leading `/` is removed, a leading
 /// `..` stays.
 pub(crate) fn clean_relative(path: &[u8]) -> Vec<u8> {
     let rooted = path.starts_with(b"/");
@@ -82,10 +82,10 @@ pub(crate) fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     slashes.filter_map(|(at, _)| path.get(..at))
 }
 
-/// Order of paths: bytewise, element by element, so that a directory comes right before all
-/// that is below it.
+/// Order of paths: bytewise, element by element, so that a directory comes directly before everything
+/// below it.
 pub(crate) fn compare(a: &[u8], b: &[u8]) -> Ordering {
-    // No name holds a zero byte, so a slash that sorts as one sorts before all names.
+    // No name contains a zero byte, so a slash that sorts as one sorts before all names.
     let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
     a.iter().map(key).cmp(b.iter().map(key))
 }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn relative_cleaning_keeps_what_leads_outside() {
+    fn relative_cleaning_keeps_paths_that_lead_outside() {
         for (path, want) in [
             ("a/b/../c", "a/c"),
             ("../x", "../x"),

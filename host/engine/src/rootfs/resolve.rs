@@ -1,66 +1,66 @@
-//! Following symbolic links inside a root, for every kind of tree.
+//! Resolves symbolic links inside a root, for every kind of tree.
 //!
-//! The law: nothing leads outside. An absolute link starts again at the root, `..` stops there,
-//! and after 255 links the path is given up.
+//! The law: no path leads outside. An absolute link starts again at the root, `..` stops there, and a
+//! path with more than 255 links is an error.
 
 use std::collections::VecDeque;
 
 use super::path;
 
-/// Links that may be followed on one path; Linux allows 40, images are built by many hands.
+/// Maximum number of links in one path. Linux allows 40; tools that make images may not.
 const MAX_LINKS: usize = 255;
 
 /// A tree in which paths can be resolved.
 pub(crate) trait Tree {
-    /// A place of the tree.
+    /// A node of the tree.
     type Node: Copy;
     /// The root directory.
     fn root(&self) -> Self::Node;
-    /// What is called `name` in the directory `node`.
+    /// The entry `name` of the directory `node`.
     fn child(&self, node: Self::Node, name: &[u8]) -> Option<Self::Node>;
-    /// What kind of thing `node` is.
+    /// The kind of `node`.
     fn kind(&self, node: Self::Node) -> Kind<'_>;
 }
 
-/// What matters to the resolution of a path.
+/// What path resolution has to know about a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind<'a> {
     /// Has children.
     Directory,
-    /// Leads to this text.
+    /// A symbolic link with this target.
     Link(&'a [u8]),
     /// Anything else.
     Other,
 }
 
-/// Where a path leads.
+/// A path after resolution of all links.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place<N> {
+pub(crate) struct ResolvedPath<N> {
     /// The path without links, `.` and `..`.
     pub(crate) path: Vec<u8>,
-    /// What is there; `None` if nothing is, or the directory above is missing too.
+    /// The node; `None` if it does not exist.
     pub(crate) node: Option<N>,
 }
 
-/// A path that leads nowhere.
+/// A path that cannot be resolved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
-    /// A link leads back to itself, or the chain of links is too long.
+    /// A link refers to itself, or there are too many links.
     #[error("{0}: too many levels of symbolic links")]
     Loop(String),
-    /// Something that is no directory has something behind it.
+    /// An element other than the last is not a directory.
     #[error("{0}: not a directory")]
     NotADirectory(String),
 }
 
 /// Resolves `path`. The last element, if it is a link, is followed only if `follow_last`.
 ///
-/// What is missing has no links, so the rest of the path is taken as it is.
+/// A path that does not exist is resolved as far as it exists; the rest is kept as it is.
 pub(crate) fn resolve<T: Tree>(
     tree: &T,
     path: &[u8],
     follow_last: bool,
-) -> Result<Place<T::Node>, ResolveError> {
+) -> Result<ResolvedPath<T::Node>, ResolveError> {
     let mut pending: VecDeque<Vec<u8>> = path::elements(path).map(<[u8]>::to_vec).collect();
     let mut done: Vec<(Vec<u8>, Option<T::Node>)> = Vec::new();
     let mut links = 0;
@@ -98,7 +98,7 @@ pub(crate) fn resolve<T: Tree>(
     let node = done
         .last()
         .map_or_else(|| Some(tree.root()), |(_, node)| *node);
-    Ok(Place {
+    Ok(ResolvedPath {
         path: names(&done),
         node,
     })
@@ -154,9 +154,9 @@ mod tests {
 
     #[track_caller]
     fn check(path: &str, want: &str, exists: bool) {
-        let place = resolve(&toy(), path.as_bytes(), true).expect("a place");
-        assert_eq!(String::from_utf8_lossy(&place.path), want);
-        assert_eq!(place.node.is_some(), exists, "{path}");
+        let found = resolve(&toy(), path.as_bytes(), true).expect("a path");
+        assert_eq!(String::from_utf8_lossy(&found.path), want);
+        assert_eq!(found.node.is_some(), exists, "{path}");
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_taken_as_it_is() {
+    fn missing_parts_of_a_path_are_kept() {
         check("dangling", "new/x", false);
         check("dangling/y", "new/x/y", false);
         check("nothing/here", "nothing/here", false);
@@ -178,8 +178,8 @@ mod tests {
 
     #[test]
     fn the_last_link_can_be_kept() {
-        let place = resolve(&toy(), b"abs", false).expect("a place");
-        assert_eq!(place.path, b"abs");
+        let found = resolve(&toy(), b"abs", false).expect("a path");
+        assert_eq!(found.path, b"abs");
     }
 
     #[test]

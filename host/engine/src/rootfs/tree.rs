@@ -28,7 +28,7 @@ pub(crate) struct Origin {
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) name: Box<[u8]>,
-    /// `None` for a directory that is only implied by what is below it.
+    /// `None` for a directory that no layer has an entry for.
     pub(crate) origin: Option<Origin>,
     /// Sorted by name.
     pub(crate) children: Vec<Arc<Self>>,
@@ -53,7 +53,7 @@ impl Node {
         self.children.get(self.find(name).ok()?)
     }
 
-    /// The node at `path`; no link is followed.
+    /// The node at `path`; links are not followed.
     pub(crate) fn get(&self, path: &[u8]) -> Option<&Self> {
         path::elements(path).try_fold(self, |node, name| node.child(name).map(Arc::as_ref))
     }
@@ -68,7 +68,7 @@ impl Node {
         }
     }
 
-    /// The child called `name`, made as an implied directory if it is missing.
+    /// The child `name`, created as an implied directory if it is missing.
     fn child_mut(&mut self, name: &[u8]) -> Option<&mut Self> {
         let at = match self.find(name) {
             Ok(at) => at,
@@ -87,7 +87,7 @@ impl Node {
     }
 }
 
-/// A path can have thousands of elements, too many to be dropped by recursion.
+/// A path can have thousands of elements, too many for a recursive drop.
 impl Drop for Node {
     fn drop(&mut self) {
         let mut rest = std::mem::take(&mut self.children);
@@ -99,9 +99,8 @@ impl Drop for Node {
     }
 }
 
-/// Puts layer number `layer`, whose sorted entries these are, on top of `root`.
-///
-/// `entries_of` gives the entries of lower layers by their number.
+/// Puts layer number `layer` with these sorted entries on top of `root`. `entries_of` returns the
+/// entries of a lower layer by its number.
 pub(crate) fn apply<'a>(
     root: &Arc<Node>,
     layer: u32,
@@ -137,7 +136,7 @@ pub(crate) fn apply<'a>(
             }
             EntryKind::Hardlink { target } => {
                 let origin = linked(root, layer, entries, target);
-                // One that names nothing, or a directory, is nothing.
+                // A hard link to nothing, or to a directory, is ignored.
                 if let Some(origin) = origin.filter(|origin| !is_directory(*origin))
                     && let Some(parent) = parent(Arc::make_mut(&mut new))
                 {
@@ -163,7 +162,7 @@ pub(crate) fn apply<'a>(
     new
 }
 
-/// Goes down to the directory `dir`, and makes directories of whatever is in the way.
+/// Descends to the directory `dir`, replacing non-directories by directories.
 fn descend<'n>(
     root: &'n mut Node,
     dir: &[u8],
@@ -178,7 +177,7 @@ fn descend<'n>(
     })
 }
 
-/// Sets what `name` is. Only a directory over a directory keeps what is below it.
+/// Sets the entry `name`. Only a directory keeps the children of a directory that it replaces.
 fn set(parent: &mut Node, name: &[u8], origin: Origin, directory: bool) {
     if let Some(child) = parent.child_mut(name) {
         child.origin = Some(origin);
@@ -188,7 +187,7 @@ fn set(parent: &mut Node, name: &[u8], origin: Origin, directory: bool) {
     }
 }
 
-/// The file that a hard link of this layer names: in the layer itself, else in those below.
+/// The file that a hard link of this layer names: in the layer itself, else in the layers below.
 fn linked(lower: &Node, layer: u32, entries: &[Entry], target: &[u8]) -> Option<Origin> {
     let mut target = target;
     for _ in 0..MAX_LINKS {

@@ -1,16 +1,15 @@
-//! Users and groups of a root, by its own `/etc/passwd` and `/etc/group`.
+//! Users and groups of a root, from its own `/etc/passwd` and `/etc/group`.
 //!
-//! A step's user and the owner of a copy read the same text differently, as the Dockerfile
-//! language has it: a number alone means group 0 for a step, and the group of the same number
-//! for an owner.
+//! The user of a step and the owner of a copy interpret the same text differently, as Docker does: a
+//! number alone means group 0 for a step, and the group with the same number for an owner.
 
 use super::{ReadError, Rootfs};
 use crate::similar::is_close;
 
-/// Longest user or group file that is looked into.
+/// Maximum size of a user or group file, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 
-/// Whom a step runs as.
+/// The user that a step runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// User id.
@@ -23,25 +22,25 @@ pub struct User {
     pub home: Option<String>,
 }
 
-/// Why a user or group has no number.
+/// Why a user or group cannot be looked up.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
-    /// No line of the file has the name.
-    #[error("no {what} `{name}` in {file}{}", hint(close, *missing))]
+    /// The file has no such name.
+    #[error("unable to find {what} `{name}` in {file}{}", hint(close, *missing))]
     Unknown {
         /// `user` or `group`.
         what: &'static str,
         /// The name.
         name: String,
-        /// The file that was looked into.
+        /// The file that was searched.
         file: &'static str,
-        /// There is no such file.
+        /// Whether the file does not exist.
         missing: bool,
-        /// Names that are much like it.
+        /// Similar names.
         close: Vec<String>,
     },
     /// The file cannot be read.
-    #[error("cannot look into {file}")]
+    #[error("cannot read {file}")]
     Read {
         /// The file.
         file: &'static str,
@@ -53,7 +52,7 @@ pub enum UserError {
 
 fn hint(close: &[String], missing: bool) -> String {
     if missing {
-        return " (the image has no such file; use a number)".to_owned();
+        return " (the image does not have this file; use a number)".to_owned();
     }
     match close {
         [] => String::new(),
@@ -80,7 +79,7 @@ struct Group {
 }
 
 impl Rootfs {
-    /// Whom a step runs as: `user[:group]`, each a name or a number, empty for root.
+    /// The user of a step: `user[:group]`, each a name or a number; empty means root.
     ///
     /// # Errors
     /// If a name is unknown, or a file cannot be read.
@@ -89,7 +88,7 @@ impl Rootfs {
         let user = if user.is_empty() { "0" } else { user };
         let number = id(user);
         let line = match self.passwd(user, number) {
-            // A number needs no files.
+            // A number does not have to be in the file.
             Err(UserError::Unknown { .. }) if number.is_some() => None,
             other => Some(other?),
         };
@@ -118,7 +117,7 @@ impl Rootfs {
         })
     }
 
-    /// Who owns what is copied with `--chown=SPEC`.
+    /// User and group of `--chown=SPEC`.
     ///
     /// # Errors
     /// If a name is unknown, or a file cannot be read.
@@ -137,7 +136,7 @@ impl Rootfs {
         }
     }
 
-    /// Who owns the directories that WORKDIR makes: as for a copy, but an unknown user is root.
+    /// User and group of the directories that WORKDIR creates: as for a copy, but an unknown user is root.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -187,7 +186,7 @@ impl Rootfs {
         Ok(lines.filter(member).map(|line| line.gid).collect())
     }
 
-    /// A file of the root, or `None` if it has none.
+    /// The text of a file, or `None` if it does not exist.
     fn text(&self, file: &'static str) -> Result<Option<String>, UserError> {
         match self.read(file.as_bytes(), MAX_FILE) {
             Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
@@ -202,7 +201,7 @@ fn split(spec: &str) -> (&str, Option<&str>) {
         .map_or((spec, None), |(user, group)| (user, Some(group)))
 }
 
-/// What stands for a number without any file: digits, `root`, and nothing at all.
+/// The number of a name that needs no file: digits, `root`, or nothing.
 fn number(name: &str) -> Option<u32> {
     if name.is_empty() || name == "root" {
         Some(0)
@@ -211,7 +210,7 @@ fn number(name: &str) -> Option<u32> {
     }
 }
 
-/// A user or group number. The highest one means "leave it as it is" to the kernel.
+/// A user or group number. The highest one means "do not change" to the kernel.
 fn id(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id| *id != u32::MAX)
 }

@@ -137,23 +137,17 @@ impl Steps<'_> {
     }
 
     fn write(&self, step: &StepContext<'_>, plan: &CopyPlan) -> Result<Layer, BuildError> {
-        let mut writer = self.store.layer_writer(&step.planned.display)?;
-        if let Err(err) = plan.write(&mut writer, self.cancel) {
-            writer.abandon();
-            return Err(self.copy_error(step, err));
-        }
-        let layer = writer.finish().map_err(|source| BuildError::Ingest {
-            location: self.location(step),
-            source: Box::new(source),
-        })?;
-        plan.learn(&*self.store.index(layer.diff_id)?);
-        Ok(layer)
+        plan.ingest(self.store, &step.planned.display, self.cancel)
+            .map_err(|err| self.copy_error(step, err))
     }
 
     fn copy_error(&self, step: &StepContext<'_>, source: copy::CopyError) -> BuildError {
-        BuildError::Copy {
-            location: self.location(step),
-            source: Box::new(source),
+        let location = self.location(step);
+        if let copy::CopyError::Ingest(source) = source {
+            let source = Box::new(source);
+            return BuildError::Ingest { location, source };
         }
+        let source = Box::new(source);
+        BuildError::Copy { location, source }
     }
 }

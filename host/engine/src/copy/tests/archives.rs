@@ -137,7 +137,7 @@ fn what_is_no_archive_is_a_file() {
     let kit = Kit::new(&["f"], &[]);
     fs::write(kit.path().join("a.tar"), tar(&["x"])).expect("an archive");
     let plan = kit.plan("COPY a.tar /d").expect("a plan");
-    assert_eq!(plan.items.len(), 1, "COPY never unpacks");
+    assert_eq!(plan.entries.len(), 1, "COPY never unpacks");
 }
 
 #[test]

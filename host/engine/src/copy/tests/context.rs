@@ -326,7 +326,7 @@ fn an_unreadable_file_matters_only_if_it_is_needed() {
             kit.error("COPY . /"),
             "cannot read secret in the build context"
         );
-        assert_eq!(kit.plan("COPY ok /").expect("a plan").items.len(), 1);
+        assert_eq!(kit.plan("COPY ok /").expect("a plan").entries.len(), 1);
     });
 }
 
@@ -500,7 +500,7 @@ fn the_ignore_file_of_the_dockerfile_comes_first() {
         kit.plan_from(&context, "COPY b /b")
             .expect_err("an error")
             .to_string(),
-        "`b` is not in the build context: it is ignored by sub/Dockerfile.dockerignore line 1: `b`"
+        "`b` not found in the build context: it is ignored by sub/Dockerfile.dockerignore line 1: `b`"
     );
 }
 
@@ -582,7 +582,7 @@ fn cancelling_ends_the_walk() {
 #[test]
 fn a_name_that_removes_something_in_a_layer_is_refused() {
     let refused = |context: &str, instruction: &str, name: &str| {
-        let reason = "in a layer, a name that begins with .wh. means that something is removed";
+        let reason = "names that start with .wh. mark deleted files in a layer; rename the file";
         let want = format!("cannot copy to {name}: {reason}");
         fails(&[context], &["etc/", "etc/passwd"], instruction, &want);
     };

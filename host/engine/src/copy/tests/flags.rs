@@ -39,19 +39,19 @@ fn an_unknown_owner_is_an_error_that_helps() {
         &["a"],
         &target,
         "COPY --chown=aps a /a",
-        "no user `aps` in /etc/passwd (did you mean `app`?)",
+        "unable to find user `aps` in /etc/passwd (did you mean `app`?)",
     );
     fails(
         &["a"],
         &target,
         "COPY --chown=app:wheel a /a",
-        "no group `wheel` in /etc/group",
+        "unable to find group `wheel` in /etc/group",
     );
     fails(
         &["a"],
         &[],
         "COPY --chown=app a /a",
-        "no user `app` in /etc/passwd (the image has no such file; use a number)",
+        "unable to find user `app` in /etc/passwd (the image does not have this file; use a number)",
     );
     check(
         &["a"],
@@ -180,7 +180,7 @@ fn parents_are_kept() {
         &context,
         &[],
         "COPY --parents a/c.txt /d/",
-        "`a/c.txt` is not in the build context: did you mean `a/b/c.txt`?",
+        "`a/c.txt` not found in the build context: did you mean `a/b/c.txt`?",
     );
 }
 

@@ -197,10 +197,8 @@ impl Kit {
 
     /// Writes the layer of a plan into the store.
     pub(super) fn ingest(&self, plan: &CopyPlan) -> Layer {
-        let mut writer = self.store.layer_writer("test").expect("a writer");
-        plan.write(&mut writer, &Cancel::new()).expect("written");
-        let layer = writer.finish().expect("a layer");
-        plan.learn(&self.store.index(layer.diff_id).expect("an index"));
+        let layer = plan.ingest(&self.store, "test", &Cancel::new());
+        let layer = layer.expect("a layer");
         assert_eq!(
             plan.content_id(),
             Some(layer.content_id),

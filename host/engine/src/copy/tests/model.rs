@@ -12,13 +12,13 @@ use crate::rootfs::Rootfs;
 
 /// What a path is: a directory, or what it was made of. Hard links share the text.
 #[derive(Debug, Clone, PartialEq)]
-enum Thing {
+enum ModelEntry {
     Directory(u32),
     Link(String),
     File(String, u32),
 }
 
-type Model = BTreeMap<String, Thing>;
+type Model = BTreeMap<String, ModelEntry>;
 
 fn remove(model: &mut Model, path: &str, itself: bool) {
     let below = format!("{path}/");
@@ -28,9 +28,9 @@ fn remove(model: &mut Model, path: &str, itself: bool) {
 fn make_parents(model: &mut Model, path: &str) {
     for (at, _) in path.match_indices('/') {
         let dir = &path[..at];
-        if !matches!(model.get(dir), Some(Thing::Directory(_))) {
+        if !matches!(model.get(dir), Some(ModelEntry::Directory(_))) {
             remove(model, dir, true);
-            model.insert(dir.to_owned(), Thing::Directory(0o755));
+            model.insert(dir.to_owned(), ModelEntry::Directory(0o755));
         }
     }
 }
@@ -50,16 +50,18 @@ fn apply(model: &mut Model, layer: &[String]) {
     for line in &lines {
         let thing = match &line.kind {
             LineKind::Whiteout => continue,
-            LineKind::Opaque | LineKind::Directory => Thing::Directory(line.mode.unwrap_or(0o755)),
-            LineKind::Link(target) => Thing::Link(target.clone()),
-            LineKind::File(text) => Thing::File(line.data(text), line.mode.unwrap_or(0o644)),
+            LineKind::Opaque | LineKind::Directory => {
+                ModelEntry::Directory(line.mode.unwrap_or(0o755))
+            }
+            LineKind::Link(target) => ModelEntry::Link(target.clone()),
+            LineKind::File(text) => ModelEntry::File(line.data(text), line.mode.unwrap_or(0o644)),
             LineKind::HardLink(target) => match linked(&lines, &lower, target) {
                 Some(thing) => thing,
                 None => continue,
             },
         };
         make_parents(model, &line.path);
-        let was_directory = matches!(model.get(&line.path), Some(Thing::Directory(_)));
+        let was_directory = matches!(model.get(&line.path), Some(ModelEntry::Directory(_)));
         match (&line.kind, was_directory) {
             (LineKind::Opaque, true) => {}
             (LineKind::Directory, true) => drop(model.insert(line.path.clone(), thing)),
@@ -72,20 +74,23 @@ fn apply(model: &mut Model, layer: &[String]) {
 }
 
 /// What a hard link names: in its own layer, else below.
-fn linked(lines: &[Line], lower: &Model, target: &str) -> Option<Thing> {
+fn linked(lines: &[Line], lower: &Model, target: &str) -> Option<ModelEntry> {
     let mut target = target;
     for _ in 0..8 {
         let here = lines.iter().find(|line| line.path == target);
         match here.map(|line| (&line.kind, line)) {
             Some((LineKind::HardLink(next), _)) => target = next,
             Some((LineKind::File(text), line)) => {
-                return Some(Thing::File(line.data(text), line.mode.unwrap_or(0o644)));
+                return Some(ModelEntry::File(
+                    line.data(text),
+                    line.mode.unwrap_or(0o644),
+                ));
             }
-            Some((LineKind::Link(to), _)) => return Some(Thing::Link(to.clone())),
+            Some((LineKind::Link(to), _)) => return Some(ModelEntry::Link(to.clone())),
             Some((LineKind::Directory | LineKind::Opaque, _)) => return None,
             Some((LineKind::Whiteout, _)) | None => {
                 let found = lower.get(target).cloned();
-                return found.filter(|thing| !matches!(thing, Thing::Directory(_)));
+                return found.filter(|entry| !matches!(entry, ModelEntry::Directory(_)));
             }
         }
     }
@@ -118,15 +123,17 @@ fn shown(root: &Rootfs) -> Model {
     let mut model = Model::new();
     for (path, found) in root.walk().skip(1) {
         let thing = match &found.entry.kind {
-            EntryKind::Directory => Thing::Directory(found.entry.mode),
-            EntryKind::Symlink { target } => Thing::Link(String::from_utf8_lossy(target).into()),
+            EntryKind::Directory => ModelEntry::Directory(found.entry.mode),
+            EntryKind::Symlink { target } => {
+                ModelEntry::Link(String::from_utf8_lossy(target).into())
+            }
             EntryKind::File { .. } => {
                 let mut text = String::new();
                 root.open_data(found)
                     .expect("data")
                     .read_to_string(&mut text)
                     .expect("text");
-                Thing::File(text, found.entry.mode)
+                ModelEntry::File(text, found.entry.mode)
             }
             other => panic!("{other:?}"),
         };

@@ -150,7 +150,7 @@ fn a_missing_source_is_explained() {
     );
     assert_eq!(
         error.expect_err("an error").to_string(),
-        "`/app/sever` is not in the stage or image it is copied from: did you mean `/app/server`?"
+        "`/app/sever` not found in the stage or image it is copied from: did you mean `/app/server`?"
     );
 }
 

@@ -48,7 +48,7 @@ fn patterns_match_what_is_there() {
         &context,
         &[],
         "COPY [a /o/",
-        "`[a` is not a pattern: `[` begins a class that is empty or never closed",
+        "`[a` is not a valid pattern: the character class after `[` is empty or not closed",
     );
 }
 
@@ -72,7 +72,7 @@ fn a_matching_link_is_followed_and_must_lead_somewhere() {
         &["l1 -> nowhere"],
         &[],
         "COPY l* /o/",
-        "`l*` is not in the build context (it is a link to `nowhere` there)",
+        "`l*` not found in the build context (a link to `nowhere`)",
     );
 }
 
@@ -89,33 +89,33 @@ fn a_missing_source_is_explained() {
     for (source, want) in [
         (
             "a.log",
-            "`a.log` is not in the build context: it is ignored by .dockerignore line 1: `*.log`",
+            "`a.log` not found in the build context: it is ignored by .dockerignore line 1: `*.log`",
         ),
         (
             "secret/k",
-            "`secret/k` is not in the build context: it is ignored by .dockerignore line 4: `secret`",
+            "`secret/k` not found in the build context: it is ignored by .dockerignore line 4: `secret`",
         ),
-        ("b.log", "`b.log` is not in the build context"),
+        ("b.log", "`b.log` not found in the build context"),
         (
             "app",
-            "`app` is not in the build context: did you mean `src/app`?",
+            "`app` not found in the build context: did you mean `src/app`?",
         ),
         (
             "src/ap",
-            "`src/ap` is not in the build context: did you mean `src/app`?",
+            "`src/ap` not found in the build context: did you mean `src/app`?",
         ),
         (
             "readme.md",
-            "`readme.md` is not in the build context: did you mean `README.md`?",
+            "`readme.md` not found in the build context: did you mean `README.md`?",
         ),
         (
             "nothing/like/it",
-            "`nothing/like/it` is not in the build context",
+            "`nothing/like/it` not found in the build context",
         ),
         (
             "../other/file",
-            "`../other/file` is not in the build context: `..` does not lead out of the build \
-             context; files outside of it cannot be copied",
+            "`../other/file` not found in the build context: files outside of the build context \
+             cannot be copied, and `..` does not lead out of it",
         ),
         ("README.md/x", "/README.md: not a directory"),
     ] {
@@ -128,7 +128,7 @@ fn a_context_of_which_nothing_is_left_is_an_error() {
     let kit = Kit::new(&["a", "b", ".dockerignore = # all\n*\n"], &[]);
     assert_eq!(
         kit.error("COPY . /"),
-        "nothing to copy: all files of the build context are ignored, first by .dockerignore line 2: `*`"
+        "nothing to copy: all files in the build context are ignored, the first by .dockerignore line 2: `*`"
     );
     let empty = Kit::new(&[], &[]);
     assert_eq!(

@@ -5,13 +5,13 @@ use dockerfile::{Copy, Fault, Heredoc, Instruction};
 use store::{Digest, NotADigest};
 
 use super::super::Op;
-use super::super::eval::Work;
+use super::super::eval::StageEvaluator;
 use super::super::refs::{FromRef, copy_from};
 use super::super::text::clean_path;
 use crate::copy::{CopyFrom, CopySource, CopySpec};
 use crate::download::{WebAddress, WebSource};
 
-impl Work<'_, '_> {
+impl StageEvaluator<'_, '_> {
     pub(super) fn copy(&mut self, at: &Instruction, copy: &Copy) -> Result<(), Fault> {
         let checksum = self.checksum(at, copy)?;
         let mut sources = Vec::new();
@@ -43,22 +43,24 @@ impl Work<'_, '_> {
         self.push_counted(at, shown_copy(name, &spec), Op::Copy(spec))
     }
 
-    /// The digest that the only source must have.
+    /// The digest that the source must have.
     fn checksum(&mut self, at: &Instruction, copy: &Copy) -> Result<Option<Digest>, Fault> {
         let Some(text) = &copy.checksum else {
             return Ok(None);
         };
         let text = self.expand(text, at)?;
         if copy.sources.len() + copy.heredocs.len() > 1 {
-            return Err(Fault::new("--checksum is for a single source"));
+            return Err(Fault::new(
+                "checksum can't be specified for multiple sources",
+            ));
         }
         if !copy.heredocs.is_empty() {
             return Err(not_for_checksum());
         }
         let digest = text.to_ascii_lowercase().parse();
-        digest.map(Some).map_err(|error: NotADigest| {
-            Fault::new(format!("the value of --checksum is no digest: {error}"))
-        })
+        digest
+            .map(Some)
+            .map_err(|error: NotADigest| Fault::new(format!("invalid --checksum: {error}")))
     }
 
     /// The content of a heredoc, expanded unless its delimiter is quoted.
@@ -67,8 +69,9 @@ impl Work<'_, '_> {
         if !heredoc.expand {
             return Ok(data);
         }
-        let text = String::from_utf8(data)
-            .map_err(|_| Fault::new("the heredoc is not valid UTF-8; quote its delimiter"))?;
+        let text = String::from_utf8(data).map_err(|_| {
+            Fault::new("the heredoc is not valid UTF-8: quote its delimiter to disable expansion")
+        })?;
         let expanded = body(&text, &self.state.env)?;
         self.all.charge(expanded.text.len())?;
         self.report_unset(&expanded.unset, at);
@@ -101,8 +104,7 @@ fn shown_copy(name: &str, spec: &CopySpec) -> String {
     words.join(" ")
 }
 
-/// What a source means as it is written. COPY takes nothing from servers; ADD takes no git
-/// repositories yet.
+/// Classifies a source. COPY accepts no URLs; ADD does not support git repositories yet.
 fn source_of(
     add: bool,
     source: String,
@@ -121,7 +123,7 @@ fn source_of(
         (false, true, false) => Err(Fault::new("source can't be a URL for COPY")),
         (false, true, true) => {
             let address = WebAddress::parse(&source)
-                .map_err(|error| Fault::new(format!("a source is not a URL: {error}")))?;
+                .map_err(|error| Fault::new(format!("invalid URL: {error}")))?;
             Ok(CopySource::Web(WebSource {
                 address,
                 checksum,
@@ -134,5 +136,5 @@ fn source_of(
 }
 
 fn not_for_checksum() -> Fault {
-    Fault::new("--checksum is for sources that are URLs")
+    Fault::new("checksum can't be specified for non-HTTP(S) sources")
 }

@@ -4,13 +4,13 @@ use dockerfile::{Command, Fault, Health, Instruction};
 use oci::Healthcheck;
 
 use super::super::created;
-use super::super::eval::Work;
+use super::super::eval::StageEvaluator;
 use super::super::text::parse_duration;
 
-/// The shortest time that a HEALTHCHECK can ask for, in nanoseconds.
+/// Minimum duration in a HEALTHCHECK, in nanoseconds.
 const MIN_DURATION: i64 = 1_000_000;
 
-impl Work<'_, '_> {
+impl StageEvaluator<'_, '_> {
     pub(super) fn healthcheck(&mut self, at: &Instruction, health: &Health) -> Result<(), Fault> {
         self.check_repeated("HEALTHCHECK", at);
         let check = match health {
@@ -63,7 +63,7 @@ fn check_retries(text: Option<&str>) -> Result<i64, Fault> {
     match text.parse::<i32>() {
         Ok(retries) if retries >= 0 => Ok(i64::from(retries)),
         _ => Err(Fault::new(format!(
-            "--retries takes a number from 0 up, not \"{text}\""
+            "--retries must be a non-negative integer, not \"{text}\""
         ))),
     }
 }

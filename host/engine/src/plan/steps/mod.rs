@@ -1,4 +1,4 @@
-//! What each instruction does.
+//! Evaluates each instruction.
 
 mod copy;
 mod health;
@@ -10,15 +10,15 @@ use dockerfile::expand::Variables as _;
 use dockerfile::{Command, Fault, Instruction, Kind, Pairs};
 
 use super::Op;
-use super::eval::Work;
+use super::eval::StageEvaluator;
 use super::ports::{check_signal, ports};
 use super::scope::Scope;
 use super::text::{clean_path, plain_list, quoted_list};
 
-/// What a port counts in the size of a plan, beyond its text: a place in two sets.
+/// Size of a port in a plan beyond its text: an entry in two sets.
 const PORT_WEIGHT: usize = 64;
 
-impl Work<'_, '_> {
+impl StageEvaluator<'_, '_> {
     /// Evaluates one instruction.
     pub(super) fn step(&mut self, at: &Instruction) -> Result<(), Fault> {
         match &at.kind {
@@ -66,7 +66,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// One name after the other: a default sees the names before it.
+    /// Names are evaluated in order: a default value can use the names before it.
     fn arg(&mut self, at: &Instruction, args: &[(String, Option<String>)]) -> Result<(), Fault> {
         let mut shown = vec!["ARG".to_owned()];
         for (name, default) in args {
@@ -90,7 +90,7 @@ impl Work<'_, '_> {
         self.push_meta(at, shown.join(" "))
     }
 
-    /// Names and values, all expanded with the variables before the instruction.
+    /// Names and values, expanded with the variables before the instruction.
     fn pairs(&mut self, at: &Instruction, pairs: &Pairs) -> Result<Vec<(String, String)>, Fault> {
         let mut expanded = Vec::with_capacity(pairs.pairs.len());
         for (name, value) in &pairs.pairs {
@@ -133,7 +133,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// An inherited CMD belongs to the entry point it was written for, and goes with it.
+    /// Resets an inherited CMD, because it was written for another entry point.
     fn entrypoint(&mut self, at: &Instruction, command: &Command) -> Result<(), Fault> {
         self.check_command("ENTRYPOINT", at, command);
         let args = self.argv(command);
@@ -179,7 +179,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// An absolute path is stored as written, a relative one is joined and cleaned.
+    /// An absolute path is stored as written, a relative one is joined and normalized.
     fn workdir(&mut self, at: &Instruction, path: &str) -> Result<(), Fault> {
         let path = self.expand(path, at)?;
         self.check_workdir(at, &path);

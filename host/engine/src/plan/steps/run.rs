@@ -1,21 +1,21 @@
-//! RUN, and commands in general.
+//! RUN, and commands of other instructions.
 
 use dockerfile::{Command, Fault, Heredoc, Instruction, Run};
 use exec::{StepNetwork, StepScript};
 
 use super::super::created;
-use super::super::eval::Work;
+use super::super::eval::StageEvaluator;
 use super::super::text::clean_path;
 use super::super::{Op, RunOp};
 
 /// The shell of the shell form, unless SHELL says otherwise.
 const DEFAULT_SHELL: [&str; 2] = ["/bin/sh", "-c"];
-/// Host name of a RUN, unless the user chooses one.
+/// Default host name of a RUN.
 const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
-/// Longest script of a heredoc with `#!`, in bytes: what an executor takes.
+/// Maximum size of a heredoc script with `#!`, in bytes: the limit of the executor.
 const MAX_SCRIPT: usize = 1 << 20;
 
-impl Work<'_, '_> {
+impl StageEvaluator<'_, '_> {
     fn shell(&self) -> Vec<String> {
         match self.state.config.shell.as_slice() {
             [] => DEFAULT_SHELL.map(str::to_owned).to_vec(),
@@ -68,7 +68,7 @@ impl Work<'_, '_> {
     }
 }
 
-/// Refuses what cannot be run yet; gives the network.
+/// Refuses flags that are not supported yet; returns the network.
 fn run_flags(run: &Run, default: StepNetwork) -> Result<StepNetwork, Fault> {
     if !run.mounts.is_empty() {
         return Err(Fault::unsupported("RUN --mount"));
@@ -81,7 +81,7 @@ fn run_flags(run: &Run, default: StepNetwork) -> Result<StepNetwork, Fault> {
         Some("insecure") => return Err(Fault::unsupported("RUN --security=insecure")),
         Some(other) => {
             return Err(Fault::new(format!(
-                "--security takes sandbox or insecure, not \"{other}\""
+                "security mode \"{other}\" is not valid: use sandbox or insecure"
             )));
         }
     }
@@ -91,7 +91,7 @@ fn run_flags(run: &Run, default: StepNetwork) -> Result<StepNetwork, Fault> {
         Some("none") => Ok(StepNetwork::None),
         Some("host") => Err(Fault::unsupported("RUN --network=host")),
         Some(other) => Err(Fault::new(format!(
-            "--network takes default, none or host, not \"{other}\""
+            "network mode \"{other}\" is not valid: use default, none or host"
         ))),
     }
 }
@@ -113,7 +113,8 @@ fn summary(body: &[u8]) -> String {
     format!(" ({first}{more})")
 }
 
-/// A heredoc alone that names its own interpreter: no shell reads it, it is a program.
+/// The script of a RUN that is a single heredoc with its own interpreter: it is run as a program,
+/// without a shell.
 fn shebang(run: &Run) -> Result<Option<StepScript>, Fault> {
     let Some(heredoc) = alone(run).filter(|heredoc| heredoc.body.starts_with(b"#!")) else {
         return Ok(None);
@@ -121,14 +122,14 @@ fn shebang(run: &Run) -> Result<Option<StepScript>, Fault> {
     let name = &heredoc.name;
     if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) || name.len() > 255 {
         return Err(Fault::new(format!(
-            "a script that begins with #! becomes a file with the name of its heredoc, \
-             and \"{name}\" is no file name"
+            "\"{name}\" is not a valid file name: a heredoc that starts with #! becomes a file with its \
+             name"
         )));
     }
     let data = utf8(heredoc.content())?;
     if data.len() > MAX_SCRIPT {
         return Err(Fault::new(format!(
-            "a script that begins with #! may have {MAX_SCRIPT} bytes, and this one has {}",
+            "the script has {} bytes: a heredoc that starts with #! can have at most {MAX_SCRIPT}",
             data.len()
         )));
     }
@@ -141,13 +142,13 @@ fn shebang(run: &Run) -> Result<Option<StepScript>, Fault> {
 fn utf8(data: Vec<u8>) -> Result<String, Fault> {
     match String::from_utf8(data) {
         Ok(text) if !text.contains('\0') => Ok(text),
-        Ok(_) => Err(Fault::new("the heredoc holds a NUL byte")),
+        Ok(_) => Err(Fault::new("the heredoc contains a NUL byte")),
         Err(_) => Err(Fault::new("the heredoc is not valid UTF-8")),
     }
 }
 
-/// The command with its heredocs: a single one alone is the script itself; otherwise the shell
-/// reads line and bodies as they stand in the file.
+/// The command with its heredocs. A single heredoc is the script itself; otherwise the shell gets the
+/// line and the bodies as they are in the file.
 fn with_heredocs(run: &Run) -> Result<Command, Fault> {
     let (Command::Shell(line), [_, ..]) = (&run.command, run.heredocs.as_slice()) else {
         return Ok(run.command.clone());

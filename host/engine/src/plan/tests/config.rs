@@ -70,7 +70,7 @@ fn exec_form_is_taken_as_it_is() {
     assert_eq!(args[1], ["/bin/sh", "-c", "['a', 'b']"]);
     assert_eq!(args[2], ["/bin/sh", "-c", "[ -f /x ] && y"]);
     refused("FROM a\nRUN []", 2, "at least one argument");
-    refused("FROM a\nCMD [1]", 2, "strings only");
+    refused("FROM a\nCMD [1]", 2, "only string type");
     refused("FROM a\nSHELL /bin/bash -c", 2, "JSON form");
 }
 
@@ -175,7 +175,11 @@ fn health_checks_are_read() {
         "less than 1ms",
     );
     refused("FROM a\nHEALTHCHECK --retries=-1 CMD x", 2, "--retries");
-    refused("FROM a\nHEALTHCHECK --timeout=5 CMD x", 2, "not a duration");
+    refused(
+        "FROM a\nHEALTHCHECK --timeout=5 CMD x",
+        2,
+        "invalid duration",
+    );
     refused("FROM a\nHEALTHCHECK CMD", 2, "missing command");
     refused("FROM a\nHEALTHCHECK x", 2, "unknown type");
 }
@@ -253,7 +257,7 @@ fn a_heredoc_that_names_its_interpreter_is_a_program() {
     );
     for (name, quoted) in [("..", "\"..\""), ("a/b", "\"a/b\"")] {
         let text = format!("FROM a\nRUN <<{name}\n#!/bin/sh\n{name}");
-        refused(&text, 2, &format!("{quoted} is no file name"));
+        refused(&text, 2, &format!("{quoted} is not a valid file name"));
     }
     // Left to the shell, which passes it on.
     let stage = target_of("FROM a\nRUN cat <<E\n#!/bin/sh\nE");

@@ -31,7 +31,7 @@ fn sizes_are_bounded() {
     ends_with(&"FROM a\n".repeat(1_001), "more than 1000 stages");
     ends_with(
         &format!("FROM a\nRUN {}", "x".repeat(65_536)),
-        "line is longer",
+        "greater than max allowed size",
     );
     ends_with(&"#".repeat((16 << 20) + 1), "larger than 16 MiB");
     ends_with("", "cannot be empty");

@@ -197,7 +197,7 @@ fn from_expands_global_arguments_and_platforms() {
     assert_eq!(requested(text, &o)[0].0, "alpine:edge");
     refused("ARG X\nFROM $X", 2, "base name ($X) should not be blank");
     refused("FROM --platform=what alpine", 1, "not a platform");
-    refused("FROM \"a", 1, "not closed");
+    refused("FROM \"a", 1, "matching double-quote");
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn from_cannot_be_followed_by_a_comment() {
         1,
         "either one or three arguments",
     );
-    refused("FROM alpine AS 1st", 1, "invalid name for a stage");
+    refused("FROM alpine AS 1st", 1, "invalid name for build stage");
     refused("FROM alpine as-is b", 1, "either one or three");
 }
 

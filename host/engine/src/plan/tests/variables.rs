@@ -118,12 +118,12 @@ fn what_cannot_be_expanded_is_an_error() {
     for text in ["${A:=w}", "${A:0:3}", "${!A}", "${A^^}", "${A:#p}", "${#A}"] {
         fails(text, "unsupported modifier");
     }
-    fails("${A", "missing }");
-    fails("${A:-x", "missing }");
-    fails("${A/x}", "missing /");
+    fails("${A", "missing '}'");
+    fails("${A:-x", "matching }");
+    fails("${A/x}", "matching /");
     fails(r"${A#\x}", "invalid escape");
-    fails("\"a", "not closed");
-    fails("a'", "not closed");
+    fails("\"a", "matching double-quote");
+    fails("a'", "matching single-quote");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn values_that_double_are_stopped() {
     let doubling = "ENV V=$V$V\n".repeat(60);
     let text = format!("FROM scratch\nENV V=0123456789\n{doubling}");
     let err = try_plan_with(&text, &options()).unwrap_err();
-    assert!(err.message.contains("expands to more than"), "{err}");
+    assert!(err.message.contains("the value is longer than"), "{err}");
     let many = "ENV A$B=$V\n".to_owned() + &"RUN x\n".repeat(5_000);
     let text = format!("FROM scratch\nENV V={}\n{many}", "x".repeat(60_000));
     assert!(

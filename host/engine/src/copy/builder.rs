@@ -1,10 +1,10 @@
-//! A layer in the making, over the root that it will lie on.
+//! Builds the entries of a layer on top of a target root.
 //!
-//! The law: a draft shows what the target will show once the layer is on top, so that each
-//! source meets what earlier ones left. It never removes anything of the target but by putting
-//! something of another type in its place. Directories of the target on the way to what is new
-//! become part of the layer with the metadata they have: unpackers that do not know what lies
-//! below would otherwise make up their own.
+//! The law: a builder shows what the target will show once the layer is on top of it, so each source
+//! sees the result of the sources before it. It removes nothing of the target, except by replacing it
+//! with an entry of another type. Directories of the target above a new entry become part of the
+//! layer with the metadata they have, because tools that unpack a layer without the layers below it
+//! would otherwise invent metadata.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::CopyError;
 use crate::rootfs::resolve::{Kind, ResolveError, Tree};
 use crate::rootfs::{Found, Inode, Rootfs, path};
 
-/// What a planned entry is.
+/// Type and content of a new entry.
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     Directory,
@@ -27,83 +27,82 @@ pub(super) enum Body {
     Fifo,
 }
 
-/// Where the bytes of a planned file are.
+/// Where the content of a new file comes from.
 #[derive(Debug, Clone)]
 pub(super) enum Bytes {
-    /// In this file of the context.
+    /// A file of the context, by its node.
     Context(u32),
-    /// In a layer of one of the source roots.
+    /// A file in one of the source roots.
     Rootfs { root: usize, inode: Inode },
-    /// In a blob of the store.
+    /// A blob of the store.
     Blob { digest: Digest, size: u64 },
-    /// Here.
+    /// These bytes.
     Inline { data: Arc<[u8]>, digest: Digest },
 }
 
-/// Identity of a source file: equal for its hard links.
+/// Identity of a source file: the same for all its hard links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum SameFile {
     Context(u64, u64),
     Rootfs(Inode),
 }
 
-/// Something new.
+/// An entry to be added.
 #[derive(Debug, Clone)]
-pub(super) struct Planned {
+pub(super) struct NewEntry {
     pub(super) meta: Attributes,
     pub(super) body: Body,
-    /// Which source it comes from and which file of it; files that are equal in this become
-    /// hard links.
+    /// Number of the source and identity of the file; entries with the same value become hard links.
     pub(super) same: Option<(usize, SameFile)>,
 }
 
-/// A directory of the draft, or something new in one.
+/// A directory or a new entry.
 #[derive(Debug)]
 struct Node<'a> {
     parent: usize,
     name: Box<[u8]>,
     children: BTreeMap<Box<[u8]>, usize>,
-    /// What the target has here and what still shows of it: a directory.
+    /// The target's directory here, if the layer does not hide it.
     below: Option<Found<'a>>,
-    planned: Option<Planned>,
+    planned: Option<NewEntry>,
 }
 
-/// A place of the draft.
+/// A node of the merged tree.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Spot<'a> {
-    /// In the draft.
-    Draft(usize),
-    /// Only in the target.
-    Below(Found<'a>),
+pub(super) enum NodeRef<'a> {
+    /// A node of the layer.
+    Layer(usize),
+    /// A node that only the target has.
+    Target(Found<'a>),
 }
 
 /// One entry of the finished layer.
 #[derive(Debug, Clone)]
-pub(super) struct Item {
+pub(super) struct PlannedEntry {
     pub(super) path: Vec<u8>,
     pub(super) meta: Attributes,
-    pub(super) body: ItemBody,
+    pub(super) body: PlannedBody,
 }
 
-/// What it is.
+/// Type and content of a planned entry.
 #[derive(Debug, Clone)]
-pub(super) enum ItemBody {
+pub(super) enum PlannedBody {
     New(Body),
-    /// Another name of the file at this path.
+    /// Another name for the file at this path.
     HardLink(Vec<u8>),
 }
 
-/// A layer in the making.
+/// The layer and the target below it, as a tree.
 #[derive(Debug)]
-pub(super) struct Draft<'a> {
+pub(super) struct LayerBuilder<'a> {
     target: &'a Rootfs,
     nodes: Vec<Node<'a>>,
 }
 
-/// The root directory of a draft.
+/// The root directory.
 pub(super) const ROOT: usize = 0;
 
-impl<'a> Draft<'a> {
+impl<'a> LayerBuilder<'a> {
     /// An empty layer over `target`.
     pub(super) fn new(target: &'a Rootfs) -> Self {
         let root = Node {
@@ -119,7 +118,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The directory at `path`, in which no element is a link. Missing ones are made as `new`.
+    /// The directory at `path`, no element of which is a link. Missing directories are created with
+    /// the metadata `new`.
     pub(super) fn directory(
         &mut self,
         path: &[u8],
@@ -134,7 +134,7 @@ impl<'a> Draft<'a> {
                     self.put(
                         at,
                         name,
-                        Planned {
+                        NewEntry {
                             meta,
                             body: Body::Directory,
                             same: None,
@@ -150,14 +150,14 @@ impl<'a> Draft<'a> {
         Ok(at)
     }
 
-    /// Puts a directory; one that is there gets the new metadata and keeps what is in it.
+    /// Puts a directory. An existing one gets the new metadata and keeps its content.
     pub(super) fn put_directory(
         &mut self,
         dir: usize,
         name: &[u8],
         meta: Attributes,
     ) -> Result<usize, CopyError> {
-        let planned = Planned {
+        let planned = NewEntry {
             meta,
             body: Body::Directory,
             same: None,
@@ -173,12 +173,12 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Puts anything but a directory in the place of whatever is no directory.
+    /// Puts a non-directory. It replaces anything but a directory.
     pub(super) fn put_file(
         &mut self,
         dir: usize,
         name: &[u8],
-        planned: Planned,
+        planned: NewEntry,
     ) -> Result<(), CopyError> {
         if self.kind_in(dir, name) == Some(Kind::Directory) {
             return Err(CopyError::OntoDirectory(self.show(dir, name)));
@@ -187,8 +187,8 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Puts something in the place of whatever is there, all below it included.
-    pub(super) fn put(&mut self, dir: usize, name: &[u8], planned: Planned) -> usize {
+    /// Puts an entry in place of whatever is there, including everything below it.
+    pub(super) fn put(&mut self, dir: usize, name: &[u8], planned: NewEntry) -> usize {
         let at = self.enter(dir, name);
         if let Some(node) = self.nodes.get_mut(at) {
             node.below = None;
@@ -198,18 +198,18 @@ impl<'a> Draft<'a> {
         at
     }
 
-    /// Metadata of a directory as it will be.
+    /// Metadata that a directory will have.
     pub(super) fn meta(&self, dir: usize) -> Option<Attributes> {
         let node = self.nodes.get(dir)?;
         let planned = node.planned.as_ref().map(|planned| planned.meta.clone());
         planned.or_else(|| node.below.map(|below| below.entry.attributes()))
     }
 
-    /// Gives a directory other metadata.
+    /// Changes the metadata of a directory.
     pub(super) fn set_meta(&mut self, dir: usize, meta: Attributes) {
         self.plan(
             dir,
-            Planned {
+            NewEntry {
                 meta,
                 body: Body::Directory,
                 same: None,
@@ -217,13 +217,13 @@ impl<'a> Draft<'a> {
         );
     }
 
-    /// Kind of what is called `name` in a directory of the draft.
+    /// Kind of the entry `name` in a directory.
     pub(super) fn kind_in(&self, dir: usize, name: &[u8]) -> Option<Kind<'_>> {
-        self.child(Spot::Draft(dir), name)
-            .map(|spot| self.kind(spot))
+        self.child(NodeRef::Layer(dir), name)
+            .map(|node| self.kind(node))
     }
 
-    /// The node of `name`, made if the draft has none yet.
+    /// The node of `name`, created if there is none yet.
     pub(super) fn enter(&mut self, dir: usize, name: &[u8]) -> usize {
         let next = self.nodes.len();
         let Some(parent) = self.nodes.get_mut(dir) else {
@@ -258,20 +258,20 @@ impl<'a> Draft<'a> {
         names.join(&b'/')
     }
 
-    /// Path of something in a directory, for messages.
+    /// Path of an entry in a directory, for messages.
     pub(super) fn show(&self, dir: usize, name: &[u8]) -> String {
         path::show(&path::join(&self.path(dir), name))
     }
 
-    fn plan(&mut self, node: usize, planned: Planned) {
-        // The root keeps its metadata whatever is copied into it, and its time shows nowhere.
+    fn plan(&mut self, node: usize, planned: NewEntry) {
+        // The root keeps its metadata, whatever is copied into it.
         if let Some(node) = self.nodes.get_mut(node).filter(|_| node != ROOT) {
             node.planned = Some(planned);
         }
     }
 
     /// The entries of the layer, in order of paths.
-    pub(super) fn finish(self) -> Result<Vec<Item>, CopyError> {
+    pub(super) fn finish(self) -> Result<Vec<PlannedEntry>, CopyError> {
         let wanted = self.wanted();
         let mut items = Vec::new();
         let mut first_names: HashMap<(usize, SameFile), usize> = HashMap::new();
@@ -297,18 +297,18 @@ impl<'a> Draft<'a> {
         Ok(items)
     }
 
-    /// Refuses what a layer would not say as it is meant.
-    fn check(&self, node: &Node<'_>, item: &Item) -> Result<(), CopyError> {
-        if layer::path::is_reserved(&node.name) {
+    /// Refuses entries that mean something else in a layer.
+    fn check(&self, node: &Node<'_>, item: &PlannedEntry) -> Result<(), CopyError> {
+        if node.name.starts_with(b".wh.") {
             return Err(CopyError::Whiteout(path::show(&item.path)));
         }
-        // A directory that is put on top of one does not hide what is in that one.
+        // A directory in a layer does not hide the content of the directory below it.
         let hidden = || {
             let parent = self.nodes.get(node.parent)?.below?;
             let below = (&self.target).child(parent, &node.name)?;
             Some((&self.target).kind(below))
         };
-        if matches!(item.body, ItemBody::New(Body::Directory))
+        if matches!(item.body, PlannedBody::New(Body::Directory))
             && node.below.is_none()
             && hidden() == Some(Kind::Directory)
         {
@@ -317,14 +317,14 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Which nodes are new or lead to something new.
+    /// Which nodes are new or are above a new one.
     fn wanted(&self) -> Vec<bool> {
         let mut wanted: Vec<bool> = self
             .nodes
             .iter()
             .map(|node| node.planned.is_some())
             .collect();
-        // A node comes after its parent. One that was replaced is in no list of children.
+        // A node comes after its parent. A replaced node is not in any list of children.
         for (at, node) in self.nodes.iter().enumerate().rev() {
             if wanted.get(at) == Some(&true)
                 && let Some(parent) = wanted.get_mut(node.parent)
@@ -336,13 +336,13 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Turns a further name of a file that is in the layer already into a hard link.
+/// Turns another name for a file that is already in the layer into a hard link.
 fn link(
-    item: Item,
+    item: PlannedEntry,
     same: Option<(usize, SameFile)>,
     first_names: &mut HashMap<(usize, SameFile), usize>,
-    items: &[Item],
-) -> Item {
+    items: &[PlannedEntry],
+) -> PlannedEntry {
     let Some(same) = same else { return item };
     let first = *first_names.entry(same).or_insert(items.len());
     match items.get(first) {
@@ -351,10 +351,10 @@ fn link(
                 xattrs: Vec::new(),
                 ..item.meta
             };
-            Item {
+            PlannedEntry {
                 path: item.path,
                 meta,
-                body: ItemBody::HardLink(first.path.clone()),
+                body: PlannedBody::HardLink(first.path.clone()),
             }
         }
         Some(_) | None => item,
@@ -362,45 +362,45 @@ fn link(
 }
 
 impl Node<'_> {
-    fn item(&self, path: Vec<u8>) -> Option<Item> {
+    fn item(&self, path: Vec<u8>) -> Option<PlannedEntry> {
         let (meta, body) = match (&self.planned, self.below) {
             (Some(planned), _) => (planned.meta.clone(), planned.body.clone()),
             (None, Some(below)) => (below.entry.attributes(), Body::Directory),
             (None, None) => return None,
         };
-        Some(Item {
+        Some(PlannedEntry {
             path,
             meta,
-            body: ItemBody::New(body),
+            body: PlannedBody::New(body),
         })
     }
 }
 
-impl<'a> Tree for Draft<'a> {
-    type Node = Spot<'a>;
+impl<'a> Tree for LayerBuilder<'a> {
+    type Node = NodeRef<'a>;
 
-    fn root(&self) -> Spot<'a> {
-        Spot::Draft(ROOT)
+    fn root(&self) -> NodeRef<'a> {
+        NodeRef::Layer(ROOT)
     }
 
-    fn child(&self, node: Spot<'a>, name: &[u8]) -> Option<Spot<'a>> {
+    fn child(&self, node: NodeRef<'a>, name: &[u8]) -> Option<NodeRef<'a>> {
         let below = match node {
-            Spot::Below(found) => Some(found),
-            Spot::Draft(at) => {
+            NodeRef::Target(found) => Some(found),
+            NodeRef::Layer(at) => {
                 let node = self.nodes.get(at)?;
                 if let Some(child) = node.children.get(name) {
-                    return Some(Spot::Draft(*child));
+                    return Some(NodeRef::Layer(*child));
                 }
                 node.below
             }
         };
-        (&self.target).child(below?, name).map(Spot::Below)
+        (&self.target).child(below?, name).map(NodeRef::Target)
     }
 
-    fn kind(&self, node: Spot<'a>) -> Kind<'_> {
+    fn kind(&self, node: NodeRef<'a>) -> Kind<'_> {
         let at = match node {
-            Spot::Below(found) => return (&self.target).kind(found),
-            Spot::Draft(at) => at,
+            NodeRef::Target(found) => return (&self.target).kind(found),
+            NodeRef::Layer(at) => at,
         };
         let Some(node) = self.nodes.get(at) else {
             return Kind::Other;
@@ -414,35 +414,35 @@ impl<'a> Tree for Draft<'a> {
                 }
             },
             (None, Some(below)) => (&self.target).kind(below),
-            // Only the root of an empty target is neither.
+            // Only the root of an empty target has neither.
             (None, None) => Kind::Directory,
         }
     }
 }
 
-/// The kind of a planned entry as the index of the layer will have it.
+/// The kind that a planned entry will have in the index of the layer. `file` gives size and digest.
 pub(super) fn entry_kind(
-    body: &ItemBody,
+    body: &PlannedBody,
     file: impl FnOnce(&Bytes) -> Option<(u64, Digest)>,
 ) -> Option<EntryKind> {
     Some(match body {
-        ItemBody::HardLink(target) => EntryKind::Hardlink {
+        PlannedBody::HardLink(target) => EntryKind::Hardlink {
             target: target.clone(),
         },
-        ItemBody::New(Body::Directory) => EntryKind::Directory,
-        ItemBody::New(Body::Link(target)) => EntryKind::Symlink {
+        PlannedBody::New(Body::Directory) => EntryKind::Directory,
+        PlannedBody::New(Body::Link(target)) => EntryKind::Symlink {
             target: target.clone(),
         },
-        ItemBody::New(Body::CharDevice { major, minor }) => EntryKind::CharDevice {
+        PlannedBody::New(Body::CharDevice { major, minor }) => EntryKind::CharDevice {
             major: *major,
             minor: *minor,
         },
-        ItemBody::New(Body::BlockDevice { major, minor }) => EntryKind::BlockDevice {
+        PlannedBody::New(Body::BlockDevice { major, minor }) => EntryKind::BlockDevice {
             major: *major,
             minor: *minor,
         },
-        ItemBody::New(Body::Fifo) => EntryKind::Fifo,
-        ItemBody::New(Body::File(bytes)) => {
+        PlannedBody::New(Body::Fifo) => EntryKind::Fifo,
+        PlannedBody::New(Body::File(bytes)) => {
             let (size, digest) = file(bytes)?;
             EntryKind::File {
                 size,

@@ -1,9 +1,9 @@
-//! The matcher against a slow one that follows the words of the rules.
+//! A slow matcher that follows the text of the rules.
 
 use proptest::prelude::*;
 
-use super::glob::{Dialect, Glob};
-use super::ignore::Ignore;
+use crate::context::glob::{Dialect, Glob};
+use crate::context::ignore::Ignore;
 
 /// Tries everything.
 fn matches(pattern: &[char], path: &[char], start: bool) -> bool {

@@ -1,0 +1,3 @@
+//! The matcher and the ignore rules against a slow model.
+
+mod model;
