@@ -53,6 +53,8 @@ mod lines;
 mod pattern;
 pub mod redact;
 mod suggest;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::collections::BTreeSet;

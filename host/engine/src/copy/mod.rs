@@ -12,7 +12,9 @@
 mod archive;
 mod builder;
 mod chmod;
+mod entry;
 mod error;
+mod ingest;
 mod plan;
 mod planner;
 mod select;

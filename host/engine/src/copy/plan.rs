@@ -1,10 +1,12 @@
 //! The plan of a layer that COPY, ADD or WORKDIR makes.
 
 use exec::Cancel;
+use layer::Attributes;
 use store::{ContentId, Digest, Entry, EntryKind, Store};
 
-use super::builder::{Bytes, LayerBuilder, PlannedEntry, entry_kind};
+use super::builder::LayerBuilder;
 use super::chmod::ModeChange;
+use super::entry::{Bytes, PlannedEntry, entry_kind};
 use super::planner::{Overrides, Planner};
 use super::source::{Source, UNDATED};
 use super::{CopyError, CopySpec, SourceTree};

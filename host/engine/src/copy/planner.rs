@@ -7,8 +7,9 @@ use exec::Cancel;
 use layer::Attributes;
 use store::Mtime;
 
-use super::builder::{Body, Bytes, LayerBuilder, NewEntry, NodeRef};
+use super::builder::{LayerBuilder, NodeRef};
 use super::chmod::ModeChange;
+use super::entry::{Body, Bytes, NewEntry};
 use super::select;
 use super::source::{Node, Source, SourceEntry, UNDATED, inline};
 use super::walk::{Filter, Walk};

@@ -4,7 +4,7 @@ use layer::Attributes;
 use store::{EntryKind, Mtime};
 
 use super::CopyError;
-use super::builder::{Body, Bytes, SameFile};
+use super::entry::{Body, Bytes, SameFile};
 use crate::context::scan::{Scan, What};
 use crate::context::{Context, Missing};
 use crate::rootfs::resolve::{Kind, Tree};

@@ -3,7 +3,7 @@
 use layer::Attributes;
 
 use super::CopyError;
-use super::builder::{Body, NewEntry};
+use super::entry::{Body, NewEntry};
 use super::planner::Planner;
 use super::source::{Node, SourceEntry};
 use crate::context::BadPattern;

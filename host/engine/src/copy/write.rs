@@ -7,9 +7,10 @@
 use std::io::{Read, Write};
 
 use exec::Cancel;
+use layer::{Attributes, Style, Writer};
 use store::{Digest, EntryKind, Hasher, Index, Layer, Store};
 
-use super::builder::{Body, Bytes, PlannedBody, PlannedEntry, entry_kind};
+use super::entry::{Body, Bytes, PlannedBody, PlannedEntry, entry_kind};
 use super::{CopyError, CopyPlan};
 use crate::context::stat::Stat;
 use crate::context::{Context, ContextError, OpenError, Opened, Reader};

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -16,28 +16,22 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
-    makedev, mkdirat, mknodat, utimensat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mknodat,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{
-    Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat,
-};
+use nix::unistd::{Gid, Uid, fchown, fchownat, geteuid, linkat, symlinkat};
 use store::{Entry, EntryKind, Mtime};
 use xattr::FileExt;
 
+use super::replace::{self, replacing};
 use super::{ExportError, Job, target, tree};
 use crate::event::Progress;
-use crate::rootfs::{Found, Inode, Rootfs};
+use crate::rootfs::{Found, Inode, Rootfs, path};
 
 /// Name of the file that marks a directory while a result is merged into it. It stays if that is
 /// interrupted.
 pub(super) const MARK: &str = ".cofferdam-incomplete";
-/// Flags for opening a directory.
-const DIRECTORY: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_CLOEXEC);
 /// Flags for creating a file.
 const NEW_FILE: OFlag = OFlag::O_WRONLY
     .union(OFlag::O_CREAT)
@@ -166,7 +160,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn put(&mut self, path: &[u8], found: Found<'a>) -> Result<(), ExportError> {
-        let (parent, name) = split(path);
+        let (parent, name) = path::split(path);
         self.go_to(parent)?;
         let name = OsStr::from_bytes(name);
         let shown = self.shown(path);
@@ -176,7 +170,7 @@ impl<'a> Writer<'a> {
         }
         match &found.entry.kind {
             EntryKind::Directory => {
-                let handle = self.directory(name).map_err(fail)?;
+                let handle = replace::directory(self.parent(), name).map_err(fail)?;
                 self.open.push(OpenDir {
                     path: path.to_vec(),
                     entry: found.entry,
@@ -218,20 +212,6 @@ impl<'a> Writer<'a> {
 
     fn parent(&self) -> &OwnedFd {
         self.open.last().map_or(&self.top, |dir| &dir.handle)
-    }
-
-    fn directory(&self, name: &OsStr) -> io::Result<OwnedFd> {
-        let parent = self.parent();
-        match mkdirat(parent, name, Mode::S_IRWXU) {
-            Ok(()) => {}
-            Err(Errno::EEXIST) if is_directory(&stat(parent, name)?) => {}
-            Err(Errno::EEXIST) => {
-                clear(parent, name)?;
-                mkdirat(parent, name, Mode::S_IRWXU)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        Ok(openat(parent, name, DIRECTORY, Mode::empty())?)
     }
 
     fn file(&mut self, path: &[u8], name: &OsStr, found: Found<'a>) -> Result<(), ExportError> {
@@ -324,13 +304,10 @@ impl<'a> Writer<'a> {
 
     /// Another name for a file that is already written.
     fn link(&self, first: &[u8], name: &OsStr) -> io::Result<()> {
-        let (dir, first_name) = split(first);
+        let (dir, first_name) = path::split(first);
         let mut at = self.top.try_clone()?;
-        for element in dir
-            .split(|b| *b == b'/')
-            .filter(|element| !element.is_empty())
-        {
-            at = openat(&at, OsStr::from_bytes(element), DIRECTORY, Mode::empty())?;
+        for element in path::elements(dir) {
+            at = replace::open_directory(&at, OsStr::from_bytes(element))?;
         }
         let parent = self.parent();
         replacing(parent, name, || {
@@ -381,59 +358,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Creates an entry, replacing an existing one.
-fn replacing<T>(
-    parent: &OwnedFd,
-    name: &OsStr,
-    make: impl Fn() -> nix::Result<T>,
-) -> io::Result<T> {
-    match make() {
-        Err(Errno::EEXIST) => {
-            clear(parent, name)?;
-            Ok(make()?)
-        }
-        other => Ok(other?),
-    }
-}
-
-/// Removes a file, a link or an empty directory.
-fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let flag = if is_directory(&stat(parent, name)?) {
-        UnlinkatFlags::RemoveDir
-    } else {
-        UnlinkatFlags::NoRemoveDir
-    };
-    match unlinkat(parent, name, flag) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(Errno::ENOTEMPTY | Errno::EEXIST) => Err(io::Error::other(
-            "a non-empty directory exists there; remove it or choose another dest",
-        )),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn stat(parent: &OwnedFd, name: &OsStr) -> io::Result<FileStat> {
-    Ok(fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
-}
-
-fn is_directory(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
-}
-
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
     (
         Some(Uid::from_raw(entry.uid)),
         Some(Gid::from_raw(entry.gid)),
     )
-}
-
-/// Directory and last element of a path.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(at) => (
-            path.get(..at).unwrap_or_default(),
-            path.get(at + 1..).unwrap_or_default(),
-        ),
-        None => (b"", path),
-    }
 }

@@ -7,6 +7,7 @@ mod compress;
 pub mod csv;
 mod image;
 mod local;
+mod replace;
 mod spec;
 mod target;
 mod tree;

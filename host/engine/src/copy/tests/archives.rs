@@ -194,12 +194,12 @@ fn hostile_archives_are_refused() {
     fails(
         &["h == nowhere"],
         &[],
-        "cannot unpack a.tar: `h` is a name or a link that no image can have",
+        "cannot unpack a.tar: `h` has a name or a link target that is not allowed in an image",
     );
     fails(
         &[".wh.f = "],
         &[],
-        "cannot unpack a.tar: `f` is a name or a link that no image can have",
+        "cannot unpack a.tar: `f` has a name or a link target that is not allowed in an image",
     );
 }
 

@@ -89,26 +89,11 @@ fn devices_are_made_again() {
     let source = layer(
         &kit.store,
         &[
-            (entry("d/", EntryKind::Directory), Vec::new()),
-            (
-                entry("d/c", EntryKind::CharDevice { major: 1, minor: 3 }),
-                Vec::new(),
-            ),
-            (entry("d/p", EntryKind::Fifo), Vec::new()),
+            entry("d", EntryKind::Directory),
+            entry("d/c", EntryKind::CharDevice { major: 1, minor: 3 }),
+            entry("d/p", EntryKind::Fifo),
         ]
-        .map(|(entry, data)| {
-            (
-                Entry {
-                    path: entry
-                        .path
-                        .strip_suffix(b"/")
-                        .unwrap_or(&entry.path)
-                        .to_vec(),
-                    ..entry
-                },
-                data,
-            )
-        }),
+        .map(|entry| (entry, Vec::new())),
     );
     let source = Rootfs::new(&kit.store, &[source.diff_id]).expect("a root");
     let plan = plan(

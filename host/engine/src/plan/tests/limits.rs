@@ -1,18 +1,18 @@
-//! Files made to exhaust the reader end in an error or a plan, in good time.
+//! Files that are made to exhaust the planner end in an error or a plan, in bounded time.
 
 use std::time::{Duration, Instant};
 
 use super::*;
 
 /// Far more than any of them takes, even on a slow machine under load.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads and plans; the result does not matter, the time does.
 #[track_caller]
 fn ends(text: &str) -> Result<Plan, DockerfileError> {
     let start = Instant::now();
     let result = try_plan_with(text, &options());
-    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    assert!(start.elapsed() < TIME_LIMIT, "{:?}", start.elapsed());
     result
 }
 
@@ -20,26 +20,6 @@ fn ends(text: &str) -> Result<Plan, DockerfileError> {
 fn ends_with(text: &str, part: &str) {
     let err = ends(text).unwrap_err();
     assert!(err.message.contains(part), "{err}");
-}
-
-#[test]
-fn sizes_are_bounded() {
-    ends_with(
-        &format!("FROM a\n{}", "RUN x\n".repeat(10_000)),
-        "more than 10000 instructions",
-    );
-    ends_with(&"FROM a\n".repeat(1_001), "more than 1000 stages");
-    ends_with(
-        &format!("FROM a\nRUN {}", "x".repeat(65_536)),
-        "greater than max allowed size",
-    );
-    ends_with(&"#".repeat((16 << 20) + 1), "larger than 16 MiB");
-    ends_with("", "cannot be empty");
-    ends_with("# x\n\n", "no instructions");
-    ends_with("ARG X", "no stages to build");
-    ends_with("RUN x", "no build stage in current context");
-    ends_with("FROM a\nRUN x\0y", "NUL byte");
-    ends_with("FROM a\nRUN <<E\n\0\nE", "NUL byte");
 }
 
 #[test]
@@ -109,7 +89,7 @@ fn chain_to_s0() -> String {
 }
 
 #[test]
-fn hopeless_texts_are_given_up_in_time() {
+fn expensive_texts_end_in_time() {
     let names: String = (0..9_000).map(|n| format!("ENV variable{n}=x\n")).collect();
     let unset: String = (0..5_000).map(|n| format!("$varable{n}")).collect();
     ends(&format!(

@@ -18,12 +18,18 @@
 //! The law: any text gives a value or a fault. Nesting and size have limits, so a Dockerfile that
 //! doubles its variables exhausts neither the stack nor memory.
 
+mod out;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::str::Chars;
 
 use crate::error::Fault;
 use crate::pattern::Pattern;
+
+use out::{Out, too_long};
 
 /// Maximum nesting of `${a:-${b:-…}}`.
 const MAX_DEPTH: usize = 100;
@@ -83,58 +89,6 @@ pub fn body(text: &str, env: &dyn Variables) -> Result<Expanded, Fault> {
 pub fn display(text: &str, escape: char, env: &dyn Variables) -> String {
     let expanded = Lexer::new(text, escape, Mode::Display, env).run(text);
     expanded.map_or_else(|_| text.to_owned(), |expanded| expanded.text)
-}
-
-/// The output of an expansion.
-#[derive(Debug)]
-struct Out {
-    text: String,
-    words: Vec<String>,
-    word: String,
-    limit: usize,
-}
-
-impl Out {
-    fn new(limit: usize) -> Self {
-        Self {
-            text: String::new(),
-            words: Vec::new(),
-            word: String::new(),
-            limit,
-        }
-    }
-    /// Appends text whose whitespace ends words.
-    fn push_str(&mut self, text: &str) -> Result<(), Fault> {
-        for c in text.chars() {
-            if !c.is_whitespace() {
-                self.word.push(c);
-            } else if !self.word.is_empty() {
-                self.words.push(std::mem::take(&mut self.word));
-            }
-        }
-        self.grow(text)
-    }
-
-    /// Appends text whose whitespace does not end words.
-    fn push_quoted(&mut self, text: &str) -> Result<(), Fault> {
-        self.word.push_str(text);
-        self.grow(text)
-    }
-
-    fn grow(&mut self, text: &str) -> Result<(), Fault> {
-        if self.text.len() + text.len() > self.limit {
-            return Err(too_long(self.limit));
-        }
-        self.text.push_str(text);
-        Ok(())
-    }
-
-    fn finish(mut self) -> (String, Vec<String>) {
-        if !self.word.is_empty() {
-            self.words.push(self.word);
-        }
-        (self.text, self.words)
-    }
 }
 
 struct Lexer<'a> {
@@ -410,10 +364,6 @@ impl<'a> Lexer<'a> {
         }
         value
     }
-}
-
-fn too_long(limit: usize) -> Fault {
-    Fault::new(format!("the value is longer than {limit} bytes"))
 }
 
 fn unsupported(modifier: &str) -> Fault {
