@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
-use store::Store;
+use store::{Digest, Store};
 
 pub use glob::BadPattern;
 pub use ignore::{IgnoreError, IgnoredBy};

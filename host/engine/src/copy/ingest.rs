@@ -238,7 +238,7 @@ impl ArchiveIngest<'_> {
     fn ingest_error(&self, error: IngestError) -> CopyError {
         match error {
             IngestError::Store(error) => CopyError::Store(error),
-            IngestError::Rejected { .. } | IngestError::TooLarge { .. } => self.damaged(&error),
+            IngestError::Layer(_) => self.damaged(&error),
         }
     }
 
