@@ -5,6 +5,7 @@
 //! cannot provide is in this table: such tests are left out, and the output says so.
 
 use std::fs;
+use std::net::ToSocketAddrs as _;
 
 use anyhow::Result;
 
@@ -37,6 +38,15 @@ const REQUIREMENTS: &[Requirement] = &[
         needs: "a kernel with AF_VSOCK",
         is_met: || {
             fs::read_to_string("/proc/net/protocols").is_ok_and(|known| known.contains("AF_VSOCK"))
+        },
+    },
+    Requirement {
+        prefix: "with_host_address_",
+        needs: "an address for the name of this machine",
+        is_met: || {
+            let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let addresses = (name.trim(), 0).to_socket_addrs();
+            addresses.is_ok_and(|mut addresses| addresses.next().is_some())
         },
     },
     Requirement {

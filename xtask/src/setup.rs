@@ -33,7 +33,9 @@ pub(crate) const CHECKERS: &[Need] = &[need("umoci", "umoci"), need("skopeo", "s
 pub(crate) const TESTS: &[Need] = &[
     need("docker-registry", "docker-registry"),
     need("mke2fs", "e2fsprogs"),
+    need("openssl", "openssl"),
     need("strace", "strace"),
+    need("zstd", "zstd"),
 ];
 
 /// What links libFuzzer, which is written in C++.

@@ -24,10 +24,9 @@ fn named(name: &str) -> ImageSource {
 }
 
 #[test]
+#[ignore = "needs docker-registry and skopeo"]
 fn images_of_every_form_are_pulled() {
-    let Some(registry) = Registry::start() else {
-        return;
-    };
+    let registry = Registry::start();
     let store = TestStore::new();
     let mut layout = LayoutDir::new(&store.path("layout"));
     let single = [TestLayer::new(tar_with("a", b"one"), Form::Gzip)];
@@ -56,10 +55,9 @@ fn images_of_every_form_are_pulled() {
 }
 
 #[test]
+#[ignore = "needs docker-registry and skopeo"]
 fn a_pulled_image_needs_the_registry_no_more() {
-    let Some(registry) = Registry::start() else {
-        return;
-    };
+    let registry = Registry::start();
     let store = TestStore::new();
     let mut layout = LayoutDir::new(&store.path("layout"));
     let image = layout.image(
@@ -91,10 +89,9 @@ fn a_pulled_image_needs_the_registry_no_more() {
 }
 
 #[test]
+#[ignore = "needs docker-registry and skopeo"]
 fn a_tag_that_moved_is_seen_when_asked_for() {
-    let Some(registry) = Registry::start() else {
-        return;
-    };
+    let registry = Registry::start();
     let store = TestStore::new();
     let mut layout = LayoutDir::new(&store.path("layout"));
     for version in ["one", "two"] {
@@ -123,10 +120,9 @@ fn a_tag_that_moved_is_seen_when_asked_for() {
 }
 
 #[test]
+#[ignore = "needs docker-registry and skopeo"]
 fn the_platform_is_chosen_from_a_manifest_list() {
-    let Some(registry) = Registry::start() else {
-        return;
-    };
+    let registry = Registry::start();
     let store = TestStore::new();
     let mut layout = LayoutDir::new(&store.path("layout"));
     let image = |architecture: &str| {
@@ -169,10 +165,9 @@ fn the_platform_is_chosen_from_a_manifest_list() {
 }
 
 #[test]
+#[ignore = "needs docker-registry and skopeo"]
 fn a_damaged_blob_in_the_registry_is_named_and_nothing_is_kept() {
-    let Some(registry) = Registry::start() else {
-        return;
-    };
+    let registry = Registry::start();
     let store = TestStore::new();
     let mut layout = LayoutDir::new(&store.path("layout"));
     let layers = [
@@ -200,10 +195,9 @@ fn a_damaged_blob_in_the_registry_is_named_and_nothing_is_kept() {
 }
 
 #[test]
+#[ignore = "needs docker-registry and skopeo"]
 fn missing_images_and_missing_registries_are_told_apart() {
-    let Some(registry) = Registry::start() else {
-        return;
-    };
+    let registry = Registry::start();
     let store = TestStore::new();
     let error = find(&store, &named(&registry.name("nothing:1"))).unwrap_err();
     assert!(
@@ -448,24 +442,25 @@ fn html_instead_of_a_manifest_is_explained() {
     );
 }
 
+/// The image that `helper_resolve_over_tls` looks for.
+const TLS_IMAGE: &str = "COFFERDAM_TEST_TLS_IMAGE";
+
+/// Not a test of its own: the trusted certificates come from the environment, which a program cannot
+/// safely change for itself.
+#[test]
+#[ignore = "a process of another test"]
+fn helper_resolve_over_tls() {
+    let name = std::env::var(TLS_IMAGE).unwrap();
+    let store = TestStore::new();
+    let outcome = find(&store, &named(&name)).map_err(|error| chain(&error));
+    print!("outcome: {:?}", outcome.map(|base| base.layers.len()));
+}
+
 /// Everywhere but on this machine itself, registries are spoken to with TLS.
 #[test]
-fn other_hosts_are_spoken_to_with_tls_and_must_be_who_they_say() {
-    const NAME: &str = "COFFERDAM_TEST_TLS_IMAGE";
-    // The trusted certificates come from the environment, which a program cannot safely change for
-    // itself: this test runs itself again as another process.
-    if let Ok(name) = std::env::var(NAME) {
-        let store = TestStore::new();
-        let outcome = find(&store, &named(&name)).map_err(|error| chain(&error));
-        print!("outcome: {:?}", outcome.map(|base| base.layers.len()));
-        return;
-    }
-    if !support::has("openssl") {
-        return;
-    }
-    let Some(registry) = Registry::start_with_tls() else {
-        return;
-    };
+#[ignore = "needs docker-registry, skopeo, openssl and an address for the machine's name"]
+fn with_host_address_other_hosts_need_tls_and_a_trusted_certificate() {
+    let registry = Registry::start_with_tls();
     let dir = tempfile::tempdir().unwrap();
     let mut layout = LayoutDir::new(dir.path());
     let image = layout.image(
@@ -476,9 +471,9 @@ fn other_hosts_are_spoken_to_with_tls_and_must_be_who_they_say() {
     registry.push(&layout, "v1", "app:1");
     let again = |trusted: &std::path::Path| {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture"])
-            .arg("other_hosts_are_spoken_to_with_tls_and_must_be_who_they_say")
-            .env(NAME, registry.name("app:1"))
+            .args(["--exact", "--ignored", "--nocapture"])
+            .arg("helper_resolve_over_tls")
+            .env(TLS_IMAGE, registry.name("app:1"))
             .env("SSL_CERT_FILE", trusted)
             .env_remove("SSL_CERT_DIR")
             .output()

@@ -14,7 +14,7 @@ pub use store::{Digest, Layer, Store};
 
 pub use super::tree::{Item, assert_same, list};
 pub use super::{
-    TestStore, add_file, amd64, chain, file_header, find, has, noise, run, tar_with, try_run,
+    TestStore, add_file, amd64, chain, file_header, find, noise, run, tar_with, try_run,
 };
 
 /// Takes a tar in as a layer.

@@ -4,7 +4,6 @@
     unreachable_pub,
     unused_imports,
     clippy::unwrap_used,
-    clippy::print_stderr,
     reason = "each test program uses a part of it, and a test that cannot go on fails"
 )]
 
@@ -102,18 +101,6 @@ pub fn try_run(program: &str, args: &[&str]) -> Output {
         .args(args)
         .output()
         .unwrap()
-}
-
-/// Whether a program is there. Says so if it is not, since the test then proves nothing.
-pub fn has(program: &str) -> bool {
-    let found = Command::new("which")
-        .arg(program)
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !found {
-        eprintln!("SKIPPED: {program} is not installed");
-    }
-    found
 }
 
 /// How a layer is compressed.

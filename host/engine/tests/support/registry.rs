@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use store::Digest;
 use tempfile::TempDir;
 
-use super::{LayoutDir, has, run};
+use super::{LayoutDir, run};
 
 /// Ends with the value.
 pub struct Registry {
@@ -28,24 +28,18 @@ pub fn free_port() -> u16 {
 }
 
 impl Registry {
-    /// `None` if the programs that are needed are not installed.
-    pub fn start() -> Option<Self> {
+    /// Needs `docker-registry`, and `skopeo` to push.
+    pub fn start() -> Self {
         Self::start_at("127.0.0.1", "127.0.0.1", &|_| String::new())
     }
 
-    /// A registry with TLS, under this machine's own name. Its authority is in `ca.pem`, another
-    /// one in `other-ca.pem`. `None` also if that name leads nowhere.
-    pub fn start_with_tls() -> Option<Self> {
+    /// A registry with TLS, under this machine's own name, which must have an address. Its authority
+    /// is in `ca.pem`, another one in `other-ca.pem`. Needs `openssl` too.
+    pub fn start_with_tls() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         let host = host.trim();
-        let Some(address) = (host, 0)
-            .to_socket_addrs()
-            .ok()
-            .and_then(|mut all| all.next())
-        else {
-            eprintln!("SKIPPED: the name of this machine has no address");
-            return None;
-        };
+        let mut addresses = (host, 0).to_socket_addrs().unwrap();
+        let address = addresses.next().unwrap();
         Self::start_at(host, &address.ip().to_string(), &|dir| {
             certificates(dir, host);
             let (key, cert) = (dir.join("key.pem"), dir.join("cert.pem"));
@@ -57,13 +51,9 @@ impl Registry {
         })
     }
 
-    fn start_at(host: &str, address: &str, more: &dyn Fn(&Path) -> String) -> Option<Self> {
-        if !has("docker-registry") || !has("skopeo") {
-            return None;
-        }
+    fn start_at(host: &str, address: &str, more: &dyn Fn(&Path) -> String) -> Self {
         let started = (0..5).find_map(|_| Self::try_start(host, address, more));
-        assert!(started.is_some(), "the registry does not start");
-        started
+        started.expect("the registry does not start")
     }
 
     fn try_start(host: &str, address: &str, more: &dyn Fn(&Path) -> String) -> Option<Self> {
