@@ -185,8 +185,13 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
         return Ok(None);
     };
     let found = kept.partition_point(|(_, entry)| compare(&entry.path, target).is_lt());
-    let Some((made, file)) = kept.get(found).filter(|(_, entry)| entry.path == *target) else {
-        return Ok(None);
+    let (made, file) = match kept.get(found) {
+        Some((made, file)) if file.path == *target => (made, file),
+        // The directory has no entry of its own, but something is in it.
+        Some((_, inside)) if is_below(&inside.path, target) => {
+            return Err(refuse(link, "it is a hard link to a directory"));
+        }
+        Some(_) | None => return Ok(None),
     };
     let target = match &file.kind {
         EntryKind::Directory | EntryKind::Opaque => {

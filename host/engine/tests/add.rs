@@ -507,7 +507,7 @@ fn bytes_that_rot_in_the_store_are_never_used() {
     let text = format!("FROM scratch\nADD --checksum={digest} {url} /elsewhere\n");
     let err = run(&store, &text).result.unwrap_err();
     assert_eq!(err.class(), Class::Host, "{err}");
-    assert!(err.to_string().contains("build again"), "{err}");
+    assert!(err.to_string().contains("retry the build"), "{err}");
     assert_eq!(files(&store, &text), ["elsewhere 600 0:0 1 /f"]);
 }
 

@@ -128,7 +128,7 @@ fn useless_targets_are_refused() {
     );
     refused(
         &format!("type=oci,dest={}/no/such", shown(store.dir.path())),
-        "directory cannot be used",
+        "cannot access its directory",
     );
     refused(
         &format!("type=oci,tar=false,dest={}", shown(store.dir.path())),

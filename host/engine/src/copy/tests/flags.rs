@@ -80,7 +80,7 @@ fn an_octal_mode_is_for_directories_too() {
         &["a"],
         &[],
         "COPY --chmod=9 a /a",
-        "`9` is not a mode: octal up to 07777, or symbolic as in `u=rwX,go=rX`",
+        "`9` is not a valid mode; use octal up to 07777, or symbolic such as `u=rwX,go=rX`",
     );
 }
 

@@ -23,6 +23,11 @@ fn ends_with(text: &str, part: &str) {
 }
 
 #[test]
+fn a_heredoc_with_a_nul_byte_is_refused() {
+    ends_with("FROM a\nRUN <<E\n\0\nE", "NUL byte");
+}
+
+#[test]
 fn the_largest_allowed_files_are_read() {
     let stages: String = (0..1_000)
         .map(|n| format!("FROM a AS s{n}\nRUN x\n"))
