@@ -12,7 +12,7 @@
 //!
 //! Also refused: an entry below something that is not a directory or is removed; a hard link to a
 //! directory, to something that comes later in the tar or is replaced later, or to what the layer
-//! removes.
+//! removes. A hard link to a directory or to something removed is refused even if it is replaced.
 //!
 //! A hard link to a hard link names the first of them. It has the attributes of the file, since it
 //! is the same file.
@@ -38,6 +38,7 @@ impl Tree {
         let mut sorted = self.entries;
         // Stable, so that those of one path stay in the order of the tar.
         sorted.sort_by(|(_, a), (_, b)| compare(&a.path, &b.path));
+        check_link_targets(&sorted)?;
         let mut kept: Vec<(u32, Entry)> = Vec::with_capacity(sorted.len());
         let mut group = Group::default();
         for (place, entry) in sorted {
@@ -156,6 +157,49 @@ fn check_parents(kept: &[(u32, Entry)]) -> Result<(), LayerError> {
     Ok(())
 }
 
+/// Refuses hard links to what is a directory or removed at that point of the tar, even if the link is
+/// replaced later: an unpacker fails at it before it sees the replacement.
+fn check_link_targets(sorted: &[(u32, Entry)]) -> Result<(), LayerError> {
+    for (place, link) in sorted {
+        let EntryKind::Hardlink { target } = &link.kind else {
+            continue;
+        };
+        let next = sorted.partition_point(|(other, entry)| {
+            compare(&entry.path, target).then(other.cmp(place)).is_lt()
+        });
+        let before = next.checked_sub(1).and_then(|last| sorted.get(last));
+        let before = before.filter(|(_, entry)| entry.path == *target);
+        match before.map(|(_, entry)| &entry.kind) {
+            Some(EntryKind::Directory | EntryKind::Opaque) => {
+                return Err(refuse(link, "it is a hard link to a directory"));
+            }
+            Some(EntryKind::Whiteout) => {
+                return Err(refuse(link, "it is a hard link to what the layer removes"));
+            }
+            Some(
+                EntryKind::File { .. }
+                | EntryKind::Symlink { .. }
+                | EntryKind::Hardlink { .. }
+                | EntryKind::CharDevice { .. }
+                | EntryKind::BlockDevice { .. }
+                | EntryKind::Fifo,
+            ) => {}
+            // A directory need not have an entry of its own.
+            None => {
+                let after =
+                    sorted.partition_point(|(_, entry)| compare(&entry.path, target).is_le());
+                if sorted
+                    .get(after)
+                    .is_some_and(|(_, entry)| is_below(&entry.path, target))
+                {
+                    return Err(refuse(link, "it is a hard link to a directory"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Follows hard links in the order of the tar, so that each finds the ones before it settled.
 fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), LayerError> {
     let mut links: Vec<(u32, usize)> = kept
@@ -185,13 +229,8 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
         return Ok(None);
     };
     let found = kept.partition_point(|(_, entry)| compare(&entry.path, target).is_lt());
-    let (made, file) = match kept.get(found) {
-        Some((made, file)) if file.path == *target => (made, file),
-        // The directory has no entry of its own, but something is in it.
-        Some((_, inside)) if is_below(&inside.path, target) => {
-            return Err(refuse(link, "it is a hard link to a directory"));
-        }
-        Some(_) | None => return Ok(None),
+    let Some((made, file)) = kept.get(found).filter(|(_, entry)| entry.path == *target) else {
+        return Ok(None);
     };
     let target = match &file.kind {
         EntryKind::Directory | EntryKind::Opaque => {
