@@ -310,7 +310,7 @@ fn as_root_on_a_full_disk_read_only_commands_work_and_a_prune_frees_space() {
         let _ok = done.expect_status(0);
     }
     // The filler does not belong to the store.
-    assert!(checked.stdout.contains("1 findings"), "{checked:?}");
+    assert!(checked.stdout.contains("1 problem found"), "{checked:?}");
     for done in [removed, pruned, again, clean] {
         let _fine = done.expect_status(0);
     }

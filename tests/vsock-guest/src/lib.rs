@@ -3,7 +3,7 @@
 //! | module | program (`src/bin`) | host |
 //! |---|---|---|
 //! | [`conformance`] | `conformance_guest` | `tests/vsock-testbed/tests/conformance` |
-//! | [`bench`] | `bench_guest` | `tests/vsock-testbed/examples/transport` |
+//! | [`mod@bench`] | `bench_guest` | `tests/vsock-testbed/examples/transport` |
 //!
 //! Both programs are PID 1 of a VM, so they begin and end with [`init`].
 

@@ -1,6 +1,6 @@
 //! The root file system of a step.
 //!
-//! [`plan`] lists what is mounted where, and [`apply`] does it, with few system calls for each
+//! [`plan`] lists what is mounted where, and [`apply()`] does it, with few system calls for each
 //! operation. Everything after [`Op::Enter`] happens inside the new root, and the old one is gone: a
 //! symbolic link in the image can only lead to a place in the image.
 //!
