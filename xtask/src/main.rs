@@ -7,6 +7,8 @@
 mod bench;
 mod build;
 mod demo;
+#[cfg(test)]
+mod folders;
 mod fuzz;
 mod image;
 mod lint;

@@ -57,12 +57,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut totals = Totals::default();
     let done = all(&bench, args, &mut totals);
-    totals.print();
-    done?;
     if !args.full {
-        say("(`cargo xtask test --full` also runs what is too long for every change)");
+        say("\n(`cargo xtask test --full` also runs what is too long for every change)");
     }
-    Ok(())
+    totals.print();
+    done
 }
 
 /// Whole builds in VMs.

@@ -57,7 +57,7 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Longest source file, tests included.
 const MAX_LINES: usize = 700;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .canonicalize()
@@ -190,7 +190,7 @@ fn has_test(dir: &Path, path: &str) -> bool {
 }
 
 /// Files of the tree with one of these extensions.
-fn files(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {

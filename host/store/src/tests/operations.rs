@@ -233,23 +233,47 @@ impl Bench {
         Ok(())
     }
 
+    /// Commits or drops the claim that was held first.
+    fn settle(&mut self, at: usize, commit: bool) {
+        if self.handles[at].held.is_empty() {
+            return;
+        }
+        let (step, claim) = self.handles[at].held.remove(0);
+        if commit {
+            self.commit(at, step, step, claim);
+        } else {
+            self.model.claims.remove(STEPS[step]);
+            drop(claim);
+        }
+    }
+
+    fn tag(
+        &mut self,
+        at: usize,
+        image: &'static str,
+        step: &'static str,
+        blob: &'static str,
+    ) -> Result<(), TestCaseError> {
+        let digest = crate::sha256(blob.as_bytes());
+        let store = &self.handles[at].store;
+        let done = store.set_image(image, digest, digest, &[diff_id(step)]);
+        let there = [step, blob]
+            .iter()
+            .all(|part| self.model.valid.contains_key(part));
+        prop_assert_eq!(done.is_ok(), there, "{:?}", done);
+        if there {
+            self.model.images.insert(image, (step, blob));
+        }
+        Ok(())
+    }
+
     fn work(&mut self, at: usize, op: &Op) -> Result<(), TestCaseError> {
         let me = self.handles[at].store.instance_row();
         match *op {
             Op::Step {
                 step, parent, hold, ..
             } => self.step(at, step, parent, hold)?,
-            Op::Settle { commit, .. } => {
-                if !self.handles[at].held.is_empty() {
-                    let (step, claim) = self.handles[at].held.remove(0);
-                    if commit {
-                        self.commit(at, step, step, claim);
-                    } else {
-                        self.model.claims.remove(STEPS[step]);
-                        drop(claim);
-                    }
-                }
-            }
+            Op::Settle { commit, .. } => self.settle(at, commit),
             Op::Blob(_, blob) => {
                 let blob = BLOBS[blob];
                 self.handles[at]
@@ -262,19 +286,7 @@ impl Bench {
             }
             Op::Tag {
                 image, step, blob, ..
-            } => {
-                let (image, step, blob) = (IMAGES[image], STEPS[step], BLOBS[blob]);
-                let digest = crate::sha256(blob.as_bytes());
-                let store = &self.handles[at].store;
-                let done = store.set_image(image, digest, digest, &[diff_id(step)]);
-                let there = [step, blob]
-                    .iter()
-                    .all(|part| self.model.valid.contains_key(part));
-                prop_assert_eq!(done.is_ok(), there, "{:?}", done);
-                if there {
-                    self.model.images.insert(image, (step, blob));
-                }
-            }
+            } => self.tag(at, IMAGES[image], STEPS[step], BLOBS[blob])?,
             Op::Untag(_, image) => {
                 let was = self.handles[at].store.remove_image(IMAGES[image]).unwrap();
                 prop_assert_eq!(was, self.model.images.remove(IMAGES[image]).is_some());

@@ -206,19 +206,25 @@ fn broken(root: &Path, alive: &[i64]) -> Option<String> {
         .map(|name| format!("the bytes {name} have no row"))
 }
 
+/// Half of the orders start with results that nobody leases, which a prune can remove at any moment.
+/// Returns how often each key has been worked at.
+fn make_results(root: &Path, seed: u64) -> usize {
+    if !seed.is_multiple_of(2) {
+        return 0;
+    }
+    let store = open(root);
+    for name in KEYS {
+        step(&store, name, &[]);
+    }
+    store.close().unwrap();
+    1
+}
+
 /// One order, determined by `seed`; at most two instances die. Returns the number of steps.
 fn run(seed: u64) -> usize {
     let dir = fast_dir();
     let root = dir.path().join("store");
-    // Half of the orders start with results that nobody leases, which a prune can remove at any moment.
-    let made = usize::from(seed.is_multiple_of(2));
-    if made == 1 {
-        let store = open(&root);
-        for name in KEYS {
-            step(&store, name, &[]);
-        }
-        store.close().unwrap();
-    }
+    let made = make_results(&root, seed);
     let stores: Vec<Store> = (0..3).map(|_| open(&root)).collect();
     let shared = Arc::new(Shared::default());
     *shared.turns.turns.lock().unwrap() = vec![Turn::Running; stores.len()];

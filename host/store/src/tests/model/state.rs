@@ -470,27 +470,7 @@ impl ModelState {
                 return Phase::Reap(whom, Settle::Rows);
             }
             Settle::Rows => {
-                for claim in &mut self.claims {
-                    if *claim == Some(whom)
-                        && (script.fault != Fault::ClaimsOfTheDead || who == whom)
-                    {
-                        *claim = None;
-                    }
-                }
-                for row in &mut self.rows {
-                    row.leases.retain(|lease| *lease != whom);
-                    if row.maker == Some(whom) {
-                        row.maker = None;
-                        row.state = if row.is_valid() {
-                            ObjectState::Valid
-                        } else {
-                            ObjectState::Tombstoned
-                        };
-                    }
-                }
-                if script.fault == Fault::RowFirst {
-                    self.delete_tombstoned();
-                }
+                self.settle_rows(script, who, whom);
                 return Phase::Reap(whom, Settle::Bytes);
             }
             // This includes tombstones of a dead prune, which the next process finishes.
@@ -522,6 +502,29 @@ impl ModelState {
             self.next_corpse(who)
         } else {
             Phase::Look
+        }
+    }
+
+    /// What is in the database: claims, leases and unfinished objects of `whom`.
+    fn settle_rows(&mut self, script: &Script, who: Who, whom: Who) {
+        for claim in &mut self.claims {
+            if *claim == Some(whom) && (script.fault != Fault::ClaimsOfTheDead || who == whom) {
+                *claim = None;
+            }
+        }
+        for row in &mut self.rows {
+            row.leases.retain(|lease| *lease != whom);
+            if row.maker == Some(whom) {
+                row.maker = None;
+                row.state = if row.is_valid() {
+                    ObjectState::Valid
+                } else {
+                    ObjectState::Tombstoned
+                };
+            }
+        }
+        if script.fault == Fault::RowFirst {
+            self.delete_tombstoned();
         }
     }
 
