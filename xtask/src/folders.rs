@@ -72,7 +72,7 @@ fn edges(src: &Path) -> Edges {
         let inside = file.strip_prefix(src).unwrap();
         let parts: Vec<&str> = inside.iter().map(|part| part.to_str().unwrap()).collect();
         let is_test = |part: &&str| ["tests", "testing", "tests.rs", "testing.rs"].contains(part);
-        if parts.iter().any(|part| is_test(part)) || parts == ["lib.rs"] {
+        if parts.iter().any(is_test) || parts == ["lib.rs"] {
             continue;
         }
         let folder = parts[0].trim_end_matches(".rs").to_owned();
