@@ -69,14 +69,12 @@ impl From<Digest> for String {
 }
 
 /// Declares a digest with a meaning: a type around [`Digest`] with the same text and the same
-/// serialised form. The crate that uses it needs `serde`.
+/// serialised form.
 #[macro_export]
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[derive(::serde::Serialize, ::serde::Deserialize)]
-        #[serde(transparent)]
         pub struct $name(pub $crate::Digest);
 
         impl $name {
@@ -90,6 +88,23 @@ macro_rules! identifier {
         impl From<$crate::Digest> for $name {
             fn from(digest: $crate::Digest) -> Self {
                 Self(digest)
+            }
+        }
+
+        impl $crate::serde::Serialize for $name {
+            fn serialize<S: $crate::serde::Serializer>(
+                &self,
+                serializer: S,
+            ) -> Result<S::Ok, S::Error> {
+                $crate::serde::Serialize::serialize(&self.0, serializer)
+            }
+        }
+
+        impl<'de> $crate::serde::Deserialize<'de> for $name {
+            fn deserialize<D: $crate::serde::Deserializer<'de>>(
+                deserializer: D,
+            ) -> Result<Self, D::Error> {
+                $crate::serde::Deserialize::deserialize(deserializer).map(Self)
             }
         }
 

@@ -91,6 +91,10 @@ mod tree;
 pub mod unpack;
 mod writer;
 
+/// For [`identifier!`], which is used in crates that have no `serde` of their own.
+#[doc(hidden)]
+pub use serde;
+
 pub use digest::{DiffId, Digest, NotADigest};
 pub use entry::{Attributes, Entry, EntryKind, Mtime};
 pub use error::LayerError;
