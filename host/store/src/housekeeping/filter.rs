@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use regex::{Regex, RegexBuilder};
+use regex_lite::{Regex, RegexBuilder};
 use thiserror::Error;
 
 use crate::Digest;
@@ -45,7 +45,7 @@ pub enum FilterError {
     Field(String),
     /// The pattern is invalid or too large.
     #[error("invalid regular expression `{0}` in a filter")]
-    Pattern(String, #[source] regex::Error),
+    Pattern(String, #[source] regex_lite::Error),
 }
 
 impl FromStr for Filter {
