@@ -1,10 +1,9 @@
 //! Whole builds in a real VM, checked by tools that share no code with us.
 
-use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use tests::{BUSYBOX, Bench, list, run, unpack};
+use tests::{BUSYBOX, Bench, run, unpack};
 
 #[test]
 fn a_layer_has_exactly_the_changes_of_its_step() {
@@ -95,30 +94,6 @@ fn a_build_with_nothing_new_is_all_hits_and_starts_no_process() {
 }
 
 #[test]
-fn stages_run_side_by_side_and_only_the_needed_ones() {
-    let bench = Bench::new();
-    let dockerfile = format!(
-        "FROM scratch AS base\n{}\
-FROM base AS left\nRUN echo left >/left\n\
-FROM base AS right\nRUN echo right >/right\n\
-FROM base AS unneeded\nRUN false\n\
-FROM scratch\nCOPY --from=left /left /out/\nCOPY --from=right /right /out/\n",
-        BUSYBOX.replacen("FROM scratch\n", "", 1)
-    );
-    let dest = bench.out().join("tree");
-    let _built = bench
-        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
-        .expect_status(0);
-    assert_eq!(fs::read_to_string(dest.join("out/left")).unwrap(), "left\n");
-    assert_eq!(
-        fs::read_to_string(dest.join("out/right")).unwrap(),
-        "right\n"
-    );
-    assert_eq!(list(&dest).len(), 3);
-    bench.check_clean();
-}
-
-#[test]
 fn a_step_that_ran_again_with_equal_content_keeps_what_follows_cached() {
     let bench = Bench::new();
     let dockerfile = |tag: &str| {
@@ -139,44 +114,6 @@ fn a_step_that_ran_again_with_equal_content_keeps_what_follows_cached() {
         "{}",
         second.stderr
     );
-    bench.check_clean();
-}
-
-#[test]
-fn a_step_has_its_user_directory_and_environment() {
-    let bench = Bench::new();
-    bench.write(
-        "passwd",
-        "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/sh\n",
-    );
-    bench.write("group", "root:x:0:\nann:x:1000:\nmore:x:2000:ann\n");
-    let dockerfile = format!(
-        "{BUSYBOX}COPY passwd group /etc/\nARG FLAVOUR\nENV COLOUR=blue\nWORKDIR /w\nUSER ann\n\
-RUN echo \"$(id -u) $(id -g) $(id -G) $HOME $PWD $COLOUR $FLAVOUR $PATH\"; echo problem >&2\n"
-    );
-    let done = bench
-        .build(&dockerfile, &["--build-arg", "FLAVOUR=sweet"])
-        .expect_status(0);
-    done.says(&[
-        "1000 1000 1000 2000 /home/ann /w blue sweet /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "problem",
-    ]);
-    bench.check_clean();
-}
-
-#[test]
-fn a_large_layer_arrives_whole_in_both_directions() {
-    let bench = Bench::new();
-    let data: Vec<u8> = (0..20_000_000_u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
-    bench.write("data", &data);
-    let dockerfile = format!("{BUSYBOX}COPY data /data\nRUN cp /data /copy && cmp /data /copy\n");
-    let dest = bench.out().join("tree");
-    let _built = bench
-        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
-        .expect_status(0);
-    assert!(fs::read(dest.join("copy")).unwrap() == data);
     bench.check_clean();
 }
 
@@ -223,21 +160,6 @@ fn as_root_attributes_survive_a_change_in_the_vm() {
         let found = xattr::get(bundle.join("rootfs/tree/noted"), name).unwrap();
         assert_eq!(found.as_deref(), Some(value), "{name}");
     }
-    bench.check_clean();
-}
-
-#[test]
-fn a_heredoc_that_names_its_interpreter_is_run_by_it() {
-    let bench = Bench::new();
-    let dockerfile = format!(
-        "{BUSYBOX}RUN <<SCRIPT\n#!/bin/awk -f\nBEGIN {{ print 6 * 7 >\"/answer\" }}\nSCRIPT\n"
-    );
-    let dest = bench.out().join("tree");
-    let _built = bench
-        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
-        .expect_status(0);
-    assert_eq!(fs::read_to_string(dest.join("answer")).unwrap(), "42\n");
-    assert!(!dest.join("dev").exists());
     bench.check_clean();
 }
 

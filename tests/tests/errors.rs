@@ -79,7 +79,7 @@ fn an_unknown_option_is_a_usage_error() {
 fn a_missing_dockerfile_and_a_missing_context_name_the_path() {
     let bench = Bench::new();
     let done = run(bench.build_command(&[])).expect_status(1);
-    done.says(&["Dockerfile"]);
+    done.says(&["Dockerfile", "--file"]);
     let done = run(bench.cofferdam(["build", "/no/such/context"])).expect_status(1);
     done.says(&["/no/such/context"]);
 }
@@ -145,7 +145,7 @@ fn destinations_are_checked_before_the_build() {
     bench.write("Dockerfile", "FROM scratch\nCOPY busybox /b\n");
     let twice = ["-o", "type=tar,dest=same", "-o", "type=oci,dest=same"];
     let refused = run(bench.build_command(&twice)).expect_status(2);
-    refused.says(&["two outputs go to same"]);
+    refused.says(&["two outputs write to same"]);
     for option in ["--iidfile", "--metadata-file"] {
         let refused = run(bench.build_command(&[option, "/no/such/dir/file"])).expect_status(1);
         refused.says(&["/no/such/dir"]);

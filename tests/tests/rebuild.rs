@@ -13,7 +13,7 @@ fn rebuild_accepts_a_step_that_makes_the_same_layer_again() {
     let done = bench.build(&dockerfile, &["--rebuild"]).expect_status(0);
     let same = done
         .stderr
-        .matches("rebuilt: the same as what is stored")
+        .matches("rebuilt: identical to the stored result")
         .count();
     assert_eq!(same, 4, "{}", done.stderr);
     assert!(!done.stderr.contains("CACHED"), "{}", done.stderr);
@@ -30,9 +30,9 @@ fn rebuild_names_the_paths_that_differ_and_keeps_what_is_stored() {
     let first = bench.build(&dockerfile, &["-q"]).expect_status(0);
     let done = bench.build(&dockerfile, &["--rebuild"]).expect_status(3);
     done.says(&[
-        "rebuilt: 1 path differs from what is stored",
+        "rebuilt: 1 path differs from the stored result",
         "\n/x changed (content)\n",
-        "DIFFERS: 1 step made something else than before",
+        "DIFFERS: 1 step is not reproducible",
     ]);
     // The next step ran on the stored /x, so it made the same layer again.
     assert!(!done.stderr.contains("/z changed"), "{}", done.stderr);
@@ -56,7 +56,7 @@ fn explain_names_the_file_and_the_step_below() {
     done.says(&[
         "hit: same inputs",
         "miss: /app/main changed (content), /app/new added",
-        "miss: ARG V was 1, is 2; the layer below changed: ",
+        "miss: ARG V changed from 1 to 2; a previous step changed: ",
     ]);
     bench.check_clean();
 }

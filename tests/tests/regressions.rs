@@ -1,40 +1,12 @@
 //! Bugs that users found, one test each.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use tests::{BUSYBOX, Bench, finish, run};
-
-/// Steps that change nothing have equal layers, and no file system takes a layer twice.
-#[test]
-fn a_step_may_have_equal_layers_below_it() {
-    let bench = Bench::new();
-    bench.write("a", "a");
-    let dockerfile = format!(
-        "{BUSYBOX}RUN true\nRUN true 2\nCOPY a /a\nRUN rm /a\nCOPY a /a\nRUN test -f /a && true 3\nRUN true 4\n"
-    );
-    let _built = bench.build(&dockerfile, &[]).expect_status(0);
-    bench.check_clean();
-}
-
-/// A step writes into a directory that the builder created.
-#[test]
-fn directories_that_the_builder_created_have_default_modes() {
-    let bench = Bench::new();
-    let dockerfile = format!("{BUSYBOX}RUN ls -ld /etc && echo root:x:0:0::/: >/etc/passwd\n");
-    let dest = bench.out().join("tree");
-    let done = bench
-        .build(&dockerfile, &["-o", dest.to_str().unwrap()])
-        .expect_status(0);
-    assert!(done.stderr.contains(" drwxr-xr-x "), "{done:?}");
-    let mode = fs::metadata(dest.join("etc")).unwrap().permissions().mode();
-    assert_eq!(mode & 0o7777, 0o755);
-    bench.check_clean();
-}
 
 /// In a layer the name is a whiteout, so it is an error of the step, not of the VM.
 #[test]

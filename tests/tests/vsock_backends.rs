@@ -1,4 +1,4 @@
-//! Builds through a foreign vsock device: the agent's connections arrive at Unix sockets instead of
+//! Builds through an external vsock device: the agent's connections arrive at Unix sockets instead of
 //! our own device.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]

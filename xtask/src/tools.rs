@@ -68,7 +68,7 @@ impl Tool {
         make_dir(root)?;
         let build = root.join("build");
         let [to, with] =
-            [root, build.as_path()].map(|path| path.to_str().context("a path is no text"));
+            [root, build.as_path()].map(|path| path.to_str().context("a path is not valid UTF-8"));
         // What is not measured need not be fast, but soon there.
         let profile = if self.exact { "release" } else { "dev" };
         let words = ["install", "--quiet", "--locked", "--version", version, name];

@@ -49,7 +49,7 @@ pub(crate) fn greet(connection: &mut dyn Connection, features: u64) -> Result<[u
     connection.write_all(&message::encode(0, &ours)?)?;
     ensure!(
         theirs.protocol == PROTOCOL,
-        "{} speaks protocol {}, but this agent speaks protocol {PROTOCOL}",
+        "{} uses protocol {}, but this agent uses protocol {PROTOCOL}",
         theirs.software,
         theirs.protocol
     );
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn greetings_are_exchanged_and_another_protocol_is_named() {
-        for (protocol, want) in [(PROTOCOL, None), (99, Some("x 1 speaks protocol 99"))] {
+        for (protocol, want) in [(PROTOCOL, None), (99, Some("x 1 uses protocol 99"))] {
             let (ours, mut host) = UnixStream::pair().unwrap();
             let hello = Hello {
                 protocol,

@@ -39,7 +39,7 @@ impl Trash {
         }
     }
 
-    /// Removes an entry of `parent`, whatever its type. It is no error if it does not exist.
+    /// Removes an entry of `parent`, whatever its type. It is not an error if it does not exist.
     /// When this returns, the name and the bytes are gone.
     pub(crate) fn remove(&self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let mut moved = Vec::new();

@@ -1,4 +1,4 @@
-//! Why a tar is no layer.
+//! Why a tar cannot be a layer.
 
 use std::fmt;
 

@@ -42,7 +42,7 @@ impl Unpacked {
         let there = self.nodes.get(&entry.path).cloned();
         let path = entry.path.clone();
         let node = match change(&entry.kind, present(there.as_ref())) {
-            Change::Refuse => return Err("a directory and something else at once"),
+            Change::Refuse => return Err("both a directory and something else"),
             Change::Make | Change::Replace | Change::ReplaceAndHide
                 if entry.kind == EntryKind::Opaque =>
             {
@@ -84,7 +84,7 @@ impl Unpacked {
             Change::Make | Change::Replace => made(false),
             Change::ReplaceAndHide => made(true),
             Change::Keep | Change::Hide => return Ok(()),
-            Change::Refuse => return Err("something above it is not a directory"),
+            Change::Refuse => return Err("a parent of it is not a directory"),
         };
         self.nodes.insert(dir.to_vec(), node);
         Ok(())

@@ -44,6 +44,10 @@ impl Ustar {
         sum(self.as_bytes()) - sum(&self.checksum) + 8 * u32::from(b' ')
     }
 
+    fn has_valid_checksum(&self) -> bool {
+        number(&self.checksum) == Ok(i64::from(self.sum()))
+    }
+
     fn format(&self) -> Format {
         match self.magic {
             GNU => Format::Gnu,
@@ -109,11 +113,17 @@ enum Format {
     Old,
 }
 
+/// Whether a block is a tar header: its checksum is valid.
+#[must_use]
+pub fn is_header(block: &[u8; BLOCK]) -> bool {
+    let fields: Ustar = zerocopy::transmute!(*block);
+    fields.has_valid_checksum()
+}
+
 /// Reads a block that is not all zero.
 pub(crate) fn parse(block: &Block) -> Result<Header, String> {
     let fields: Ustar = zerocopy::transmute!(*block);
-    let stated = number(&fields.checksum).ok();
-    if stated != Some(i64::from(fields.sum())) {
+    if !fields.has_valid_checksum() {
         return Err("a header has a wrong checksum".to_owned());
     }
     let format = fields.format();
@@ -143,7 +153,7 @@ pub(crate) fn parse(block: &Block) -> Result<Header, String> {
     })
 }
 
-/// The name in a block that may be no header, for messages.
+/// The name in a block that may not be a header, for messages.
 pub(crate) fn name(block: &Block) -> Option<&[u8]> {
     let name = text(block.get(..100).unwrap_or_default());
     Some(name).filter(|name| !name.is_empty())
@@ -187,7 +197,7 @@ fn path(fields: &Ustar, format: Format) -> Result<Vec<u8>, String> {
     }
     let is_star = fields.rest.ends_with(b"tar\0");
     if fields.magic != USTAR || (is_star && prefix.len() > 130) {
-        return Err("its path is split in a dialect on which readers disagree".to_owned());
+        return Err("its path uses a prefix that tar readers interpret differently".to_owned());
     }
     Ok([prefix, b"/", name].concat())
 }

@@ -17,7 +17,46 @@ pub trait Sha256: Default {
 /// If a path occurs more than once, the last entry counts, and a directory keeps what is below it. A
 /// whiteout beside a directory makes the directory opaque; beside anything else it has no effect. A
 /// path that is a directory and something else is refused, as is an entry below something that is not
-/// a directory, and a hard link to what is no file at that point of the tar.
+/// a directory, and a hard link to something that is not a file at that point of the tar.
+///
+/// ```
+/// use layer::{Attributes, Digest, EntryKind, Indexer, Sha256, Style, Writer};
+///
+/// struct Hasher(ring::digest::Context);
+/// # impl Default for Hasher {
+/// #     fn default() -> Self {
+/// #         Self(ring::digest::Context::new(&ring::digest::SHA256))
+/// #     }
+/// # }
+///
+/// impl Sha256 for Hasher {
+///     fn update(&mut self, bytes: &[u8]) {
+///         self.0.update(bytes);
+///     }
+///
+///     fn finish(self) -> Digest {
+///         Digest(self.0.finish().as_ref().try_into().expect("32 bytes"))
+///     }
+/// }
+///
+/// let mut tar = Writer::new(Vec::new(), Style::Diff);
+/// tar.header(b"etc", &Attributes::implicit(), &EntryKind::Directory)?;
+/// tar.header(b"etc/issue", &Attributes::default(), &EntryKind::Whiteout)?;
+/// let bytes = tar.finish()?;
+///
+/// let mut indexer = Indexer::<Hasher>::new();
+/// for piece in bytes.chunks(100) {
+///     indexer.push(piece)?;
+/// }
+/// let index = indexer.finish()?;
+///
+/// let etc = index.get(b"etc").expect("an entry");
+/// assert_eq!(etc.kind, EntryKind::Directory);
+/// let children: Vec<_> = index.children(b"etc").collect();
+/// assert_eq!(children[0].kind, EntryKind::Whiteout);
+/// assert!(!index.is_opaque(b"etc"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Indexer<H> {
     parser: Parser,

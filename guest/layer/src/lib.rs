@@ -98,6 +98,7 @@ pub use serde;
 pub use digest::{DiffId, Digest, NotADigest};
 pub use entry::{Attributes, Entry, EntryKind, Mtime};
 pub use error::LayerError;
+pub use header::is_header;
 pub use index::Index;
 pub use indexer::{Indexer, Sha256};
 pub use parser::{Event, Parser};

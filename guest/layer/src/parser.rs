@@ -33,6 +33,27 @@ pub enum Event<'a> {
 
 /// The reader of layers: bytes go in, [`Event`]s come out. It does no I/O and keeps no data of
 /// files.
+///
+/// ```
+/// use layer::{Attributes, EntryKind, Event, Parser, Style, Writer};
+///
+/// let mut tar = Writer::new(Vec::new(), Style::Copy);
+/// tar.header(b"etc", &Attributes::implicit(), &EntryKind::Directory)?;
+/// let bytes = tar.finish()?;
+///
+/// let mut parser = Parser::new();
+/// let mut paths = Vec::new();
+/// for mut piece in bytes.chunks(100) {
+///     while let Some(event) = parser.next(&mut piece)? {
+///         if let Event::Entry(entry) = event {
+///             paths.push(entry.path);
+///         }
+///     }
+/// }
+/// parser.finish()?;
+/// assert_eq!(paths, [b"etc"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Parser {
     state: State,
@@ -368,7 +389,7 @@ pub(crate) fn padding(size: u64) -> u64 {
 }
 
 fn after_end() -> LayerError {
-    LayerError::rejected(None, "something follows the end of the tar")
+    LayerError::rejected(None, "there is data after the end of the tar")
 }
 
 #[cfg(test)]

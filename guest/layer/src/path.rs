@@ -34,7 +34,7 @@ pub(crate) fn clean(raw: &[u8]) -> Result<Vec<u8>, &'static str> {
     for element in raw.split(|byte| *byte == b'/') {
         match element {
             b"" | b"." => continue,
-            b".." => return Err("its name leads upwards with `..`"),
+            b".." => return Err("its name contains `..`"),
             _ if element.contains(&0) => return Err("its name holds a NUL byte"),
             _ if element.len() > MAX_ELEMENT => return Err("an element of its name is too long"),
             _ => {}

@@ -96,7 +96,7 @@ pub(crate) fn global(bytes: &[u8]) -> Result<(), String> {
         if matters {
             let key = key.escape_ascii();
             return Err(format!(
-                "a global header sets `{key}`, on which readers disagree"
+                "a global header sets `{key}`, which tar readers interpret differently"
             ));
         }
         Ok(())

@@ -93,7 +93,7 @@ impl Group {
                 {
                     return Err(refuse(
                         &entry,
-                        "it is a directory and something else at once",
+                        "it is both a directory and a non-directory in this layer",
                     ));
                 }
                 self.entry = Some((place, entry));
@@ -106,7 +106,7 @@ impl Group {
     fn settle(self, kept: &mut Vec<(u32, Entry)>) -> Result<(), LayerError> {
         match (self.entry, self.whiteout, self.opaque) {
             (None, Some((_, entry)), Some(_)) => {
-                return Err(refuse(&entry, "it is removed and made opaque at once"));
+                return Err(refuse(&entry, "it is both removed and made opaque"));
             }
             (None, whiteout, opaque) => kept.extend(whiteout.into_iter().chain(opaque)),
             (Some((place, entry)), whiteout, opaque) => {
@@ -174,7 +174,10 @@ fn check_link_targets(sorted: &[(u32, Entry)]) -> Result<(), LayerError> {
                 return Err(refuse(link, "it is a hard link to a directory"));
             }
             Some(EntryKind::Whiteout) => {
-                return Err(refuse(link, "it is a hard link to what the layer removes"));
+                return Err(refuse(
+                    link,
+                    "it is a hard link to a file that the layer removes",
+                ));
             }
             Some(
                 EntryKind::File { .. }
@@ -237,10 +240,13 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
             return Err(refuse(link, "it is a hard link to a directory"));
         }
         EntryKind::Whiteout => {
-            return Err(refuse(link, "it is a hard link to what the layer removes"));
+            return Err(refuse(
+                link,
+                "it is a hard link to a file that the layer removes",
+            ));
         }
         _ if *made >= place => {
-            return Err(refuse(link, "it is a hard link to what comes later"));
+            return Err(refuse(link, "it is a hard link to a later entry"));
         }
         EntryKind::Hardlink { target: first } => first,
         EntryKind::File { .. }

@@ -31,7 +31,7 @@ pub enum Change {
     Hide,
     /// Remove what is there and make a directory that is opaque.
     ReplaceAndHide,
-    /// Refuse the layer: the path is a directory and something else at once.
+    /// Refuse the layer: the path is both a directory and something else.
     Refuse,
 }
 

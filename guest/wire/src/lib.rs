@@ -37,6 +37,34 @@
 //!
 //! Checksums are XXH3-64: they detect accidents in transit, not attacks. Nothing trusts them
 //! against a hostile peer; the host computes the sha256 of everything that it keeps.
+//!
+//! # Example
+//!
+//! ```
+//! use wire::{Hello, Kind, PROTOCOL, Request, frame, limits, message};
+//!
+//! // On the control connection the host sends its hello, and then request 1 …
+//! let hello = Hello {
+//!     protocol: PROTOCOL,
+//!     software: "cofferdam 0.1.0".to_owned(),
+//!     features: 0,
+//!     max_body: limits::MAX_BODY,
+//!     nonce: [7; 16],
+//! };
+//! let mut stream = message::encode(0, &hello)?;
+//! stream.extend(message::encode(1, &Request::List)?);
+//!
+//! // … and the guest reads both.
+//! let (first, rest) = frame::decode(&stream)?.expect("a whole frame");
+//! assert_eq!(message::decode::<Hello>(&first)?, hello);
+//! let (second, rest) = frame::decode(rest)?.expect("a whole frame");
+//! assert_eq!((second.kind, second.id), (Kind::Request, 1));
+//! assert_eq!(message::decode::<Request>(&second)?, Request::List);
+//! assert!(rest.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`transfer`] has an example of a transfer.
 #![forbid(unsafe_code)]
 
 pub mod frame;

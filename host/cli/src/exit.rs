@@ -15,7 +15,7 @@ pub(crate) enum Class {
     Usage,
     /// No error: `build --rebuild` found a step with a different result.
     Differs,
-    /// A limit of time, memory or disk space was exceeded.
+    /// A memory or disk limit of the VM was exceeded.
     Limit,
     /// The host, the VM or a registry failed.
     Host,
@@ -99,7 +99,7 @@ impl Failure {
         lines.extend(self.hint.iter().map(|hint| format!("hint: {hint}")));
         if let Some(log) = &self.log {
             lines.push(format!(
-                "full output of the step: `cofferdam history logs`, or {}",
+                "full output: `cofferdam history logs`, or the file {}",
                 log.display()
             ));
         }
@@ -159,7 +159,7 @@ mod tests {
                 " > x",
                 "ERROR: export: cannot write x: disk full",
                 "hint: did you mean y?",
-                "full output of the step: `cofferdam history logs`, or /logs/1",
+                "full output: `cofferdam history logs`, or the file /logs/1",
             ]
         );
     }

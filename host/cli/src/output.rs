@@ -21,7 +21,7 @@ pub(crate) fn print(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes data to standard output. A closed pipe is no error: the reader has seen enough.
+/// Writes data to standard output. A closed pipe is not an error: the reader has seen enough.
 pub(crate) fn try_print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {

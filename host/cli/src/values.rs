@@ -14,7 +14,7 @@ pub(crate) fn pair(text: &str) -> Result<Pair, String> {
         None => (text, None),
     };
     if key.is_empty() {
-        return Err("the name before `=` is missing".into());
+        return Err("expected NAME=VALUE, but the name is empty".into());
     }
     Ok(Pair {
         key: key.into(),

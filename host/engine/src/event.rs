@@ -144,22 +144,24 @@ impl Comparison {
     #[must_use]
     pub fn summary(&self) -> String {
         let Changes { content, times } = &self.changes;
-        let plural = |n: usize| if n == 1 { "" } else { "s" };
         let paths = content.total + if self.strict { times.total } else { 0 };
         if paths > 0 {
             let paths = match paths {
                 1 => "1 path differs".to_owned(),
                 n => format!("{n} paths differ"),
             };
-            return format!("rebuilt: {paths} from what is stored");
+            return format!("rebuilt: {paths} from the stored result");
         }
         match times.total {
-            0 => "rebuilt: the same as what is stored".to_owned(),
-            n => format!(
-                "rebuilt: the same as what is stored, but for the time{} of {n} path{}",
-                plural(n),
-                plural(n)
-            ),
+            0 => "rebuilt: identical to the stored result".to_owned(),
+            1 => {
+                "rebuilt: identical to the stored result, except for the time of 1 path".to_owned()
+            }
+            n => {
+                format!(
+                    "rebuilt: identical to the stored result, except for the times of {n} paths"
+                )
+            }
         }
     }
 

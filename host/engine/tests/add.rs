@@ -21,9 +21,9 @@ use support::{TestStore, amd64, tar_with};
 /// Far more than it takes, even on a slow machine under load.
 const SOON: Duration = Duration::from_secs(60);
 
-struct NoVm;
+struct VmForbidden;
 
-impl Executor for NoVm {
+impl Executor for VmForbidden {
     fn prepare(&self) {
         panic!("a VM is started");
     }
@@ -94,7 +94,7 @@ fn request(store: &TestStore, dockerfile: &str) -> BuildRequest {
 
 fn run_as(store: &TestStore, request: &BuildRequest, cancel: &Cancel) -> Built {
     let watch = Watch::default();
-    let result = build(request, store, &NoVm, &watch, cancel);
+    let result = build(request, store, &VmForbidden, &watch, cancel);
     Built {
         result,
         why: watch.why.into_inner().unwrap(),
@@ -258,7 +258,7 @@ fn a_second_build_asks_and_finds_everything() {
     let first = run(&store, &text);
     let second = run(&store, &text);
     assert_eq!(first.why, ["miss: never built before"]);
-    let hit = format!("hit: same inputs; {url} did not change, says the server");
+    let hit = format!("hit: same inputs; {url} is unchanged on the server");
     assert_eq!(second.why, [hit]);
     assert!(
         second.ended.contains(&Outcome::Cached),
@@ -270,7 +270,7 @@ fn a_second_build_asks_and_finds_everything() {
 }
 
 #[test]
-fn other_content_is_another_layer_and_told_with_both_digests() {
+fn other_content_gives_another_layer_and_both_digests_are_shown() {
     let store = TestStore::new();
     let version = Arc::new(AtomicUsize::new(1));
     let served = Arc::clone(&version);
@@ -284,7 +284,7 @@ fn other_content_is_another_layer_and_told_with_both_digests() {
     version.store(2, Ordering::SeqCst);
     let second = run(&store, &text);
     let (was, is) = (store::sha256(b"version 1"), store::sha256(b"version 2"));
-    let want = format!("miss: {url} changed: was {was}, is {is}; /f changed (content)");
+    let want = format!("miss: {url} changed from {was} to {is}; /f changed (content)");
     assert_eq!(second.why, [want]);
     assert_ne!(first.layers, second.result.unwrap().image.layers);
     // Back to what it was: that layer is found again.
@@ -292,9 +292,7 @@ fn other_content_is_another_layer_and_told_with_both_digests() {
     let third = run(&store, &text);
     assert_eq!(
         third.why,
-        [format!(
-            "hit: same inputs; {url} was downloaded, and is {was}"
-        )]
+        [format!("hit: same inputs; {url} was downloaded ({was})")]
     );
     assert_eq!(first, third.result.unwrap().image);
 }
@@ -330,7 +328,7 @@ fn with_a_checksum_a_second_build_needs_no_server() {
     let first = run(&store, &text).result.unwrap().image;
     drop(server);
     let second = run(&store, &text);
-    let hit = format!("hit: same inputs; {url} was in the store by its digest");
+    let hit = format!("hit: same inputs; {url} is in the store (matched by --checksum)");
     assert_eq!(second.why, [hit]);
     assert_eq!(first, second.result.unwrap().image);
     // Elsewhere in the image, too.
@@ -375,9 +373,8 @@ fn a_missing_file_is_the_users_with_the_line() {
         .result
         .unwrap_err();
     assert_eq!(err.class(), Class::User);
-    let want = format!(
-        "Dockerfile:2: cannot download {url}: the server answered 404: the file does not exist"
-    );
+    let want =
+        format!("Dockerfile:2: cannot download {url}: the server answered 404; check the URL");
     assert_eq!(chain(&err), want);
 }
 
@@ -527,7 +524,14 @@ fn a_pruned_download_is_downloaded_again() {
             dockerfile: DockerfileSource::Text(text.clone().into_bytes()),
             ..request(&TestStore::new(), "")
         };
-        build(&request, &store, &NoVm, &Watch::default(), &Cancel::new()).unwrap();
+        build(
+            &request,
+            &store,
+            &VmForbidden,
+            &Watch::default(),
+            &Cancel::new(),
+        )
+        .unwrap();
         assert_eq!(server.paths().len(), n);
         assert_eq!(server.asked.lock().unwrap()[n - 1].date, None);
         support::close_clean(store);

@@ -245,8 +245,8 @@ fn a_file_that_is_not_there_is_said_to_be_missing() {
     let store = TestStore::new();
     let server = Server::start(|asked| Answer::new(asked.path[1..].parse().unwrap(), b"no"));
     for (status, part) in [
-        (404, "404: the file does not exist"),
-        (403, "403: the file needs a login"),
+        (404, "404; check the URL"),
+        (403, "403; the file requires a login"),
     ] {
         let err = get(&store, &server.url(&format!("/{status}"))).unwrap_err();
         assert!(err.to_string().contains(part), "{err}");

@@ -121,10 +121,13 @@ fn useless_targets_are_refused() {
         &format!("type=tar,dest={}", shown(store.dir.path())),
         "is a directory",
     );
-    refused(&format!("type=local,dest={}", shown(&file)), "is a file");
+    refused(
+        &format!("type=local,dest={}", shown(&file)),
+        "is not a directory",
+    );
     refused(
         &format!("type=oci,tar=false,dest={}", shown(&file)),
-        "is a file",
+        "is not a directory",
     );
     refused(
         &format!("type=oci,dest={}/no/such", shown(store.dir.path())),
@@ -243,7 +246,7 @@ fn spoiled_bytes_in_the_store_do_not_leave_it() {
             "{}",
             chain(&error)
         );
-        assert!(chain(&error).contains("Run `cofferdam store check --repair`"));
+        assert!(chain(&error).contains("run `cofferdam store check --repair`"));
         assert!(!out.exists());
     }
     // What is advised helps.

@@ -120,7 +120,7 @@ fn tags_and_digests_choose_among_several_images() {
         "{error}"
     );
     let error = chain(&find(&store, &layout.source(Some("c"))).unwrap_err());
-    assert!(error.contains("It contains a, b"), "{error}");
+    assert!(error.contains("it contains a, b"), "{error}");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_lying_configuration_is_refused() {
     let actual = layer.diff_id();
     assert!(
         error.contains(&format!(
-            "unpacks to {actual}, and the configuration says {wrong}"
+            "has diff ID {actual}, but the image configuration says {wrong}"
         )),
         "{error}"
     );
@@ -191,7 +191,7 @@ fn a_lying_configuration_is_refused() {
     }
     let error = chain(&find(&store, &layout.source(Some("count"))).unwrap_err());
     assert!(
-        error.contains("1 layers and its configuration 0"),
+        error.contains("lists 1 layers, but its configuration lists 0"),
         "{error}"
     );
     let error = chain(&find(&store, &layout.source(Some("arch"))).unwrap_err());

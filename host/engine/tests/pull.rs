@@ -189,7 +189,7 @@ fn a_damaged_blob_in_the_registry_is_named_and_nothing_is_kept() {
         "{}",
         chain(&error)
     );
-    assert!(chain(&error).contains("publish or copy the image again"));
+    assert!(chain(&error).contains("push or copy the image again"));
     assert_eq!(store.layer(layers[1].diff_id().into()).unwrap(), None);
     assert_eq!(store.blob(image.digest).unwrap(), None);
 }
@@ -205,7 +205,7 @@ fn missing_images_and_missing_registries_are_told_apart() {
         "{}",
         chain(&error)
     );
-    assert!(chain(&error).contains("Check the name and the tag"));
+    assert!(chain(&error).contains("check the name and the tag"));
 
     let down = format!("127.0.0.1:{}/app:1", free_port());
     let error = find(&store, &named(&down)).unwrap_err();

@@ -8,6 +8,22 @@ use crate::cancel::{Cancel, Stopped};
 use crate::wait::poll;
 
 /// The stop flag of a group of threads, on top of the build's [`Cancel`].
+///
+/// ```
+/// use exec::{Cancel, CancelScope, Stopped};
+///
+/// let cancel = Cancel::new();
+/// let (pulls, steps) = (CancelScope::new(&cancel), CancelScope::new(&cancel));
+///
+/// // A thread that fails stops its own group …
+/// pulls.stop();
+/// assert_eq!(pulls.check(), Err(Stopped));
+/// assert_eq!(steps.check(), Ok(()));
+///
+/// // … and a cancelled build stops every group.
+/// cancel.cancel();
+/// assert!(steps.is_stopped());
+/// ```
 #[derive(Debug, Clone)]
 pub struct CancelScope {
     cancel: Cancel,
@@ -69,6 +85,15 @@ impl CancelScope {
 /// # Errors
 /// The first error of `start` or `work`, which stops the scope; or [`Stopped`], when the scope was
 /// stopped from outside.
+///
+/// ```
+/// use exec::{Cancel, CancelScope, Stopped, each};
+///
+/// let scope = CancelScope::new(&Cancel::new());
+/// let start = || Ok::<_, Stopped>(());
+/// let lengths = each(&["a", "bc", "def"], 2, &scope, start, |(), text| Ok(text.len()));
+/// assert_eq!(lengths, Ok(vec![1, 2, 3]));
+/// ```
 pub fn each<T, S, R, E>(
     items: &[T],
     threads: usize,

@@ -8,7 +8,8 @@ use store::DiffId;
 
 use crate::cancel::Cancel;
 
-/// A step to run: one process tree over a chain of layers. Everything is resolved.
+/// A step to run: one process tree over a chain of layers. Everything is resolved. [`Executor`] has an
+/// example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepSpec {
     /// For messages, such as `[build 2/5] RUN make`.
@@ -100,7 +101,7 @@ pub enum StepError {
     },
     /// The sandbox could not be built as asked: no such program, unusable working directory.
     Setup(String),
-    /// A limit was reached: time, memory, disk of the guest.
+    /// A limit was reached: the guest's disk, or the size of a layer.
     Limit(String),
     /// Cancelled by [`Cancel`].
     Cancelled,
@@ -116,7 +117,7 @@ impl fmt::Display for StepError {
                 out_of_memory: Some(peak),
             } => write!(
                 f,
-                "exit code: {status} (out of memory: the step reached {} MiB; give the VM more with --memory)",
+                "exit code: {status}: out of memory ({} MiB used); increase --memory",
                 peak >> 20
             ),
             Self::Failed {
@@ -140,6 +141,57 @@ impl std::error::Error for StepError {
 }
 
 /// Runs steps. One value serves one build; it starts its VM when the first step needs it.
+///
+/// ```
+/// use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
+///
+/// /// Has no programs at all.
+/// struct Empty;
+///
+/// impl Executor for Empty {
+///     fn prepare(&self) {}
+///
+///     fn run(
+///         &self,
+///         step: &StepSpec,
+///         output: &mut dyn Output,
+///         cancel: &Cancel,
+///     ) -> Result<StepDone, StepError> {
+///         cancel.check().map_err(|_| StepError::Cancelled)?;
+///         let text = format!("{}: not found\n", step.args.join(" "));
+///         output.write(Stream::Stderr, text.as_bytes());
+///         Err(StepError::Failed { status: 127, out_of_memory: None })
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct Log(Vec<u8>);
+///
+/// impl Output for Log {
+///     fn write(&mut self, _: Stream, data: &[u8]) {
+///         self.0.extend_from_slice(data);
+///     }
+/// }
+///
+/// let step = StepSpec {
+///     name: "[2/2] RUN make".to_owned(),
+///     layers: Vec::new(),
+///     args: vec!["make".to_owned()],
+///     env: vec!["PATH=/bin".to_owned()],
+///     cwd: "/".to_owned(),
+///     uid: 0,
+///     gid: 0,
+///     groups: Vec::new(),
+///     hostname: "buildkitsandbox".to_owned(),
+///     hosts: Vec::new(),
+///     network: StepNetwork::None,
+///     script: None,
+/// };
+/// let mut log = Log::default();
+/// let error = Empty.run(&step, &mut log, &Cancel::new()).unwrap_err();
+/// assert_eq!(log.0, b"make: not found\n");
+/// assert_eq!(error.to_string(), "exit code: 127");
+/// ```
 pub trait Executor: Send + Sync {
     /// Says that a step will have to run, so that the executor can begin to get ready. Never waits.
     fn prepare(&self);

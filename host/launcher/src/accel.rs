@@ -29,7 +29,7 @@ pub enum Accel {
 
 /// Text that names no accelerator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown accelerator `{0}`: use auto, kvm or tcg")]
+#[error("unknown accelerator `{0}`; use auto, kvm or tcg")]
 pub struct UnknownAccel(pub String);
 
 impl FromStr for Accel {
@@ -142,11 +142,11 @@ pub(crate) fn unusable(err: &io::Error) -> String {
     let kind = err.kind();
     if kind == io::ErrorKind::NotFound {
         format!(
-            "{DEVICE} does not exist: enable virtualization in the firmware or the outer VM, and load \
+            "{DEVICE} does not exist; enable virtualization in the firmware or the outer VM, and load \
              the kvm module"
         )
     } else if kind == io::ErrorKind::PermissionDenied {
-        format!("no permission to open {DEVICE}: add yourself to the group `kvm`")
+        format!("no permission to open {DEVICE}; add yourself to the group `kvm`")
     } else {
         format!("cannot open {DEVICE}: {err}")
     }

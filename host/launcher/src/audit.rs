@@ -47,7 +47,7 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StrayFile(path) => write!(f, "{} belongs to no guest disk", path.display()),
+            Self::StrayFile(path) => write!(f, "{} is not part of any guest disk", path.display()),
             Self::HeldDisk(path) => {
                 write!(
                     f,
@@ -60,7 +60,7 @@ impl fmt::Display for Finding {
             }
             Self::Monitor(pid, disk) => write!(
                 f,
-                "process {pid} has guest disk {} open and belongs to no build",
+                "process {pid} holds guest disk {} but belongs to no build",
                 disk.display()
             ),
             Self::LostVm(pid) => write!(f, "the VM of a build, process {pid}, has ended"),
@@ -121,14 +121,12 @@ fn find(store: &Store) -> io::Result<HashSet<Finding>> {
             | ResourceKind::File(_) => {}
         }
     }
-    let held = disks.held.iter().filter(|image| !owned.contains(*image));
+    let held = disks.held.iter().filter(|disk| !owned.contains(*disk));
     found.extend(held.cloned().map(Finding::HeldDisk));
-    let lost = owned.iter().filter(|image| !disks.held.contains(image));
+    let lost = owned.iter().filter(|disk| !disks.held.contains(disk));
     found.extend(lost.cloned().map(Finding::LostDisk));
-    let foreign = users
-        .into_iter()
-        .filter(|(_, image)| !owned.contains(image));
-    found.extend(foreign.map(|(pid, image)| Finding::Monitor(pid, image)));
+    let orphaned = users.into_iter().filter(|(_, disk)| !owned.contains(disk));
+    found.extend(orphaned.map(|(pid, disk)| Finding::Monitor(pid, disk)));
     Ok(found)
 }
 
@@ -159,10 +157,10 @@ fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
             let info = process.path().join("fdinfo").join(fd.file_name());
             is_writable(&fs::read_to_string(info).ok()?).then_some(file)
         });
-        let mut images = written.filter(|file| {
+        let mut disks = written.filter(|file| {
             file.parent() == Some(dir) && file.extension().is_some_and(|end| end == "img")
         });
-        users.extend(images.next().map(|image| (pid, image)));
+        users.extend(disks.next().map(|disk| (pid, disk)));
     }
     Ok(users)
 }
@@ -181,10 +179,10 @@ fn repair_one(finding: &Finding) -> bool {
     match finding {
         Finding::StrayFile(path) => fs::remove_file(path).is_ok(),
         // Only if it still has that file open: its process id may have been reused.
-        Finding::Monitor(pid, image) => {
-            let dir = image.parent().unwrap_or(image);
+        Finding::Monitor(pid, disk) => {
+            let dir = disk.parent().unwrap_or(disk);
             let users = monitors_on(dir).unwrap_or_default();
-            users.contains(&(*pid, image.clone()))
+            users.contains(&(*pid, disk.clone()))
                 && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()
         }
         // The process that locks it must end by itself; a build that lost its disk or VM fails.
@@ -209,12 +207,12 @@ mod tests {
         audit_repeatedly(store, repair, 2)
     }
 
-    /// A process that is named like a monitor and has the image open. It is a link to a program, not a
+    /// A process that is named like a monitor and has the disk open. It is a link to a program, not a
     /// copy: a file that was just written cannot be executed while a child of another test has it open.
-    fn monitor(dir: &Path, image: &Path) -> Child {
+    fn monitor(dir: &Path, disk: &Path) -> Child {
         let program = dir.join(format!("{MONITOR}-test"));
         symlink("/bin/sleep", &program).unwrap();
-        let file = File::options().read(true).write(true).open(image).unwrap();
+        let file = File::options().read(true).write(true).open(disk).unwrap();
         let child = Command::new(program)
             .arg("600")
             .stdin(file)
@@ -237,15 +235,15 @@ mod tests {
         let pool = DiskPool::new(&store.disks_dir(), "boot", 1 << 30, 3);
         assert_eq!(audit_quickly(&store, false).unwrap(), []);
         let disk = pool.take().unwrap();
-        let image = disk.image().to_owned();
-        let held = Finding::HeldDisk(image.clone());
+        let path = disk.path().to_owned();
+        let held = Finding::HeldDisk(path.clone());
         assert_eq!(audit_quickly(&store, false).unwrap(), [(held, false)]);
         let record = store
-            .add_resource(ResourceKind::Disk(image.clone()))
+            .add_resource(ResourceKind::Disk(path.clone()))
             .unwrap();
         assert_eq!(audit_quickly(&store, false).unwrap(), []);
         disk.release().unwrap();
-        let lost = Finding::LostDisk(image.clone());
+        let lost = Finding::LostDisk(path.clone());
         assert_eq!(audit_quickly(&store, false).unwrap(), [(lost, false)]);
         store.drop_resource(record).unwrap();
         let lock = dir.path().join("vm");
@@ -260,12 +258,12 @@ mod tests {
             [(Finding::LostVm(7), false)]
         );
         store.drop_resource(record).unwrap();
-        // Another program may read an image, also for long.
-        let reader = File::open(&image).unwrap();
+        // Another program may read a disk, also for long.
+        let reader = File::open(&path).unwrap();
         assert_eq!(audit_quickly(&store, true).unwrap(), []);
         drop(reader);
-        let mut process = monitor(dir.path(), &image);
-        let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), image);
+        let mut process = monitor(dir.path(), &path);
+        let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), path);
         assert_eq!(audit_quickly(&store, true).unwrap(), [(monitor, true)]);
         assert!(!process.wait().unwrap().success());
         let stray = store.disks_dir().join("ext4-1-0000.img");

@@ -51,7 +51,7 @@ pub enum GuestImageError {
     },
     /// It belongs to another version of this program.
     #[error(
-        "the guest image in `{dir}` speaks protocol {image} (agent {agent}), this program speaks {host}; \
+        "the guest image in `{dir}` uses protocol {image} (agent {agent}), but this program uses {host}; \
          rebuild it with `cargo xtask image`",
         host = wire::PROTOCOL
     )]

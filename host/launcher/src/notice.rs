@@ -12,7 +12,7 @@ pub enum Notice {
         /// By emulation, which is slow.
         emulated: bool,
     },
-    /// KVM cannot be used, for this reason. The VM is emulated.
+    /// KVM is not available, for this reason. The VM is emulated.
     NoKvm(String),
     /// The agent said hello.
     Ready {
@@ -30,13 +30,9 @@ impl fmt::Display for Notice {
             Self::Booting { emulated: true } => {
                 f.write_str("booting the builder VM (emulated, slow)")
             }
-            Self::NoKvm(why) => write!(f, "KVM cannot be used, steps will be slow: {why}"),
+            Self::NoKvm(why) => write!(f, "KVM is not available, so steps are slow: {why}"),
             Self::Ready { took } => {
-                write!(
-                    f,
-                    "the builder VM is ready after {:.1} s",
-                    took.as_secs_f32()
-                )
+                write!(f, "builder VM ready in {:.1} s", took.as_secs_f32())
             }
             Self::Lost(why) => write!(f, "the builder VM was lost: {why}"),
         }

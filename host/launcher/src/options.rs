@@ -1,4 +1,4 @@
-//! Options: what a builder VM is to be like.
+//! Options: how a builder VM is configured.
 
 use std::path::PathBuf;
 
@@ -71,7 +71,7 @@ impl Options {
         }
     }
 
-    /// The driver by which the guest is to reach its device. The default for a foreign device is the
+    /// The driver by which the guest reaches its device. The default for an external device is the
     /// kernel's driver: that is the one it was made for, and a device may silently refuse slots as
     /// large as ours.
     pub(crate) fn driver(&self) -> Transport {

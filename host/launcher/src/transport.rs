@@ -16,7 +16,7 @@ pub enum Transport {
 
 /// Text that names no transport.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown transport `{0}`: use auto, ring or kernel")]
+#[error("unknown transport `{0}`; use auto, ring or kernel")]
 pub struct UnknownTransport(pub String);
 
 impl FromStr for Transport {

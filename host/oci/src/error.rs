@@ -13,7 +13,7 @@ use crate::registry::RegistryError;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// There is no such image. The user's mistake.
-    #[error("image {name} does not exist in {place}. {advice}")]
+    #[error("image {name} does not exist in {place}; {advice}")]
     NotFound {
         /// The image.
         name: String,
@@ -24,7 +24,7 @@ pub enum ImageError {
     },
     /// It exists, but not for this platform. The user's mistake.
     #[error(
-        "image {name} is not available for {wanted}{}. Choose another platform with --platform, or another image",
+        "image {name} is not available for {wanted}{}; choose another platform with --platform, or another image",
         available_text(available)
     )]
     Platform {
@@ -45,7 +45,7 @@ pub enum ImageError {
     },
     /// A part of it does not match its digest. Nothing of that part was kept.
     #[error(
-        "image {name}: {what} is damaged at its source: digest {actual} instead of {expected}. Nothing of it was used; publish or copy the image again"
+        "image {name}: {what} is damaged at its source: expected {expected}, got {actual}; push or copy the image again"
     )]
     Damaged {
         /// The image.

@@ -17,6 +17,7 @@ use crate::source::{Connection, Source};
 const MAX_NESTING: usize = 4;
 
 /// An image for one platform. Its documents are verified and agree; its layers are not read yet.
+/// [`Source`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundImage {
     /// The manifest.
@@ -106,7 +107,7 @@ impl Finder<'_> {
         let layers = config.rootfs.diff_ids.len();
         if layers != manifest.layers.len() {
             return Err(self.unusable(format!(
-                "its manifest has {} layers and its configuration {layers}",
+                "its manifest lists {} layers, but its configuration lists {layers}",
                 manifest.layers.len()
             )));
         }
@@ -130,7 +131,7 @@ impl Finder<'_> {
         match why {
             NoChoice::Platform(available) => self.other_platform(available),
             NoChoice::Ambiguous(count) => self.unusable(format!(
-                "its index has {count} entries that do not name a platform; choose one by digest"
+                "its index has {count} entries without a platform; select one with @sha256:…"
             )),
         }
     }

@@ -139,9 +139,9 @@ impl Layout {
 
     fn not_found(&self, tags: &[String]) -> ImageError {
         let advice = if tags.is_empty() {
-            "The directory contains no image with a tag".to_owned()
+            "the directory contains no image with a tag".to_owned()
         } else {
-            format!("It contains {}", tags.join(", "))
+            format!("it contains {}", tags.join(", "))
         };
         ImageError::NotFound {
             name: self.name(),

@@ -13,6 +13,27 @@ use crate::reference::ImageRef;
 use crate::registry::{self, RegistryError, Token};
 
 /// A place that holds one named image.
+///
+/// ```no_run
+/// use std::io;
+///
+/// use exec::{Cancel, CancelScope};
+/// use oci::{ImageRef, Platform, Source};
+///
+/// let image: ImageRef = "alpine:3.20".parse()?;
+/// let source = Source::registry(image);
+/// let scope = CancelScope::new(&Cancel::new());
+///
+/// let found = source.find(&Platform::linux("amd64"), &scope)?;
+/// println!("{} layers", found.config.rootfs.diff_ids.len());
+///
+/// let connection = source.connect(&scope)?;
+/// for layer in &found.manifest.layers {
+///     let mut blob = connection.blob(layer)?; // its digest is not verified yet
+///     io::copy(&mut blob, &mut io::sink()).map_err(|error| connection.explain(layer, error))?;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Source(Kind);
 
@@ -153,9 +174,8 @@ fn registry_error(image: &ImageRef, error: RegistryError) -> ImageError {
         return ImageError::NotFound {
             name,
             place: format!("registry {registry}"),
-            advice:
-                "Check the name and the tag. If you mean a stage of the Dockerfile, define it above"
-                    .to_owned(),
+            advice: "check the name and the tag; a stage must be defined before it is used"
+                .to_owned(),
         };
     }
     ImageError::Registry {

@@ -21,6 +21,37 @@ const MAX_ATTEMPTS: usize = 16;
 const KEEP_FAILURES: i64 = 600;
 
 /// The result of a look-up of a step.
+///
+/// ```
+/// use store::{Lookup, StepKey, sha256};
+/// # use std::io::Write as _;
+/// # use layer::{Attributes, EntryKind, Style, Writer};
+/// # use store::{OpenOptions, Store};
+/// # let root = tempfile::tempdir()?;
+/// # let store = Store::open(root.path(), &OpenOptions::default())?;
+/// # let mut tar = Writer::new(Vec::new(), Style::Copy);
+/// # tar.header(b"etc", &Attributes::implicit(), &EntryKind::Directory)?;
+/// # let tar = tar.finish()?;
+///
+/// let key = StepKey(sha256(b"everything that the result of the step depends on"));
+/// let Lookup::Claimed(claim) = store.lookup(key)? else {
+///     panic!("the store is new");
+/// };
+///
+/// // The step is running, for everybody else.
+/// assert!(matches!(store.lookup(key)?, Lookup::Busy(_)));
+///
+/// let mut writer = store.layer_writer("[2/2] RUN make")?;
+/// writer.write_all(&tar)?;
+/// let layer = claim.commit(&writer.finish()?, &[], false)?;
+///
+/// let Lookup::Hit(hit) = store.lookup(key)? else {
+///     panic!("the step has a result");
+/// };
+/// assert_eq!(hit, layer);
+/// # store.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub enum Lookup {
@@ -57,7 +88,7 @@ pub struct Failure {
 }
 
 /// The right, and the duty, to run a step. Dropping it releases it as [`Self::release`] does, but logs
-/// a failure instead of returning it.
+/// a failure instead of returning it. [`Lookup`] has an example.
 #[derive(Debug)]
 #[must_use = "without a claim others do the same work"]
 pub struct Claim {

@@ -11,8 +11,8 @@ use rusqlite::ErrorCode;
 /// An operation on the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Another process holds the database or a lock for too long. Try again.
-    #[error("store busy: {0}")]
+    /// Another process is using it, or holds the database or a lock for too long. Try again.
+    #[error("{0}")]
     Busy(String),
     /// A file or directory of the store cannot be used.
     #[error("cannot {what} {}", path.display())]
@@ -25,7 +25,7 @@ pub enum StoreError {
         source: Arc<io::Error>,
     },
     /// The file system of the store is full, or a quota is used up.
-    #[error("no space left for {}", path.display())]
+    #[error("no space left on device: cannot write {}", path.display())]
     Full {
         /// What could not be written.
         path: PathBuf,
@@ -39,7 +39,7 @@ pub enum StoreError {
     /// The store was written by a newer version of this program.
     #[error(
         "the store at {} was written by a newer version of this program (schema {found}, this \
-         version knows up to {known}): use the newer version, or another store directory",
+         version supports up to {known}); use the newer version, or another store directory",
         root.display()
     )]
     NewerSchema {
@@ -52,8 +52,8 @@ pub enum StoreError {
     },
     /// The store is on a file system on which file locks and shared memory do not work.
     #[error(
-        "{} is on a network or shared file system ({kind}), where file locks do not work: choose \
-         a directory on a local disk",
+        "{} is on a network or shared file system ({kind}), where file locks do not work; use \
+         a directory on a local disk (--store)",
         path.display()
     )]
     NetworkFs {
@@ -64,7 +64,7 @@ pub enum StoreError {
     },
     /// The store directory belongs to somebody else.
     #[error(
-        "{} belongs to user {owner}, not to the user who runs this: choose a directory of your own",
+        "{} belongs to user {owner}; use a directory that you own (--store)",
         path.display()
     )]
     NotOurs {
@@ -74,7 +74,7 @@ pub enum StoreError {
         owner: u32,
     },
     /// There is no store, and it was to be opened read-only.
-    #[error("there is no store at {}", .0.display())]
+    #[error("no store at {}; check --store", .0.display())]
     Missing(PathBuf),
     /// A write to a store that was opened read-only.
     #[error("the store was opened read-only")]
@@ -86,7 +86,7 @@ pub enum StoreError {
     #[error("{0} is not in the store")]
     Unknown(String),
     /// Another error of SQLite.
-    #[error("the database of the store failed")]
+    #[error("store database error")]
     Database(#[source] Arc<rusqlite::Error>),
 }
 
@@ -132,16 +132,16 @@ impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy(
-                "another process has been writing to its database for too long; try again, or end that \
-                 process if it is stopped"
+                "another process has held the lock on the store database for too long; try again, or end \
+                 that process if it is stopped"
                     .to_owned(),
             ),
             Some(ErrorCode::DiskFull) => Self::Full {
                 path: PathBuf::from("store.db"),
             },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::corrupt(format!(
-                "the database of the store is damaged ({error}): run `cofferdam store check --repair` \
-                 to save what can be saved"
+                "the store database is damaged ({error}); run `cofferdam store check --repair` to recover \
+                 what is left"
             )),
             Some(_) | None => Self::Database(Arc::new(error)),
         }

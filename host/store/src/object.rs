@@ -31,8 +31,8 @@ pub(crate) const LAYER: &str = "layer";
 const MAX_EVICTED: usize = 16;
 /// Precision of the time of last use, in seconds. It is coarse, so that most hits write nothing.
 const USE_PRECISION: i64 = 60;
-/// How many ids of which a foreign file has the name are skipped for a new object.
-const MAX_FOREIGN: usize = 8;
+/// How many ids whose names are taken by external files are skipped for a new object.
+const MAX_EXTERNAL: usize = 8;
 
 /// A valid object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl Store {
             }
         }
         Err(StoreError::corrupt(
-            "too many objects of the store are damaged: run `cofferdam store check --repair`",
+            "too many objects of the store are damaged; run `cofferdam store check --repair`",
         ))
     }
 
@@ -203,7 +203,7 @@ impl Store {
         kind: &str,
         origin: &str,
     ) -> Result<(PendingObject, File), StoreError> {
-        for _ in 0..MAX_FOREIGN {
+        for _ in 0..MAX_EXTERNAL {
             let id = self.write(Commit::Durable, |tx| {
                 let now = time::now();
                 Ok(tx
@@ -218,7 +218,7 @@ impl Store {
                 Ok(file) => return Ok((PendingObject { id, path }, file)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     log::warn!(
-                        "{} exists and was not made by the store: using another name",
+                        "{} already exists but is not part of the store; using another name",
                         path.display()
                     );
                     self.write(Commit::Relaxed, |tx| forget_row(tx, id))?;
@@ -227,7 +227,7 @@ impl Store {
             }
         }
         Err(StoreError::corrupt(format!(
-            "{} contains files that were not made by the store: run `cofferdam store check --repair`",
+            "{} contains files that are not part of the store; run `cofferdam store check --repair`",
             self.layout().blobs().display()
         )))
     }

@@ -1,4 +1,4 @@
-//! The index of a layer in the store: reading it, and making it again from the tar.
+//! The index of a layer in the store: reading it, and rebuilding it from the tar.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -16,7 +16,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unknown`] if the layer is not in the store, [`StoreError::Corrupt`] if its index is
-    /// damaged and cannot be made again from its tar.
+    /// damaged and cannot be rebuilt from its tar.
     pub fn index(&self, id: DiffId) -> Result<Arc<Index>, StoreError> {
         if let Some(index) = self.cached_index(id) {
             return Ok(index);
@@ -34,7 +34,7 @@ impl Store {
             return Ok(index);
         }
         log::warn!(
-            "{} is missing or damaged: making it again from the layer",
+            "{} is missing or damaged; rebuilding it from the layer",
             path.display()
         );
         let index = self.reindex(object)?;
@@ -44,8 +44,8 @@ impl Store {
         Ok(index)
     }
 
-    /// Makes the index file of a layer again.
-    pub(crate) fn remake_index(&self, object: &Object) -> Result<(), StoreError> {
+    /// Rebuilds the index file of a layer.
+    pub(crate) fn rebuild_index(&self, object: &Object) -> Result<(), StoreError> {
         let index = self.reindex(object)?;
         self.replace_index(object.id, &index)
     }

@@ -41,7 +41,7 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::MalformedChain => "malformed descriptor chain",
-            Self::WrongSource => "packet from a foreign context id",
+            Self::WrongSource => "packet from an unexpected context id",
             Self::UnknownPacket => "packet of unknown type or operation",
             Self::UnexpectedOperation => "operation in the wrong state",
             Self::DataAfterShutdown => "data after shutdown",

@@ -33,7 +33,7 @@ impl fmt::Display for Counters {
     }
 }
 
-/// Writes a line to standard output. A closed pipe is no error.
+/// Writes a line to standard output. A closed pipe is not an error.
 pub(crate) fn say(line: impl fmt::Display) {
     writeln!(std::io::stdout(), "{line}").ok();
 }

@@ -42,7 +42,7 @@ pub struct Manifest {
     pub kernel_version: String,
     /// Version of the agent in the initramfs.
     pub agent_version: String,
-    /// Version of the protocol that the agent speaks.
+    /// Version of the protocol that the agent uses.
     pub protocol: u16,
     /// Kernel command line, to which the launcher appends.
     pub cmdline: String,

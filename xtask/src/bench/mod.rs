@@ -66,7 +66,7 @@ enum Name {
 struct Bench {
     /// The release binary.
     cofferdam: PathBuf,
-    /// The image of the builder VM.
+    /// The guest image.
     image: PathBuf,
     /// A directory for everything else.
     scratch: tempfile::TempDir,
@@ -108,7 +108,7 @@ impl Name {
             Self::Store => store::run(workspace, &bench),
             Self::Transfer => transfer::run(&bench),
             Self::Transport => transport::run(workspace, &bench),
-            Self::All => bail!("`all` is no benchmark of its own"),
+            Self::All => bail!("`all` is not a benchmark of its own"),
         }
     }
 }

@@ -307,7 +307,7 @@ fn ratios(report: &mut Report, lines: &[Line], amounts: &Amounts) -> Result<()> 
         let name = format!("ring_vs_kernel_{consume}").replace('-', "_");
         report.ratio(&name, ring / find.speed("kernel", "to-guest", consume)?);
     }
-    // Verified on both sides: bytes that nobody looks at are no use. Reads are of 4 MiB there.
+    // Verified on both sides: bytes that nobody looks at are of no use. Reads are of 4 MiB there.
     let native = find.speed("native", "to-guest", "verify")?;
     let sockets = find.speed("socketpair", "-", "verify")?;
     report.ratio("native_vs_socketpair", native / sockets);

@@ -1,8 +1,8 @@
 //! Layers on their way into the guest's file system and out of it, in builds with the real agent:
 //! what is left of the transport's speed when somebody does something with the bytes.
 //!
-//! The figures are the build's own, `cofferdam.vm.layers_put` and `layers_taken` of its metadata: from
-//! the first byte until the layer is sealed in the guest, or in the store of the host.
+//! The figures are the build's own, `cofferdam.vm.layers_imported` and `layers_exported` of its
+//! metadata: from the first byte until the layer is committed in the guest, or in the store of the host.
 
 use std::fs;
 use std::path::Path;
@@ -39,8 +39,8 @@ struct Metadata {
 #[derive(Debug, Deserialize)]
 struct Vm {
     transport: String,
-    layers_put: Flow,
-    layers_taken: Flow,
+    layers_imported: Flow,
+    layers_exported: Flow,
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,7 +58,10 @@ pub(super) fn run(bench: &Bench, path: &str, amounts: Amounts) -> Result<Vec<Val
     let mut lines = Vec::new();
     for (context, consume) in [(large, "unpack"), (many, "unpack-small-files")] {
         let vm = build(bench, path, &context)?;
-        for (direction, flow) in [("to-guest", vm.layers_put), ("to-host", vm.layers_taken)] {
+        for (direction, flow) in [
+            ("to-guest", vm.layers_imported),
+            ("to-host", vm.layers_exported),
+        ] {
             lines.push(json!({
                 "path": path,
                 "direction": direction,

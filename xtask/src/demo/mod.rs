@@ -223,8 +223,8 @@ impl Demo {
         let entries = tree::compare(expected, found, &rules)?;
         let of_owners = if owners { ", owners" } else { "" };
         say(format!(
-            "its {entries} files and directories are as they should be: \
-             content, modes{of_owners}, times, links, attributes"
+            "its {entries} files and directories match: content, modes{of_owners}, times, links, \
+             attributes"
         ));
         Ok(())
     }

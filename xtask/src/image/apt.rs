@@ -30,7 +30,7 @@ pub(super) fn download_dependency(package: &str, prefix: &str, work: &Path) -> R
     make_dir(work)?;
     attempt(&Lists::Machine).or_else(|error| {
         say(format!(
-            "the machine's package lists do not do ({error}); making private ones"
+            "the system's package lists do not work ({error}); making private ones"
         ));
         attempt(&Lists::update(work)?)
     })

@@ -158,7 +158,7 @@ impl Tree {
     }
 }
 
-/// `…/virtio-rng.ko.xz` is `virtio_rng`; what is no module has no name.
+/// `…/virtio-rng.ko.xz` is `virtio_rng`; anything else has no name.
 fn module_name(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     let (name, packed) = file.split_once(".ko")?;

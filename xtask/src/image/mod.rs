@@ -20,7 +20,7 @@ use crate::shell::say;
 use crate::workspace::{Workspace, make_dir, read, update};
 use kernel::Kernel;
 
-/// Build the image of the builder VM: kernel, modules, agent.
+/// Build the guest image: kernel, modules, agent.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Use this kernel instead of Debian's cloud kernel.
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Ask Debian for a newer kernel even though one was downloaded before.
     #[arg(long, conflicts_with = "kernel")]
     refresh: bool,
-    /// Where to put the image [default: vmimage in cargo's target directory].
+    /// Where to put the guest image [default: vmimage in cargo's target directory].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build(&workspace, args).map(drop)
 }
 
-/// Builds the image and returns the directory it is in.
+/// Builds the guest image and returns the directory it is in.
 pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     let out = args.out.clone().unwrap_or_else(|| workspace.image());
     let agent = agent::obtain(workspace, args.agent.as_deref())?;
@@ -62,7 +62,7 @@ pub(crate) fn build(workspace: &Workspace, args: &Args) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// The bytes of an image.
+/// The bytes of a guest image.
 struct Parts {
     kernel: Vec<u8>,
     initramfs: Vec<u8>,
@@ -71,7 +71,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The image of this kernel in which `program` is the first one.
+    /// The guest image of this kernel in which `program` is the first one.
     fn assemble(kernel: &Kernel, recipe: &Recipe, program: Vec<u8>) -> Result<Self> {
         let tree = kernel.modules()?;
         let mut names: Vec<&str> = Vec::new();
@@ -109,7 +109,7 @@ pub(crate) struct Other {
     pub(crate) cmdline: String,
 }
 
-/// Makes an image of the same kernel and modules in `out`, in which `program` is the first one.
+/// Makes a guest image of the same kernel and modules in `out`, in which `program` is the first one.
 pub(crate) fn with_program(workspace: &Workspace, program: &Path, out: &Path) -> Result<Other> {
     let kernel = Kernel::debian(&workspace.target.join("kernel"), false)?;
     let recipe = Recipe::built_in()?;
@@ -155,7 +155,7 @@ fn write(out: &Path, parts: &Parts, manifest: &Manifest) -> Result<bool> {
 
 fn summary(out: &Path, parts: &Parts, manifest: &Manifest, changed: bool) {
     let state = if changed { "written" } else { "up to date" };
-    say(format!("builder VM image in {}: {state}", out.display()));
+    say(format!("guest image in {}: {state}", out.display()));
     say(format!(
         "  vmlinuz         {:>9}  Linux {}",
         size(parts.kernel.len()),

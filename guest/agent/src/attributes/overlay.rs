@@ -16,7 +16,7 @@ pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// Prefix of the extended attributes that belong to overlayfs.
 pub(super) const PREFIX: &[u8] = b"trusted.overlay.";
 
-/// Extended attributes that say that the content is elsewhere. The mount options rule them out; a
+/// Extended attributes that mark content stored elsewhere. The mount options rule them out; a
 /// tar of such a tree would lack the content.
 pub(super) const ELSEWHERE: [&[u8]; 2] = [b"trusted.overlay.redirect", b"trusted.overlay.metacopy"];
 

@@ -34,7 +34,7 @@ pub(crate) fn read_xattrs(file: BorrowedFd<'_>) -> Result<(Xattrs, bool)> {
         }
         ensure!(
             !ELSEWHERE.contains(&bytes),
-            "{name:?} says that its content is elsewhere"
+            "it has {name:?}, which marks content stored elsewhere"
         );
         ensure!(
             !bytes.contains(&b'='),

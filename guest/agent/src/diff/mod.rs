@@ -275,14 +275,14 @@ fn check_path(path: &[u8], name: &CStr) -> Result<()> {
     ensure!(
         !is_reserved(name.to_bytes()),
         fault::setup(format!(
-            "the step left /{}, but names that start with .wh. are reserved: in a layer they remove a file",
+            "the step created /{}: names starting with .wh. are reserved for whiteouts; rename or remove it",
             shown()
         ))
     );
     ensure!(
         path.len() <= MAX_PATH,
         fault::setup(format!(
-            "the step left a path of {} bytes, but a layer can hold at most {}: /{}…",
+            "the step created a path of {} bytes, but a layer can hold at most {}: /{}…",
             path.len(),
             MAX_PATH,
             shown()

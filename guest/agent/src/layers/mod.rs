@@ -224,7 +224,7 @@ impl Layers {
         }
     }
 
-    /// Deletes committed layers. It is no error if one does not exist.
+    /// Deletes committed layers. It is not an error if one does not exist.
     pub(crate) fn remove(&self, names: &[LayerName]) -> Result<()> {
         let files = names.iter().map(file_name).collect::<Result<Vec<_>>>()?;
         {

@@ -5,14 +5,14 @@ use std::io::{self, Read, Write};
 /// A sink that lends its buffer.
 pub(crate) trait Fill: Write {
     /// Where the next data belongs; never empty.
-    fn room(&mut self) -> io::Result<&mut [u8]>;
-    /// So many bytes were read into the last [`Self::room`].
+    fn space(&mut self) -> io::Result<&mut [u8]>;
+    /// So many bytes were read into the last [`Self::space`].
     fn filled(&mut self, n: usize);
 }
 
 impl<W: Fill> Fill for &mut W {
-    fn room(&mut self) -> io::Result<&mut [u8]> {
-        (**self).room()
+    fn space(&mut self) -> io::Result<&mut [u8]> {
+        (**self).space()
     }
     fn filled(&mut self, n: usize) {
         (**self).filled(n);
@@ -23,9 +23,9 @@ impl<W: Fill> Fill for &mut W {
 pub(crate) fn copy(sink: &mut impl Fill, source: &mut impl Read, size: u64) -> io::Result<()> {
     let mut left = size;
     while left > 0 {
-        let room = sink.room()?;
-        let want = room.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let n = source.read(room.get_mut(..want).unwrap_or_default())?;
+        let space = sink.space()?;
+        let want = space.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let n = source.read(space.get_mut(..want).unwrap_or_default())?;
         if n == 0 {
             let text = "a file became shorter while it was read";
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
@@ -38,7 +38,7 @@ pub(crate) fn copy(sink: &mut impl Fill, source: &mut impl Read, size: u64) -> i
 
 #[cfg(test)]
 impl Fill for Vec<u8> {
-    fn room(&mut self) -> io::Result<&mut [u8]> {
+    fn space(&mut self) -> io::Result<&mut [u8]> {
         self.extend_from_slice(&[0xee; 100]);
         let at = self.len() - 100;
         Ok(&mut self[at..])

@@ -73,8 +73,8 @@ impl Outgoing {
 
 impl Write for Outgoing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut room = self.room()?;
-        let n = room.write(bytes)?;
+        let mut space = self.space()?;
+        let n = space.write(bytes)?;
         self.filled(n);
         Ok(n)
     }
@@ -96,7 +96,7 @@ impl Write for Outgoing {
 }
 
 impl Fill for Outgoing {
-    fn room(&mut self) -> io::Result<&mut [u8]> {
+    fn space(&mut self) -> io::Result<&mut [u8]> {
         if self.rest()?.is_empty() {
             self.flush()?;
         }

@@ -149,7 +149,7 @@ fn a_lent_but_empty_buffer_does_not_block_the_end() {
         let mut outgoing = Outgoing::new(Box::new(connection), 4);
         outgoing.write_all(b"whole").unwrap();
         // The buffer is full, so this sends it and lends another one.
-        assert_eq!(outgoing.room().unwrap().len(), 5);
+        assert_eq!(outgoing.space().unwrap().len(), 5);
         end(outgoing);
         let sent = sent.lock().unwrap();
         let (first, rest) = frame::decode(&sent).unwrap().unwrap();

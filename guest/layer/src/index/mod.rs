@@ -11,6 +11,8 @@ use crate::{Entry, EntryKind};
 
 /// The entries of a layer, sorted by path (bytewise, element by element). Each path occurs once,
 /// but [`EntryKind::Opaque`] may follow the [`EntryKind::Directory`] of the same path.
+///
+/// [`Indexer`](crate::Indexer) makes one of a tar, and has an example.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Index {
     entries: Vec<Entry>,

@@ -164,7 +164,7 @@ fn each_dialect_is_read_as_what_it_is() {
     let star = |long: &[u8]| raw(b'0', b"n", b"").set(345, long).set(508, b"tar\0");
     let name = format!("{}/n f0", "p".repeat(130));
     taken(vec![star(&[b'p'; 130])], &[&name]);
-    refused(vec![star(&[b'p'; 131])], "dialect");
+    refused(vec![star(&[b'p'; 131])], "interpret differently");
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn what_readers_disagree_about_is_refused() {
     );
     refused(
         vec![raw(b'0', b"a", b"").set(263, b"  ").set(345, b"prefix")],
-        "dialect",
+        "interpret differently",
     );
     refused(
         vec![raw(b'x', b"p", b"11 path=abc"), raw(b'0', b"x", b"")],
@@ -339,7 +339,7 @@ fn the_last_of_a_name_counts_as_in_unpacking() {
     assert_eq!(index.get(b"d").unwrap().mode, 0o700);
     refused(
         vec![raw(b'5', b"a", b""), raw(b'0', b"a", b"")],
-        "directory and something else",
+        "both a directory and",
     );
     // A removal and something new at the same name.
     taken(
@@ -360,7 +360,7 @@ fn the_last_of_a_name_counts_as_in_unpacking() {
     );
     refused(
         vec![raw(b'0', b".wh.a", b""), raw(b'0', b"a/.wh..wh..opq", b"")],
-        "removed and made opaque",
+        "both removed and made opaque",
     );
 }
 
@@ -403,16 +403,16 @@ fn hard_links_name_a_file_that_is_there_already() {
     assert_eq!(index.get(b"a").unwrap().mode, 0o600);
     refused(
         vec![link(b'1', b"a", b"b"), raw(b'0', b"b", b"")],
-        "comes later",
+        "a later entry",
     );
-    refused(vec![link(b'1', b"a", b"a")], "comes later");
+    refused(vec![link(b'1', b"a", b"a")], "a later entry");
     refused(
         vec![
             raw(b'0', b"b", b"1"),
             link(b'1', b"a", b"b"),
             raw(b'0', b"b", b"2"),
         ],
-        "comes later",
+        "a later entry",
     );
     refused(
         vec![raw(b'5', b"d", b""), link(b'1', b"a", b"d")],
@@ -457,14 +457,14 @@ fn a_tar_ends_between_entries_and_nothing_follows() {
         index_of([&more[..]])
             .unwrap_err()
             .to_string()
-            .contains("follows the end")
+            .contains("data after the end")
     );
     let lone = [&[0; 512][..], &whole].concat();
     assert!(
         index_of([&lone[..]])
             .unwrap_err()
             .to_string()
-            .contains("follows the end")
+            .contains("data after the end")
     );
     let after_extension = [pax(&[("path", b"a")]).bytes(), vec![0; 1024]].concat();
     assert!(
@@ -493,7 +493,7 @@ fn a_directory_by_name_is_one_by_both_names() {
 
 /// Laxer readers take these.
 #[test]
-fn a_file_is_no_directory_and_a_length_has_no_sign() {
+fn a_file_is_not_a_directory_and_a_length_has_no_sign() {
     refused(vec![raw(b'0', b"x/", b"")], "name is that of a directory");
     for record in [
         &b"+8 uid=1\n"[..],

@@ -2,20 +2,54 @@
 
 use crate::{Attributes, Digest, Entry, EntryKind, Mtime};
 
+/// A name of 101 bytes.
+const LONGER: [u8; 101] = [b'm'; 101];
+
 /// Entries and their data, in the order of a tar.
 pub(crate) fn entries() -> Vec<(Entry, Vec<u8>)> {
-    let usual = || Attributes {
+    let removed = |path: &[u8]| leaf(path, EntryKind::Whiteout, Attributes::default());
+    let mut entries = names();
+    entries.extend(attributes());
+    entries.extend(types());
+    entries.extend([removed(b"gone"), removed(b"d/gone")]);
+    entries
+}
+
+fn usual() -> Attributes {
+    Attributes {
         mode: 0o644,
         mtime: Mtime {
             secs: 1_700_000_000,
             nanos: 0,
         },
         ..Attributes::default()
-    };
+    }
+}
+
+/// Directories, and files with data and names of each length that matters.
+fn names() -> Vec<(Entry, Vec<u8>)> {
     let dir = || Attributes {
         mode: 0o755,
         ..usual()
     };
+    let long_dir = [&b"d/"[..], &[b'e'; 97]].concat();
+    vec![
+        leaf(b"", EntryKind::Directory, dir()),
+        leaf(b"d", EntryKind::Directory, dir()),
+        leaf(b"d", EntryKind::Opaque, Attributes::default()),
+        leaf(&long_dir, EntryKind::Directory, dir()),
+        leaf(&[&long_dir[..], b"e"].concat(), EntryKind::Directory, dir()),
+        file(b"d/empty", b"", usual()),
+        file(b"d/file", b"contents", usual()),
+        file(b"d/block", &[b'x'; 512], usual()),
+        file(b"d/more", &[b'y'; 513], usual()),
+        file(&[b'n'; 100], b"name of 100 bytes", usual()),
+        file(&LONGER, b"name of 101 bytes", usual()),
+    ]
+}
+
+/// Files with each owner, time and extended attribute that is written in a way of its own.
+fn attributes() -> Vec<(Entry, Vec<u8>)> {
     let at = |secs, nanos| Attributes {
         mtime: Mtime { secs, nanos },
         ..usual()
@@ -36,21 +70,7 @@ pub(crate) fn entries() -> Vec<(Entry, Vec<u8>)> {
         ],
         ..usual()
     };
-    let [long, longer] = [[b'n'; 100], [b'm'; 100]].map(|name| name.to_vec());
-    let longer = [&longer[..], b"m"].concat();
-    let long_dir = [&b"d/"[..], &[b'e'; 97]].concat();
     vec![
-        leaf(b"", EntryKind::Directory, dir()),
-        leaf(b"d", EntryKind::Directory, dir()),
-        leaf(b"d", EntryKind::Opaque, Attributes::default()),
-        leaf(&long_dir, EntryKind::Directory, dir()),
-        leaf(&[&long_dir[..], b"e"].concat(), EntryKind::Directory, dir()),
-        file(b"d/empty", b"", usual()),
-        file(b"d/file", b"contents", usual()),
-        file(b"d/block", &[b'x'; 512], usual()),
-        file(b"d/more", &[b'y'; 513], usual()),
-        file(&long, b"name of 100 bytes", usual()),
-        file(&longer, b"name of 101 bytes", usual()),
         file(b"xattrs", b"setuid", xattrs),
         file(b"owner-fits", b"", owned(0o7_777_777, 0o7_777_777)),
         file(b"owner-large", b"", owned(0o10_000_000, u32::MAX - 1)),
@@ -61,10 +81,16 @@ pub(crate) fn entries() -> Vec<(Entry, Vec<u8>)> {
         file(b"time-long-before", b"", at(-5_000_000_000, 0)),
         file(b"time-fits", b"", at((1 << 33) - 1, 0)),
         file(b"time-late", b"", at(1 << 33, 0)),
+    ]
+}
+
+/// Entries that are neither files nor directories.
+fn types() -> Vec<(Entry, Vec<u8>)> {
+    vec![
         leaf(b"l", symlink(b"../d/file"), usual()),
         leaf(b"l-long", symlink(&[b't'; 101]), usual()),
         leaf(b"h", hardlink(b"d/file"), usual()),
-        leaf(b"h-long", hardlink(&longer), usual()),
+        leaf(b"h-long", hardlink(&LONGER), usual()),
         leaf(
             b"null",
             EntryKind::CharDevice { major: 1, minor: 3 },
@@ -79,8 +105,6 @@ pub(crate) fn entries() -> Vec<(Entry, Vec<u8>)> {
             usual(),
         ),
         leaf(b"pipe", EntryKind::Fifo, usual()),
-        leaf(b"gone", EntryKind::Whiteout, Attributes::default()),
-        leaf(b"d/gone", EntryKind::Whiteout, Attributes::default()),
     ]
 }
 

@@ -31,7 +31,7 @@ pub enum Request {
     },
     /// Deletes committed layers. → [`Reply::Done`](super::Reply::Done) once they are gone
     Remove {
-        /// Their names. It is no error if one does not exist.
+        /// Their names. It is not an error if one does not exist.
         layers: Vec<LayerName>,
     },
     /// Runs a step. → [`Reply::Exited`](super::Reply::Exited) when all its processes are dead
@@ -54,7 +54,7 @@ pub enum Request {
     /// Kills a step if it runs and deletes everything that belongs to it.
     /// → [`Reply::Done`](super::Reply::Done) once it is gone
     Discard {
-        /// The step. It is no error if it does not exist.
+        /// The step. It is not an error if it does not exist.
         step: u64,
     },
     /// Kills all processes of a step. Its `Run` request then replies.

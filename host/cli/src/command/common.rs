@@ -38,7 +38,7 @@ impl Common {
         match Store::open(&root, &self.options()) {
             Err(StoreError::Full { path }) => {
                 log::warn!(
-                    "the disk of {} is full: opening the store read-only",
+                    "the disk that holds {} is full; opening the store read-only",
                     path.display()
                 );
                 let options = OpenOptions {
@@ -62,7 +62,10 @@ impl Common {
     /// Closes the store. If that fails, the next command cleans up.
     pub(super) fn close(&self, store: Store) {
         if let Err(error) = store.close() {
-            log::warn!("{}: cannot close the store cleanly: {error}", self.line);
+            log::warn!(
+                "{}: could not close the store; the next command cleans up: {error}",
+                self.line
+            );
         }
     }
 }

@@ -60,7 +60,7 @@ impl Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Good => "ok",
-            Self::Poor => "poor",
+            Self::Poor => "WARN",
             Self::Bad => "FAIL",
         })
     }
@@ -123,7 +123,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
         findings.iter().try_for_each(|finding| {
             writeln!(
                 out,
-                "{:<5} {:<9} {}",
+                "{:<5} {:<12} {}",
                 finding.state, finding.what, finding.text
             )
         })
@@ -159,9 +159,9 @@ fn image(dir: &Path) -> Finding {
                 manifest.agent_version,
                 manifest.protocol
             );
-            Finding::good("VM image", text)
+            Finding::good("guest image", text)
         }
-        Err(error) => Finding::bad("VM image", error),
+        Err(error) => Finding::bad("guest image", error),
     }
 }
 
@@ -175,14 +175,18 @@ fn qemu() -> Finding {
     }
 }
 
-/// Opens the device. That is no proof that KVM works; only a boot is.
+/// Opens the device. That does not prove that KVM works; only a boot does.
 fn kvm(device: &Path) -> Finding {
     let slow = "RUN steps are emulated and about ten times slower";
     let name = device.display();
     match OpenOptions::new().read(true).write(true).open(device) {
         Ok(_) => Finding::good("KVM", format!("{name} is usable")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Finding::poor("KVM", format!("{name} does not exist: {slow}"))
+            let text = format!(
+                "{name} does not exist: {slow}; enable virtualization in the firmware or the outer \
+                 VM, and load the kvm module"
+            );
+            Finding::poor("KVM", text)
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::poor(
             "KVM",
@@ -204,7 +208,7 @@ where
         .map_err(|error: T::Err| Failure::usage(error.to_string()))
 }
 
-/// Boots the VM as a build does, and shuts it down.
+/// Boots the VM as a build with the same environment does, and shuts it down.
 fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failure> {
     let image = match GuestImage::open(dir) {
         Ok(image) => image,
@@ -215,6 +219,9 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
         message("cancelling; press Ctrl-C again to exit immediately");
     })?;
     let mut options = Options::new(image);
+    if let Some(accel) = from_environment("COFFERDAM_ACCEL")? {
+        options.accel = accel;
+    }
     if let Some(transport) = from_environment("COFFERDAM_TRANSPORT")? {
         options.transport = transport;
     }
@@ -228,7 +235,7 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
         Ok(report) => {
             let took = u64::try_from(report.boot.as_millis()).unwrap_or(u64::MAX);
             let text = format!(
-                "{} ready after {took} ms ({}, vsock driver: {})",
+                "{} ready in {took} ms ({}, vsock driver: {})",
                 report.agent, report.accelerator, report.transport
             );
             let booted = Booted {

@@ -26,7 +26,7 @@ Examples:
   cofferdam history logs ^1            print the logs of the build before it
   cofferdam history inspect 17         show details of build 17
   cofferdam history rm 17              remove build 17 and its logs
-  cofferdam history events             list results that differ, and damage
+  cofferdam history events             list steps with different results, and damaged objects
 
 A killed build has the status `interrupted`. Only the newest builds are kept. The history does not
 keep layers from being pruned.";
@@ -65,7 +65,7 @@ enum Action {
         #[arg(required = true, value_name = "BUILD")]
         builds: Vec<BuildRef>,
     },
-    /// List events of the store: results that differ from earlier ones, damage
+    /// List store events: steps with different results, and damaged objects
     Events {
         /// Output format
         #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -134,7 +134,7 @@ fn find(builds: &[Build], which: BuildRef) -> Result<&Build, Failure> {
         ),
     };
     found.ok_or_else(|| {
-        let text = format!("no build {name}; list builds with `cofferdam history`");
+        let text = format!("no such build: {name}; list builds with `cofferdam history`");
         Failure::new(Class::User, Error::msg(text))
     })
 }

@@ -154,6 +154,9 @@ fn remove(store: &Store, names: &[ImageRef]) -> Result<ExitCode, Failure> {
     if missing.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    let text = format!("no such image: {}", missing.join(", "));
+    let text = format!(
+        "no such image: {}; list images with `cofferdam images`",
+        missing.join(", ")
+    );
     Err(Failure::new(Class::User, Error::msg(text)))
 }

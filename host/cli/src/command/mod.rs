@@ -54,7 +54,7 @@ Examples:
   cofferdam prune                              remove unused build cache
   cofferdam doctor                             check that this machine can run builds
 
-Exit status: 0 success, 1 the build failed, 2 invalid command line, 3 `build --rebuild` found a
+Exit status: 0 success, 1 build or input error, 2 invalid command line, 3 `build --rebuild` found a
 different result, 124 limit exceeded, 125 the host or the VM failed, 130 cancelled.";
 
 #[derive(Debug, Subcommand)]

@@ -42,8 +42,8 @@ const DISK: &str = "disk";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Also remove images and, without limits or filters, the build history with its logs and all other
-    /// caches
+    /// Also remove images. Without limits or filters, also remove the build history, its logs and all
+    /// other caches
     #[arg(short, long)]
     all: bool,
     /// Do not prompt for confirmation
@@ -58,13 +58,13 @@ pub(super) struct Args {
     /// Only remove cache that matches FILTER; repeatable
     #[arg(long = "filter", value_name = "FILTER", value_parser = FilterArg::parse)]
     filters: Vec<FilterArg>,
-    /// Maximum amount of disk space to keep for the store
+    /// Prune until the store uses at most SIZE
     #[arg(long, alias = "max-used-space", value_name = "SIZE", value_parser = size::parse)]
     keep_storage: Option<u64>,
-    /// Target amount of free disk space after pruning
+    /// Prune until SIZE of disk space is free
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     min_free_space: Option<u64>,
-    /// Amount of disk space always allowed to keep for the store
+    /// Never shrink the store below SIZE
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "0")]
     reserved_space: u64,
 }
@@ -140,8 +140,8 @@ fn shortfall(removed: u64, gained: u64) -> Option<String> {
     (removed >= THRESHOLD && gained < removed / 2).then(|| {
         let gained = size::show(gained);
         format!(
-            "free disk space grew by only {gained}: other processes write to the disk or keep removed \
-             files open"
+            "free disk space grew by only {gained}; other processes may be writing to the disk or \
+             holding deleted files open"
         )
     })
 }
@@ -302,8 +302,12 @@ fn kept(report: &PruneReport) -> Option<String> {
     let named = pins.filter(|pin| matches!(pin, Pin::Image(_)));
     let names: BTreeSet<String> = named.map(du::kept_by).collect();
     (!names.is_empty()).then(|| {
-        let (bytes, n) = (size::show(bytes), names.len());
-        format!("{bytes} kept for {n} image names; see `cofferdam du`, or add --all to remove them")
+        let bytes = size::show(bytes);
+        let names = match names.len() {
+            1 => "1 image name".to_owned(),
+            n => format!("{n} image names"),
+        };
+        format!("{bytes} kept by {names}; list them with `cofferdam du`, remove them with --all")
     })
 }
 
@@ -323,12 +327,14 @@ fn explain(report: &PruneReport) -> Result<ExitCode, Failure> {
         PruneEnd::Complete if report.failed.is_empty() => Ok(ExitCode::SUCCESS),
         PruneEnd::Complete => Ok(ExitCode::from(Class::Host.status())),
         PruneEnd::Incomplete => {
-            message("could not free as much disk space as requested");
+            message(
+                "could not free as much disk space as requested; list what uses it with `cofferdam du`",
+            );
             Ok(ExitCode::from(Class::Host.status()))
         }
         PruneEnd::Cancelled => Ok(ExitCode::from(Class::Cancelled.status())),
         PruneEnd::AlreadyRunning => {
-            message("another process is already pruning this store");
+            message("another process is pruning this store; try again later");
             Ok(ExitCode::SUCCESS)
         }
     }

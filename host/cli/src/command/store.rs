@@ -59,11 +59,13 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     show(&vms, &report)?;
     let vms_are_fine = vms.iter().all(|(_, repaired)| *repaired);
     let store_is_fine = report.is_clean() || (repair && report.is_repaired());
-    Ok(if vms_are_fine && store_is_fine {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(Class::Host.status())
-    })
+    if vms_are_fine && store_is_fine {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !repair {
+        message("repair it with `cofferdam store check --repair`");
+    }
+    Ok(ExitCode::from(Class::Host.status()))
 }
 
 /// Problems with VMs, each with whether it was repaired, and the report on the store.
@@ -91,8 +93,8 @@ fn rebuild(common: &Common) -> Result<(), Failure> {
     message("rebuilding the database from the layers and blobs; this reads all of them");
     let kept = Store::rebuild(&common.store_dir()?).map_err(Failure::host)?;
     message(&format!(
-        "kept {} layers, {} other blobs and the logs of {} builds; image names, step results and the \
-         rest of the build history are lost",
+        "recovered {} layers, {} other blobs and the logs of {} builds; lost image names, step results \
+         and the rest of the build history",
         kept.layers, kept.blobs, kept.builds
     ));
     Ok(())

@@ -22,7 +22,7 @@ use crate::rootfs::UserError;
 pub enum Class {
     /// A step failed, or the Dockerfile, the context or a digest is wrong.
     User,
-    /// A limit on time, memory or disk was reached.
+    /// A memory or disk limit of the VM was exceeded.
     Limit,
     /// The host, a registry or the VM failed.
     Host,
@@ -101,7 +101,7 @@ impl fmt::Display for Location {
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// There is no Dockerfile, or it cannot be read.
-    #[error("cannot read the Dockerfile {path}", path = path.display())]
+    #[error("cannot read Dockerfile {path}", path = path.display())]
     NoDockerfile {
         /// Where it should be.
         path: PathBuf,
@@ -115,10 +115,12 @@ pub enum BuildError {
     #[error(transparent)]
     Context(Box<ContextError>),
     /// An image that the Dockerfile names cannot be used.
-    #[error("{location}: cannot use this image{}", stage_hint(stage.as_deref()))]
+    #[error("{location}: cannot use image {name}{}", stage_hint(stage.as_deref()))]
     Image {
         /// The instruction that names it.
         location: Box<Location>,
+        /// Its name as written there.
+        name: String,
         /// A stage with a similar name.
         stage: Option<String>,
         /// Why not.
@@ -133,8 +135,8 @@ pub enum BuildError {
         #[source]
         source: Box<CopyError>,
     },
-    /// The layer of a COPY or ADD is refused.
-    #[error("{location}: the layer is refused")]
+    /// The layer of a COPY or ADD cannot be stored.
+    #[error("{location}: cannot store the layer")]
     Ingest {
         /// The instruction.
         location: Box<Location>,
@@ -148,7 +150,7 @@ pub enum BuildError {
         location: Box<Location>,
     },
     /// The user of a RUN step does not exist.
-    #[error("{location}: cannot run as this user")]
+    #[error("{location}: invalid USER")]
     User {
         /// The instruction.
         location: Box<Location>,

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use store::Layer;
 
+use super::error::{BuildError, Class, Location};
 use super::explain::BaseLayers;
 use super::input::LoadedDockerfile;
-use super::{Build, BuildError, Class, Images, Location};
+use super::shared::{Build, Images};
 use crate::event::{Progress, StepId};
 use crate::plan::{ImageKey, ImageRequest};
 use crate::pull::{self, BaseImage, ImageSource, PullError};
@@ -80,6 +81,7 @@ impl Build<'_> {
             let LoadedDockerfile { file, text, .. } = dockerfile;
             BuildError::Image {
                 location: Location::boxed(file, text, want.line, want.line),
+                name: want.key.name.clone(),
                 stage: want.similar_stage.clone(),
                 source: Box::new(source),
             }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use exec::{Cancel, InterruptibleFile};
 
+use super::error::BuildError;
 use super::request::DockerfileSource;
-use super::{Build, BuildError};
+use super::shared::Build;
 use crate::context::{Context, ContextError};
 
 /// The largest Dockerfile that is read, in bytes.

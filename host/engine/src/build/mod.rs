@@ -14,10 +14,11 @@ mod images;
 mod input;
 mod output;
 mod request;
+mod shared;
 mod step;
 mod track;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Mutex;
 
 use exec::{Cancel, Executor};
@@ -27,8 +28,7 @@ use crate::context::Context;
 use crate::copy::{CopyFrom, CopySpec};
 use crate::event::{Reporter, StepId};
 use crate::export;
-use crate::plan::{self, Base, ImageKey, Op, Plan, PlanOptions, Step};
-use crate::pull::BaseImage;
+use crate::plan::{self, Base, Op, Plan, PlanOptions, Step};
 use crate::solver::{SolveError, Solver, StageDependencies};
 
 pub use error::{BuildError, Class, Location, chain};
@@ -36,19 +36,17 @@ use explain::{BaseLayers, StepRecorder};
 use input::LoadedDockerfile;
 use output::export_error;
 pub use request::{BuildRequest, BuildResult, DockerfileSource, Rebuild, StepSummary};
+use shared::{Build, Images};
 use step::{StepDone, Steps};
 use track::Tracker;
 
 /// Exit status of a build that succeeded, but in which a rebuilt step gave another result.
 pub const DIFFERS: i32 = 3;
 
-/// The images that a build uses.
-type Images = BTreeMap<ImageKey, BaseImage>;
-
 /// Builds what `request` asks for.
 ///
 /// `executor` is used only if a RUN step has no result in the store. `cancel` is also set by this
-/// function when a step fails, to stop the others.
+/// function when a step fails, to stop the others. The [crate's page](crate) has an example.
 ///
 /// # Errors
 /// See [`BuildError`]; its class decides the exit status.
@@ -118,15 +116,6 @@ fn outcome(result: &Result<BuildResult, BuildError>) -> store::BuildOutcome {
             image: None,
         },
     }
-}
-
-struct Build<'a> {
-    request: &'a BuildRequest,
-    store: &'a Store,
-    executor: &'a dyn Executor,
-    cancel: &'a Cancel,
-    id: store::BuildId,
-    tracker: &'a Tracker<'a>,
 }
 
 /// What the steps of a build work with.
@@ -278,8 +267,8 @@ impl Build<'_> {
 pub fn differing_text(steps: usize) -> String {
     match steps {
         0 => String::new(),
-        1 => "1 step made something else than before".to_owned(),
-        n => format!("{n} steps made something else than before"),
+        1 => "1 step is not reproducible".to_owned(),
+        n => format!("{n} steps are not reproducible"),
     }
 }
 

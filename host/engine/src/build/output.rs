@@ -4,8 +4,9 @@ use std::os::fd::AsFd as _;
 
 use exec::InterruptibleFile;
 
+use super::error::BuildError;
+use super::shared::{Build, Images};
 use super::step::StepDone;
-use super::{Build, BuildError, Images};
 use crate::assemble::{Assembled, HistoryEntry, assemble};
 use crate::event::{Progress, StepId};
 use crate::export::{self, OutputSpec};

@@ -33,10 +33,10 @@ impl fmt::Display for Missing {
                 line,
                 pattern,
             }) => {
-                write!(f, "it is ignored by {file} line {line}: `{pattern}`")
+                write!(f, "it is excluded by {file} line {line}: `{pattern}`")
             }
             Self::Outside => f.write_str(
-                "files outside of the build context cannot be copied, and `..` does not lead out of it",
+                "it is outside the build context; move it inside or use a parent directory as the context",
             ),
             Self::Misspelt(like) => write!(f, "did you mean `{like}`?"),
             Self::Absent => f.write_str("no such file or directory"),

@@ -6,10 +6,6 @@ use std::io::{self, BufReader, Read};
 
 use flate2::read::MultiGzDecoder;
 
-/// Length of a block of a tar archive, and so of its first header.
-const BLOCK: usize = 512;
-/// Position of the checksum in a header (POSIX.1-2017, "ustar Interchange Format").
-const CHECKSUM: std::ops::Range<usize> = 148..156;
 /// Maximum memory for decompression: what `xz -9` and `zstd --ultra` need, and a little more.
 const MAX_WINDOW_LOG: u32 = 27;
 /// The same for xz, in KiB.
@@ -65,9 +61,9 @@ pub(super) fn detect(mut file: impl Read) -> Option<Compression> {
     let start = start.get(..n_bytes)?;
     let compression = Compression::of(start);
     let mut content = compression.reader(start.chain(file)).ok()?;
-    let mut header = [0; BLOCK];
-    let whole = fill(&mut content, &mut header).ok()? == BLOCK;
-    (whole && is_header(&header)).then_some(compression)
+    let mut header = [0; 512];
+    let whole = fill(&mut content, &mut header).ok()? == header.len();
+    (whole && layer::is_header(&header)).then_some(compression)
 }
 
 fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -81,30 +77,6 @@ fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-/// Whether a block is a tar header with a valid checksum.
-fn is_header(block: &[u8; BLOCK]) -> bool {
-    let Some(field) = block.get(CHECKSUM) else {
-        return false;
-    };
-    let digits: String = field
-        .iter()
-        .map(|byte| char::from(*byte))
-        .skip_while(|c| *c == ' ')
-        .take_while(|c| c.is_digit(8))
-        .collect();
-    let Ok(wanted) = u32::from_str_radix(&digits, 8) else {
-        return false;
-    };
-    // The field itself counts as spaces.
-    let counted = |(at, byte): (usize, &u8)| if CHECKSUM.contains(&at) { b' ' } else { *byte };
-    let sum: u32 = block
-        .iter()
-        .enumerate()
-        .map(|entry| u32::from(counted(entry)))
-        .sum();
-    sum == wanted
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub enum CopyError {
     Missing(MissingSource),
     /// The whole context is ignored.
     #[error(
-        "nothing to copy: all files in the build context are ignored, the first by {} line {}: `{}`",
+        "nothing to copy: all files in the build context are excluded, the first one by {} line {}: `{}`",
         .0.file, .0.line, .0.pattern
     )]
     AllIgnored(IgnoredBy),
@@ -46,8 +46,8 @@ pub enum CopyError {
     Whiteout(String),
     /// A directory of the image is replaced by a file and then by a directory.
     #[error(
-        "{0} is a directory in the image, a file in one source and a directory in a later source; \
-         copy these sources in two steps"
+        "{0} is a directory in the image and would become a file, then a directory again; split the \
+         instruction in two"
     )]
     DirectoryAgain(String),
     /// A path cannot be resolved.
@@ -93,7 +93,9 @@ pub enum CopyError {
     #[error(transparent)]
     Download(#[from] DownloadError),
     /// The URL gives no file name, and the destination is a directory.
-    #[error("cannot determine a file name from {url}: {reason}; name the file in the destination")]
+    #[error(
+        "cannot determine a file name from {url}: {reason}; end the destination with a file name"
+    )]
     NoName {
         /// The address.
         url: String,
@@ -101,7 +103,7 @@ pub enum CopyError {
         reason: BadName,
     },
     /// A file was to be copied before it was downloaded.
-    #[error("{0} was not downloaded")]
+    #[error("internal error: {0} was not downloaded before it was copied")]
     NotDownloaded(String),
     /// A downloaded file is missing or damaged.
     #[error("the downloaded file {0} is missing from the store or damaged; retry the build")]
@@ -113,13 +115,13 @@ pub enum CopyError {
     #[error("cannot read a file of another stage or image")]
     Layer(#[from] ReadError),
     /// The store failed.
-    #[error("the store failed")]
+    #[error("cannot use the store")]
     Store(#[from] StoreError),
     /// The layer cannot be written. The source can be an error of the store.
     #[error("cannot write the layer")]
     Write(#[source] io::Error),
-    /// The store refuses the layer, or cannot keep it.
-    #[error("the store refuses the layer")]
+    /// The layer is invalid, or the store failed.
+    #[error("cannot store the layer")]
     Ingest(#[source] IngestError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -143,7 +145,7 @@ impl fmt::Display for MissingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` not found in {}", self.written, self.place)?;
         if let Some(leads) = &self.leads {
-            write!(f, " (a link to `{leads}`)")?;
+            write!(f, " (it resolves to `{leads}`)")?;
         }
         match &self.why {
             Missing::Absent => Ok(()),

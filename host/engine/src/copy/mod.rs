@@ -8,6 +8,45 @@
 //!
 //! Paths are resolved inside the root they belong to, both in the source and in the target, so no
 //! link of an image leads to a file of the host.
+//!
+//! ```
+//! use engine::context::Context;
+//! use engine::copy::{self, CopyFrom, CopySource, CopySpec, SourceTree};
+//! use engine::download::Downloads;
+//! use engine::rootfs::Rootfs;
+//! use exec::Cancel;
+//! use store::{OpenOptions, Store};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let files = dir.path().join("context");
+//! std::fs::create_dir(&files)?;
+//! std::fs::write(files.join("hello"), "Hello!\n")?;
+//! let context = Context::open(&files, None, None)?;
+//! let store = Store::open(&dir.path().join("store"), &OpenOptions::default())?;
+//!
+//! // COPY hello /etc/
+//! let spec = CopySpec {
+//!     from: CopyFrom::Context,
+//!     sources: vec![CopySource::Path("hello".to_owned())],
+//!     dest: "/etc/".to_owned(),
+//!     cwd: "/".to_owned(),
+//!     chown: None,
+//!     chmod: None,
+//!     exclude: Vec::new(),
+//!     parents: false,
+//!     link: false,
+//!     unpack: false,
+//! };
+//! let (source, target) = (SourceTree::Context(&context), Rootfs::scratch(&store));
+//! let (downloads, cancel) = (Downloads::new(&store), Cancel::new());
+//! let plan = copy::plan(&spec, &source, &downloads, &target, &cancel)?;
+//! let layer = plan.ingest(&store, "COPY hello /etc/", &cancel)?;
+//!
+//! let root = target.with_layer(layer.diff_id)?;
+//! assert_eq!(root.read(b"etc/hello", 100)?, b"Hello!\n");
+//! store.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod archive;
 mod builder;

@@ -159,7 +159,7 @@ impl<'a> Planner<'a> {
         let paths = select::paths(&self.source, written)?;
         if paths.is_empty() {
             self.warnings
-                .push(format!("`{written}` matches nothing; nothing is copied"));
+                .push(format!("no file matches `{written}`; nothing was copied"));
         }
         for path in paths {
             let node = select::find(&self.source, written, &path)?;
@@ -217,7 +217,7 @@ impl<'a> Planner<'a> {
         }
         if !found && is_pattern {
             self.warnings
-                .push(format!("`{written}` matches nothing; nothing is copied"));
+                .push(format!("no file matches `{written}`; nothing was copied"));
         } else if !found {
             let whole = path::join(&path::clean(pivot.as_bytes()), &kept);
             return Err(select::missing(&self.source, written, &whole, &whole)?);

@@ -46,11 +46,11 @@ impl WebAddress {
     /// If it is not one, or neither http nor https. The message does not contain the text.
     pub fn parse(text: &str) -> Result<Self, BadAddress> {
         if text.len() > MAX_ADDRESS {
-            return Err(BadAddress(format!("longer than {MAX_ADDRESS} bytes")));
+            return Err(BadAddress(format!("it is longer than {MAX_ADDRESS} bytes")));
         }
         let mut url = Url::parse(text).map_err(|error| BadAddress(error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(BadAddress("neither http nor https".to_owned()));
+            return Err(BadAddress("only http and https are supported".to_owned()));
         }
         url.set_fragment(None);
         Ok(Self { url })

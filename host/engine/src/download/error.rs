@@ -19,7 +19,7 @@ pub enum DownloadError {
         status: u16,
     },
     /// The server failed, after several attempts.
-    #[error("cannot download {url}: the server answered {status}. Retry later")]
+    #[error("cannot download {url}: the server answered {status}; retry later")]
     Failing {
         /// The address.
         url: String,
@@ -28,7 +28,7 @@ pub enum DownloadError {
     },
     /// The content does not have the requested digest.
     #[error(
-        "{url} does not match --checksum: digest {actual} instead of {expected}. Nothing of it was kept"
+        "{url} does not match --checksum: expected {expected}, got {actual}; the download was discarded"
     )]
     Mismatch {
         /// The address.
@@ -39,7 +39,10 @@ pub enum DownloadError {
         actual: Digest,
     },
     /// It is too large.
-    #[error("{url} is larger than {limit} bytes, the limit for ADD")]
+    #[error(
+        "{url} is larger than {limit} bytes, the limit for ADD; download it into the build context and use \
+         COPY"
+    )]
     TooLarge {
         /// The address.
         url: String,
@@ -55,7 +58,11 @@ pub enum DownloadError {
         reason: String,
     },
     /// It takes too long.
-    #[error("{url} was not downloaded within {} minutes, the limit for ADD", .limit.as_secs() / 60)]
+    #[error(
+        "{url} was not downloaded within {} minutes, the limit for ADD; download it into the build context \
+         and use COPY",
+        .limit.as_secs() / 60
+    )]
     TooSlow {
         /// The address.
         url: String,
@@ -63,7 +70,7 @@ pub enum DownloadError {
         limit: Duration,
     },
     /// No answer, or an incomplete one, after several attempts.
-    #[error("cannot download {url}. Check the address and the network, then retry")]
+    #[error("cannot download {url}; check the URL and the network, then retry")]
     Unreachable {
         /// The address.
         url: String,
@@ -120,8 +127,8 @@ impl DownloadError {
 /// What a status means for the author of the Dockerfile.
 fn advice(status: u16) -> &'static str {
     match status {
-        401 | 403 | 407 => ": the file needs a login or does not exist",
-        404 | 410 => ": the file does not exist",
+        401 | 403 | 407 => "; the file requires a login or does not exist",
+        404 | 410 => "; check the URL",
         _ => "",
     }
 }

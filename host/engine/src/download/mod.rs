@@ -66,15 +66,15 @@ impl Fetched {
     pub(crate) fn news(&self, address: &WebAddress) -> Option<String> {
         let before = self.before.filter(|before| *before != self.digest)?;
         let now = self.digest;
-        Some(format!("{address} changed: was {before}, is {now}"))
+        Some(format!("{address} changed from {before} to {now}"))
     }
 
     /// Why the file counts as unchanged.
     pub(crate) fn how(&self, address: &WebAddress) -> String {
         match self.origin {
-            Origin::Store => format!("{address} was in the store by its digest"),
-            Origin::Unchanged => format!("{address} did not change, says the server"),
-            Origin::Server => format!("{address} was downloaded, and is {}", self.digest),
+            Origin::Store => format!("{address} is in the store (matched by --checksum)"),
+            Origin::Unchanged => format!("{address} is unchanged on the server"),
+            Origin::Server => format!("{address} was downloaded ({})", self.digest),
         }
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn check_dir(dest: &Path) -> Result<bool, ExportError> {
         Ok(metadata) if metadata.is_dir() => Ok(true),
         Ok(_) => Err(ExportError::Target {
             path: dest.to_owned(),
-            reason: "it is a file; choose a directory".to_owned(),
+            reason: "it is not a directory; choose a directory".to_owned(),
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(target::write_error(dest, error)),

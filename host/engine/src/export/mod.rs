@@ -89,13 +89,13 @@ pub enum ExportError {
     #[error("cannot read a layer of the result")]
     ReadLayer(#[from] ReadError),
     /// The store has other bytes than those of the digest.
-    #[error("{0} is damaged in the store. Run `cofferdam store check --repair`, then build again")]
+    #[error("{0} is damaged in the store; run `cofferdam store check --repair`, then build again")]
     Damaged(Digest),
     /// A layer is missing.
-    #[error("layer {0} is missing from the store. Build again")]
+    #[error("layer {0} is missing from the store; build again")]
     LayerGone(DiffId),
     /// A blob is missing.
-    #[error("blob {0} is missing from the store. Build again")]
+    #[error("blob {0} is missing from the store; build again")]
     BlobGone(Digest),
     /// The store failed.
     #[error(transparent)]

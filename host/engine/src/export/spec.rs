@@ -17,6 +17,19 @@ const GZIP_LEVEL: u32 = 6;
 const ZSTD_LEVEL: i32 = 3;
 
 /// One requested output.
+///
+/// ```
+/// use std::path::PathBuf;
+///
+/// use engine::export::OutputSpec;
+///
+/// let spec: OutputSpec = "type=local,dest=out".parse()?;
+/// assert_eq!(spec, OutputSpec::Local { dest: PathBuf::from("out") });
+///
+/// let error = "type=tape".parse::<OutputSpec>().unwrap_err();
+/// assert_eq!(error.text, "type=tape");
+/// # Ok::<(), engine::export::OutputSpecError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputSpec {
     /// An image layout (OCI image specification, "Image Layout").

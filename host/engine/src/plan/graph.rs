@@ -96,7 +96,7 @@ pub(super) fn walk(
         bytes += node.trigger_bytes;
         if triggers > MAX_TRIGGERS || bytes > MAX_TRIGGER_BYTES {
             return Err(fail(Fault::new(format!(
-                "the base images have more than {MAX_TRIGGERS} ONBUILD triggers, or more than {} MiB of them",
+                "the base images have too many ONBUILD triggers (limit: {MAX_TRIGGERS}, or {} MiB)",
                 MAX_TRIGGER_BYTES >> 20
             ))));
         }

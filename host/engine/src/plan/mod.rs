@@ -5,6 +5,23 @@
 //! limits, so a Dockerfile cannot exhaust the memory of the host.
 //!
 //! Call [`missing_images`] to learn which images to resolve, then [`plan()`] with their configurations.
+//!
+//! ```
+//! use engine::plan::{Images, PlanOptions, missing_images, plan};
+//! use oci::Platform;
+//!
+//! let text = b"FROM scratch AS build\nCOPY a /\nFROM scratch\nCOPY --from=build /a /b\n";
+//! let dockerfile = dockerfile::parse("Dockerfile", text)?;
+//! let options = PlanOptions::new(Platform::linux("amd64"));
+//! let images = Images::new();
+//! assert_eq!(missing_images(&dockerfile, &options, &images)?, []);
+//!
+//! let plan = plan(&dockerfile, &options, &images)?;
+//! let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
+//! let shown: Vec<&str> = steps.map(|step| step.display.as_str()).collect();
+//! assert_eq!(shown, ["[build 1/1] COPY a /", "[stage-1 1/1] COPY --from=build /a /b"]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod checks;
 mod created;

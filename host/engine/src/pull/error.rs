@@ -14,7 +14,7 @@ pub enum PullError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// A layer contains what no layer may contain, or cannot be stored.
-    #[error("image {name}: layer {layer} cannot be ingested")]
+    #[error("image {name}: layer {layer} cannot be stored")]
     Ingest {
         /// The image.
         name: String,

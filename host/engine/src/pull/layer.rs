@@ -89,7 +89,7 @@ fn commit(
     Err(PullError::Image(ImageError::Unusable {
         name: job.name.to_owned(),
         reason: format!(
-            "layer {} unpacks to {actual}, and the configuration says {expected}",
+            "layer {} has diff ID {actual}, but the image configuration says {expected}",
             layer.digest
         ),
     }))

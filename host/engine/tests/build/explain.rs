@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use engine::build::{BuildRequest, DockerfileSource};
+use engine::pull::ImageSource;
 use exec::Cancel;
 use store::PruneOptions;
 
@@ -28,14 +29,14 @@ impl Bench {
     }
 
     /// The file in which the steps are remembered: its content, and which file it is.
-    fn book(&self) -> (Vec<u8>, u64) {
+    fn records(&self) -> (Vec<u8>, u64) {
         let files = fs::read_dir(self.store().join("cache")).unwrap();
-        let mut books = files.map(|file| file.unwrap().path()).filter(|path| {
+        let mut found = files.map(|file| file.unwrap().path()).filter(|path| {
             let name = path.file_name().unwrap().to_str().unwrap();
             name.starts_with("steps-")
         });
-        let path = books.next().unwrap();
-        assert_eq!(books.next(), None);
+        let path = found.next().unwrap();
+        assert_eq!(found.next(), None);
         (fs::read(&path).unwrap(), path.metadata().unwrap().ino())
     }
 }
@@ -49,12 +50,12 @@ fn a_new_step_was_never_built_and_one_that_is_found_has_the_same_inputs() {
     for step in ["WORKDIR", "COPY", "RUN"] {
         assert_eq!(first.why(step), "miss: never built before", "{step}");
     }
-    let book = bench.book();
+    let records = bench.records();
     let second = bench.explain(dockerfile);
     for step in ["WORKDIR", "COPY", "RUN"] {
         assert_eq!(second.why(step), "hit: same inputs", "{step}");
     }
-    assert_eq!(book, bench.book(), "written though nothing changed");
+    assert_eq!(records, bench.records(), "written though nothing changed");
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn changed_files_are_named_with_what_changed_and_what_follows_names_the_step_bel
     );
     assert_eq!(
         built.why("RUN"),
-        "miss: the layer below changed: [1/2] COPY [agkn]* /src/"
+        "miss: a previous step changed: [1/2] COPY [agkn]* /src/"
     );
 }
 
@@ -110,7 +111,7 @@ fn a_changed_command_is_told_with_what_it_was() {
     );
     assert_eq!(
         built.why("RUN last"),
-        "miss: USER was not set, is 1",
+        "miss: USER is new: 1",
         "the layer below holds the same as before"
     );
 }
@@ -139,7 +140,58 @@ fn an_inserted_line_is_new_and_the_next_one_says_that_it_lies_on_it() {
     assert_eq!(built.why("RUN new"), "miss: never built before");
     assert_eq!(
         built.why("RUN b"),
-        "miss: the layer below changed: [2/3] RUN new"
+        "miss: a previous step changed: [2/3] RUN new"
+    );
+}
+
+#[test]
+fn what_was_removed_is_named() {
+    let bench = Bench::new();
+    let why = |middle: &str| {
+        let built = bench.explain(&format!("FROM scratch\nRUN first\n{middle}RUN last\n"));
+        built.why("RUN last").to_owned()
+    };
+    assert_eq!(why("USER 1\nRUN other\n"), "miss: never built before");
+    assert_eq!(why("USER 2\nRUN other\n"), "miss: USER changed from 1 to 2");
+    assert_eq!(why("RUN other\n"), "miss: USER was removed");
+    assert_eq!(
+        why(""),
+        "miss: a previous step was removed or no longer creates a layer"
+    );
+}
+
+#[test]
+fn a_changed_base_image_is_named() {
+    let bench = Bench::new();
+    let out = tempfile::tempdir().unwrap();
+    bench.write("Dockerfile", "FROM base\nRUN step\n");
+    let build = |content: &str| {
+        bench.write("a", content);
+        let layout = out.path().join(content);
+        let output = format!("type=oci,tar=false,dest={}", layout.display());
+        let request = BuildRequest {
+            outputs: vec![output.parse().unwrap()],
+            ..bench.request("FROM scratch\nCOPY a /a\n")
+        };
+        let base = bench.build_as(&request, &Cancel::new());
+        base.result.unwrap();
+        let source = ImageSource::OciLayout {
+            dir: layout,
+            tag: None,
+            digest: None,
+        };
+        let request = BuildRequest {
+            dockerfile: DockerfileSource::Default,
+            named_contexts: vec![("base".to_owned(), source)],
+            explain: true,
+            ..bench.request("")
+        };
+        bench.build_as(&request, &Cancel::new())
+    };
+    build("one").result.unwrap();
+    assert_eq!(
+        build("two").why("RUN"),
+        "miss: the base image changed: base"
     );
 }
 
@@ -150,18 +202,18 @@ fn variables_are_told_by_name_and_value_but_for_those_that_look_secret() {
         "FROM scratch\nARG VERSION\nARG API_TOKEN\nARG LATER\nENV E=$VERSION\nRUN step\n";
     let args = [("VERSION", "1"), ("API_TOKEN", "hunter2-secret")];
     bench.explain_with(dockerfile, &args).result.unwrap();
-    let (book, _) = bench.book();
-    let secret = book.windows(7).any(|bytes| bytes == b"hunter2");
+    let (records, _) = bench.records();
+    let secret = records.windows(7).any(|bytes| bytes == b"hunter2");
     assert!(!secret, "a secret is remembered");
     let args = [("VERSION", "2"), ("API_TOKEN", "other"), ("LATER", "a b")];
     let built = bench.explain_with(dockerfile, &args);
     assert_eq!(
         built.why("RUN"),
-        "miss: the value of ARG API_TOKEN changed; ENV E was 1, is 2; ARG LATER is new: \"a b\"; \
-         ARG VERSION was 1, is 2"
+        "miss: the value of ARG API_TOKEN changed; ENV E changed from 1 to 2; \
+         ARG LATER is new: \"a b\"; ARG VERSION changed from 1 to 2"
     );
     let built = bench.explain_with(dockerfile, &args[..2]);
-    assert_eq!(built.why("RUN"), "miss: the variable LATER is gone");
+    assert_eq!(built.why("RUN"), "miss: variable LATER was removed");
 }
 
 #[test]
@@ -170,8 +222,8 @@ fn an_address_with_a_password_in_it_is_not_remembered() {
     let dockerfile = "FROM scratch\nARG MIRROR\nRUN step\n";
     let build = |mirror| bench.explain_with(dockerfile, &[("MIRROR", mirror)]);
     build("http://me:hunter2@mirror/").result.unwrap();
-    let (book, _) = bench.book();
-    assert!(!book.windows(7).any(|bytes| bytes == b"hunter2"));
+    let (records, _) = bench.records();
+    assert!(!records.windows(7).any(|bytes| bytes == b"hunter2"));
     let built = build("http://mirror/");
     assert_eq!(built.why("RUN"), "miss: the value of ARG MIRROR changed");
 }
@@ -187,7 +239,7 @@ fn what_was_pruned_is_said_to_be_pruned() {
     store.prune(&PruneOptions::default(), &mut go_on).unwrap();
     store.close().unwrap();
     let built = bench.explain(dockerfile);
-    let pruned = "miss: nothing changed, but the result was pruned or lost";
+    let pruned = "miss: inputs unchanged, but the cached result was pruned or lost";
     assert_eq!(built.why("COPY"), pruned);
     assert_eq!(built.why("RUN"), pruned);
     // Now with another file, too: which ones changed cannot be told.
@@ -196,7 +248,7 @@ fn what_was_pruned_is_said_to_be_pruned() {
     store.close().unwrap();
     bench.write("a", "two");
     let why = bench.explain(dockerfile).why("COPY").to_owned();
-    assert!(why.contains("the layer of the last time is gone"), "{why}");
+    assert!(why.contains("the previous layer was pruned"), "{why}");
 }
 
 #[test]
@@ -214,7 +266,7 @@ fn a_build_that_failed_remembers_what_it_did_and_what_was_known() {
     );
     assert_eq!(
         built.why("RUN last"),
-        "miss: the command changed: was `third`; the layer below changed: [2/3] RUN other"
+        "miss: the command changed: was `third`; a previous step changed: [2/3] RUN other"
     );
 }
 
@@ -257,7 +309,7 @@ fn explanations_need_no_build_with_them_before_and_no_cache_says_so() {
         ..request
     };
     let built = bench.build_as(&request, &Cancel::new());
-    assert_eq!(built.why("RUN"), "miss: --no-cache does every step again");
+    assert_eq!(built.why("RUN"), "miss: --no-cache was given");
     assert!(
         built
             .result

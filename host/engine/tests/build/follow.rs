@@ -120,7 +120,10 @@ fn who_waits_takes_over_that_the_command_failed() {
     assert!(watch.printed().ends_with(" and released"));
     assert!(two.second_log().ends_with(" and released"));
     let warnings = watch.warnings.lock().unwrap();
-    assert_eq!(*warnings, ["the command failed in build 1"]);
+    assert_eq!(
+        *warnings,
+        ["the step already failed in build 1, which ran it at the same time"]
+    );
     // Nothing is remembered for those who come later.
     let later = two.bench.build(&two.dockerfile);
     assert_eq!(later.ran.len(), 1);
@@ -146,7 +149,7 @@ fn who_waits_does_the_step_itself_if_the_other_build_is_cancelled() {
     let warnings = watch.warnings.lock().unwrap();
     assert_eq!(
         *warnings,
-        ["`test` ended without a result; running the step here"]
+        ["`test` ended without a result; running the step in this build"]
     );
 }
 
@@ -238,7 +241,7 @@ fn who_waits_takes_over_from_a_process_that_was_killed() {
     let warnings = watch.warnings.lock().unwrap();
     assert_eq!(
         *warnings,
-        ["`test` ended without a result; running the step here"]
+        ["`test` ended without a result; running the step in this build"]
     );
     assert!(two.second_log().ends_with(" and released"));
 }

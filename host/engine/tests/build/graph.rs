@@ -10,7 +10,7 @@ use exec::Cancel;
 use crate::bench::Bench;
 
 /// Far more than it takes, even on a slow machine under load; walking each path would take for ever.
-const PATIENCE: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_secs(120);
 
 #[test]
 fn diamonds_upon_diamonds_are_planned_built_explained_exported_and_found_again() {
@@ -48,7 +48,7 @@ fn diamonds_upon_diamonds_are_planned_built_explained_exported_and_found_again()
         let layers: HashSet<_> = image.layers.iter().collect();
         assert_eq!(blobs.count(), layers.len() + 2);
     }
-    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
 }
 
 #[test]

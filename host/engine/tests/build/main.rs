@@ -139,26 +139,26 @@ fn a_build_of_which_nobody_could_be_told_has_failed_in_the_history_too() {
     let tell = |built: &BuildResult| {
         assert!(matches!(builds()[0].state, BuildState::Running));
         assert_eq!(built.names, ["app:1"]);
-        let source = io::Error::other("no room");
+        let source = io::Error::other("no space left");
         let to = "id".to_owned();
         Err(BuildError::Report { to, source })
     };
     let (watch, cancel) = (bench::Watch::default(), Cancel::new());
-    let built = build_and_report(&request, &store, &NoVm, &watch, &cancel, tell);
+    let built = build_and_report(&request, &store, &VmForbidden, &watch, &cancel, tell);
     assert_eq!(built.unwrap_err().class(), Class::Host);
     let BuildState::Ended(_, outcome) = &builds()[0].state else {
         panic!("{:?}", builds())
     };
     assert_eq!((outcome.class, outcome.status), (store::Class::Host, 125));
-    assert_eq!(outcome.message, "cannot write id: no room");
+    assert_eq!(outcome.message, "cannot write id: no space left");
     assert_eq!(outcome.image, None);
     store.close().unwrap();
 }
 
 /// For builds without RUN.
-struct NoVm;
+struct VmForbidden;
 
-impl Executor for NoVm {
+impl Executor for VmForbidden {
     fn prepare(&self) {}
 
     fn run(&self, _: &StepSpec, _: &mut dyn Output, _: &Cancel) -> Result<StepDone, StepError> {

@@ -69,7 +69,7 @@ fn a_step_that_differs_is_told_with_its_path_and_what_is_stored_stays() {
         panic!("{builds:?}")
     };
     assert_eq!((outcome.class, outcome.status), (store::Class::Differs, 3));
-    assert_eq!(outcome.message, "1 step made something else than before");
+    assert_eq!(outcome.message, "1 step is not reproducible");
     store.close().unwrap();
 }
 
@@ -106,7 +106,7 @@ fn a_file_that_was_only_touched_differs_in_its_time() {
     assert!(!compared.differs());
     assert_eq!(
         compared.summary(),
-        "rebuilt: the same as what is stored, but for the time of 1 path"
+        "rebuilt: identical to the stored result, except for the time of 1 path"
     );
 }
 

@@ -25,7 +25,7 @@ pub enum DiskError {
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     pub(super) lock: PathBuf,
-    pub(super) image: PathBuf,
+    pub(super) disk: PathBuf,
     pub(super) clean: PathBuf,
 }
 
@@ -34,14 +34,14 @@ impl Files {
         let file = |suffix: &str| dir.join(format!("{name}.{suffix}"));
         Self {
             lock: file("lock"),
-            image: file("img"),
+            disk: file("img"),
             clean: file("clean"),
         }
     }
 
     /// Removes all files of the disk. The caller holds its lock.
     pub(super) fn remove(&self) -> Result<(), DiskError> {
-        for path in [&self.clean, &self.image, &self.lock] {
+        for path in [&self.clean, &self.disk, &self.lock] {
             match fs::remove_file(path) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => {
                     return Err(DiskError::File(path.clone(), err));
@@ -55,7 +55,7 @@ impl Files {
     /// When the disk was released, if that was during this boot of the host.
     pub(super) fn clean_since(&self, boot: &str) -> Option<SystemTime> {
         let found = fs::read_to_string(&self.clean).ok()?;
-        fs::metadata(&self.image).ok()?;
+        fs::metadata(&self.disk).ok()?;
         (found == boot).then(|| fs::metadata(&self.clean).ok()?.modified().ok())?
     }
 }

@@ -10,7 +10,7 @@ use super::files::{DiskError, Files, allocated, names, try_lock};
 /// The contents of a pool.
 #[derive(Debug)]
 pub(crate) struct Inventory {
-    /// Images of disks that are locked.
+    /// Disks that are locked.
     pub(crate) held: Vec<PathBuf>,
     /// Files that belong to no disk.
     pub(crate) strays: Vec<PathBuf>,
@@ -36,7 +36,7 @@ pub(crate) fn inventory(dir: &Path) -> io::Result<Inventory> {
     };
     let held = |name: &String| {
         let files = Files::new(dir, name);
-        (files.lock.exists() && try_lock(&files.lock).is_none()).then_some(files.image)
+        (files.lock.exists() && try_lock(&files.lock).is_none()).then_some(files.disk)
     };
     Ok(Inventory {
         held: names.iter().filter_map(held).collect(),
@@ -70,7 +70,7 @@ impl FreeDisk {
     /// Bytes that it takes on the host's disk.
     #[must_use]
     pub fn allocated(&self) -> u64 {
-        allocated(&self.files.image)
+        allocated(&self.files.disk)
     }
 
     /// When its last VM ended, if that ended cleanly; otherwise the disk cannot be used again.

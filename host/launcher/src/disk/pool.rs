@@ -73,10 +73,10 @@ impl DiskPool {
     /// If the pool's directory cannot be written.
     pub fn create(&self) -> Result<Disk, DiskError> {
         let (files, lock) = self.create_lock()?;
-        let written = create(&files.image).and_then(|image| template::write(&image, self.size));
+        let written = create(&files.disk).and_then(|disk| template::write(&disk, self.size));
         if let Err(err) = written {
             files.remove()?;
-            return Err(DiskError::File(files.image, err));
+            return Err(DiskError::File(files.disk, err));
         }
         Ok(self.disk(files, lock, true))
     }
@@ -91,7 +91,7 @@ impl DiskPool {
             let files = Files::new(&self.dir, &format!("{LAYOUT}{}", hex::encode(random)));
             let lock =
                 create(&files.lock).map_err(|err| DiskError::File(files.lock.clone(), err))?;
-            // Another process that goes through the pool may have locked it first. It finds no image
+            // Another process that goes through the pool may have locked it first. It finds no disk
             // and removes the file, so this name is lost.
             match lock.try_lock() {
                 Ok(()) if is_same_file(&lock, &files.lock) => return Ok((files, lock)),
@@ -137,10 +137,10 @@ impl DiskPool {
 }
 
 impl Disk {
-    /// The disk image, a sparse file.
+    /// The sparse file that holds the disk.
     #[must_use]
-    pub fn image(&self) -> &Path {
-        &self.files.image
+    pub fn path(&self) -> &Path {
+        &self.files.disk
     }
 
     /// It was just created and holds no layers.
@@ -159,7 +159,7 @@ impl Disk {
         let count = names(dir)
             .map_err(|err| DiskError::Pool(dir.into(), err))?
             .len();
-        if count > self.keep || allocated(&self.files.image) > MAX_WRITTEN {
+        if count > self.keep || allocated(&self.files.disk) > MAX_WRITTEN {
             return self.discard();
         }
         fs::write(&self.files.clean, &self.boot)

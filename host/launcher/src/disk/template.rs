@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     /// The command that made `template.txt`, which has the bytes of its result that are not zero.
-    fn mke2fs(image: &Path) -> Command {
+    fn mke2fs(disk: &Path) -> Command {
         let mut command = Command::new("mke2fs");
         command
             .args([
@@ -65,7 +65,7 @@ mod tests {
                 "hash_seed=0cfd0cfd-0000-4000-8000-000000000002,lazy_itable_init=1,nodiscard,\
                  root_owner=0:0",
             )
-            .arg(image)
+            .arg(disk)
             .env("E2FSPROGS_FAKE_TIME", "1");
         command
     }

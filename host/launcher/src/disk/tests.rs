@@ -41,15 +41,15 @@ fn a_disk_is_sparse_private_and_taken_again_after_a_clean_end() {
     let dir = tempfile::tempdir().unwrap();
     let disk = pool(dir.path()).take().unwrap();
     assert!(disk.is_fresh());
-    let found = fs::metadata(disk.image()).unwrap();
+    let found = fs::metadata(disk.path()).unwrap();
     assert_eq!((found.len(), found.mode() & 0o777), (SIZE, 0o600));
     assert!(found.blocks() * 512 < 1 << 20);
-    let image = disk.image().to_owned();
+    let path = disk.path().to_owned();
     check(dir.path(), &["img", "lock"]);
     disk.release().unwrap();
     let again = pool(dir.path()).take().unwrap();
     assert!(!again.is_fresh());
-    assert_eq!(again.image(), image);
+    assert_eq!(again.path(), path);
     check(dir.path(), &["img", "lock"]);
 }
 
@@ -58,17 +58,17 @@ fn a_disk_in_use_is_not_shared() {
     let dir = tempfile::tempdir().unwrap();
     let one = pool(dir.path()).take().unwrap();
     let two = pool(dir.path()).take().unwrap();
-    assert_ne!(one.image(), two.image());
+    assert_ne!(one.path(), two.path());
 }
 
 #[test]
 fn a_disk_whose_end_was_not_clean_is_discarded() {
     let dir = tempfile::tempdir().unwrap();
     let disk = pool(dir.path()).take().unwrap();
-    let image = disk.image().to_owned();
+    let path = disk.path().to_owned();
     drop(disk);
-    assert_ne!(pool(dir.path()).take().unwrap().image(), image);
-    assert!(!image.exists());
+    assert_ne!(pool(dir.path()).take().unwrap().path(), path);
+    assert!(!path.exists());
     check(dir.path(), &["img", "lock"]);
 }
 
@@ -111,7 +111,7 @@ fn free_disks_can_be_removed_and_those_in_use_stay() {
     assert!(other.is_fresh(), "a disk that is listed cannot be taken");
     other.discard().unwrap();
     free.remove().unwrap();
-    assert!(used.image().exists());
+    assert!(used.path().exists());
     check(dir.path(), &["img", "lock"]);
     drop(used);
     for free in super::free(dir.path()).unwrap() {
@@ -128,7 +128,7 @@ fn the_most_recently_used_disk_is_taken_first() {
         pool(dir.path()).take().unwrap(),
         pool(dir.path()).take().unwrap(),
     );
-    let last = one.image().to_owned();
+    let last = one.path().to_owned();
     let earlier = two.files.clean.clone();
     two.release().unwrap();
     one.release().unwrap();
@@ -139,7 +139,7 @@ fn the_most_recently_used_disk_is_taken_first() {
         .unwrap()
         .set_modified(past)
         .unwrap();
-    assert_eq!(pool(dir.path()).take().unwrap().image(), last);
+    assert_eq!(pool(dir.path()).take().unwrap().path(), last);
 }
 
 /// Not a test of its own: the other process of the tests below. Takes a disk, prints which, and
@@ -153,7 +153,7 @@ fn the_most_recently_used_disk_is_taken_first() {
 fn helper_other_process() {
     let dir = std::env::var_os(DIR).unwrap();
     let disk = pool(Path::new(&dir)).take().unwrap();
-    println!("\ntook {}", disk.image().display());
+    println!("\ntook {}", disk.path().display());
     std::thread::sleep(std::time::Duration::from_secs(60));
 }
 
@@ -170,10 +170,10 @@ fn spawn_other(dir: &Path) -> (Child, PathBuf) {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let image = lines
+    let disk = lines
         .find_map(|line| line.unwrap().strip_prefix("took ").map(PathBuf::from))
         .unwrap();
-    (child, image)
+    (child, disk)
 }
 
 #[test]
@@ -181,13 +181,13 @@ fn the_disk_of_another_process_is_untouched_until_that_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let (mut child, theirs) = spawn_other(dir.path());
     let ours = pool(dir.path()).take().unwrap();
-    assert_ne!(ours.image(), theirs);
+    assert_ne!(ours.path(), theirs);
     assert!(theirs.exists());
     child.kill().unwrap();
     child.wait().unwrap();
     drop(pool(dir.path()).take().unwrap());
     assert!(!theirs.exists(), "its end was not clean");
-    assert!(ours.image().exists());
+    assert!(ours.path().exists());
 }
 
 #[test]
@@ -202,12 +202,12 @@ fn many_processes_at_once_get_a_disk_each() {
             .map(|thread| thread.join().unwrap())
             .collect()
     });
-    let mut images: Vec<_> = others.iter().map(|(_, image)| image.clone()).collect();
-    images.sort();
-    images.dedup();
+    let mut disks: Vec<_> = others.iter().map(|(_, disk)| disk.clone()).collect();
+    disks.sort();
+    disks.dedup();
     for (child, _) in &mut others {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    assert_eq!(images.len(), 4);
+    assert_eq!(disks.len(), 4);
 }

@@ -32,7 +32,8 @@ impl From<SessionError> for StepFailure {
                 FailureKind::Setup => StepError::Setup(failure.text),
                 FailureKind::Cancelled => StepError::Cancelled,
                 FailureKind::DiskFull => StepError::Limit(format!(
-                    "the disk of the builder VM is full, not that of the host: {}",
+                    "the builder VM's disk is full, not the host disk: {}; use less space in this \
+                     step and the layers below it",
                     failure.text
                 )),
                 FailureKind::Violation | FailureKind::Internal => {

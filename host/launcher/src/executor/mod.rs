@@ -75,7 +75,7 @@ enum Phase {
     Ready(Arc<Guest>),
     /// No VM can be started.
     Failed(Arc<VmUnavailable>),
-    /// The build is over.
+    /// The build has ended.
     Finished,
 }
 
@@ -97,7 +97,7 @@ enum VmUnavailable {
     Lost(String),
     #[error("the thread that boots the builder VM panicked")]
     Panicked,
-    #[error("the build is over")]
+    #[error("the build has ended")]
     Finished,
 }
 
@@ -107,7 +107,7 @@ enum VmUnavailable {
 struct SharedUnavailable(Arc<VmUnavailable>);
 
 /// Separates the outputs of a step in two VMs.
-const AGAIN: &[u8] = b"\n[the builder VM was lost; the step runs again in a new one]\n";
+const AGAIN: &[u8] = b"\n[the builder VM was lost; rerunning the step in a new VM]\n";
 
 impl VmExecutor {
     /// An executor of the build that has `store` open, with VMs as in `options`.
@@ -142,7 +142,7 @@ impl VmExecutor {
             (phase, state.booting.take())
         };
         self.shared.changed.notify_all();
-        // The boot sees the stop, or sees that the build is over and ends its VM itself.
+        // The boot sees the stop, or sees that the build has ended and ends its VM itself.
         if let Some(booting) = booting
             && booting.join().is_err()
         {
@@ -169,6 +169,23 @@ impl VmExecutor {
 }
 
 /// Boots a VM without a build, and ends it.
+///
+/// ```no_run
+/// use std::path::Path;
+///
+/// use exec::Cancel;
+/// use launcher::{GuestImage, Options, boot_once};
+/// use store::{OpenOptions, Store};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let image = GuestImage::open(Path::new("target/vmimage"))?;
+/// let store = Store::open(Path::new("/var/tmp/store"), &OpenOptions::default())?;
+/// let report = boot_once(&store, &Options::new(image), &Cancel::new())?;
+/// println!("{} in {} ms", report.accelerator, report.boot.as_millis());
+/// store.close()?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// If it does not boot.

@@ -89,14 +89,14 @@ impl Worker<'_> {
             && space.free < HOST_DISK_FULL
         {
             let full = format!(
-                "exit code: {status}; no space left on the disk of this host, which also holds the \
-                 disk of the builder VM"
+                "exit code: {status}; no space left on the host disk, which also holds the builder \
+                 VM's disk; free disk space and retry"
             );
             return StepError::Host(full.into());
         }
         match self.session.stat() {
             Ok(stat) if stat.disk_free < GUEST_DISK_FULL => StepError::Limit(format!(
-                "exit code: {status}; the disk of the builder VM is full ({} GiB)",
+                "exit code: {status}; the builder VM's disk is full ({} GiB); write less in this step",
                 stat.disk_size >> 30
             )),
             Ok(_) | Err(_) => failed,
@@ -213,8 +213,8 @@ impl Worker<'_> {
             writer.abandon();
             if too_large {
                 return Err(StepError::Limit(format!(
-                    "the changes of this step are larger than the disk of the builder VM ({} GiB): \
-                     sparse files take their whole length in a layer",
+                    "the changes of this step are larger than the builder VM's disk ({} GiB), \
+                     counting sparse files with their full length; write less in this step",
                     self.max_written >> 30
                 ))
                 .into());

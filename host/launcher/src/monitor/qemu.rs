@@ -38,7 +38,7 @@ pub enum QemuError {
     #[error("cannot run `{}`", .0.display())]
     Unusable(PathBuf, #[source] io::Error),
     /// It prints something other than its version.
-    #[error("`{} --version` prints no version: `{said}`", program.display())]
+    #[error("`{} --version` did not print a version: `{said}`", program.display())]
     NoVersion {
         /// The program.
         program: PathBuf,

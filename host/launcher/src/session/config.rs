@@ -1,10 +1,10 @@
-//! What a session needs to know before it begins.
+//! The configuration of a session.
 
 use super::heartbeat::Heartbeat;
 use super::limits::Limits;
 use crate::time_budget::Clock;
 
-/// How a session with one VM is to be held.
+/// How a session with one VM is configured.
 #[derive(Debug)]
 pub(crate) struct SessionConfig {
     /// Chosen at random for this VM.

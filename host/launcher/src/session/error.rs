@@ -25,8 +25,8 @@ pub enum Lost {
     Violation(String),
     /// It is of another version.
     #[error(
-        "the guest image does not match this program: `{guest}` speaks protocol {theirs}, `{host}` \
-         speaks {ours}; rebuild the guest image with `cargo xtask image`"
+        "the guest image does not match this program: `{guest}` uses protocol {theirs}, but `{host}` \
+         uses {ours}; rebuild the guest image with `cargo xtask image`"
     )]
     Version {
         /// Software of the guest.
@@ -39,7 +39,7 @@ pub enum Lost {
         ours: u16,
     },
     /// It does not know the nonce of this session, so it is not the VM that this process started.
-    #[error("nonce mismatch: unexpected VM")]
+    #[error("an unexpected VM connected (wrong nonce)")]
     Nonce,
     /// It did not carry out a request in time.
     #[error("the builder VM did not {what} within {} s", limit.as_secs())]
@@ -54,7 +54,7 @@ pub enum Lost {
     #[error("the disk of the builder VM failed: {0}")]
     Disk(String),
     /// Our own vsock device stopped serving it.
-    #[error("the vsock device gave up on the builder VM: {0}")]
+    #[error("the vsock device disconnected the builder VM: {0}")]
     Device(String),
     /// This process ended it.
     #[error("the builder VM was shut down")]

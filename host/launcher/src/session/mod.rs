@@ -170,7 +170,7 @@ fn greet(shared: &Shared, frames: &mut Frames) -> Result<Hello, Lost> {
         // The watch ended the connection, which shows in more than one way.
         Ok(None) | Err(_) if watch.is_time_up() => {
             return Err(Lost::TooLate {
-                what: "say hello",
+                what: "complete the handshake",
                 limit,
             });
         }

@@ -115,7 +115,7 @@ impl Session {
             }
             if budget.elapse(clock.guest_time()) {
                 self.lose(Lost::TooLate {
-                    what: "end the output of a dead step",
+                    what: "close the output of an exited step",
                     limit,
                 });
             }

@@ -28,11 +28,11 @@ impl Session {
         Ok(layers)
     }
 
-    /// Use of the guest's disk and memory.
+    /// The guest's disk and memory usage.
     pub(crate) fn stat(&self) -> Result<Stat, SessionError> {
         let reply = self
             .ask(&Request::Stat)?
-            .wait_or_lose("report its use of disk and memory", self.limits().short)?;
+            .wait_or_lose("report its disk and memory usage", self.limits().short)?;
         let Reply::Stat(stat) = reply else {
             return Err(self.unexpected("Stat", &reply));
         };
@@ -120,7 +120,7 @@ impl Session {
             Err(SendError::Connection(_)) if cancel.is_cancelled() => Err(SessionError::Cancelled),
             // The guest gave up; the reply says why.
             Err(SendError::Connection(err)) => {
-                pending.wait_or_lose("say why it refuses a layer", self.limits().short)?;
+                pending.wait_or_lose("report why it rejected a layer", self.limits().short)?;
                 Err(self
                     .shared
                     .violation(&format!("it confirmed a layer that was cut off ({err})")))
@@ -272,7 +272,8 @@ impl Session {
             }
             // The guest gave up; the reply says why.
             Err(ReceiveError::Cut(how)) => {
-                pending.wait_or_lose("say why it gave up a layer", self.limits().short)?;
+                pending
+                    .wait_or_lose("report why it stopped sending a layer", self.limits().short)?;
                 Err(self.shared.violation(&how))
             }
         }

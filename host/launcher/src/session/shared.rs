@@ -32,7 +32,7 @@ pub(super) struct Shared {
     lost: Mutex<Option<Arc<Lost>>>,
     /// Cancelled when the session ends; its threads check it.
     pub(super) closed: Cancel,
-    /// The guest was told to power off, so the end of its connection is no loss.
+    /// The guest was told to power off, so the end of its connection is not a loss.
     pub(super) quitting: AtomicBool,
     /// Connections that have not named their transfer yet.
     pub(super) attaching: AtomicU64,

@@ -71,8 +71,8 @@ fn assemble(
     stop: &Cancel,
     parts: &mut Parts,
 ) -> Result<(Arc<Session>, Arc<Monitor>, Duration), BootError> {
-    let image = disk.image().to_owned();
-    let recorded = context.registry.record(&Resource::Disk(image.clone()));
+    let disk_path = disk.path().to_owned();
+    let recorded = context.registry.record(&Resource::Disk(disk_path.clone()));
     parts.disk = Some(disk);
     parts.disk_record = Some(recorded.map_err(BootError::Record)?);
     let dir = make_dir(context, parts)?;
@@ -80,7 +80,7 @@ fn assemble(
     #[cfg(test)]
     let listener = context.options.failpoints.listener(listener);
     let began = Instant::now();
-    let monitor = start_monitor(context, accelerator, &dir, &image, vsock, parts)?;
+    let monitor = start_monitor(context, accelerator, &dir, &disk_path, vsock, parts)?;
     let clock = Clock::default();
     let control = first_connection(&monitor, &*listener, accelerator, &clock, stop)?;
     let mut nonce = [0; 16];

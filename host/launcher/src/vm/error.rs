@@ -47,7 +47,7 @@ pub enum BootError {
     #[error("cannot record the builder VM in the store")]
     Record(#[source] RegistryError),
     /// The monitor ended before the agent said hello.
-    #[error("the monitor of the builder VM ended ({status}) before the agent was ready{words}")]
+    #[error("QEMU exited ({status}) before the agent was ready{words}")]
     Ended {
         /// How it ended.
         status: std::process::ExitStatus,
@@ -63,7 +63,7 @@ pub enum BootError {
         words: String,
     },
     /// The agent connected, but no session came about.
-    #[error("no session with the agent in the builder VM{words}")]
+    #[error("cannot start a session with the agent in the builder VM{words}")]
     Agent {
         /// Why.
         source: Lost,

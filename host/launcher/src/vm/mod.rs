@@ -117,7 +117,7 @@ impl Vm {
             // ended otherwise can be why a frame or the device is broken.
             let is_a_violation = matches!(lost, Lost::Violation(_) | Lost::Device(_));
             if !(is_a_violation && status.success()) {
-                text = format!("its monitor ended ({status})");
+                text = format!("QEMU exited ({status})");
             }
         }
         text + &self.monitor.last_words()

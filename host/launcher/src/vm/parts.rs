@@ -107,7 +107,7 @@ impl Parts {
         match monitor.wait(limits.kill) {
             Ok(Some(_)) => {}
             Ok(None) => log::debug!("the monitor did not end by itself"),
-            Err(err) => log::debug!("the monitor cannot be waited for: {err}"),
+            Err(err) => log::debug!("cannot wait for the monitor: {err}"),
         }
         true
     }

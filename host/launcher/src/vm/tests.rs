@@ -215,7 +215,7 @@ fn a_device_that_gave_up_on_its_vm_says_why() {
     };
     let text = source.to_string();
     assert!(
-        text.contains("the vsock device gave up") && text.contains("vhost-user"),
+        text.contains("the vsock device disconnected") && text.contains("vhost-user"),
         "{text}"
     );
 }

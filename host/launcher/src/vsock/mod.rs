@@ -24,6 +24,21 @@ use std::str::FromStr;
 pub(crate) use socket::SocketListener;
 
 /// What provides the VM's vsock device, and where the guest's connections arrive.
+///
+/// ```
+/// use std::path::PathBuf;
+///
+/// use launcher::VsockBackend;
+///
+/// assert_eq!("embedded".parse(), Ok(VsockBackend::Embedded));
+///
+/// // A device that connects to a socket for each port, as Firecracker does:
+/// let device = VsockBackend::Device {
+///     device: PathBuf::from("/run/device.sock"),
+///     listener: PathBuf::from("/run/guest.sock_3325"),
+/// };
+/// assert_eq!("/run/device.sock,uds=/run/guest.sock".parse(), Ok(device));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum VsockBackend {
     /// This process.
@@ -43,7 +58,7 @@ pub enum VsockBackend {
 /// Text that names no vsock backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown vsock device `{0}`: use embedded, host, DEVICE,uds=PATH or DEVICE,port=PATH, where \
+    "unknown vsock device `{0}`; use embedded, host, DEVICE,uds=PATH or DEVICE,port=PATH, where \
      DEVICE and PATH are Unix sockets"
 )]
 pub struct UnknownVsockBackend(pub String);

@@ -33,7 +33,7 @@ pub enum RegistryError {
     },
     /// It wants a login, or says so instead of "not found".
     #[error(
-        "registry {registry} denies access to {what}{message}. Check the spelling; repositories that require a login are not supported yet"
+        "registry {registry} denies access to {what}{message}; check the spelling (repositories that require a login are not supported yet)"
     )]
     Denied {
         /// The registry.
@@ -45,7 +45,7 @@ pub enum RegistryError {
     },
     /// No answer, after several attempts.
     #[error(
-        "registry {registry} cannot be reached. Check that it is running and that the network is up, then retry"
+        "registry {registry} cannot be reached; check that it is running and that the network is up, then retry"
     )]
     Unreachable {
         /// The registry.
@@ -56,7 +56,7 @@ pub enum RegistryError {
     },
     /// It answered, after several attempts, that it cannot serve the request now.
     #[error(
-        "registry {registry} answered the request for {what} with status {status}{message}. Retry later"
+        "registry {registry} answered the request for {what} with status {status}{message}; retry later"
     )]
     Failing {
         /// The registry.

@@ -75,8 +75,8 @@ impl Db {
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(StoreError::corrupt(format!(
-                "the database of the store is in journal mode `{mode}` instead of `wal`: do not open \
-                 it with other programs"
+                "the store database uses journal mode `{mode}`, expected `wal`; another program may have \
+                 changed it"
             )));
         }
         let state = State {
@@ -177,7 +177,9 @@ fn settle_version(layout: &Layout, read_only: bool) -> Result<(Connection, Lock)
         }
         if Instant::now() >= deadline {
             return Err(StoreError::Busy(
-                "another process has it open, or is upgrading or rebuilding it; try again when that has ended".to_owned(),
+                "another process is using, upgrading or rebuilding the store; try again when it has \
+                 finished"
+                    .to_owned(),
             ));
         }
         // Several processes may start at once: with unequal pauses one of them gets through.
@@ -280,8 +282,8 @@ pub(crate) fn refuse_orphans(layout: &Layout) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::corrupt(
-        "the store has objects, but its database is missing: run `cofferdam store check --repair` to \
-         make a new one from them",
+        "the store has objects, but its database is missing; run `cofferdam store check --repair` to \
+         rebuild it from them",
     ))
 }
 
@@ -296,7 +298,7 @@ pub(crate) fn make(path: &Path) -> Result<Connection, StoreError> {
 pub(crate) fn checkpoint_and_close(connection: Connection) -> Result<(), StoreError> {
     if !checkpoint(&connection, "TRUNCATE")? {
         return Err(StoreError::Busy(
-            "the log of a database cannot be checkpointed".to_owned(),
+            "cannot checkpoint the log of the new store database".to_owned(),
         ));
     }
     connection.close().map_err(|(_, error)| error.into())

@@ -51,7 +51,7 @@ pub enum Class {
     Limit,
     /// The user cancelled it.
     Cancelled,
-    /// Trouble with the machine, the VM, the disk or the network.
+    /// The machine, the VM, the disk or the network failed.
     Host,
 }
 

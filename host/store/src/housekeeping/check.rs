@@ -1,8 +1,8 @@
 //! Check: compares the database with the disk, and hashes every object.
 //!
 //! Each difference is a finding; if no process uses the store and all were cleaned up after, there is
-//! none. A damaged object is not used any more. A repair evicts damaged objects, makes missing indexes
-//! again, and removes files that belong to nothing. A check can run beside builds: whatever could have
+//! none. A damaged object is not used any more. A repair evicts damaged objects, rebuilds missing indexes,
+//! and removes files that belong to nothing. A check can run beside builds: whatever could have
 //! changed meanwhile is checked again before it is reported.
 
 use std::fmt;
@@ -37,7 +37,7 @@ pub enum Finding {
     },
     /// A file or directory that belongs to nothing.
     Stray(PathBuf),
-    /// A dead instance that was not cleaned up after.
+    /// A dead instance whose resources were not cleaned up.
     DeadInstance(String),
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for Finding {
             }
             Self::Stray(path) => write!(f, "{} is not used by the store", path.display()),
             Self::DeadInstance(name) => {
-                write!(f, "instance {name} has died and was not cleaned up after")
+                write!(f, "instance {name} died and left resources behind")
             }
         }
     }
@@ -190,7 +190,7 @@ impl Store {
         if is_lost {
             self.evict(object.id, &finding.to_string())?;
         } else if repair {
-            self.remake_index(object)?;
+            self.rebuild_index(object)?;
         } else if !self.is_read_only() {
             self.suspect(object.id)?;
         }

@@ -49,7 +49,7 @@ impl Store {
         layout.make()?;
         let Some(_alone) = Lock::try_exclusive(&layout.version_lock())? else {
             return Err(StoreError::Busy(
-                "another process has it open; try again when that has ended".to_owned(),
+                "another process is using the store; try again when it has finished".to_owned(),
             ));
         };
         let made = layout.rebuilding();
@@ -179,7 +179,7 @@ fn keep_logs(connection: &mut Connection, layout: &Layout) -> Result<u64, StoreE
 }
 
 /// The message of such a build. It is stored in the database.
-const LOGS_ONLY: &str = "how it ended is not known: the database was lost, the logs are left";
+const LOGS_ONLY: &str = "result unknown: the database was lost, only the logs remain";
 
 /// Makes the database give out only ids above `last`.
 fn reserve_ids(connection: &Connection, table: &str, last: Option<&i64>) -> Result<(), StoreError> {

@@ -22,6 +22,32 @@ use crate::{Hasher, IngestError, Layer, Store, StoreError, content_id, disk};
 /// If the layer is rejected, `write` fails with an [`io::Error`] that wraps the [`IngestError`], and
 /// [`Self::finish`] with the [`IngestError`] itself. If the writer is dropped, its file is removed when
 /// the instance ends; [`Self::abandon`] removes it at once.
+///
+/// ```
+/// use std::io::Write as _;
+///
+/// use layer::{Attributes, EntryKind, Style, Writer};
+/// # use store::{OpenOptions, Store};
+/// # let root = tempfile::tempdir()?;
+/// # let store = Store::open(root.path(), &OpenOptions::default())?;
+///
+/// let mut tar = Writer::new(Vec::new(), Style::Copy);
+/// tar.header(b"etc", &Attributes::implicit(), &EntryKind::Directory)?;
+/// let tar = tar.finish()?;
+///
+/// let mut writer = store.layer_writer("[2/2] COPY etc /etc")?;
+/// writer.write_all(&tar)?; // in pieces of any size
+/// let layer = writer.finish()?;
+/// assert_eq!(layer.diff_id.digest(), store::sha256(&tar));
+/// assert_eq!(store.index(layer.diff_id)?.entries().len(), 1);
+///
+/// // What cannot be a layer is rejected.
+/// let mut writer = store.layer_writer("[2/2] COPY etc /etc")?;
+/// assert!(writer.write_all(&[1; 512]).is_err());
+/// assert!(writer.finish().is_err());
+/// # store.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct LayerWriter {
     store: Store,

@@ -65,13 +65,13 @@ fn a_damaged_object_that_a_check_has_found_is_a_miss() {
 }
 
 #[test]
-fn what_cannot_be_a_cache_is_a_stray() {
+fn a_file_that_cannot_be_a_cache_is_found_and_removed() {
     let root = Root::new();
     let store = root.open();
     store.save_cache("fine", b"x").unwrap();
-    let stray = root.path().join("cache").join("no cache");
-    std::fs::write(&stray, b"").unwrap();
-    let found = Finding::Stray(std::fs::canonicalize(&stray).unwrap());
+    let unused = root.path().join("cache").join("no cache");
+    std::fs::write(&unused, b"").unwrap();
+    let found = Finding::Stray(std::fs::canonicalize(&unused).unwrap());
     assert_eq!(
         store.check(false).unwrap().findings,
         [(found.clone(), false)]
@@ -83,7 +83,7 @@ fn what_cannot_be_a_cache_is_a_stray() {
 }
 
 #[test]
-fn a_lock_that_nobody_holds_and_no_row_names_is_a_stray() {
+fn a_lock_that_nobody_holds_and_no_row_names_is_found_and_removed() {
     let root = Root::new();
     let store = root.open();
     let path = store.layout().instance_lock("nobody");
@@ -273,7 +273,7 @@ fn a_pending_object_that_is_not_needed_is_removed_at_once() {
     store.layer_writer("test").unwrap().abandon();
     store.blob_writer("test").unwrap().abandon();
     assert_eq!(objects(), (1, 1));
-    // An error of the directory is reported as such, and not taken for a foreign file.
+    // An error of the directory is reported as such, and not taken for an external file.
     let away = root.path().join("away");
     std::fs::rename(&blobs, &away).unwrap();
     let error = store.put_blob(b"y", "test").unwrap_err();

@@ -11,7 +11,7 @@ use crate::{DiffId, Lookup, Pin, PruneEnd, PruneOptions, Store, StoreError};
 const VERTICES: i64 = 100_000;
 /// Far more than a walk takes, even on a slow machine under load. Walking each path would never end,
 /// and quadratic cost would mean hours.
-const PATIENCE: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// Layers, each of which was made on the two before it. They have no files, since no walk needs them.
 fn diamonds(store: &Store) {
@@ -76,7 +76,7 @@ fn a_hundred_thousand_layers_with_diamonds_are_accounted_for_and_pruned() {
     assert_eq!((report.end, report.removed), (PruneEnd::Cancelled, 1000));
     let rest = super::prune(&store, &PruneOptions::default());
     assert_eq!((rest.end, rest.removed), (PruneEnd::Complete, 99_000));
-    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < BOUND, "{:?}", begin.elapsed());
     store.close().unwrap();
     root.assert_clean();
 }

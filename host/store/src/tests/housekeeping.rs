@@ -492,7 +492,7 @@ fn check_finds_and_repairs_each_kind_of_damage() {
     std::fs::write(blob(2).0, &bytes[..600]).unwrap();
     std::fs::write(blob(3).1, b"no index").unwrap();
     std::fs::copy(blob(3).0, root.path().join("blobs/999")).unwrap();
-    std::fs::write(root.path().join("blobs/foreign"), b"").unwrap();
+    std::fs::write(root.path().join("blobs/unknown"), b"").unwrap();
     std::fs::create_dir_all(root.path().join("tmp/0123/below")).unwrap();
     std::fs::write(root.path().join("instances/0123.lock"), b"").unwrap();
     std::fs::create_dir(root.path().join("logs/77")).unwrap();
@@ -501,7 +501,7 @@ fn check_finds_and_repairs_each_kind_of_damage() {
         &root,
         &[
             "blobs/999 is not used by the store",
-            "blobs/foreign is not used by the store",
+            "blobs/unknown is not used by the store",
             "logs/77 is not used by the store",
             "tmp/0123 is not used by the store",
             "",
@@ -564,11 +564,11 @@ fn a_lost_index_is_made_again_and_a_damaged_tar_is_not_believed() {
 }
 
 #[test]
-fn a_foreign_file_with_the_name_of_a_new_object_is_skipped() {
+fn an_external_file_with_the_name_of_a_new_object_is_skipped() {
     let root = Root::new();
     let store = root.open();
     layer(&store, "a");
-    std::fs::write(root.path().join("blobs/2"), b"foreign").unwrap();
+    std::fs::write(root.path().join("blobs/2"), b"external").unwrap();
     let made = layer(&store, "b");
     assert_eq!(store.index(made.diff_id).unwrap().entries().len(), 1);
     let swept = prune(&store, &PruneOptions::default());

@@ -12,12 +12,11 @@ use crate::layout::Layout;
 const ROOT: &str = "STORE_TEST_ROOT";
 const ROLE: &str = "STORE_TEST_ROLE";
 
-/// Not a test: the code of the child processes.
+/// Not a test of its own: the other processes of the tests here and in [`outputs`].
 #[test]
-fn child() {
-    let Some(root) = std::env::var_os(ROOT) else {
-        return;
-    };
+#[ignore = "a process of other tests"]
+fn helper_process() {
+    let root = std::env::var_os(ROOT).unwrap();
     let store = open(Path::new(&root));
     match std::env::var(ROLE).unwrap().as_str() {
         "hold" => {
@@ -87,7 +86,8 @@ pub(super) fn spawn(root: &Path, role: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "tests::processes::child",
+            "tests::processes::helper_process",
+            "--ignored",
             "--nocapture",
             "--test-threads=1",
         ])

@@ -21,7 +21,7 @@ pub(crate) enum Cause {
     GuestStopped,
     /// The monitor has ended.
     MonitorGone,
-    /// The device gave up on the guest.
+    /// The device disconnected the guest.
     DeviceFailed,
     /// The application shut the device down.
     DeviceStopped,
@@ -58,7 +58,7 @@ impl From<Cause> for io::Error {
             ),
             Cause::DeviceFailed => (
                 io::ErrorKind::ConnectionReset,
-                "the vsock device gave up on the guest",
+                "the vsock device disconnected the guest",
             ),
             Cause::DeviceStopped => (
                 io::ErrorKind::ConnectionReset,

@@ -207,14 +207,14 @@ fn a_guest_with_too_many_violations_loses_its_device() {
             .mux
             .failure()
             .unwrap()
-            .contains("foreign context id")
+            .contains("unexpected context id")
     );
     assert!(
         stream
             .read(&mut [0])
             .unwrap_err()
             .to_string()
-            .contains("gave up")
+            .contains("disconnected")
     );
     assert!(backlog.recv().is_err());
     assert!(harness.mux.listen(8).is_err());

@@ -36,8 +36,8 @@ use crate::tree::{self, Trash};
 /// The attribute of a directory that what is made in it inherits.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
-/// Why unpackers disagree about a layer.
-const BOTH: &str = "it is a directory and something else at once";
+/// A path about which unpackers disagree.
+const BOTH: &str = "it is both a directory and a non-directory in this layer";
 
 /// Unpacks a tar below `root`, which is empty. Reads to the end of the source.
 pub(crate) fn unpack(root: OwnedFd, trash: &Trash, tar: &mut impl BufRead) -> Result<Implicit> {
@@ -157,7 +157,7 @@ impl<'a> Target<'a> {
             };
             at = match openat(at.as_fd(), name.as_c_str(), tree::LIST, Mode::empty()) {
                 Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                    return Err(fault::setup("something above this path is not a directory"));
+                    return Err(fault::setup("a parent of this path is not a directory"));
                 }
                 opened => opened.context("cannot open a directory above this path")?,
             };
@@ -196,7 +196,7 @@ impl<'a> Target<'a> {
         )
     }
 
-    /// Makes an entry that is no directory, perhaps in place of an earlier one.
+    /// Makes an entry that is not a directory, perhaps in place of an earlier one.
     fn replace(
         &mut self,
         parent: BorrowedFd<'_>,
@@ -312,7 +312,7 @@ impl<'a> Target<'a> {
             Err(Errno::ENOENT) => {
                 let target = target.escape_ascii();
                 return Err(fault::setup(format!(
-                    "its hard link target {target} is in another layer"
+                    "it is a hard link to {target} in another layer, which is not supported yet"
                 )));
             }
             found => found.context("cannot open the target of a hard link")?,

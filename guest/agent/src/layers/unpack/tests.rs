@@ -91,8 +91,8 @@ fn check(entries: &[Entry], want: Result<&[&str], &str>) -> Option<(Tree, Implic
 #[test]
 #[ignore = "needs root"]
 fn as_root_paths_that_lead_out_are_refused() {
-    check(&[file("../x")], Err("leads upwards"));
-    check(&[file("a/../../x")], Err("leads upwards"));
+    check(&[file("../x")], Err("contains `..`"));
+    check(&[file("a/../../x")], Err("contains `..`"));
     check(&[file("/abs//./x")], Ok(&["abs 40755", "abs/x 100750"]));
     let to_etc = symlink("l", "/etc");
     check(&[to_etc.clone(), file("l/x")], Err("not a directory"));
@@ -144,7 +144,7 @@ fn as_root_the_last_entry_of_a_path_counts() {
         &[dir("a"), file("a/x"), dir("a")],
         Ok(&["a 40750", "a/x 100750"]),
     );
-    let both = "a directory and something else";
+    let both = "both a directory and";
     check(&[file("a"), dir("a"), file("a/x")], Err(both));
     check(&[dir("a"), file("a/x"), file("a")], Err(both));
     check(&[file("a/x"), symlink("a", "b")], Err(both));
@@ -209,7 +209,7 @@ fn as_root_a_layer_cannot_speak_for_overlayfs() {
 #[test]
 #[ignore = "needs root"]
 fn as_root_a_hard_link_to_another_layer_is_named() {
-    check(&[link("h", "no")], Err("hard link target no is in another"));
+    check(&[link("h", "no")], Err("hard link to no in another layer"));
 }
 
 #[test]

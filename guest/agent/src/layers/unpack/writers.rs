@@ -163,7 +163,7 @@ impl Writers {
         if self.batch.is_empty() {
             return Ok(());
         }
-        // Neither side ever waits to send: both channels have room for all that is under way.
+        // Neither side ever waits to send: both channels have space for all that is under way.
         while self.under_way >= UNDER_WAY || (self.under_way > 0 && !self.done.is_empty()) {
             self.wait()?;
         }

@@ -126,7 +126,8 @@ pub(in crate::command) struct Args {
     /// Number of CPUs of the VM [default: all CPUs of this machine]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub(super) cpus: Option<u16>,
-    /// Guest image directory [default: searched next to the program, in $XDG_DATA_HOME, in /usr/lib]
+    /// Guest image directory [default: the first of ../vmimage next to the program,
+    /// $XDG_DATA_HOME/cofferdam/vm and /usr/lib/cofferdam/vm]
     #[arg(
         long,
         value_name = "DIR",

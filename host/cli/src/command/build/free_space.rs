@@ -42,12 +42,13 @@ impl FreeSpaceHooks for Hooks<'_> {
     fn report(&self, event: FreeSpaceEvent<'_>) {
         self.progress.note(match event {
             FreeSpaceEvent::Freed { free, freed } => format!(
-                "free disk space fell to {}: pruned {} that no build used",
+                "only {} of disk space was left; pruned {} of unused cache",
                 size::show(free),
                 size::show(freed)
             ),
             FreeSpaceEvent::Low { free, report } => format!(
-                "only {} of disk space is free, and nothing more can be pruned{}",
+                "only {} of disk space is left and nothing more can be pruned{}; free disk space or use \
+                 another --store",
                 size::show(free),
                 in_use(report)
             ),

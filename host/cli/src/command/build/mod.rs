@@ -113,7 +113,7 @@ fn refuse_equal_destinations(request: &BuildRequest) -> Result<(), Failure> {
     match paths.find(|path| !destinations.insert(*path)) {
         None => Ok(()),
         Some(path) => Err(Failure::usage(format!(
-            "two outputs go to {}; give each its own destination",
+            "two outputs write to {}; give each its own destination",
             path.display()
         ))),
     }
@@ -184,6 +184,10 @@ fn failure(error: BuildError) -> Failure {
     };
     let hint = if let BuildError::Dockerfile(wrong) = &error {
         wrong.hint.clone()
+    } else if let BuildError::NoDockerfile { source, .. } = &error
+        && source.kind() == io::ErrorKind::NotFound
+    {
+        Some("use --file to name the Dockerfile".to_owned())
     } else {
         None
     };

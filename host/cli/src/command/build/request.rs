@@ -98,7 +98,7 @@ fn directory(context: &Path) -> Result<PathBuf, Failure> {
              it first"
         )
     } else {
-        format!("build context {name} does not exist")
+        format!("build context {name} does not exist; check the path")
     };
     Err(user(text))
 }
@@ -123,8 +123,8 @@ fn read_stdin() -> Result<Vec<u8>, Failure> {
         ));
     }
     if is_archive(&text) {
-        let text =
-            "archives on standard input are not supported yet; unpack it and pass the directory";
+        let text = "a build context on standard input is not supported yet; unpack the archive and pass \
+                    the directory";
         return Err(user(text.into()));
     }
     Ok(text)
@@ -157,8 +157,10 @@ fn epoch(build_args: &[(String, String)]) -> Result<Option<i64>, Failure> {
         .iter()
         .rev()
         .find(|(name, value)| name == EPOCH && !value.is_empty());
-    let wrong =
-        |value: &str| Failure::usage(format!("{EPOCH} is `{value}`; expected seconds since 1970"));
+    let wrong = |value: &str| {
+        let text = format!("{EPOCH}={value} is not valid; use seconds since 1970");
+        Failure::usage(text)
+    };
     given
         .map(|(_, value)| value.parse().map_err(|_| wrong(value)))
         .transpose()

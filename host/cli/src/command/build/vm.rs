@@ -80,8 +80,8 @@ fn described(report: &VmReport) -> Value {
         "transport": report.transport,
         "agent": report.agent,
         "agent_memory_peak": report.agent_memory_peak,
-        "layers_put": layers(report.transfers.imported),
-        "layers_taken": layers(report.transfers.exported),
+        "layers_imported": layers(report.transfers.imported),
+        "layers_exported": layers(report.transfers.exported),
     })
 }
 

@@ -96,7 +96,7 @@ Built in 13.5s: 3 steps, 1 cached, 2 done
 #[test]
 fn explanations_and_comparisons_are_shown_with_their_step() {
     let why = Explanation {
-        reasons: vec!["ARG \u{1b}[31mA was 1, is 2".into()],
+        reasons: vec!["ARG \u{1b}[31mA changed from 1 to 2".into()],
         ..Explanation::default()
     };
     let comparison = Comparison::default();
@@ -117,9 +117,9 @@ fn explanations_and_comparisons_are_shown_with_their_step() {
         Ending::Built,
         "\
 #1 [1/1] RUN a
-#1 miss: ARG A was 1, is 2
+#1 miss: ARG A changed from 1 to 2
 #1 0.100 a1
-#1 rebuilt: the same as what is stored
+#1 rebuilt: identical to the stored result
 #1 DONE 0.2s
 
 Built in 0.2s: 1 step, 0 cached, 1 done

@@ -20,8 +20,16 @@ pub(in crate::build) struct CurrentStep<'a> {
     pub(in crate::build) key: StepKey,
     /// The layers below it, lowest first.
     pub(in crate::build) below: Vec<ContentId>,
-    /// The step or image that each of them comes from.
-    pub(in crate::build) origins: Vec<String>,
+    /// Where each of them comes from.
+    pub(in crate::build) origins: Vec<Origin>,
+}
+
+/// Where a layer comes from.
+pub(in crate::build) enum Origin {
+    /// A step, as it is displayed.
+    Step(String),
+    /// An image, by its name in the Dockerfile.
+    Image(String),
 }
 
 /// Why there is no result for a RUN.
@@ -47,7 +55,7 @@ pub(in crate::build) fn miss(now: &CurrentStep<'_>, last: Option<LastStep<'_>>) 
         &mut why.reasons,
     );
     if why.reasons.is_empty() {
-        let text = "this version of cofferdam runs the step in another way than the one before";
+        let text = "a different cofferdam version built this step last time";
         why.reasons.push(text.to_owned());
     }
     why
@@ -77,8 +85,7 @@ pub(in crate::build) fn changed_layer(
     match difference(store, layer, last) {
         Some(changes) => why.changes = changes,
         None => why.reasons.push(
-            "the files are others; which ones is not known, since the layer of the last time is gone"
-                .to_owned(),
+            "files changed, but the previous layer was pruned, so they cannot be listed".to_owned(),
         ),
     }
     why
@@ -101,7 +108,7 @@ fn never(mut why: Explanation) -> Explanation {
 }
 
 fn pruned(mut why: Explanation) -> Explanation {
-    let text = "nothing changed, but the result was pruned or lost";
+    let text = "inputs unchanged, but the cached result was pruned or lost";
     why.reasons.push(text.to_owned());
     why
 }
@@ -133,11 +140,12 @@ fn of_settings(now: &Definition, last: &Definition, reasons: &mut Vec<String>) {
             Setting::Hostname => "the host name",
             Setting::Hosts => "--add-host",
         };
-        let shown = |text: &Text| match text.shown.as_str() {
-            "" => "not set".to_owned(),
-            _ => text.line().trim_matches('`').to_owned(),
-        };
-        reasons.push(format!("{name} was {}, is {}", shown(old), shown(text)));
+        let shown = |text: &Text| text.line().trim_matches('`').to_owned();
+        reasons.push(match (old.shown.is_empty(), text.shown.is_empty()) {
+            (true, _) => format!("{name} is new: {}", shown(text)),
+            (_, true) => format!("{name} was removed"),
+            _ => format!("{name} changed from {} to {}", shown(old), shown(text)),
+        });
     }
 }
 
@@ -160,35 +168,32 @@ fn of_variables(old: &[Variable], new: &[Variable], stage: &Stage, reasons: &mut
     };
     let (before, after) = (values(old), values(new));
     let mut found = Vec::new();
-    for (name, is) in &after {
+    for (name, value) in &after {
         let kind = kind(name);
-        match (before.get(name), is) {
-            (Some(was), is) if was == is => {}
-            (Some(Value::Shown(was)), Value::Shown(is)) => {
-                found.push(format!(
-                    "{kind} {name} was {}, is {}",
-                    quoted(was),
-                    quoted(is)
-                ));
+        match (before.get(name), value) {
+            (Some(old), new) if old == new => {}
+            (Some(Value::Shown(old)), Value::Shown(new)) => {
+                let (old, new) = (quoted(old), quoted(new));
+                found.push(format!("{kind} {name} changed from {old} to {new}"));
             }
             (Some(_), _) => found.push(format!("the value of {kind} {name} changed")),
-            (None, Value::Shown(is)) => {
-                found.push(format!("{kind} {name} is new: {}", quoted(is)));
+            (None, Value::Shown(new)) => {
+                found.push(format!("{kind} {name} is new: {}", quoted(new)));
             }
             (None, Value::Digest(_)) => found.push(format!("{kind} {name} is new")),
         }
     }
-    let gone = before.keys().filter(|name| !after.contains_key(*name));
-    found.extend(gone.map(|name| format!("the variable {name} is gone")));
+    let removed = before.keys().filter(|name| !after.contains_key(*name));
+    found.extend(removed.map(|name| format!("variable {name} was removed")));
     // Only the order differs, which is part of the key.
     if found.is_empty() && old != new {
-        found.push("the variables are in another order".to_owned());
+        found.push("the order of the variables changed".to_owned());
     }
     let more = found.len().saturating_sub(MAX_NAMED);
     found.truncate(MAX_NAMED);
     reasons.append(&mut found);
     if more > 0 {
-        reasons.push(format!("and {more} more variables"));
+        reasons.push(format!("and {more} more variable changes"));
     }
 }
 
@@ -212,7 +217,8 @@ fn of_root(now: &CurrentStep<'_>, last: &[ContentId], reasons: &mut Vec<String>)
         .take_while(|(a, b)| a == b)
         .count();
     reasons.push(match now.origins.get(same) {
-        Some(maker) => format!("the layer below changed: {maker}"),
-        None => "a layer below is gone".to_owned(),
+        Some(Origin::Step(step)) => format!("a previous step changed: {step}"),
+        Some(Origin::Image(name)) => format!("the base image changed: {name}"),
+        None => "a previous step was removed or no longer creates a layer".to_owned(),
     });
 }

@@ -62,7 +62,8 @@ impl<'a> Steps<'a> {
         };
         let Some(failure) = self.store.failure(&followed.owner)? else {
             let command = &followed.owner.command;
-            let text = format!("`{command}` ended without a result; running the step here");
+            let text =
+                format!("`{command}` ended without a result; running the step in this build");
             self.tracker.warn(text, None);
             // Its output stays in the log, before that of this build.
             self.followed().insert(step.number, followed);

@@ -18,7 +18,7 @@ use oci::MAX_LAYERS;
 use store::{ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
 
 use super::error::{BuildError, Location};
-use super::explain::{self, BaseLayers, StepRecorder};
+use super::explain::{self, BaseLayers, Origin, StepRecorder};
 use super::request::{BuildRequest, Rebuild};
 use super::track::Tracker;
 use crate::changes::{self, Changes, Times};
@@ -161,8 +161,8 @@ impl Steps<'_> {
         below
     }
 
-    /// The step or image that each layer of [`Self::chain`] comes from, for messages.
-    fn origins(&self, stage: usize, done: &Results<StepDone>) -> Vec<String> {
+    /// Where each layer of [`Self::chain`] comes from, for messages.
+    fn origins(&self, stage: usize, done: &Results<StepDone>) -> Vec<Origin> {
         let mut upwards = Vec::new();
         let mut at = Some(stage);
         while let Some(stage) = at {
@@ -174,12 +174,12 @@ impl Steps<'_> {
                 .into_iter()
                 .rev()
                 .filter(|(done, _)| done.layer.is_some());
-            upwards.extend(made.map(|(_, step)| step.display.clone()));
+            upwards.extend(made.map(|(_, step)| Origin::Step(step.display.clone())));
             at = match &planned.base {
                 Base::Stage(base) => Some(*base),
                 Base::Image(key) => {
                     let n_layers = self.images.get(key).map_or(0, Vec::len);
-                    upwards.extend((0..n_layers).map(|_| format!("the image {}", key.name)));
+                    upwards.extend((0..n_layers).map(|_| Origin::Image(key.name.clone())));
                     None
                 }
                 Base::Scratch => None,
@@ -298,7 +298,7 @@ impl Steps<'_> {
         }
         let why = if force {
             Explanation {
-                reasons: vec!["--no-cache does every step again".to_owned()],
+                reasons: vec!["--no-cache was given".to_owned()],
                 ..Explanation::default()
             }
         } else {

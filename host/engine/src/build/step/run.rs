@@ -41,8 +41,9 @@ impl Steps<'_> {
         if let Some((failure, tee)) = self.failure_elsewhere(step)? {
             claim.release()?;
             let build = failure.run.build;
-            self.tracker
-                .warn(format!("the command failed in build {build}"), None);
+            let text =
+                format!("the step already failed in build {build}, which ran it at the same time");
+            self.tracker.warn(text, None);
             let source = StepError::Failed {
                 status: failure.status,
                 out_of_memory: None,

@@ -500,7 +500,7 @@ fn the_ignore_file_of_the_dockerfile_comes_first() {
         kit.plan_from(&context, "COPY b /b")
             .expect_err("an error")
             .to_string(),
-        "`b` not found in the build context: it is ignored by sub/Dockerfile.dockerignore line 1: `b`"
+        "`b` not found in the build context: it is excluded by sub/Dockerfile.dockerignore line 1: `b`"
     );
 }
 
@@ -543,7 +543,7 @@ fn a_broken_ignore_file_is_an_error() {
         "{error}"
     );
     let kit = Kit::new(&[".dockerignore/"], &[]);
-    Context::open(&kit.path(), None, None).expect_err("a directory is no ignore file");
+    Context::open(&kit.path(), None, None).expect_err("a directory is not an ignore file");
 }
 
 #[test]
@@ -563,7 +563,7 @@ fn an_ignore_file_leads_to_nothing_outside_and_does_not_hang() {
     let kit = Kit::new(&[], &[]);
     let fifo = kit.path().join(".dockerignore");
     mkfifo(&fifo, Mode::S_IRUSR).expect("a pipe");
-    let error = Context::open(&kit.path(), None, None).expect_err("a pipe is no file");
+    let error = Context::open(&kit.path(), None, None).expect_err("a pipe is not a file");
     assert!(error.to_string().contains(".dockerignore"), "{error}");
 }
 

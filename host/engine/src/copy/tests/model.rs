@@ -159,7 +159,7 @@ fn a_line() -> impl Strategy<Value = (String, String)> {
     })
 }
 
-/// Lines of which none lies below one that is no directory, each path once, in order.
+/// Lines of which none lies below one that is not a directory, each path once, in order.
 fn lines(all: Vec<(String, String)>, directories: &dyn Fn(&str) -> bool) -> Vec<String> {
     let mut kept: BTreeMap<Vec<String>, (String, String)> = BTreeMap::new();
     for (path, line) in all {

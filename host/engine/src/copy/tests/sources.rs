@@ -58,7 +58,7 @@ fn a_pattern_without_a_match_is_a_warning() {
     let plan = kit.plan("COPY foo nomatch* /").expect("a plan");
     assert_eq!(
         plan.warnings,
-        ["`nomatch*` matches nothing; nothing is copied"]
+        ["no file matches `nomatch*`; nothing was copied"]
     );
     assert_eq!(kit.list(&kit.ingest(&plan)), ["foo"]);
     let plan = kit.plan("COPY nowhere/* /").expect("a plan");
@@ -72,7 +72,7 @@ fn a_matching_link_is_followed_and_must_lead_somewhere() {
         &["l1 -> nowhere"],
         &[],
         "COPY l* /o/",
-        "`l*` not found in the build context (a link to `nowhere`)",
+        "`l*` not found in the build context (it resolves to `nowhere`)",
     );
 }
 
@@ -89,11 +89,11 @@ fn a_missing_source_is_explained() {
     for (source, want) in [
         (
             "a.log",
-            "`a.log` not found in the build context: it is ignored by .dockerignore line 1: `*.log`",
+            "`a.log` not found in the build context: it is excluded by .dockerignore line 1: `*.log`",
         ),
         (
             "secret/k",
-            "`secret/k` not found in the build context: it is ignored by .dockerignore line 4: `secret`",
+            "`secret/k` not found in the build context: it is excluded by .dockerignore line 4: `secret`",
         ),
         ("b.log", "`b.log` not found in the build context"),
         (
@@ -114,8 +114,8 @@ fn a_missing_source_is_explained() {
         ),
         (
             "../other/file",
-            "`../other/file` not found in the build context: files outside of the build context \
-             cannot be copied, and `..` does not lead out of it",
+            "`../other/file` not found in the build context: it is outside the build \
+             context; move it inside or use a parent directory as the context",
         ),
         ("README.md/x", "/README.md: not a directory"),
     ] {
@@ -128,7 +128,7 @@ fn a_context_of_which_nothing_is_left_is_an_error() {
     let kit = Kit::new(&["a", "b", ".dockerignore = # all\n*\n"], &[]);
     assert_eq!(
         kit.error("COPY . /"),
-        "nothing to copy: all files in the build context are ignored, the first by .dockerignore line 2: `*`"
+        "nothing to copy: all files in the build context are excluded, the first one by .dockerignore line 2: `*`"
     );
     let empty = Kit::new(&[], &[]);
     assert_eq!(

@@ -349,7 +349,7 @@ fn external_front_ends_are_refused_unless_overridden() {
         "the external front end \"my/frontend:1\" is not supported yet",
     );
     refused(
-        "# syntax=my/frontend:1\nthis is no Dockerfile",
+        "# syntax=my/frontend:1\nthis is not a Dockerfile",
         1,
         "external front end",
     );

@@ -293,6 +293,6 @@ fn a_real_agent_with_a_wrong_nonce_is_an_unexpected_vm() {
             nonce: [1; 16],
             ..hello
         },
-        &["nonce mismatch"],
+        &["wrong nonce"],
     );
 }

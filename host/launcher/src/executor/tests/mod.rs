@@ -210,10 +210,23 @@ fn steps_build_upon_each_other_in_one_vm() {
     build.end();
 }
 
+/// What a step can do, in one VM, since none of it is about the VM.
 #[test]
 #[ignore = "needs a VM"]
-fn a_program_that_does_not_exist_is_a_setup_error_and_the_vm_is_kept() {
+fn steps_of_every_kind_in_one_vm() {
     let build = build();
+    for scenario in [
+        a_program_that_does_not_exist_is_a_setup_error_and_the_vm_is_kept,
+        a_script_that_comes_with_a_step_is_a_program_and_leaves_no_trace,
+        steps_run_at_the_same_time_and_a_cancelled_one_is_killed,
+        much_output_and_a_large_layer_arrive_whole_in_bounded_memory,
+    ] {
+        scenario(&build);
+    }
+    build.end();
+}
+
+fn a_program_that_does_not_exist_is_a_setup_error_and_the_vm_is_kept(build: &Build) {
     let spec = StepSpec {
         args: vec!["/bin/nothing".into()],
         ..step(&[build.base], "")
@@ -224,13 +237,9 @@ fn a_program_that_does_not_exist_is_a_setup_error_and_the_vm_is_kept() {
         .unwrap_err();
     assert!(matches!(failed, StepError::Setup(_)), "{failed:?}");
     build.run(&[build.base], "echo fine").unwrap();
-    build.end();
 }
 
-#[test]
-#[ignore = "needs a VM"]
-fn a_script_that_comes_with_a_step_is_a_program_and_leaves_no_trace() {
-    let build = build();
+fn a_script_that_comes_with_a_step_is_a_program_and_leaves_no_trace(build: &Build) {
     let script = StepScript {
         name: "E".into(),
         data: "#!/bin/sh -e\necho \"$0 and $#\"; echo >>$0 || cat $0\n".into(),
@@ -249,13 +258,9 @@ fn a_script_that_comes_with_a_step_is_a_program_and_leaves_no_trace() {
     let text = heard.text();
     assert!(text.contains("/dev/pipes/E and 1\n"), "{text}");
     assert!(text.contains("#!/bin/sh -e"), "{text}");
-    build.end();
 }
 
-#[test]
-#[ignore = "needs a VM"]
-fn steps_run_at_the_same_time_and_a_cancelled_one_is_killed() {
-    let build = build();
+fn steps_run_at_the_same_time_and_a_cancelled_one_is_killed(build: &Build) {
     build.run(&[build.base], "echo ready").unwrap();
     let cancel = Cancel::new();
     thread::scope(|scope| {
@@ -277,7 +282,15 @@ fn steps_run_at_the_same_time_and_a_cancelled_one_is_killed() {
         );
     });
     build.run(&[build.base], "echo still here").unwrap();
-    build.end();
+}
+
+fn much_output_and_a_large_layer_arrive_whole_in_bounded_memory(build: &Build) {
+    let (_, said) = build.run(&[build.base], "yes | head -c 5000000").unwrap();
+    assert_eq!(said.len(), 5_000_000);
+    let size = 64 << 20;
+    let script = format!("dd if=/dev/zero of=/big bs=1048576 count={}", size >> 20);
+    let (big, _) = build.run(&[build.base], &script).unwrap();
+    assert!(big.size > size);
 }
 
 #[test]
@@ -291,7 +304,7 @@ fn a_vm_whose_monitor_is_killed_is_replaced_once() {
         kill_monitor(&build);
         let (_, said) = slow.join().unwrap().unwrap_or_else(|err| panic!("{err:?}"));
         assert!(
-            said.ends_with(" runs again in a new one]\ndone\n"),
+            said.ends_with("rerunning the step in a new VM]\ndone\n"),
             "{said}"
         );
     });
@@ -308,19 +321,6 @@ fn a_vm_whose_monitor_is_killed_is_replaced_once() {
 
 fn kill_monitor(build: &Build) {
     build.guest().vm.kill_monitor();
-}
-
-#[test]
-#[ignore = "needs a VM"]
-fn much_output_and_a_large_layer_arrive_whole_in_bounded_memory() {
-    let build = build();
-    let (_, said) = build.run(&[build.base], "yes | head -c 5000000").unwrap();
-    assert_eq!(said.len(), 5_000_000);
-    let size = 64 << 20;
-    let script = format!("dd if=/dev/zero of=/big bs=1048576 count={}", size >> 20);
-    let (big, _) = build.run(&[build.base], &script).unwrap();
-    assert!(big.size > size);
-    build.end();
 }
 
 #[test]

@@ -94,12 +94,12 @@ fn when_the_owner_is_killed_its_vm_ends_and_the_next_process_cleans_up() {
     let build = build_in(dir.path());
     build.run(&[build.base], "echo again").unwrap();
     build.end();
-    let disks = std::fs::read_dir(dir.path().join("store/disks")).unwrap();
-    let images: Vec<_> = disks
+    let files = std::fs::read_dir(dir.path().join("store/disks")).unwrap();
+    let disks: Vec<_> = files
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "img"))
         .collect();
-    assert_eq!(images.len(), 1, "{images:?}");
+    assert_eq!(disks.len(), 1, "{disks:?}");
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn an_honest_guest_serves_every_request() {
     assert!(script.join().unwrap() == tar);
     assert!(
         matches!(*session.lost().unwrap(), Lost::Ended),
-        "an orderly end is no loss"
+        "an orderly end is not a loss"
     );
 }
 
@@ -636,11 +636,11 @@ fn a_guest_that_never_ends_the_output_of_a_dead_step_is_lost() {
 
 #[test]
 fn a_bulk_transfer_that_nobody_reads_delays_nothing_else() {
-    let patient = Limits {
+    let long_limits = Limits {
         stall: Duration::from_secs(60),
         ..short_limits()
     };
-    let (session, script) = with_limits(patient, |mut guest| {
+    let (session, script) = with_limits(long_limits, |mut guest| {
         let mut stuck = Vec::new();
         while let Some((id, request)) = guest.request() {
             if let Request::Import { transfer, .. } = request {

@@ -95,7 +95,7 @@ fn a_guest_that_never_ends_an_output_is_lost_though_the_host_was_slow() {
     let mut output = Busy::longer_than_any_limit();
     let began = Instant::now();
     let lost = run(&session, &mut output, &Cancel::new());
-    check_lost(lost, "end the output of a dead step");
+    check_lost(lost, "close the output of an exited step");
     assert!(began.elapsed() >= output.each + short_limits().output);
     session.close();
     script.join().unwrap();

@@ -5,6 +5,29 @@ use std::time::Duration;
 use crate::{Digest, Filter, Item, Removal};
 
 /// What a prune removes.
+///
+/// ```
+/// use std::ops::ControlFlow;
+///
+/// use store::{OpenOptions, PruneEnd, PruneOptions, Store};
+/// # let root = tempfile::tempdir()?;
+/// # let root = root.path();
+///
+/// let store = Store::open(root, &OpenOptions::default())?;
+/// let digest = store.put_blob(b"{}", "config")?;
+/// store.close()?; // ends the lease
+///
+/// let store = Store::open(root, &OpenOptions::default())?;
+/// let options = PruneOptions {
+///     filters: vec!["type=config".parse()?],
+///     ..PruneOptions::default()
+/// };
+/// let report = store.prune(&options, &mut |_| ControlFlow::Continue(()))?;
+/// assert_eq!((report.end, report.removed), (PruneEnd::Complete, 1));
+/// assert_eq!(store.blob(digest)?, None);
+/// store.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct PruneOptions {
     /// Also the parts of named images; an image loses its name when a part of it is removed. With

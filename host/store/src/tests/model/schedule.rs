@@ -239,7 +239,7 @@ fn run(seed: u64) -> usize {
     // In half of the orders nothing fails, so that nothing excuses repeated work.
     let mishaps = if seed % 4 < 2 { 2 } else { 0 };
     // From a switch after each step to long runs of one process.
-    let patience = [1, 3, 10][usize::try_from(seed % 3).unwrap()];
+    let run_length = [1, 3, 10][usize::try_from(seed % 3).unwrap()];
     std::thread::scope(|scope| {
         for (who, store) in stores.iter().enumerate() {
             let shared = Arc::clone(&shared);
@@ -261,7 +261,7 @@ fn run(seed: u64) -> usize {
                 assert!(able.is_empty(), "order {seed} does not come to rest");
                 break;
             }
-            if !able.contains(&who) || throw(patience) == 0 {
+            if !able.contains(&who) || throw(run_length) == 0 {
                 who = able[throw(able.len())];
             }
             let turn = match throw(60) {

@@ -109,8 +109,8 @@ fn is_kept(store: &Store, promise: &Promise) -> Result<bool, Box<dyn std::error:
     })
 }
 
-/// Describes anything that seems to belong to another live instance.
-pub(super) fn unrest(store: &Store) -> Option<String> {
+/// Describes anything that still belongs to another instance.
+fn held_by_others(store: &Store) -> Option<String> {
     let count = |what: &str, sql: &str| {
         let sql = sql.to_owned();
         let found: i64 = store
@@ -122,7 +122,7 @@ pub(super) fn unrest(store: &Store) -> Option<String> {
     let runs = builds
         .iter()
         .any(|build| build.state == BuildState::Running);
-    runs.then(|| "a build that runs".to_owned())
+    runs.then(|| "a running build".to_owned())
         .or_else(|| {
             count(
                 "other instances",
@@ -153,7 +153,7 @@ pub(super) enum Clean {
 }
 
 /// Describes what a check finds and should not.
-pub(super) fn dirt(store: &Store, clean: Clean) -> Option<String> {
+fn violation(store: &Store, clean: Clean) -> Option<String> {
     let report = store.check(false).unwrap();
     let bad = report.findings.iter().find(|(finding, _)| match clean {
         Clean::Wholly => true,
@@ -177,8 +177,8 @@ pub(super) fn dirt(store: &Store, clean: Clean) -> Option<String> {
 /// Opens the store as the next process would, and panics unless everything is right.
 pub(super) fn settle(root: &Path, promises: &[Promise], clean: Clean, power: bool) {
     let store = super::try_open(root).unwrap();
-    let wrong = unrest(&store)
-        .or_else(|| dirt(&store, clean))
+    let wrong = held_by_others(&store)
+        .or_else(|| violation(&store, clean))
         .or_else(|| broken(&store, promises, power));
     if let Some(wrong) = wrong {
         panic!("{wrong}");

@@ -230,12 +230,12 @@ fn a_store_that_has_lost_its_database_is_refused() {
 fn files_that_are_back_after_a_power_failure_are_swept_once_per_boot() {
     let root = Root::new();
     root.open().close().unwrap();
-    let stray = root.path().join("blobs/77");
-    std::fs::write(&stray, b"x").unwrap();
+    let leftover = root.path().join("blobs/77");
+    std::fs::write(&leftover, b"x").unwrap();
     root.open().close().unwrap();
-    assert!(stray.exists(), "swept in the same boot");
+    assert!(leftover.exists(), "swept in the same boot");
     with_boot_id("the next boot", || root.open().close().unwrap());
-    assert!(!stray.exists());
+    assert!(!leftover.exists());
     with_boot_id("the next boot", || root.assert_clean());
 }
 

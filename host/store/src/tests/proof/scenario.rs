@@ -302,7 +302,7 @@ fn damage(root: &Path, promises: &mut Vec<Promise>) {
     std::fs::write(root.join("index").join(b), b"no index").unwrap();
     std::fs::write(root.join("blobs").join(loose), b"torn").unwrap();
     promises.retain(|promise| *promise != Promise::Layer(small("loose")));
-    std::fs::write(root.join("blobs/999"), b"stray").unwrap();
+    std::fs::write(root.join("blobs/999"), b"unknown").unwrap();
     std::fs::create_dir_all(root.join("tmp/0123/below")).unwrap();
     std::fs::create_dir(root.join("logs/77")).unwrap();
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 pub(super) enum Node {
     Dir,
     File(Arc<[u8]>),
-    /// A file of this length whose content does not matter.
-    Room(u64),
+    /// The file that reserves space: its length matters, its content does not.
+    Reserve(u64),
 }
 
 /// Everything below a directory, by relative path.
@@ -35,7 +35,7 @@ pub(super) fn scan(root: &Path) -> BTreeMap<PathBuf, (u64, Node)> {
                 left.push(path.clone());
                 Node::Dir
             } else if path.ends_with("reserve/room") {
-                Node::Room(meta.len())
+                Node::Reserve(meta.len())
             } else {
                 Node::File(fs::read(root.join(&path)).unwrap().into())
             };
@@ -66,7 +66,7 @@ pub(super) fn make(root: &Path, snapshot: &Snapshot) {
         match node {
             Node::Dir => fs::create_dir(path).unwrap(),
             Node::File(bytes) => fs::write(path, bytes).unwrap(),
-            Node::Room(length) => fs::File::create(path).unwrap().set_len(*length).unwrap(),
+            Node::Reserve(length) => fs::File::create(path).unwrap().set_len(*length).unwrap(),
         }
     }
 }
