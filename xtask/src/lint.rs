@@ -17,6 +17,7 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
     cargo(&workspace, &["fmt", "--all", "--check"])?;
     unused_dependencies(&workspace)?;
     allowed_dependencies(&workspace)?;
+    lock_of_libfuzzer(&workspace)?;
     let all = ["clippy", "--workspace", "--all-targets"];
     let words = ["--locked", "--quiet", "--", "-D", "warnings"];
     cargo(&workspace, &[&all[..], &words].concat())?;
@@ -34,6 +35,8 @@ fn unused_dependencies(workspace: &Workspace) -> Result<()> {
 /// Licences and sources as `deny.toml` allows them; advisories, if their list can be fetched.
 fn allowed_dependencies(workspace: &Workspace) -> Result<()> {
     let deny = tools::DENY.obtain(workspace)?;
+    // It reads every crate of the lock file, also those of other platforms.
+    cargo(workspace, &["fetch", "--locked", "--quiet"])?;
     let run = |words: &[&str]| {
         let mut command = shell::command(&deny, words);
         shell::output(command.current_dir(&workspace.root))
@@ -48,6 +51,16 @@ fn allowed_dependencies(workspace: &Workspace) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// The lock file of the workspace below `tests/fuzz`, which no other command reads, is up to date.
+fn lock_of_libfuzzer(workspace: &Workspace) -> Result<()> {
+    let manifest = "tests/fuzz/libfuzzer/Cargo.toml";
+    let mut command = shell::command(
+        "cargo",
+        ["tree", "--locked", "--quiet", "--manifest-path", manifest],
+    );
+    shell::output(command.current_dir(&workspace.root)).map(drop)
 }
 
 fn documentation(workspace: &Workspace) -> Result<()> {

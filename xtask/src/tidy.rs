@@ -112,6 +112,28 @@ fn no_source_file_is_too_long_to_read() {
     assert!(long.is_empty(), "split by noun: {long:#?}");
 }
 
+/// Clippy reads one `clippy.toml` and does not merge.
+#[test]
+fn every_clippy_configuration_repeats_that_of_the_workspace() {
+    let root = root();
+    let settings = |path: &Path| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let text = text.replace(", allow-invalid = true", "");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let common = settings(&root.join("clippy.toml"));
+    let mut configurations = files(&root, &["toml"]);
+    configurations.retain(|file| file.ends_with("clippy.toml"));
+    assert_eq!(configurations.len(), 3);
+    for file in configurations {
+        let own = settings(&file);
+        for line in &common {
+            assert!(own.contains(line), "{} lacks {line}", file.display());
+        }
+    }
+}
+
 #[test]
 fn documents_name_only_paths_that_exist() {
     let root = root();

@@ -47,7 +47,7 @@ pub enum Class {
     User,
     /// The command line is wrong.
     Usage,
-    /// A limit on time, silence, memory or log size was exceeded.
+    /// A memory or disk limit of the VM was exceeded.
     Limit,
     /// The user cancelled it.
     Cancelled,
