@@ -105,10 +105,11 @@ impl Shared {
         if !matches!(*why, Lost::Ended) {
             log::warn!("{why}");
         }
-        // Every waiter sees its channel disconnect, and then reads the reason.
+        // Every waiter sees its channel disconnect, and then reads the reason. First the queue: who
+        // begins to wait after its list was cleared finds no queue to send to.
+        lock(&self.queue).take();
         lock(&self.requests).waiting.clear();
         lock(&self.transfers).expected.clear();
-        lock(&self.queue).take();
         self.control.reset();
         for watched in lock(&self.watched).values() {
             watched.connection.reset();
