@@ -112,7 +112,7 @@ impl Connection {
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.judge(response, path);
         }
-        let Some(challenge) = challenge(&response) else {
+        let Some(challenge) = challenge(&response).filter(|_| self.is_own(&response)) else {
             return self.judge(response, path);
         };
         self.authenticate(&challenge)?;
@@ -134,6 +134,12 @@ impl Connection {
             .map_err(|error| Failure::Transient(self.unreachable(error)))
     }
 
+    /// Whether the registry itself sent this, and not a server that it redirects to.
+    fn is_own(&self, response: &Response) -> bool {
+        let own = reqwest::Url::parse(&self.url(""));
+        own.is_ok_and(|own| own.origin() == response.url().origin())
+    }
+
     /// Gets a token from the server that the registry names.
     fn authenticate(&self, challenge: &Challenge) -> Result<(), Failure> {
         let url = challenge.url(self.image.repository());
@@ -146,11 +152,11 @@ impl Connection {
             .map_err(|stopped| Failure::Final(stopped.into()))?
             .map_err(|error| Failure::Transient(self.unreachable(error)))?;
         let status = response.status();
-        let body = self.body(&http, response, MAX_TOKEN_BODY, "token")?;
         if status != StatusCode::OK {
             let reason = format!("its token server answered with status {status}");
             return Err(Failure::Transient(self.unreachable(reason)));
         }
+        let body = self.body(&http, response, MAX_TOKEN_BODY, "token")?;
         let token = token::parse_answer(&body).ok_or_else(|| {
             Failure::Transient(self.unreachable("its token server did not send a token"))
         })?;
@@ -276,8 +282,10 @@ fn client(local: bool, scope: &CancelScope) -> Result<Http, RegistryError> {
 
 /// What the answer asks for, if it is a bearer token.
 fn challenge(response: &Response) -> Option<Challenge> {
-    let header = response.headers().get(WWW_AUTHENTICATE)?;
-    Challenge::parse(header.to_str().ok()?)
+    let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
+    headers
+        .filter_map(|header| header.to_str().ok())
+        .find_map(Challenge::parse)
 }
 
 /// While an answer is read, everything but a cancel may be transient.

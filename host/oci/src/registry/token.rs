@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http_auth::ChallengeRef;
+use http_auth::parser::ChallengeParser;
 use reqwest::Url;
 use serde::Deserialize;
 
@@ -41,22 +43,23 @@ pub(super) struct Challenge {
 }
 
 impl Challenge {
-    /// Reads the value of a `WWW-Authenticate` header. `None` if it does not ask for a bearer token.
+    /// Reads the value of a `WWW-Authenticate` header, which may have several challenges. `None` if
+    /// none of them asks for a bearer token.
     pub(super) fn parse(header: &str) -> Option<Self> {
-        let (scheme, mut rest) = header.trim().split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        let (mut realm, mut service) = (None, None);
-        while let Some((name, value, behind)) = parameter(rest) {
-            match name.to_ascii_lowercase().as_str() {
-                "realm" => realm = Some(value),
-                "service" => service = Some(value),
-                _ => {}
-            }
-            rest = behind;
-        }
-        let realm = Url::parse(&realm?).ok()?;
+        let challenges = ChallengeParser::new(header).map_while(Result::ok);
+        challenges
+            .filter(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))
+            .find_map(|challenge| Self::of(&challenge))
+    }
+
+    fn of(challenge: &ChallengeRef<'_>) -> Option<Self> {
+        let parameter = |wanted: &str| {
+            let mut all = challenge.params.iter();
+            all.find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+                .map(|(_, value)| value.to_unescaped())
+        };
+        let realm = Url::parse(&parameter("realm")?).ok()?;
+        let service = parameter("service");
         matches!(realm.scheme(), "http" | "https").then_some(Self { realm, service })
     }
 
@@ -70,30 +73,6 @@ impl Challenge {
         }
         url
     }
-}
-
-/// Splits off the first of `name=value, name="value"` (RFC 9110, section 11.2).
-fn parameter(text: &str) -> Option<(&str, String, &str)> {
-    let text = text.trim_start_matches([' ', '\t', ',']);
-    let (name, rest) = text.split_once('=')?;
-    let Some(quoted) = rest.trim_start().strip_prefix('"') else {
-        let end = rest.find(',').unwrap_or(rest.len());
-        let (value, rest) = rest.split_at(end);
-        return Some((name.trim(), value.trim().to_owned(), rest));
-    };
-    let mut value = String::new();
-    let mut characters = quoted.char_indices();
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '"' => {
-                let rest = quoted.get(at + 1..).unwrap_or_default();
-                return Some((name.trim(), value, rest));
-            }
-            '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
-            other => value.push(other),
-        }
-    }
-    None
 }
 
 /// Reads the answer of a token server.
@@ -137,6 +116,19 @@ mod tests {
             r#"Bearer realm="https://a/\t", error="say \"no\"""#,
             Some(&format!("https://a/t?{scope}")),
         );
+    }
+
+    #[test]
+    fn the_first_bearer_challenge_of_several_is_taken() {
+        let url = "https://a/t?scope=repository%3Auser%2Fapp%3Apull&service=s";
+        for header in [
+            r#"Basic realm="R", Bearer realm="https://a/t",service="s""#,
+            r#"Negotiate, Bearer realm="https://a/t",service="s""#,
+            r#"Bearer realm="https://a/t",service="s", Digest realm="R", service="z""#,
+            r#"Bearer realm="https://a/t", service=s, Basic realm="R""#,
+        ] {
+            check(header, Some(url));
+        }
     }
 
     #[test]
