@@ -160,7 +160,15 @@ fn check_parents(kept: &[(u32, Entry)]) -> Result<(), LayerError> {
 /// Refuses hard links to what is a directory or removed at that point of the tar, even if the link is
 /// replaced later: an unpacker fails at it before it sees the replacement.
 fn check_link_targets(sorted: &[(u32, Entry)]) -> Result<(), LayerError> {
-    for (place, link) in sorted {
+    let mut links = sorted
+        .iter()
+        .filter(|(_, entry)| matches!(entry.kind, EntryKind::Hardlink { .. }))
+        .peekable();
+    if links.peek().is_none() {
+        return Ok(());
+    }
+    let sorted = with_effect(sorted);
+    for (place, link) in links {
         let EntryKind::Hardlink { target } = &link.kind else {
             continue;
         };
@@ -201,6 +209,22 @@ fn check_link_targets(sorted: &[(u32, Entry)]) -> Result<(), LayerError> {
         }
     }
     Ok(())
+}
+
+/// All entries but whiteouts that come after something else of the same path: they have no effect.
+fn with_effect(sorted: &[(u32, Entry)]) -> Vec<&(u32, Entry)> {
+    let mut found: Vec<&(u32, Entry)> = Vec::with_capacity(sorted.len());
+    for item in sorted {
+        let (_, entry) = item;
+        let is_whiteout = |entry: &Entry| matches!(entry.kind, EntryKind::Whiteout);
+        let follows = found
+            .last()
+            .is_some_and(|(_, last)| last.path == entry.path && !is_whiteout(last));
+        if !(follows && is_whiteout(entry)) {
+            found.push(item);
+        }
+    }
+    found
 }
 
 /// Follows hard links in the order of the tar, so that each finds the ones before it settled.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use layer::limits::MAX_INDEX_FILE;
 
 use crate::ingest::Reindex;
-use crate::object::Object;
+use crate::object::{Object, hash_file};
 use crate::random::random;
 use crate::{DiffId, Digest, Index, Store, StoreError, disk};
 
@@ -50,21 +50,22 @@ impl Store {
         self.replace_index(object.id, &index)
     }
 
-    /// Makes the index of a layer from its tar. Evicts the layer if the tar is damaged.
+    /// Makes the index of a layer from its tar. Evicts the layer if the tar is damaged, or is no layer
+    /// by the rules of this version; a build then makes it again.
     fn reindex(&self, object: &Object) -> Result<Index, StoreError> {
-        match read_tar(&self.layout().blob(object.id))? {
-            Some((digest, index)) if digest == object.digest => Ok(index),
-            Some(_) | None => {
-                let damage = "its tar does not match its digest";
-                if !self.is_read_only() {
-                    self.evict(object.id, damage)?;
-                }
-                Err(StoreError::corrupt(format!(
-                    "layer {}: {damage}",
-                    object.digest
-                )))
+        let path = self.layout().blob(object.id);
+        let damage = match read_tar(&path)? {
+            Some((digest, index)) if digest == object.digest => return Ok(index),
+            None if hash_file(&path)? == Some(object.digest) => {
+                "its index is damaged, and this version of cofferdam does not accept its tar"
             }
+            Some(_) | None => "its tar does not match its digest",
+        };
+        if !self.is_read_only() {
+            self.evict(object.id, damage)?;
         }
+        let text = format!("layer {}: {damage}", object.digest);
+        Err(StoreError::corrupt(text))
     }
 
     /// Writes an index file, replacing a damaged one.

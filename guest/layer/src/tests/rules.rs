@@ -422,6 +422,21 @@ fn hard_links_name_a_file_that_is_there_already() {
         vec![raw(b'0', b".wh.b", b""), link(b'1', b"a", b"b")],
         "removes",
     );
+    // Beside the file the whiteout has no effect, in either order.
+    for removal in [0, 1] {
+        let mut parts = vec![raw(b'0', b"b", b"1")];
+        parts.insert(removal, raw(b'0', b".wh.b", b""));
+        parts.push(link(b'1', b"a", b"b"));
+        taken(parts, &["a h b", "b f1"]);
+    }
+    refused(
+        vec![
+            raw(b'5', b"d", b""),
+            raw(b'0', b".wh.d", b""),
+            link(b'1', b"a", b"d"),
+        ],
+        "to a directory",
+    );
 }
 
 #[test]

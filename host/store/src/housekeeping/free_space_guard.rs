@@ -134,9 +134,8 @@ impl Checks<'_> {
 
     /// Prunes if there is little free space. Returns whether there is still too little.
     fn free_if_low(&mut self) -> Result<bool, String> {
-        let text = |error: StoreError| error.to_string();
         let store = self.guard.store;
-        let space = store.space().map_err(text)?;
+        let space = store.space().map_err(with_causes)?;
         let mark = self.guard.min_free.unwrap_or_else(|| space.low_mark());
         if space.free >= mark {
             return Ok(false);
@@ -150,7 +149,7 @@ impl Checks<'_> {
             self.skip = SKIP_WHILE_PRUNED;
             return Ok(false);
         }
-        let free = store.space().map_err(text)?.free;
+        let free = store.space().map_err(with_causes)?.free;
         if free >= mark {
             return Ok(false);
         }
@@ -174,9 +173,17 @@ impl Checks<'_> {
             Ok(()) | Err(TryRecvError::Empty) => ControlFlow::Continue(()),
         };
         let report = self.guard.store.prune(&options, &mut go_on);
-        let report = report.map_err(|error| error.to_string())?;
+        let report = report.map_err(with_causes)?;
         Ok((freed + report.freed, report))
     }
+}
+
+/// An error and its causes as one line.
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn with_causes(error: StoreError) -> String {
+    let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+    let texts: Vec<String> = chain.map(ToString::to_string).collect();
+    texts.join(": ")
 }
 
 #[cfg(test)]
