@@ -44,6 +44,17 @@ pub enum CopyError {
         "cannot copy to {0}: names that start with .wh. mark deleted files in a layer; rename the file"
     )]
     Whiteout(String),
+    /// An extended attribute cannot be stored in a layer.
+    #[error(
+        "cannot copy to {path}: layers cannot hold the extended attribute `{name}`, since its name has \
+         a `=`; remove it with setfattr --remove"
+    )]
+    Attribute {
+        /// The destination.
+        path: String,
+        /// The name of the attribute.
+        name: String,
+    },
     /// A directory of the image is replaced by a file and then by a directory.
     #[error(
         "{0} is a directory in the image and would become a file, then a directory again; split the \
@@ -175,6 +186,7 @@ impl CopyError {
             | Self::NonDirectory(_)
             | Self::OntoDirectory(_)
             | Self::Whiteout(_)
+            | Self::Attribute { .. }
             | Self::DirectoryAgain(_)
             | Self::Path(_)
             | Self::Mode(_)

@@ -14,6 +14,7 @@ use super::entry::{Body, Bytes, PlannedBody, PlannedEntry, entry_kind};
 use super::{CopyError, CopyPlan};
 use crate::context::stat::Stat;
 use crate::context::{Context, ContextError, OpenError, Opened, Reader};
+use crate::rootfs::path;
 
 /// Files up to this length are read completely before anything is written, so that they can be read
 /// again.
@@ -170,6 +171,12 @@ impl Writing<'_, '_> {
         meta: &Attributes,
         size: u64,
     ) -> Result<u64, CopyError> {
+        if let Some((name, _)) = meta.xattrs.iter().find(|(name, _)| name.contains(&b'=')) {
+            return Err(CopyError::Attribute {
+                path: path::show(&item.path),
+                name: name.escape_ascii().to_string(),
+            });
+        }
         let kind = entry_kind(&item.body, |_| Some((size, Digest::UNKNOWN)));
         let kind = kind.unwrap_or(EntryKind::Fifo);
         self.tar

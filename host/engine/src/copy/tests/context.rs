@@ -580,6 +580,23 @@ fn cancelling_ends_the_walk() {
 }
 
 #[test]
+fn an_attribute_that_no_layer_can_hold_is_the_users_error() {
+    let kit = Kit::new(&["f"], &[]);
+    // Not every file system has them.
+    if xattr::set(kit.path().join("f"), "user.a=b", b"v").is_err() {
+        return;
+    }
+    let plan = kit.plan("COPY f /to").expect("a plan");
+    let error = plan
+        .ingest(&kit.store, "test", &Cancel::new())
+        .expect_err("no layer");
+    assert!(!error.is_host());
+    let text = error.to_string();
+    assert!(text.starts_with("cannot copy to /to: "), "{text}");
+    assert!(text.contains("`user.a=b`"), "{text}");
+}
+
+#[test]
 fn a_name_that_removes_something_in_a_layer_is_refused() {
     let refused = |context: &str, instruction: &str, name: &str| {
         let reason = "names that start with .wh. mark deleted files in a layer; rename the file";
