@@ -79,22 +79,36 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
     done
 }
 
+/// A failure does not hide what comes after it. The first one is returned.
 fn all(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
-    tests_of_crates(bench, args, totals)?;
-    if args.filter.is_none() {
-        let minutes = if args.full { 10.0 } else { 1.0 };
-        soak::drive(&bench.workspace, &soak::Args::of(minutes))?;
-        if args.full {
-            fuzz::run(&fuzz::Args::all(60))?;
-        }
-    }
-    builds_in_vms(bench, args, totals)
+    let outcomes = [
+        tests_of_crates(bench, args, totals),
+        examples(bench, args, totals),
+        random_builds(bench, args),
+        builds_in_vms(bench, args, totals),
+    ];
+    outcomes.into_iter().collect()
 }
+
+/// Soak and, in a full run, fuzzing. They have no names to filter by.
+fn random_builds(bench: &Bench, args: &Args) -> Result<()> {
+    if args.filter.is_some() {
+        return Ok(());
+    }
+    let minutes = if args.full { 10.0 } else { 1.0 };
+    soak::drive(&bench.workspace, &soak::Args::of(minutes))?;
+    if args.full {
+        fuzz::run(&fuzz::Args::all(60))?;
+    }
+    Ok(())
+}
+
+/// All crates but `tests`.
+const CRATES: [&str; 3] = ["--workspace", "--exclude", "tests"];
 
 fn tests_of_crates(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
     let peers = Peers::obtain(&bench.workspace)?;
-    let crates = ["--workspace", "--exclude", "tests"];
-    let mut command = cargo_test(bench, args, &[&crates[..], &["--all-targets"]].concat());
+    let mut command = cargo_test(bench, args, &[&CRATES[..], &["--all-targets"]].concat());
     command
         .args(["--"])
         .args(runner::TIMED)
@@ -103,13 +117,13 @@ fn tests_of_crates(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()
         command.env("STORE_PROOF_WIDTH", FULL_PROOF_WIDTH);
         command.env("COFFERDAM_STALL", FULL_STALL);
     }
-    totals.run(peers.tell(&mut command))?;
-    // `--all-targets` leaves the examples of the documentation out.
-    totals.run(&mut cargo_test(
-        bench,
-        args,
-        &[&crates[..], &["--doc"]].concat(),
-    ))
+    totals.run(peers.tell(&mut command))
+}
+
+/// The examples of the documentation, which `--all-targets` leaves out.
+fn examples(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
+    let words = [&CRATES[..], &["--doc"]].concat();
+    totals.run(&mut cargo_test(bench, args, &words))
 }
 
 fn builds_in_vms(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {

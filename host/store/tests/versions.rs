@@ -5,7 +5,7 @@
 //! [`fill`]. After a change of the schema, make the fixture of the new version with
 //!
 //! ```text
-//! cargo test -p store --test versions -- --ignored make_the_fixture
+//! cargo test -p store --test versions -- --ignored by_hand_make_the_fixture
 //! ```
 //!
 //! and commit it. Never make the fixture of an old version again with a newer program.
@@ -293,7 +293,7 @@ fn a_store_of_a_newer_version_is_refused_with_advice_and_not_changed() {
 
 #[test]
 #[ignore = "makes the fixture of the current version; see the module"]
-fn make_the_fixture() {
+fn by_hand_make_the_fixture() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path());
     let version = schema(dir.path());
