@@ -193,6 +193,31 @@ fn the_table_of_faults_names_only_tests_that_exist() {
     assert!(named > 50, "the table was not read: {named} tests");
 }
 
+/// The threat model names tests as `` `FILE`: `TEST`, `TEST` ``, and other things behind a semicolon.
+#[test]
+fn the_threat_model_names_only_tests_that_exist() {
+    let text = std::fs::read_to_string(root().join("docs/threat-model.md")).unwrap();
+    let mut named = 0;
+    for part in text.lines().flat_map(|line| line.split(['|', ';'])) {
+        let Some((file, tests)) = part.trim().split_once(".rs`: ") else {
+            continue;
+        };
+        let file = format!("{}.rs", file.trim_start_matches('`'));
+        let source = std::fs::read_to_string(root().join(&file)).unwrap();
+        for test in tests.split('`').skip(1).step_by(2) {
+            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if test.chars().all(is_name) {
+                assert!(
+                    source.contains(&format!("fn {test}(")),
+                    "no {test} in {file}"
+                );
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 15, "the tables were not read: {named} tests");
+}
+
 /// Whether a module with one of the names before the last `::` has a test with the last name, or one
 /// for each driver of the guest. A name without `::` is that of a module.
 fn has_test(dir: &Path, path: &str) -> bool {

@@ -134,10 +134,10 @@ impl Connection {
             .map_err(|error| Failure::Transient(self.unreachable(error)))
     }
 
-    /// Whether the registry itself sent this, and not a server that it redirects to.
+    /// Whether the registry itself sent this, and not another server that it redirects to.
     fn is_own(&self, response: &Response) -> bool {
         let own = reqwest::Url::parse(&self.url(""));
-        own.is_ok_and(|own| own.origin() == response.url().origin())
+        own.is_ok_and(|own| own.host() == response.url().host())
     }
 
     /// Gets a token from the server that the registry names.
