@@ -116,11 +116,13 @@ impl Tree {
                     .map(|name| (name.clone(), xattr::get(&full, name).unwrap()))
                     .collect();
                 xattrs.sort();
+                // A whiteout is only a name. Its time, and a group that it may have from the
+                // directory, mean nothing.
                 let whiteout = meta.rdev() == 0 && meta.mode() & 0o170_000 == 0o020_000;
-                let time = if whiteout {
-                    (0, 0)
+                let (owner, time) = if whiteout {
+                    ((0, 0), (0, 0))
                 } else {
-                    (meta.mtime(), meta.mtime_nsec())
+                    ((meta.uid(), meta.gid()), (meta.mtime(), meta.mtime_nsec()))
                 };
                 let group = (meta.nlink() > 1 && !meta.is_dir()).then(|| {
                     links
@@ -132,8 +134,8 @@ impl Tree {
                     "{} {:o} {}:{} {time:?} {content} {xattrs:?} {group:?}",
                     path.display(),
                     meta.mode(),
-                    meta.uid(),
-                    meta.gid(),
+                    owner.0,
+                    owner.1,
                 ));
                 if meta.is_dir() {
                     dirs.push(path);
