@@ -24,6 +24,7 @@ mod processes;
     reason = "each match is about a few of many operations or promises"
 )]
 mod proof;
+mod reindex;
 
 use std::io::Write;
 use std::ops::ControlFlow;

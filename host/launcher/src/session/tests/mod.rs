@@ -1,14 +1,15 @@
 //! Sessions against scripted guests: honest ones and others, over socket pairs.
 //!
 //! Here is what a session does with one guest; `damaged_streams` cuts and changes what a guest sends,
-//! `slow_host` and `stopped_host` are about time that the guest does not pay for.
+//! `loss` is about requests at the moment at which it is lost, `slow_host` and `stopped_host` are
+//! about time that the guest does not pay for.
 
 mod damaged_streams;
+mod loss;
 mod slow_host;
 mod stopped_host;
 
 use std::io::{Cursor, Write};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,6 @@ use wire::frame::{self, Kind};
 use wire::{Exit, Failure, FailureKind, Network, Reply, Request, RunStep, StepLimits, transfer};
 
 use super::limits::Limits;
-use super::shared::lock;
 use super::{Heartbeat, Lost, Session, SessionError};
 use crate::session::testing::scripted_guest::{Guest, NONCE, pair, short_limits};
 
@@ -82,29 +82,6 @@ fn check_lost<T: std::fmt::Debug>(result: Result<T, SessionError>, text: &str) {
         Err(SessionError::Lost(why)) => assert!(why.to_string().contains(text), "{why}"),
         other => panic!("{other:?}"),
     }
-}
-
-/// Between two steps of [`super::shared::Shared::lose`] somebody begins to wait.
-#[test]
-fn a_request_that_meets_the_loss_of_its_guest_ends() {
-    let (session, script) = with(|mut guest| while guest.request().is_some() {});
-    let shared = Arc::clone(&session.shared);
-    let transfers = lock(&shared.transfers);
-    thread::scope(|scope| {
-        let loser = scope.spawn(|| session.shared.lose(Lost::Closed));
-        while shared.lost().is_none() {
-            thread::yield_now();
-        }
-        // It now waits for the transfers, or will.
-        thread::sleep(Duration::from_millis(50));
-        let asked = shared.ask(&Request::List);
-        drop(transfers);
-        loser.join().unwrap();
-        let ended = asked.and_then(|pending| pending.wait(None, Some(Duration::from_secs(10))));
-        assert!(matches!(ended, Err(SessionError::Lost(_))), "{ended:?}");
-    });
-    drop(session);
-    script.join().unwrap();
 }
 
 /// The output transfer of a `Run` request.
