@@ -65,6 +65,11 @@ impl Report {
             .insert(name.to_owned(), (value * 1e3).round() / 1e3);
     }
 
+    /// The first text in a column.
+    pub(super) fn text(&self, column: &str) -> Option<&str> {
+        self.rows.iter().find_map(|row| row.get(column)?.as_str())
+    }
+
     /// Prints the table, then the ratios.
     pub(super) fn print(&self) {
         let columns = self.columns();
