@@ -59,8 +59,9 @@ fn compare_kind<R: std::io::Read>(theirs: &tar::Entry<'_, R>, ours: &Seen) {
     if matches!(kind, EntryKind::Whiteout | EntryKind::Opaque) {
         return; // known by its name
     }
-    let is_same = match header.entry_type().as_byte() {
-        // The old form: a directory is one by its name.
+    // `entry_type` makes no difference between the old form of a file and the new one.
+    let is_same = match header.as_bytes()[156] {
+        // In the old form a directory is one by its name.
         0 if *kind == EntryKind::Directory => true,
         0 | b'0' | b'7' => matches!(kind, EntryKind::File { .. }),
         b'1' => matches!(kind, EntryKind::Hardlink { target } if *target == clean(link)),
