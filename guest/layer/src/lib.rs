@@ -102,5 +102,6 @@ pub use header::is_header;
 pub use index::Index;
 pub use indexer::{Indexer, Sha256};
 pub use parser::{Event, Parser};
+pub use pax::can_hold_xattr;
 pub use reader::{ReadError, Reader};
 pub use writer::{Style, Writer};

@@ -13,6 +13,13 @@ use crate::limits::{MAX_XATTR_NAME, MAX_XATTR_VALUE, MAX_XATTRS};
 /// Prefix of keys that carry extended attributes.
 pub(crate) const XATTR: &[u8] = b"SCHILY.xattr.";
 
+/// Whether a layer can hold an extended attribute of this name. A key of a pax record ends at the
+/// first `=`, so a name that has one would come back as another.
+#[must_use]
+pub fn can_hold_xattr(name: &[u8]) -> bool {
+    !name.contains(&b'=')
+}
+
 /// What extensions say about one entry.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {

@@ -160,55 +160,56 @@ fn check_parents(kept: &[(u32, Entry)]) -> Result<(), LayerError> {
 /// Refuses hard links to what is a directory or removed at that point of the tar, even if the link is
 /// replaced later: an unpacker fails at it before it sees the replacement.
 fn check_link_targets(sorted: &[(u32, Entry)]) -> Result<(), LayerError> {
-    let mut links = sorted
-        .iter()
-        .filter(|(_, entry)| matches!(entry.kind, EntryKind::Hardlink { .. }))
-        .peekable();
+    let links = sorted.iter().filter_map(|(place, link)| {
+        if let EntryKind::Hardlink { target } = &link.kind {
+            Some((place, link, target))
+        } else {
+            None
+        }
+    });
+    let mut links = links.peekable();
     if links.peek().is_none() {
         return Ok(());
     }
     let sorted = with_effect(sorted);
-    for (place, link) in links {
-        let EntryKind::Hardlink { target } = &link.kind else {
-            continue;
-        };
+    for (place, link, target) in links {
         let next = sorted.partition_point(|(other, entry)| {
             compare(&entry.path, target).then(other.cmp(place)).is_lt()
         });
         let before = next.checked_sub(1).and_then(|last| sorted.get(last));
-        let before = before.filter(|(_, entry)| entry.path == *target);
-        match before.map(|(_, entry)| &entry.kind) {
-            Some(EntryKind::Directory | EntryKind::Opaque) => {
-                return Err(refuse(link, "it is a hard link to a directory"));
-            }
-            Some(EntryKind::Whiteout) => {
-                return Err(refuse(
-                    link,
-                    "it is a hard link to a file that the layer removes",
-                ));
-            }
-            Some(
-                EntryKind::File { .. }
-                | EntryKind::Symlink { .. }
-                | EntryKind::Hardlink { .. }
-                | EntryKind::CharDevice { .. }
-                | EntryKind::BlockDevice { .. }
-                | EntryKind::Fifo,
-            ) => {}
+        let refused = match before.filter(|(_, entry)| entry.path == *target) {
+            Some((_, entry)) => refused_target(&entry.kind),
             // A directory need not have an entry of its own.
             None => {
                 let after =
                     sorted.partition_point(|(_, entry)| compare(&entry.path, target).is_le());
-                if sorted
+                let is_parent = sorted
                     .get(after)
-                    .is_some_and(|(_, entry)| is_below(&entry.path, target))
-                {
-                    return Err(refuse(link, "it is a hard link to a directory"));
-                }
+                    .is_some_and(|(_, entry)| is_below(&entry.path, target));
+                is_parent.then_some(TO_DIRECTORY)
             }
+        };
+        if let Some(reason) = refused {
+            return Err(refuse(link, reason));
         }
     }
     Ok(())
+}
+
+const TO_DIRECTORY: &str = "it is a hard link to a directory";
+
+/// Why nothing can be a hard link to this, if that is so.
+fn refused_target(kind: &EntryKind) -> Option<&'static str> {
+    match kind {
+        EntryKind::Directory | EntryKind::Opaque => Some(TO_DIRECTORY),
+        EntryKind::Whiteout => Some("it is a hard link to a file that the layer removes"),
+        EntryKind::File { .. }
+        | EntryKind::Symlink { .. }
+        | EntryKind::Hardlink { .. }
+        | EntryKind::CharDevice { .. }
+        | EntryKind::BlockDevice { .. }
+        | EntryKind::Fifo => None,
+    }
 }
 
 /// All entries but whiteouts that come after something else of the same path: they have no effect.
@@ -259,25 +260,16 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
     let Some((made, file)) = kept.get(found).filter(|(_, entry)| entry.path == *target) else {
         return Ok(None);
     };
-    let target = match &file.kind {
-        EntryKind::Directory | EntryKind::Opaque => {
-            return Err(refuse(link, "it is a hard link to a directory"));
-        }
-        EntryKind::Whiteout => {
-            return Err(refuse(
-                link,
-                "it is a hard link to a file that the layer removes",
-            ));
-        }
-        _ if *made >= place => {
-            return Err(refuse(link, "it is a hard link to a later entry"));
-        }
-        EntryKind::Hardlink { target: first } => first,
-        EntryKind::File { .. }
-        | EntryKind::Symlink { .. }
-        | EntryKind::CharDevice { .. }
-        | EntryKind::BlockDevice { .. }
-        | EntryKind::Fifo => target,
+    if let Some(reason) = refused_target(&file.kind) {
+        return Err(refuse(link, reason));
+    }
+    if *made >= place {
+        return Err(refuse(link, "it is a hard link to a later entry"));
+    }
+    let target = if let EntryKind::Hardlink { target: first } = &file.kind {
+        first
+    } else {
+        target
     };
     let kind = EntryKind::Hardlink {
         target: target.clone(),

@@ -13,7 +13,7 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use crate::header::{BLOCK, USTAR, Ustar};
 use crate::parser::padding;
 use crate::path::{self, OPAQUE, WHITEOUT};
-use crate::pax::{XATTR, put_record};
+use crate::pax::{XATTR, can_hold_xattr, put_record};
 use crate::{Attributes, EntryKind, Mtime};
 
 /// Largest numbers that fit into the fields of a header: 7 and 11 octal digits.
@@ -259,7 +259,7 @@ fn records(
         );
     }
     for (name, value) in &attributes.xattrs {
-        if name.contains(&b'=') {
+        if !can_hold_xattr(name) {
             let name = name.escape_ascii();
             let text = format!("no layer can hold the extended attribute `{name}`");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));

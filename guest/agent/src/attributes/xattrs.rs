@@ -37,7 +37,7 @@ pub(crate) fn read_xattrs(file: BorrowedFd<'_>) -> Result<(Xattrs, bool)> {
             "it has {name:?}, which marks content stored elsewhere"
         );
         ensure!(
-            !bytes.contains(&b'='),
+            layer::can_hold_xattr(bytes),
             fault::setup(format!(
                 "a layer cannot hold the extended attribute {name:?}: its name contains ="
             ))

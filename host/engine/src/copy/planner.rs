@@ -154,12 +154,16 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    fn warn_of_no_match(&mut self, written: &str) {
+        self.warnings
+            .push(format!("no file matches `{written}`; nothing was copied"));
+    }
+
     /// A path or a pattern.
     fn path(&mut self, written: &str) -> Result<(), CopyError> {
         let paths = select::paths(&self.source, written)?;
         if paths.is_empty() {
-            self.warnings
-                .push(format!("no file matches `{written}`; nothing was copied"));
+            self.warn_of_no_match(written);
         }
         for path in paths {
             let node = select::find(&self.source, written, &path)?;
@@ -216,8 +220,7 @@ impl<'a> Planner<'a> {
             found |= self.directory(node, filter)?;
         }
         if !found && is_pattern {
-            self.warnings
-                .push(format!("no file matches `{written}`; nothing was copied"));
+            self.warn_of_no_match(written);
         } else if !found {
             let whole = path::join(&path::clean(pivot.as_bytes()), &kept);
             return Err(select::missing(&self.source, written, &whole, &whole)?);

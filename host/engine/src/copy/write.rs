@@ -171,7 +171,8 @@ impl Writing<'_, '_> {
         meta: &Attributes,
         size: u64,
     ) -> Result<u64, CopyError> {
-        if let Some((name, _)) = meta.xattrs.iter().find(|(name, _)| name.contains(&b'=')) {
+        let mut names = meta.xattrs.iter().map(|(name, _)| name);
+        if let Some(name) = names.find(|name| !layer::can_hold_xattr(name)) {
             return Err(CopyError::Attribute {
                 path: path::show(&item.path),
                 name: name.escape_ascii().to_string(),

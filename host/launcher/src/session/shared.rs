@@ -105,8 +105,8 @@ impl Shared {
         if !matches!(*why, Lost::Ended) {
             log::warn!("{why}");
         }
-        // Every waiter sees its channel disconnect, and then reads the reason. First the queue: who
-        // begins to wait after its list was cleared finds no queue to send to.
+        // Every waiter sees its channel disconnect, and then reads the reason. The queue closes first:
+        // a request that starts to wait after the list is cleared cannot be sent, and so fails.
         lock(&self.queue).take();
         lock(&self.requests).waiting.clear();
         lock(&self.transfers).expected.clear();

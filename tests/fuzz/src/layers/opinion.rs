@@ -60,7 +60,7 @@ fn compare_kind<R: std::io::Read>(theirs: &tar::Entry<'_, R>, ours: &Seen) {
         return; // known by its name
     }
     // `entry_type` makes no difference between the old form of a file and the new one.
-    let is_same = match header.as_bytes()[156] {
+    let is_same = match header.as_old().linkflag[0] {
         // In the old form a directory is one by its name.
         0 if *kind == EntryKind::Directory => true,
         0 | b'0' | b'7' => matches!(kind, EntryKind::File { .. }),
