@@ -27,7 +27,7 @@
 //! use engine::rootfs::Rootfs;
 //! use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
 //! use oci::Platform;
-//! use store::{OpenOptions, Store};
+//! use store::{OpenOptions, Store, TrustDomain};
 //!
 //! /// In place of `launcher::VmExecutor`.
 //! struct NoVm;
@@ -51,6 +51,7 @@
 //!     dockerfile: DockerfileSource::Text(b"FROM scratch\nCOPY hello /etc/motd\n".to_vec()),
 //!     platform: Platform::linux("amd64"),
 //!     tags: vec!["hello:1".to_owned()],
+//!     trust_domain: TrustDomain::new("the project").expect("it has a name"),
 //!     // … and the defaults of `cofferdam build`.
 //!     # build_args: Vec::new(),
 //!     # target: None,

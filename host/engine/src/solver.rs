@@ -4,7 +4,8 @@
 //! every worker looks at the state at least once per [`TICK`]. The stages form a DAG in file order, so
 //! the earliest incomplete stage can always continue: nothing waits for ever. A stage that waits for
 //! another process releases its worker. The first failure cancels everything else. The cost is linear in
-//! the number of steps and of edges between stages, however many paths lead through them.
+//! the number of steps and of edges between stages, however many paths lead through them, unless
+//! steps are deferred: each of these is attempted again when another one is done.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -23,6 +24,26 @@ pub(crate) enum Attempt<D> {
     Done(D),
     /// Another process runs the same step: try again later.
     Busy,
+    /// Only if [`At::may_defer`]: try again when another step is done, or when no other can be done
+    /// without work.
+    Deferred,
+}
+
+/// A step to attempt.
+pub(crate) struct At<'a> {
+    pub(crate) stage: usize,
+    pub(crate) step: usize,
+    /// Whether the attempt may be deferred.
+    pub(crate) may_defer: bool,
+    working: &'a (dyn Fn() + Sync),
+}
+
+impl At<'_> {
+    /// The attempt has found no result and begins to work, perhaps for long: nothing is deferred
+    /// because of it any more.
+    pub(crate) fn working(&self) {
+        (self.working)();
+    }
 }
 
 /// What a stage waits for.
@@ -85,6 +106,10 @@ struct State<E> {
     ready: BTreeSet<usize>,
     /// Stages whose step is running in another process, and when to attempt it again.
     backing_off: BTreeSet<(Instant, usize)>,
+    /// Stages whose step was deferred.
+    deferred: BTreeSet<usize>,
+    /// Stages whose step is being attempted and has not begun to work.
+    looking: BTreeSet<usize>,
     incomplete: usize,
     failure: Option<E>,
 }
@@ -123,11 +148,11 @@ where
         }
     }
 
-    /// Runs `attempt(stage, step, results so far)` for every step, at most `jobs` at a time. The
-    /// results come back per stage.
+    /// Runs `attempt(step, results so far)` for every step, at most `jobs` at a time. The results come
+    /// back per stage.
     pub(crate) fn solve<F>(self, jobs: usize, attempt: F) -> Result<Vec<Vec<D>>, SolveError<E>>
     where
-        F: Fn(usize, usize, &Results<D>) -> Result<Attempt<D>, E> + Sync,
+        F: Fn(&At<'_>, &Results<D>) -> Result<Attempt<D>, E> + Sync,
     {
         let workers = jobs.min(self.dependencies.len()).max(1);
         if workers == 1 {
@@ -157,13 +182,13 @@ where
     /// One worker: takes steps until nothing is left to do.
     fn work<F>(&self, attempt: &F)
     where
-        F: Fn(usize, usize, &Results<D>) -> Result<Attempt<D>, E> + Sync,
+        F: Fn(&At<'_>, &Results<D>) -> Result<Attempt<D>, E> + Sync,
     {
         // A panic in a step must end the build, and not leave the other workers waiting.
         let guard = CancelOnPanic(self.cancel);
         let mut state = self.lock();
         while !self.cancel.is_cancelled() && state.incomplete > 0 {
-            let Some((stage, step)) = state.take(Instant::now()) else {
+            let Some((stage, step, may_defer)) = state.take(Instant::now()) else {
                 let next_wakeup = state.next_wakeup(Instant::now());
                 state = self
                     .changed
@@ -173,13 +198,24 @@ where
                 continue;
             };
             drop(state);
-            let outcome = attempt(stage, step, &self.results);
+            let at = At {
+                stage,
+                step,
+                may_defer,
+                working: &|| self.stop_looking(stage),
+            };
+            let outcome = attempt(&at, &self.results);
             state = self.lock();
             self.record_outcome(&mut state, stage, step, outcome);
             self.changed.notify_all();
         }
         drop(state);
         guard.disarm();
+        self.changed.notify_all();
+    }
+
+    fn stop_looking(&self, stage: usize) {
+        self.lock().looking.remove(&stage);
         self.changed.notify_all();
     }
 
@@ -191,10 +227,16 @@ where
         step: usize,
         outcome: Result<Attempt<D>, E>,
     ) {
+        state.looking.remove(&stage);
         match outcome {
             Ok(Attempt::Done(result)) => {
                 self.results.set(stage, step, result);
                 state.advance(self.dependencies, stage, step + 1);
+                let deferred = std::mem::take(&mut state.deferred);
+                state.ready.extend(deferred);
+            }
+            Ok(Attempt::Deferred) => {
+                state.deferred.insert(stage);
             }
             Ok(Attempt::Busy) => {
                 state
@@ -218,6 +260,8 @@ impl<E> State<E> {
             stages: vec![StageState::default(); dependencies.len()],
             ready: BTreeSet::new(),
             backing_off: BTreeSet::new(),
+            deferred: BTreeSet::new(),
+            looking: BTreeSet::new(),
             incomplete: dependencies.len(),
             failure: None,
         };
@@ -233,16 +277,23 @@ impl<E> State<E> {
         first.map_or(TICK, |until| until.saturating_duration_since(now).min(TICK))
     }
 
-    /// Takes the first stage in the file whose next step may start now, and gives that step.
-    fn take(&mut self, now: Instant) -> Option<(usize, usize)> {
+    /// Takes the first stage in the file whose next step may start now, and gives that step and
+    /// whether it may be deferred. One that was deferred starts if nothing else can make progress
+    /// without work.
+    fn take(&mut self, now: Instant) -> Option<(usize, usize, bool)> {
         while let Some(&(until, stage)) =
             self.backing_off.first().filter(|(until, _)| *until <= now)
         {
             self.backing_off.remove(&(until, stage));
             self.ready.insert(stage);
         }
-        let stage = self.ready.pop_first()?;
-        Some((stage, self.stages.get(stage)?.next))
+        let (stage, may_defer) = match self.ready.pop_first() {
+            Some(stage) => (stage, true),
+            None if self.looking.is_empty() => (self.deferred.pop_first()?, false),
+            None => return None,
+        };
+        self.looking.insert(stage);
+        Some((stage, self.stages.get(stage)?.next, may_defer))
     }
 
     /// A stage reaches its step `next`, or its end. Each edge of the graph is visited once here, and
@@ -342,7 +393,7 @@ mod tests {
         let dependencies = [stage(&[&[], &[]]), stage(&[&[], &[0], &[]])];
         let cancel = Cancel::new();
         let solver: Solver<'_, usize, ()> = Solver::new(&dependencies, &cancel);
-        let solved = solver.solve(4, |stage, step, results| {
+        let solved = solver.solve(4, |&At { stage, step, .. }, results| {
             if (stage, step) == (1, 1) {
                 assert_eq!(results.of(0).count(), 2);
             }
@@ -356,7 +407,7 @@ mod tests {
         let dependencies = [stage(&[&[]]), stage(&[&[]]), stage(&[&[0, 1]])];
         let cancel = Cancel::new();
         let solver: Solver<'_, (), &str> = Solver::new(&dependencies, &cancel);
-        let solved = solver.solve(2, |stage, _, _| {
+        let solved = solver.solve(2, |&At { stage, .. }, _| {
             if stage == 0 {
                 return Err("boom");
             }
@@ -373,7 +424,7 @@ mod tests {
         let cancel = Cancel::new();
         let other_done = AtomicUsize::new(0);
         let solver: Solver<'_, (), ()> = Solver::new(&dependencies, &cancel);
-        let solved = solver.solve(1, |stage, _, _| {
+        let solved = solver.solve(1, |&At { stage, .. }, _| {
             if stage == 0 && other_done.load(Ordering::SeqCst) < 2 {
                 return Ok(Attempt::Busy);
             }
@@ -386,6 +437,35 @@ mod tests {
     }
 
     #[test]
+    fn a_deferred_step_waits_for_all_that_can_be_done_without_work_and_for_nothing_else() {
+        let dependencies = [stage(&[&[]]), stage(&[&[], &[]]), stage(&[&[]])];
+        for jobs in [1, 3] {
+            let (cancel, found) = (Cancel::new(), AtomicUsize::new(0));
+            let released = Cancel::new();
+            let solver: Solver<'_, (), ()> = Solver::new(&dependencies, &cancel);
+            let solved = solver.solve(jobs, |at, _| {
+                match at.stage {
+                    0 if at.may_defer => return Ok(Attempt::Deferred),
+                    0 => {
+                        assert_eq!(found.load(Ordering::SeqCst), 2);
+                        released.cancel();
+                    }
+                    1 => {
+                        found.fetch_add(1, Ordering::SeqCst);
+                    }
+                    // Works until the deferred step was done, if another worker can do that.
+                    _ => {
+                        at.working();
+                        assert!(jobs == 1 || released.sleep(Duration::from_secs(60)));
+                    }
+                }
+                Ok(Attempt::Done(()))
+            });
+            assert!(solved.is_ok());
+        }
+    }
+
+    #[test]
     fn waiting_stages_spread_out() {
         let delays: BTreeSet<Duration> = (0..100).map(|_| busy_delay()).collect();
         assert!(delays.len() > 10, "{delays:?}");
@@ -394,7 +474,7 @@ mod tests {
         // A worker wakes when the pause ends, and not at a multiple of its tick.
         let mut state: State<()> = State::new(&[stage(&[&[]])]);
         let now = Instant::now();
-        assert_eq!(state.take(now), Some((0, 0)));
+        assert_eq!(state.take(now), Some((0, 0, true)));
         assert_eq!(state.next_wakeup(now), TICK);
         for (left, next_wakeup) in [(30, 30), (130, 50)] {
             let until = now + Duration::from_millis(left);
@@ -402,7 +482,10 @@ mod tests {
             assert_eq!(state.next_wakeup(now), Duration::from_millis(next_wakeup));
         }
         assert_eq!(state.take(now + Duration::from_millis(129)), None);
-        assert_eq!(state.take(now + Duration::from_millis(130)), Some((0, 0)));
+        assert_eq!(
+            state.take(now + Duration::from_millis(130)),
+            Some((0, 0, true))
+        );
     }
 
     #[test]
@@ -411,7 +494,7 @@ mod tests {
         let cancel = Cancel::new();
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let solver: Solver<'_, (), ()> = Solver::new(&dependencies, &cancel);
-            solver.solve(2, |_, _, _| panic!("a step panicked"))
+            solver.solve(2, |_, _| panic!("a step panicked"))
         }));
         assert!(caught.is_err());
     }
@@ -425,7 +508,7 @@ mod tests {
         let dependencies = [stage(&[&[]]), empty(0), empty(1), stage(&[&[2]])];
         let cancel = Cancel::new();
         let solver: Solver<'_, usize, ()> = Solver::new(&dependencies, &cancel);
-        let solved = solver.solve(3, |stage, _, results| {
+        let solved = solver.solve(3, |&At { stage, .. }, results| {
             if stage == 3 {
                 assert_eq!(results.of(0).count(), 1);
             }
@@ -455,7 +538,7 @@ mod tests {
         });
         let cancel = Cancel::new();
         let solver: Solver<'_, usize, ()> = Solver::new(&dependencies, &cancel);
-        let solved = solver.solve(2, |stage, step, results| {
+        let solved = solver.solve(2, |&At { stage, step, .. }, results| {
             let before = stage
                 .checked_sub(2)
                 .map_or(1, |n| results.of(n).take(1).count());
@@ -474,6 +557,7 @@ mod tests {
         fn every_dag_is_solved_within_the_job_limit(
             edges in proptest::collection::vec(proptest::collection::vec(any::<prop::sample::Index>(), 0..4), 1..12),
             jobs in 1usize..5,
+            deferring in any::<u16>(),
         ) {
             let dependencies: Vec<StageDependencies> = edges
                 .iter()
@@ -489,7 +573,11 @@ mod tests {
             let cancel = Cancel::new();
             let at_work = AtomicUsize::new(0);
             let solver: Solver<'_, (), ()> = Solver::new(&dependencies, &cancel);
-            let solved = solver.solve(jobs, |stage, step, results| {
+            let solved = solver.solve(jobs, |at, results| {
+                let &At { stage, step, may_defer, .. } = at;
+                if may_defer && deferring & (1 << stage) != 0 {
+                    return Ok(Attempt::Deferred);
+                }
                 let now = at_work.fetch_add(1, Ordering::SeqCst) + 1;
                 assert!(now <= jobs);
                 for need in &dependencies[stage].needs[step] {

@@ -14,7 +14,7 @@ use engine::build::{BuildError, BuildRequest, BuildResult, Class, DockerfileSour
 use engine::event::{Event, Outcome, Reporter};
 use engine::rootfs::Rootfs;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{Entry, EntryKind, PruneOptions};
+use store::{Entry, EntryKind, PruneOptions, TrustDomain};
 use support::http::{Answer, Asked, Server};
 use support::{TestStore, amd64, tar_with};
 
@@ -78,6 +78,7 @@ fn request(store: &TestStore, dockerfile: &str) -> BuildRequest {
         target: None,
         no_cache: false,
         rebuild: None,
+        trust_domain: TrustDomain::new("test").unwrap(),
         explain: true,
         pull: false,
         labels: Vec::new(),

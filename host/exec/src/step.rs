@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use store::DiffId;
+use store::{DiffId, Provenance, StepKey};
 
 use crate::cancel::Cancel;
 
@@ -14,6 +14,8 @@ use crate::cancel::Cancel;
 pub struct StepSpec {
     /// For messages, such as `[build 2/5] RUN make`.
     pub name: String,
+    /// Its key. The executor records it for its VM before the step begins ([`store::VmSteps`]).
+    pub key: StepKey,
     /// The root file system, lowest layer first.
     pub layers: Vec<DiffId>,
     /// Program and arguments.
@@ -85,6 +87,8 @@ pub trait Output: Send {
 pub struct StepDone {
     /// Its changes, ingested into the store; the store holds a lease on it for this process.
     pub layer: store::Layer,
+    /// What could have influenced these changes: all steps that the VM had begun before they left it.
+    pub provenance: Provenance,
     /// Peak memory in bytes, zero if unknown.
     pub peak_memory: u64,
 }
@@ -175,6 +179,7 @@ impl std::error::Error for StepError {
 ///
 /// let step = StepSpec {
 ///     name: "[2/2] RUN make".to_owned(),
+///     key: store::StepKey(store::sha256(b"everything that the result depends on")),
 ///     layers: Vec::new(),
 ///     args: vec!["make".to_owned()],
 ///     env: vec!["PATH=/bin".to_owned()],

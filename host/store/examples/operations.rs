@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use store::{
-    BuildInfo, BuildOutcome, Class, Layer, Lookup, OpenOptions, PruneOptions, StepKey, Store,
+    BuildInfo, BuildOutcome, Class, Layer, Lookup, OpenOptions, Provenance, PruneOptions, StepKey,
+    Store, Trust,
 };
 
 /// Rounds of what is quick.
@@ -83,13 +84,19 @@ fn open_and_look_up(root: &Path) {
     let mut layers = Vec::new();
     let mut times = Vec::new();
     for key in &keys {
-        let Lookup::Claimed(claim) = store.lookup(*key).unwrap() else {
+        let Lookup::Claimed(claim) = store.lookup(*key, Trust::Host).unwrap() else {
             continue;
         };
         let bytes = tar(1, 1 + layers.len());
         let (layer, time) = timed(|| take_in(&store, &bytes));
         times.push(time);
-        layers.push(claim.commit(&layer, &[], false).unwrap().diff_id);
+        layers.push(
+            claim
+                .commit(&layer, &[], &Provenance::default(), false)
+                .unwrap()
+                .layer
+                .diff_id,
+        );
     }
     show("a small layer, from nothing to committed", times);
     let (manifest, time) = timed(|| store.put_blob(b"manifest", "manifest").unwrap());
@@ -104,7 +111,10 @@ fn open_and_look_up(root: &Path) {
         opens.push(time);
         let ((), time) = timed(|| {
             for key in &keys {
-                assert!(matches!(store.lookup(*key).unwrap(), Lookup::Hit(_)));
+                assert!(matches!(
+                    store.lookup(*key, Trust::Host).unwrap(),
+                    Lookup::Hit(_)
+                ));
             }
             store.put_blob(b"manifest", "manifest").unwrap();
             store

@@ -49,6 +49,7 @@
 //! | `db` | the SQLite database: transactions, schema and migrations, replacement |
 //! | `instance` | the instance of this process |
 //! | `store` | the handle of an open store |
+//! | `trust` | which steps the VM of a result had run, and whose results a build takes |
 //! | `references`, `removal` | what refers to an object; the removal of its files and row |
 //! | `resource` | VMs, disks and sockets that an instance has made |
 //! | `reap` | cleaning up after dead instances |
@@ -91,9 +92,10 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod time;
+mod trust;
 
 pub use self::layers::Layer;
-pub use action::{Claim, Failure, Lookup, Owner};
+pub use action::{Claim, Failure, Lookup, Owner, StepResult};
 pub use blob::BlobWriter;
 pub use content::content_id;
 pub use digest::{ContentId, Hasher, StepKey, sha256};
@@ -116,3 +118,4 @@ pub use layer::{
 pub use open::OpenOptions;
 pub use resource::{ResourceId, ResourceKind};
 pub use store::Store;
+pub use trust::{Distrusted, KnownSteps, Provenance, Trust, TrustDomain, VmId, VmSteps};

@@ -101,6 +101,14 @@ pub(crate) fn find(tx: &Connection, wanted: Wanted) -> Result<Option<Object>, St
     Ok(found.optional()?)
 }
 
+/// The object with this row, which exists.
+pub(crate) fn get(tx: &Connection, row: i64) -> Result<Object, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM object o WHERE o.id = ?1");
+    Ok(tx
+        .prepare_cached(&sql)?
+        .query_row([row], Object::from_row)?)
+}
+
 /// An object that is being written.
 #[derive(Debug)]
 pub(crate) struct PendingObject {

@@ -10,7 +10,7 @@ use crate::db::{Commit, Db, one_row};
 use crate::instance::{InstanceHandle, boot_id};
 use crate::layout::Layout;
 use crate::lock::{Lock, Probe};
-use crate::{Removal, StoreError, disk, removal, resource};
+use crate::{Removal, StoreError, disk, removal, resource, trust};
 
 /// Suffix of lock files.
 const LOCK_SUFFIX: &str = ".lock";
@@ -182,6 +182,7 @@ fn release_objects(db: &Db, dead: &Instance) -> Result<Vec<i64>, StoreError> {
     db.write(Commit::Relaxed, |tx| {
         tx.prepare_cached("DELETE FROM claim WHERE instance = ?1")?
             .execute([dead.row])?;
+        trust::release_vms(tx, dead.row)?;
         tx.prepare_cached("DELETE FROM lease WHERE instance = ?1")?
             .execute([dead.row])?;
         // A few file systems and disks lie about syncs.

@@ -4,7 +4,7 @@
 
 use rusqlite::Transaction;
 
-use crate::StoreError;
+use crate::{StoreError, trust};
 
 /// The names of the images that an object is a part of.
 pub(crate) fn image_names(tx: &Transaction<'_>, object: i64) -> Result<Vec<String>, StoreError> {
@@ -28,8 +28,7 @@ pub(crate) fn delete_image(tx: &Transaction<'_>, name: &str) -> Result<bool, Sto
 
 /// Deletes the step results and edges of an object.
 pub(crate) fn delete_hints(tx: &Transaction<'_>, object: i64) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM action WHERE object = ?1")?
-        .execute([object])?;
+    trust::delete_results(tx, object)?;
     tx.prepare_cached("DELETE FROM edge WHERE child = ?1 OR parent = ?1")?
         .execute([object])?;
     Ok(())

@@ -13,7 +13,7 @@ use exec::{Cancel, StepNetwork};
 use oci::Platform;
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
-use store::{OpenOptions, PruneOptions, Store};
+use store::{OpenOptions, PruneOptions, Store, TrustDomain};
 
 use crate::counters;
 use crate::executor::OnHost;
@@ -139,6 +139,7 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
         epoch: Some(0),
         explain: false,
         rebuild: None,
+        trust_domain: TrustDomain::new("soak").context("a trust domain")?,
     })
 }
 

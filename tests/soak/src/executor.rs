@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stream};
-use store::{ResourceKind, Store};
+use store::{Layer, ResourceKind, Store};
 
 /// How often a step checks its cancel.
 const TICK: Duration = Duration::from_millis(5);
@@ -41,10 +41,16 @@ impl Executor for OnHost<'_> {
             .add_resource(ResourceKind::Directory(dir.clone()));
         let record = record.map_err(host)?;
         fs::create_dir(&dir).map_err(host)?;
+        let vm = self.store.record_vm().map_err(host)?;
+        vm.begin(step.key, &step.name).map_err(host)?;
         let done = self.step(step, &dir, output, cancel);
         fs::remove_dir_all(&dir).map_err(host)?;
         self.store.drop_resource(record).map_err(host)?;
-        done
+        Ok(StepDone {
+            layer: done?,
+            provenance: vm.so_far(),
+            peak_memory: 0,
+        })
     }
 }
 
@@ -55,7 +61,7 @@ impl OnHost<'_> {
         dir: &Path,
         output: &mut dyn Output,
         cancel: &Cancel,
-    ) -> Result<StepDone, StepError> {
+    ) -> Result<Layer, StepError> {
         let (program, args) = step
             .args
             .split_first()
@@ -85,11 +91,7 @@ impl OnHost<'_> {
         tar.mode(tar::HeaderMode::Deterministic);
         tar.follow_symlinks(false);
         append(&mut tar, dir, Path::new("")).map_err(host)?;
-        let layer = tar.into_inner().map_err(host)?.finish().map_err(host)?;
-        Ok(StepDone {
-            layer,
-            peak_memory: 0,
-        })
+        tar.into_inner().map_err(host)?.finish().map_err(host)
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use store::{BuildInfo, BuildOutcome, Class, DiffId, Layer, Lookup, StepKey, Store};
+use store::{
+    BuildInfo, BuildOutcome, Class, DiffId, Layer, Lookup, Provenance, StepKey, Store, Trust,
+};
 
 use crate::builder::options;
 
@@ -23,14 +25,14 @@ pub(crate) fn fill(store: &Path, objects: u64, name: &str, kib: u64) -> Result<E
     for number in 0..objects {
         let content = format!("{name} {number}");
         let key = StepKey(store::sha256(content.as_bytes()));
-        let Lookup::Claimed(claim) = store.lookup(key)? else {
+        let Lookup::Claimed(claim) = store.lookup(key, Trust::Host)? else {
             bail!("the store has {content} already")
         };
         let size = (kib << 10).max(content.len() as u64);
         let file = content.as_bytes().chain(io::repeat(b'.')).take(size);
         let layer = layer(&store, file, size)?;
         let parents: Vec<DiffId> = parent.into_iter().collect();
-        claim.commit(&layer, &parents, false)?;
+        claim.commit(&layer, &parents, &Provenance::default(), false)?;
         parent = Some(layer.diff_id).filter(|_| (number + 1) % CHAIN != 0);
         if number % PER_BUILD == 0 {
             let id = store.start_build(&BuildInfo::default())?;

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use exec::{Cancel, Executor};
-use store::Store;
+use store::{KnownSteps, Store};
 
 use crate::context::Context;
 use crate::copy::{CopyFrom, CopySpec};
@@ -236,12 +236,11 @@ impl Build<'_> {
             chains: Mutex::default(),
             followed: Mutex::default(),
             fetched: Mutex::default(),
+            known: KnownSteps::default(),
         };
         let stages = dependencies(plan);
         Solver::new(&stages, self.cancel)
-            .solve(self.request.jobs, |stage, step, done| {
-                steps.attempt(stage, step, done)
-            })
+            .solve(self.request.jobs, |at, done| steps.attempt(at, done))
             .map_err(|err| match err {
                 SolveError::Failed(err) => err,
                 SolveError::Cancelled => BuildError::Cancelled,

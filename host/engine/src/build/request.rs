@@ -10,6 +10,7 @@ use crate::export::OutputSpec;
 use crate::pull::ImageSource;
 use exec::StepNetwork;
 use oci::Platform;
+use store::TrustDomain;
 
 /// Where the Dockerfile comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,9 @@ pub struct BuildRequest {
     /// Do RUN, COPY, ADD and WORKDIR again even if their results are known, and compare. The build
     /// continues with the known results. Not together with `no_cache`.
     pub rebuild: Option<Rebuild>,
+    /// Results of RUN steps are shared with other builds of this domain, and with builds elsewhere only
+    /// as far as each contains all steps that the VM had run ([`store::Trust`]).
+    pub trust_domain: TrustDomain,
     /// Report why each step is cached or not.
     pub explain: bool,
     /// Ask registries even for images that are in the store.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,18 @@ use engine::build::{BuildError, BuildRequest, BuildResult, DockerfileSource, bui
 use engine::event::{Comparison, Event, Outcome, Reporter};
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
 use oci::Platform;
-use store::{OpenOptions, Store};
+use store::{OpenOptions, Store, TrustDomain, VmSteps};
 use tempfile::TempDir;
 
 /// A new one for each step.
 static DAYS: AtomicU64 = AtomicU64::new(1);
 
-/// Runs nothing; a layer with one file stands for what the command would have made.
+/// Runs nothing; a layer with one file stands for what the command would have made. A step `exploit`
+/// changes nothing that can be seen, but from then on the VM forges what the steps in it make.
 struct StandIn<'a> {
     store: &'a Store,
+    vm: VmSteps,
+    owned: AtomicBool,
     ran: Mutex<Vec<StepSpec>>,
 }
 
@@ -34,6 +37,7 @@ impl Executor for StandIn<'_> {
         cancel: &Cancel,
     ) -> Result<StepDone, StepError> {
         self.ran.lock().unwrap().push(step.clone());
+        self.vm.begin(step.key, &step.name).unwrap();
         let command = step.args.last().unwrap().clone();
         output.write(Stream::Stdout, command.as_bytes());
         // `hold FILE` waits for the file, `hold FILE fail` fails then.
@@ -63,12 +67,17 @@ impl Executor for StandIn<'_> {
         // its time may.
         let name = command.split(' ').next().unwrap();
         let day = DAYS.fetch_add(1, Ordering::SeqCst);
-        let text = if name == "date" {
-            format!("{day}")
-        } else {
-            name.to_owned()
+        let text = match name {
+            "date" => format!("{day}"),
+            _ if self.owned.load(Ordering::SeqCst) && name != "honest" => "forged".to_owned(),
+            _ => name.to_owned(),
         };
         let mut tar = tar::Builder::new(self.store.layer_writer(&step.name).unwrap());
+        if name == "exploit" {
+            self.owned.store(true, Ordering::SeqCst);
+            let layer = tar.into_inner().unwrap().finish().unwrap();
+            return Ok(self.done(layer));
+        }
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
         header.set_size(text.len() as u64);
@@ -78,10 +87,17 @@ impl Executor for StandIn<'_> {
         tar.append_data(&mut header, format!("made-by-{name}"), text.as_bytes())
             .unwrap();
         let layer = tar.into_inner().unwrap().finish().unwrap();
-        Ok(StepDone {
+        Ok(self.done(layer))
+    }
+}
+
+impl StandIn<'_> {
+    fn done(&self, layer: store::Layer) -> StepDone {
+        StepDone {
             layer,
+            provenance: self.vm.so_far(),
             peak_memory: 0,
-        })
+        }
     }
 }
 
@@ -254,6 +270,7 @@ impl Bench {
             target: None,
             no_cache: false,
             rebuild: None,
+            trust_domain: TrustDomain::new("bench").unwrap(),
             explain: false,
             pull: false,
             labels: Vec::new(),
@@ -290,6 +307,8 @@ impl Bench {
         let store = Store::open(&self.store(), &options).unwrap();
         let executor = StandIn {
             store: &store,
+            vm: store.record_vm().unwrap(),
+            owned: AtomicBool::new(false),
             ran: Mutex::default(),
         };
         let result = build(request, &store, &executor, watch, cancel);

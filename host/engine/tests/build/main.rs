@@ -10,6 +10,7 @@ mod explain;
 mod follow;
 mod graph;
 mod rebuild;
+mod trust;
 
 use std::io;
 use std::time::Duration;

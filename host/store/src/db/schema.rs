@@ -9,10 +9,10 @@
 //! migration, a new version, and a new fixture for `tests/versions.rs`.
 
 /// The schema version that this program reads and writes.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// The migrations; the one at index *n* leads from version *n* to *n + 1*.
-pub(super) const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
+pub(super) const MIGRATIONS: [&str; 3] = [FIRST, SECOND, THIRD];
 
 const FIRST: &str = "
 CREATE TABLE store (
@@ -164,6 +164,66 @@ CREATE TABLE failure (
     at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX failure_at ON failure (at);
+";
+
+const THIRD: &str = "
+-- Results and claims know whose they are. Nobody knows which steps the VMs of older results had run, so
+-- these are forgotten; their layers stay until they are pruned.
+DELETE FROM failure;
+DROP TABLE claim;
+DROP TABLE action;
+
+-- A VM that ran steps. It belongs to its instance, and afterwards to the results that refer to it.
+CREATE TABLE vm (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance INTEGER REFERENCES instance (id) ON DELETE RESTRICT
+) STRICT;
+CREATE INDEX vm_instance ON vm (instance) WHERE instance IS NOT NULL;
+
+-- The steps that began in a VM, numbered from 1 in their order.
+CREATE TABLE vm_step (
+    vm INTEGER NOT NULL REFERENCES vm (id) ON DELETE RESTRICT,
+    number INTEGER NOT NULL,
+    key BLOB NOT NULL CHECK (length(key) = 32),
+    name TEXT NOT NULL,
+    PRIMARY KEY (vm, number)
+) STRICT, WITHOUT ROWID;
+
+-- Step key -> layer, for each trust domain; the empty domain is the host. A hint: the object's row is
+-- the truth.
+CREATE TABLE action (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key BLOB NOT NULL CHECK (length(key) = 32),
+    domain TEXT NOT NULL,
+    object INTEGER NOT NULL REFERENCES object (id) ON DELETE RESTRICT,
+    created INTEGER NOT NULL,
+    UNIQUE (key, domain)
+) STRICT;
+CREATE INDEX action_object ON action (object);
+
+-- The VMs that could have influenced a result, each with the number of steps that it had run by then.
+CREATE TABLE action_vm (
+    action INTEGER NOT NULL REFERENCES action (id) ON DELETE RESTRICT,
+    vm INTEGER NOT NULL REFERENCES vm (id) ON DELETE RESTRICT,
+    steps INTEGER NOT NULL,
+    PRIMARY KEY (action, vm)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX action_vm_vm ON action_vm (vm);
+
+CREATE TABLE claim (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key BLOB NOT NULL CHECK (length(key) = 32),
+    domain TEXT NOT NULL,
+    instance INTEGER NOT NULL REFERENCES instance (id) ON DELETE RESTRICT,
+    since INTEGER NOT NULL,
+    build INTEGER,
+    step INTEGER,
+    -- Where the step is running.
+    vm INTEGER REFERENCES vm (id) ON DELETE RESTRICT,
+    UNIQUE (key, domain)
+) STRICT;
+CREATE INDEX claim_instance ON claim (instance);
+CREATE INDEX claim_vm ON claim (vm) WHERE vm IS NOT NULL;
 ";
 
 #[cfg(test)]

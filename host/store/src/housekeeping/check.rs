@@ -15,6 +15,7 @@ use super::sweep;
 use crate::db::Commit;
 use crate::lock::{Lock, Probe};
 use crate::object::{self, COLUMNS, Object};
+use crate::trust;
 use crate::{Digest, Index, Removal, Store, StoreError, content_id, disk, reap, removal};
 
 /// Something that is wrong with a store.
@@ -274,6 +275,10 @@ fn database_damage(tx: &Connection) -> Result<Vec<String>, StoreError> {
         found.push(format!(
             "{hints} objects are referred to, but are not valid"
         ));
+    }
+    let vms = trust::unused_vms(tx)?;
+    if vms > 0 {
+        found.push(format!("{vms} records of VMs that nothing needs"));
     }
     Ok(found)
 }

@@ -54,11 +54,13 @@ fn a_damaged_object_that_a_check_has_found_is_a_miss() {
         let findings = store.check(false).unwrap().findings;
         assert_eq!(findings, [(damaged.clone(), false)]);
     }
-    let Lookup::Claimed(claim) = store.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = store.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("a damaged layer is a hit")
     };
     let again = layer(&store, "a");
-    claim.commit(&again, &[], false).unwrap();
+    claim
+        .commit(&again, &[], &Provenance::default(), false)
+        .unwrap();
     assert_eq!(again.diff_id, made.diff_id);
     store.close().unwrap();
     root.assert_clean();

@@ -29,26 +29,28 @@ fn a_layer_goes_in_and_comes_out() {
 fn one_of_two_gets_the_claim_and_the_other_learns_who_has_it() {
     let root = Root::new();
     let (one, two) = (root.open(), root.open());
-    let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = one.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
-    let Lookup::Busy(owner) = two.lookup(key("a")).unwrap() else {
+    let Lookup::Busy(owner) = two.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not busy")
     };
     assert_eq!(
         (owner.instance, owner.command.as_str()),
         (one.instance(), "test")
     );
-    let Lookup::Busy(owner) = one.lookup(key("a")).unwrap() else {
+    let Lookup::Busy(owner) = one.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not busy")
     };
     assert_eq!(owner.instance, one.instance());
     let made = layer(&one, "a");
-    claim.commit(&made, &[], false).unwrap();
-    let Lookup::Hit(hit) = two.lookup(key("a")).unwrap() else {
+    claim
+        .commit(&made, &[], &Provenance::default(), false)
+        .unwrap();
+    let Lookup::Hit(hit) = two.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("no hit")
     };
-    assert_eq!(hit, made);
+    assert_eq!(hit.layer, made);
     one.close().unwrap();
     two.close().unwrap();
     root.assert_clean();
@@ -59,13 +61,13 @@ fn a_waiter_learns_of_the_run_and_how_its_command_failed() {
     let root = Root::new();
     let (one, two) = (root.open(), root.open());
     let owner = |store: &Store| {
-        let Lookup::Busy(owner) = store.lookup(key("a")).unwrap() else {
+        let Lookup::Busy(owner) = store.lookup(key("a"), Trust::Host).unwrap() else {
             panic!("not busy")
         };
         owner
     };
     let claim = || {
-        let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+        let Lookup::Claimed(claim) = one.lookup(key("a"), Trust::Host).unwrap() else {
             panic!("not free")
         };
         claim
@@ -77,27 +79,27 @@ fn a_waiter_learns_of_the_run_and_how_its_command_failed() {
     first.set_run(run).unwrap();
     let first_owner = owner(&two);
     assert_eq!(first_owner.run, Some(run));
-    assert_eq!(two.failure(&first_owner).unwrap(), None);
+    assert_eq!(two.failure(&first_owner, Trust::Host).unwrap(), None);
     first.fail(3).unwrap();
     let failure = Some(crate::Failure { run, status: 3 });
-    assert_eq!(two.failure(&first_owner).unwrap(), failure);
+    assert_eq!(two.failure(&first_owner, Trust::Host).unwrap(), failure);
     // The next claim is another run, and a released claim has no failure.
     let second = claim();
     let second_owner = owner(&two);
     second.set_run(run).unwrap();
     second.release().unwrap();
-    assert_eq!(two.failure(&second_owner).unwrap(), None);
+    assert_eq!(two.failure(&second_owner, Trust::Host).unwrap(), None);
     // A failure without a run could not be shown.
     let third = claim();
     let third_owner = owner(&two);
     third.fail(4).unwrap();
-    assert_eq!(two.failure(&third_owner).unwrap(), None);
+    assert_eq!(two.failure(&third_owner, Trust::Host).unwrap(), None);
     // After a while nobody waits for it any more.
     root.database()
         .execute("UPDATE failure SET at = at - 3600", [])
         .unwrap();
     claim().fail(5).unwrap();
-    assert_eq!(two.failure(&first_owner).unwrap(), None);
+    assert_eq!(two.failure(&first_owner, Trust::Host).unwrap(), None);
     one.close().unwrap();
     two.close().unwrap();
     root.assert_clean();
@@ -108,10 +110,12 @@ fn a_step_that_changes_nothing_may_make_the_layer_below_it_again() {
     let root = Root::new();
     let store = root.open();
     let made = layer(&store, "a");
-    let Lookup::Claimed(claim) = store.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = store.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
-    claim.commit(&made, &[made.diff_id], false).unwrap();
+    claim
+        .commit(&made, &[made.diff_id], &Provenance::default(), false)
+        .unwrap();
     store.close().unwrap();
     root.assert_clean();
 }
@@ -141,24 +145,27 @@ fn a_blob_is_opened_with_its_length_and_one_that_is_not_there_is_not() {
 fn a_claim_that_is_released_or_dropped_is_free() {
     let root = Root::new();
     let (one, two) = (root.open(), root.open());
-    let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = one.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     claim.release().unwrap();
-    let Lookup::Claimed(claim) = two.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = two.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     drop(claim);
-    let Lookup::Claimed(claim) = one.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = one.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     one.close().unwrap();
     // Too late, and does not affect the next claim.
-    let Lookup::Claimed(_successor) = two.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(_successor) = two.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     assert!(matches!(claim.release(), Err(StoreError::Closed)));
-    assert!(matches!(two.lookup(key("a")).unwrap(), Lookup::Busy(_)));
+    assert!(matches!(
+        two.lookup(key("a"), Trust::Host).unwrap(),
+        Lookup::Busy(_)
+    ));
 }
 
 #[test]
@@ -167,16 +174,28 @@ fn a_late_result_does_not_replace_the_first_unless_asked_to() {
     let store = root.open();
     let first = step(&store, "a", &[]);
     let other = layer(&store, "something else");
-    let Lookup::Claimed(claim) = store.claim(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = store.claim(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
-    assert_eq!(claim.commit(&other, &[], false).unwrap(), first);
-    assert_eq!(store.peek(key("a")).unwrap(), Some(first));
-    let Lookup::Claimed(claim) = store.claim(key("a")).unwrap() else {
+    assert_eq!(
+        claim
+            .commit(&other, &[], &Provenance::default(), false)
+            .unwrap()
+            .layer,
+        first
+    );
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), Some(first));
+    let Lookup::Claimed(claim) = store.claim(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
-    assert_eq!(claim.commit(&other, &[], true).unwrap(), other);
-    assert_eq!(store.peek(key("a")).unwrap(), Some(other));
+    assert_eq!(
+        claim
+            .commit(&other, &[], &Provenance::default(), true)
+            .unwrap()
+            .layer,
+        other
+    );
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), Some(other));
     let events = store.events().unwrap();
     let kinds: Vec<&str> = events.iter().map(|event| &event.kind[..]).collect();
     assert_eq!(kinds, ["result differs"; 2]);
@@ -188,14 +207,18 @@ fn layers_that_are_parents_of_each_other_can_still_be_pruned() {
     let root = Root::new();
     let store = root.open();
     let (a, b) = (step(&store, "a", &[]), layer(&store, "b"));
-    let Lookup::Claimed(claim) = store.lookup(key("a then b")).unwrap() else {
+    let Lookup::Claimed(claim) = store.lookup(key("a then b"), Trust::Host).unwrap() else {
         panic!()
     };
-    claim.commit(&b, &[a.diff_id], false).unwrap();
-    let Lookup::Claimed(claim) = store.lookup(key("b then a")).unwrap() else {
+    claim
+        .commit(&b, &[a.diff_id], &Provenance::default(), false)
+        .unwrap();
+    let Lookup::Claimed(claim) = store.lookup(key("b then a"), Trust::Host).unwrap() else {
         panic!()
     };
-    claim.commit(&a, &[b.diff_id], false).unwrap();
+    claim
+        .commit(&a, &[b.diff_id], &Provenance::default(), false)
+        .unwrap();
     store.close().unwrap();
     let store = root.open();
     assert_eq!(prune(&store, &PruneOptions::default()).removed, 2);
@@ -464,9 +487,15 @@ fn a_reader_leases_nothing_and_writes_nothing() {
     let store = root.open();
     let made = step(&store, "a", &[]);
     let reader = Store::open(root.path(), &options).unwrap();
-    assert_eq!(reader.peek(key("a")).unwrap(), Some(made.clone()));
+    assert_eq!(
+        reader.peek(key("a"), Trust::Host).unwrap(),
+        Some(made.clone())
+    );
     assert_eq!(reader.index(made.diff_id).unwrap().entries().len(), 1);
-    assert!(matches!(reader.lookup(key("b")), Err(StoreError::ReadOnly)));
+    assert!(matches!(
+        reader.lookup(key("b"), Trust::Host),
+        Err(StoreError::ReadOnly)
+    ));
     assert!(matches!(
         reader.put_blob(b"x", "x"),
         Err(StoreError::ReadOnly)

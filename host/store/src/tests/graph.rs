@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Root, key, step};
 use crate::db::Commit;
-use crate::{DiffId, Lookup, Pin, PruneEnd, PruneOptions, Store, StoreError};
+use crate::{DiffId, Lookup, Pin, PruneEnd, PruneOptions, Store, StoreError, Trust};
 
 /// Number of objects.
 const VERTICES: i64 = 100_000;
@@ -97,7 +97,10 @@ fn each_object_names_what_keeps_it() {
     store.set_image("app", manifest, config, &[top]).unwrap();
     store.close().unwrap();
     let store = root.open();
-    assert!(matches!(store.lookup(key("left")).unwrap(), Lookup::Hit(_)));
+    assert!(matches!(
+        store.lookup(key("left"), Trust::Host).unwrap(),
+        Lookup::Hit(_)
+    ));
     let usage = store.du().unwrap();
     let pins: Vec<&[Pin]> = usage.items.iter().map(|item| &item.pins[..]).collect();
     let on_top = |layer: DiffId| Pin::Child(layer.0);

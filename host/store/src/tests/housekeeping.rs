@@ -67,7 +67,7 @@ fn a_chain_goes_leaf_first_and_a_leased_one_stays() {
     let layers = chain(&store, &["a", "b", "c", "d"]);
     store.close().unwrap();
     let (user, pruner) = (root.open(), root.open());
-    let Lookup::Hit(_) = user.lookup(key("b")).unwrap() else {
+    let Lookup::Hit(_) = user.lookup(key("b"), Trust::Host).unwrap() else {
         panic!("no hit")
     };
     let mut gone = Vec::new();
@@ -84,8 +84,14 @@ fn a_chain_goes_leaf_first_and_a_leased_one_stays() {
         panic!("{:?}", report.in_use)
     };
     assert_eq!(item.digest, layers[1].diff_id.0);
-    assert!(matches!(user.lookup(key("a")).unwrap(), Lookup::Hit(_)));
-    assert!(matches!(user.lookup(key("c")).unwrap(), Lookup::Claimed(_)));
+    assert!(matches!(
+        user.lookup(key("a"), Trust::Host).unwrap(),
+        Lookup::Hit(_)
+    ));
+    assert!(matches!(
+        user.lookup(key("c"), Trust::Host).unwrap(),
+        Lookup::Claimed(_)
+    ));
     user.close().unwrap();
     assert_eq!(prune(&pruner, &PruneOptions::default()).removed, 2);
     assert_eq!(names(&root.path().join("blobs")).len(), 0);
@@ -512,7 +518,7 @@ fn check_finds_and_repairs_each_kind_of_damage() {
     );
     let store = root.open();
     for (at, name) in ["a", "b", "c", "d", "e"].iter().enumerate() {
-        let hit = store.peek(key(name)).unwrap().is_some();
+        let hit = store.peek(key(name), Trust::Host).unwrap().is_some();
         assert_eq!(hit, at >= 3, "{name}");
     }
     assert_eq!(store.index(layers[3].diff_id).unwrap().entries().len(), 1);
@@ -532,7 +538,7 @@ fn damage_is_a_miss_and_the_step_can_be_done_again() {
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..512]).unwrap();
     let store = root.open();
-    assert_eq!(store.peek(key("a")).unwrap(), None);
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), None);
     assert_eq!(step(&store, "a", &[]).diff_id, made.diff_id);
     store.close().unwrap();
     root.assert_clean();
@@ -569,9 +575,9 @@ fn an_object_of_another_boot_is_hashed_before_its_first_use() {
     let length = std::fs::metadata(&file).unwrap().len();
     std::fs::write(&file, vec![0; usize::try_from(length).unwrap()]).unwrap();
     let store = root.open();
-    assert_eq!(store.peek(key("a")).unwrap(), Some(whole));
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), Some(whole));
     assert_eq!(store.layer(torn.diff_id).unwrap(), None);
-    assert_eq!(store.peek(key("b")).unwrap(), None);
+    assert_eq!(store.peek(key("b"), Trust::Host).unwrap(), None);
     store.close().unwrap();
     root.assert_clean();
 }
@@ -632,7 +638,7 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     );
     assert_eq!(*store.index(made.diff_id).unwrap(), *index);
     assert_eq!(store.blob(blob).unwrap().unwrap(), b"blob");
-    assert_eq!(store.peek(key("a")).unwrap(), None);
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), None);
     // These files are unused, and their ids are not reused.
     prune(&store, &PruneOptions::default());
     layer(&store, "new");

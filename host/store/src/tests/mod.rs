@@ -25,6 +25,7 @@ mod processes;
 )]
 mod proof;
 mod reindex;
+mod trust;
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -34,7 +35,7 @@ use tempfile::TempDir;
 
 use crate::{
     BuildId, BuildInfo, BuildOutcome, Class, DiffId, Digest, IngestError, Layer, Lookup,
-    OpenOptions, PruneOptions, PruneReport, StepKey, Store,
+    OpenOptions, Provenance, PruneOptions, PruneReport, StepKey, Store, Trust,
 };
 
 /// A store in a directory of its own, which is checked at the end.
@@ -117,11 +118,14 @@ fn key(name: &str) -> StepKey {
 
 /// Runs a step: claims its key and makes a new layer its result.
 fn step(store: &Store, name: &str, parents: &[DiffId]) -> Layer {
-    let Lookup::Claimed(claim) = store.lookup(key(name)).unwrap() else {
+    let Lookup::Claimed(claim) = store.lookup(key(name), Trust::Host).unwrap() else {
         panic!("{name} is not free")
     };
     let made = layer(store, name);
-    claim.commit(&made, parents, false).unwrap()
+    claim
+        .commit(&made, parents, &Provenance::default(), false)
+        .unwrap()
+        .layer
 }
 
 /// The outcome of a successful build.

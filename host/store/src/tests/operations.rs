@@ -18,7 +18,8 @@ use super::proof::{fast_dir, settle};
 use super::{ENDED, key, layer, open};
 use crate::failpoint::{IoOperation, with_hook};
 use crate::{
-    BuildId, BuildInfo, Claim, DiffId, Digest, Finding, Lookup, PruneOptions, Store, StoreError,
+    BuildId, BuildInfo, Claim, DiffId, Digest, Finding, Lookup, Provenance, PruneOptions, Store,
+    StoreError, Trust,
 };
 
 /// Names of steps, each of which makes the layer of its name.
@@ -326,10 +327,14 @@ impl Bench {
     ) -> Result<(), TestCaseError> {
         let name = STEPS[step];
         let me = self.handles[at].store.instance_row();
-        match self.handles[at].store.lookup(key(name)).unwrap() {
-            Lookup::Hit(layer) => {
+        match self.handles[at]
+            .store
+            .lookup(key(name), Trust::Host)
+            .unwrap()
+        {
+            Lookup::Hit(hit) => {
                 prop_assert!(self.model.results.contains(name));
-                prop_assert_eq!(layer.diff_id, diff_id(name));
+                prop_assert_eq!(hit.layer.diff_id, diff_id(name));
                 self.model.leases.insert((me, name));
             }
             Lookup::Busy(owner) => {
@@ -358,7 +363,9 @@ impl Bench {
         let (name, parent) = (STEPS[step], STEPS[parent]);
         let store = &self.handles[at].store;
         let made = layer(store, name);
-        claim.commit(&made, &[diff_id(parent)], false).unwrap();
+        claim
+            .commit(&made, &[diff_id(parent)], &Provenance::default(), false)
+            .unwrap();
         let (me, id) = (store.instance_row(), self.id(made.diff_id.0));
         self.model.valid.insert(name, id);
         self.model.claims.remove(name);

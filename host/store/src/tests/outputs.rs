@@ -40,7 +40,7 @@ fn in_bound<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 fn claim(store: &Store, name: &str) -> Claim {
-    match store.lookup(key(name)).unwrap() {
+    match store.lookup(key(name), Trust::Host).unwrap() {
         Lookup::Claimed(claim) => claim,
         Lookup::Hit(_) | Lookup::Busy(_) => panic!("{name} is not free"),
     }
@@ -67,12 +67,17 @@ fn nix_15846_fixed_output_that_a_sibling_in_the_process_is_making() {
     let fixed = crate::sha256(&tar(&[("file", b"fixed")]));
     let made = in_bound(|| {
         let made = layer(&store, "fixed");
-        mine.commit(&made, &[], false).unwrap()
+        mine.commit(&made, &[], &Provenance::default(), false)
+            .unwrap()
+            .layer
     });
     assert_eq!(made.diff_id, DiffId(fixed));
     let late = in_bound(|| {
         let late = writer.finish().unwrap();
-        siblings.commit(&late, &[], false).unwrap()
+        siblings
+            .commit(&late, &[], &Provenance::default(), false)
+            .unwrap()
+            .layer
     });
     assert_eq!(late.diff_id, made.diff_id);
     assert_eq!(objects(&root), 1);
@@ -96,7 +101,11 @@ fn nix_15846_floating_outputs_that_turn_out_equal_at_the_same_moment() {
                         let writer = begun(store, "floating");
                         together.wait();
                         let made = writer.finish().unwrap();
-                        claim.commit(&made, &[], false).unwrap().diff_id
+                        claim
+                            .commit(&made, &[], &Provenance::default(), false)
+                            .unwrap()
+                            .layer
+                            .diff_id
                     })
                 })
                 .collect();
@@ -156,7 +165,7 @@ fn nix_15846_output_that_a_stopped_process_is_making() {
     in_bound(|| child.wait().unwrap());
     for name in ["equal", "made by equal"] {
         assert_eq!(
-            store.peek(key(name)).unwrap().as_ref(),
+            store.peek(key(name), Trust::Host).unwrap().as_ref(),
             Some(&made),
             "{name}"
         );
@@ -191,6 +200,8 @@ pub(super) fn make(store: &Store, contents: &str) {
     processes::ready();
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
     let made: Vec<_> = begun.into_iter().map(|it| it.finish().unwrap()).collect();
-    claim.commit(&made[0], &[], false).unwrap();
+    claim
+        .commit(&made[0], &[], &Provenance::default(), false)
+        .unwrap();
     store.clone().close().unwrap();
 }

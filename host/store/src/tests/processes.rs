@@ -20,7 +20,7 @@ fn helper_process() {
     let store = open(Path::new(&root));
     match std::env::var(ROLE).unwrap().as_str() {
         "hold" => {
-            let Lookup::Claimed(_claim) = store.lookup(key("held")).unwrap() else {
+            let Lookup::Claimed(_claim) = store.lookup(key("held"), Trust::Host).unwrap() else {
                 panic!()
             };
             layer(&store, "leased");
@@ -62,11 +62,13 @@ fn helper_process() {
 fn work(store: &Store, name: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
-        match store.lookup(key(name)).unwrap() {
+        match store.lookup(key(name), Trust::Host).unwrap() {
             Lookup::Hit(_) => return,
             Lookup::Claimed(claim) => {
                 let made = layer(store, name);
-                claim.commit(&made, &[], false).unwrap();
+                claim
+                    .commit(&made, &[], &Provenance::default(), false)
+                    .unwrap();
                 return;
             }
             Lookup::Busy(_) => std::thread::sleep(Duration::from_millis(2)),
@@ -114,7 +116,7 @@ fn a_killed_instance_is_reaped_and_its_claim_taken_over() {
     let mut child = spawn(root.path(), "hold");
     wait_ready(&mut child);
     let store = root.open();
-    let Lookup::Busy(owner) = store.lookup(key("held")).unwrap() else {
+    let Lookup::Busy(owner) = store.lookup(key("held"), Trust::Host).unwrap() else {
         panic!("not busy")
     };
     assert_ne!(owner.instance, store.instance());
@@ -124,7 +126,7 @@ fn a_killed_instance_is_reaped_and_its_claim_taken_over() {
     child.kill().unwrap();
     child.wait().unwrap();
     // This happens in the middle of work as well, not only when a store is opened.
-    let Lookup::Claimed(claim) = store.lookup(key("held")).unwrap() else {
+    let Lookup::Claimed(claim) = store.lookup(key("held"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     claim.release().unwrap();
@@ -204,7 +206,7 @@ fn a_build_beside_a_prune_without_pause_keeps_all_it_has_hit_or_made() {
         for (number, made) in made.iter().enumerate() {
             assert_eq!(
                 builder
-                    .peek(key(&format!("step {number}")))
+                    .peek(key(&format!("step {number}")), Trust::Host)
                     .unwrap()
                     .as_ref(),
                 Some(made)
@@ -225,7 +227,10 @@ fn a_process_that_is_stopped_in_a_transaction_makes_others_say_busy_in_bound() {
     let stopped = root.database();
     stopped.execute_batch("BEGIN IMMEDIATE").unwrap();
     let start = Instant::now();
-    assert!(matches!(store.lookup(key("a")), Err(StoreError::Busy(_))));
+    assert!(matches!(
+        store.lookup(key("a"), Trust::Host),
+        Err(StoreError::Busy(_))
+    ));
     assert!(start.elapsed() < Duration::from_secs(30));
     // A reader does not wait.
     assert_eq!(store.images().unwrap(), []);

@@ -1,6 +1,6 @@
 //! Indexes that are made again from the tar.
 
-use super::{Root, key, names, step};
+use super::{Root, Trust, key, names, step};
 
 #[test]
 fn a_lost_index_is_made_again_and_a_damaged_tar_is_not_believed() {
@@ -22,7 +22,7 @@ fn a_lost_index_is_made_again_and_a_damaged_tar_is_not_believed() {
     std::fs::write(&file, bytes).unwrap();
     let store = root.open();
     assert!(store.index(made.diff_id).is_err());
-    assert_eq!(store.peek(key("a")).unwrap(), None);
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), None);
     store.close().unwrap();
     root.assert_clean();
 }
@@ -62,7 +62,7 @@ fn a_layer_that_this_version_does_not_accept_is_evicted_for_that_reason() {
     let store = root.open();
     let error = store.index(digest.into()).unwrap_err().to_string();
     assert!(error.contains("does not accept its tar"), "{error}");
-    assert_eq!(store.peek(key("a")).unwrap(), None);
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), None);
     store.close().unwrap();
     root.assert_clean();
 }

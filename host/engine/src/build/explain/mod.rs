@@ -19,7 +19,7 @@ use crate::plan::{Base, ImageKey, Op, Plan, Step};
 use align::{Alignment, PlannedStage, Position, align};
 use records::{Definition, EMPTY_CHAIN, RecordsWriter, StageRecord, StepRecord, StepRecords};
 
-pub(super) use why::{CurrentStep, Origin, changed_layer, miss};
+pub(super) use why::{CurrentStep, Origin, changed_layer, distrusted, miss};
 
 /// Most recorded steps of stages that the plan does not have: those of other targets.
 const MAX_OTHERS: usize = 2000;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use store::{ContentId, Layer, StepKey, Store};
+use store::{ContentId, Distrusted, Layer, StepKey, Store};
 
 use super::LastStep;
 use super::records::{Definition, Instruction, Setting, Text, Value, Variable, variables};
@@ -59,6 +59,19 @@ pub(in crate::build) fn miss(now: &CurrentStep<'_>, last: Option<LastStep<'_>>) 
         why.reasons.push(text.to_owned());
     }
     why
+}
+
+/// Why a result for a RUN is not taken.
+pub(in crate::build) fn distrusted(result: &Distrusted) -> Explanation {
+    let Distrusted { domain, step } = result;
+    let reason = format!(
+        "there is a result of trust domain {domain}, but its VM had run a step that this build does \
+         not contain: {step}"
+    );
+    Explanation {
+        reasons: vec![reason],
+        ..Explanation::default()
+    }
 }
 
 /// Why there is no result for a COPY, ADD or WORKDIR, whose new layer is `layer`. `news` are known

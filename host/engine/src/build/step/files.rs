@@ -1,8 +1,8 @@
 //! COPY, ADD and WORKDIR: looked up by the content of their layer, made on the host.
 
-use store::{Digest, Layer, Lookup, StepKey};
+use store::{Digest, Layer, Lookup, Provenance, StepKey, Trust};
 
-use super::{StepAttempt, StepContext, Steps, done, explain};
+use super::{Finished, StepAttempt, StepContext, Steps, done, explain};
 use crate::build::error::BuildError;
 use crate::copy::{self, CopyFrom, CopyPlan, CopySpec, SourceTree};
 use crate::event::Outcome;
@@ -48,7 +48,7 @@ impl Steps<'_> {
             Some(plan) => self.make(step, &plan, false),
             None => {
                 self.record_hit(step, NO_LAYER, None);
-                Ok(Attempt::Done((None, Outcome::Cached)))
+                Ok(Attempt::Done(Finished::by_host(None, Outcome::Cached)))
             }
         }
     }
@@ -60,20 +60,23 @@ impl Steps<'_> {
             return self.make_unhashed(step, plan, force);
         };
         let key = keys::content(content);
-        let claim = match self.claim(key, force)? {
+        let claim = match self.claim(key, Trust::Host, force)? {
             Lookup::Claimed(claim) => claim,
             Lookup::Busy(owner) => {
                 self.report_wait(step, &owner);
                 return Ok(Attempt::Busy);
             }
-            Lookup::Hit(layer) => return self.found(step, key, layer, || self.write(step, plan)),
+            Lookup::Hit(hit) => {
+                let again = || self.write(step, plan);
+                return self.found(step, key, Trust::Host, hit, again);
+            }
         };
         self.prepare_next(step, content)?;
         match self.write(step, plan) {
             // A file may have changed since the plan: the ingested content decides the key.
             Ok(layer) if layer.content_id == content => {
-                let layer = claim.commit(&layer, &[], force)?;
-                done(self.record_layer(step, layer, force))
+                let made = claim.commit(&layer, &[], &Provenance::default(), force)?;
+                done(self.record_layer(step, made.layer, force))
             }
             Ok(layer) => {
                 claim.release()?;
@@ -93,14 +96,20 @@ impl Steps<'_> {
     fn make_unhashed(&self, step: &StepContext<'_>, plan: &CopyPlan, force: bool) -> StepAttempt {
         let layer = self.write(step, plan)?;
         let key = keys::content(layer.content_id);
-        let known = if force { None } else { self.store.peek(key)? };
+        let known = if force {
+            None
+        } else {
+            self.store.peek(key, Trust::Host)?
+        };
         match known {
             Some(known) => {
                 self.record_hit(step, key, Some(&known));
                 if self.request.rebuild.is_some() {
-                    return self.compare(step, known, &layer);
+                    self.compare(step, &known, &layer)?;
+                    return done(known);
                 }
-                Ok(Attempt::Done((Some(known), Outcome::Cached)))
+                let finished = Finished::by_host(Some(known), Outcome::Cached);
+                Ok(Attempt::Done(finished))
             }
             None => {
                 let layer = self.bind(key, layer, force)?;
@@ -130,8 +139,11 @@ impl Steps<'_> {
     /// Binds a finished layer to a key. Another build that has claimed the key will find the same
     /// content by itself.
     fn bind(&self, key: StepKey, layer: Layer, replace: bool) -> Result<Layer, BuildError> {
-        match self.store.claim(key)? {
-            Lookup::Claimed(claim) => Ok(claim.commit(&layer, &[], replace)?),
+        match self.store.claim(key, Trust::Host)? {
+            Lookup::Claimed(claim) => {
+                let made = claim.commit(&layer, &[], &Provenance::default(), replace)?;
+                Ok(made.layer)
+            }
             Lookup::Hit(_) | Lookup::Busy(_) => Ok(layer),
         }
     }

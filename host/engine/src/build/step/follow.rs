@@ -60,7 +60,7 @@ impl<'a> Steps<'a> {
         let Some(mut followed) = self.followed().remove(&step.number) else {
             return Ok(None);
         };
-        let Some(failure) = self.store.failure(&followed.owner)? else {
+        let Some(failure) = self.store.failure(&followed.owner, self.trust())? else {
             let command = &followed.owner.command;
             let text =
                 format!("`{command}` ended without a result; running the step in this build");

@@ -15,7 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use exec::{Cancel, Executor};
 use oci::MAX_LAYERS;
-use store::{ContentId, DiffId, Layer, Lookup, Owner, StepKey, Store};
+use store::{
+    ContentId, DiffId, KnownSteps, Layer, Lookup, Owner, Provenance, StepKey, StepResult, Store,
+    Trust,
+};
 
 use super::error::{BuildError, Location};
 use super::explain::{self, BaseLayers, Origin, StepRecorder};
@@ -23,18 +26,41 @@ use super::request::{BuildRequest, Rebuild};
 use super::track::Tracker;
 use crate::changes::{self, Changes, Times};
 use crate::context::Context;
+use crate::copy::{CopyFrom, CopySpec};
 use crate::download::{Fetched, WebSource};
 use crate::event::{Comparison, Explanation, Outcome, StepId};
 use crate::plan::{Base, Op, Plan, Step};
 use crate::rootfs::Rootfs;
-use crate::solver::{Attempt, Results};
+use crate::solver::{At, Attempt, Results};
 
 pub(super) use follow::Followed;
 
-/// The result of a step: its layer, if it has one.
+/// The result of a step.
 #[derive(Debug, Clone)]
 pub(super) struct StepDone {
+    /// Its layer, if it has one.
     pub(super) layer: Option<Layer>,
+    /// What could have influenced the stage up to this step.
+    provenance: Arc<Provenance>,
+}
+
+/// A step that is done.
+struct Finished {
+    layer: Option<Layer>,
+    outcome: Outcome,
+    /// What could have influenced the layer, apart from what is below it.
+    provenance: Provenance,
+}
+
+impl Finished {
+    /// The host made the layer, or found it.
+    fn by_host(layer: Option<Layer>, outcome: Outcome) -> Self {
+        Self {
+            layer,
+            outcome,
+            provenance: Provenance::default(),
+        }
+    }
 }
 
 /// What the steps of a build share.
@@ -62,6 +88,8 @@ pub(super) struct Steps<'a> {
     pub(super) followed: Mutex<HashMap<StepId, Followed<'a>>>,
     /// Files that were downloaded.
     pub(super) fetched: Mutex<HashMap<WebSource, Fetched>>,
+    /// The keys of the RUN steps that were reached.
+    pub(super) known: KnownSteps,
 }
 
 /// A step that is being done.
@@ -72,23 +100,26 @@ struct StepContext<'a> {
     position: (usize, usize),
     /// The chain of layers below it.
     below: Vec<Layer>,
+    /// What could have influenced these, and what is copied onto them.
+    provenance: Arc<Provenance>,
     /// The results so far.
     done: &'a Results<StepDone>,
+    at: &'a At<'a>,
 }
 
 impl Steps<'_> {
-    /// Attempts step `index` of `stage`, given the results so far.
+    /// Attempts a step, given the results so far.
     pub(super) fn attempt(
         &self,
-        stage: usize,
-        index: usize,
+        at: &At<'_>,
         done: &Results<StepDone>,
     ) -> Result<Attempt<StepDone>, BuildError> {
-        let Some(planned) = self.plan.stages.get(stage).and_then(|s| s.steps.get(index)) else {
-            return Ok(Attempt::Done(StepDone { layer: None }));
-        };
-        let Some(&number) = self.numbers.get(&(stage, index)) else {
-            return Ok(Attempt::Done(StepDone { layer: None }));
+        let (stage, index) = (at.stage, at.step);
+        let planned = self.plan.stages.get(stage).and_then(|s| s.steps.get(index));
+        let provenance = self.provenance(stage, planned, done);
+        let (Some(planned), Some(&number)) = (planned, self.numbers.get(&(stage, index))) else {
+            let layer = None;
+            return Ok(Attempt::Done(StepDone { layer, provenance }));
         };
         self.tracker.start(number);
         let step = StepContext {
@@ -96,25 +127,75 @@ impl Steps<'_> {
             number,
             position: (stage, index),
             below: self.chain(stage, done),
+            provenance: Arc::clone(&provenance),
             done,
+            at,
         };
         let attempt = match &planned.op {
             Op::Run(op) => self.run(&step, op),
             Op::Copy(spec) => self.copy(&step, spec),
             Op::Workdir { path, user } => self.workdir(&step, path, user),
-            Op::Meta => Ok(Attempt::Done((None, Outcome::Done))),
+            Op::Meta => Ok(Attempt::Done(Finished::by_host(None, Outcome::Done))),
         };
         match attempt {
-            Ok(Attempt::Done((layer, outcome))) => {
-                self.tracker.end(number, outcome);
-                Ok(Attempt::Done(StepDone { layer }))
+            Ok(Attempt::Done(finished)) => {
+                self.tracker.end(number, finished.outcome);
+                let mut provenance = provenance;
+                if finished.provenance != Provenance::default() {
+                    Arc::make_mut(&mut provenance).merge(&finished.provenance);
+                }
+                let layer = finished.layer;
+                Ok(Attempt::Done(StepDone { layer, provenance }))
             }
             Ok(Attempt::Busy) => Ok(Attempt::Busy),
+            Ok(Attempt::Deferred) => Ok(Attempt::Deferred),
             Err(err) if self.cancel.is_cancelled() => Err(err),
             Err(err) => {
                 self.tracker.end(number, Outcome::Failed(err.to_string()));
                 Err(err)
             }
+        }
+    }
+
+    /// What could have influenced the root of the next step of a stage, and what that step copies.
+    fn provenance(
+        &self,
+        stage: usize,
+        planned: Option<&Step>,
+        done: &Results<StepDone>,
+    ) -> Arc<Provenance> {
+        let mut provenance = self.stage_provenance(stage, done);
+        if let Some(Op::Copy(CopySpec {
+            from: CopyFrom::Stage(from),
+            ..
+        })) = planned.map(|step| &step.op)
+        {
+            let copied = self.stage_provenance(*from, done);
+            Arc::make_mut(&mut provenance).merge(&copied);
+        }
+        provenance
+    }
+
+    /// What could have influenced a stage so far. A result includes what is below it.
+    fn stage_provenance(&self, stage: usize, done: &Results<StepDone>) -> Arc<Provenance> {
+        let mut at = Some(stage);
+        while let Some(stage) = at {
+            if let Some(last) = done.of(stage).next_back() {
+                return Arc::clone(&last.provenance);
+            }
+            at = match self.plan.stages.get(stage).map(|s| &s.base) {
+                Some(Base::Stage(base)) => Some(*base),
+                Some(Base::Image(_) | Base::Scratch) | None => None,
+            };
+        }
+        Arc::default()
+    }
+
+    /// Whose results of RUN steps this build takes.
+    fn trust(&self) -> Trust<'_> {
+        Trust::Domain {
+            own: &self.request.trust_domain,
+            known: &self.known,
         }
     }
 
@@ -248,10 +329,12 @@ impl Steps<'_> {
     }
 }
 
-type StepAttempt = Result<Attempt<(Option<Layer>, Outcome)>, BuildError>;
+type StepAttempt = Result<Attempt<Finished>, BuildError>;
 
+/// The host made a layer.
 fn done(layer: Layer) -> StepAttempt {
-    Ok(Attempt::Done((Some(layer), Outcome::Done)))
+    let finished = Finished::by_host(Some(layer), Outcome::Done);
+    Ok(Attempt::Done(finished))
 }
 
 fn ids(chain: &[Layer]) -> Vec<DiffId> {
@@ -264,11 +347,11 @@ fn contents(chain: &[Layer]) -> Vec<ContentId> {
 
 impl Steps<'_> {
     /// Looks up a result, and claims the step if there is none. With `force` any result is ignored.
-    fn claim(&self, key: StepKey, force: bool) -> Result<Lookup, BuildError> {
+    fn claim(&self, key: StepKey, trust: Trust<'_>, force: bool) -> Result<Lookup, BuildError> {
         let found = if force {
-            self.store.claim(key)
+            self.store.claim(key, trust)
         } else {
-            self.store.lookup(key)
+            self.store.lookup(key, trust)
         };
         Ok(found?)
     }
@@ -314,14 +397,23 @@ impl Steps<'_> {
         &self,
         step: &StepContext<'_>,
         key: StepKey,
-        stored: Layer,
+        trust: Trust<'_>,
+        stored: StepResult,
         again: impl FnOnce() -> Result<Layer, BuildError>,
     ) -> StepAttempt {
+        let StepResult {
+            layer: stored,
+            provenance,
+        } = stored;
         if self.request.rebuild.is_none() {
             self.record_hit(step, key, Some(&stored));
-            return Ok(Attempt::Done((Some(stored), Outcome::Cached)));
+            return Ok(Attempt::Done(Finished {
+                layer: Some(stored),
+                outcome: Outcome::Cached,
+                provenance,
+            }));
         }
-        let claim = match self.claim(key, true)? {
+        let claim = match self.claim(key, trust, true)? {
             Lookup::Claimed(claim) => claim,
             Lookup::Busy(owner) => {
                 self.report_wait(step, &owner);
@@ -334,11 +426,21 @@ impl Steps<'_> {
         self.record_hit(step, key, Some(&stored));
         let again = again()?;
         claim.release()?;
-        self.compare(step, stored, &again)
+        self.compare(step, &stored, &again)?;
+        Ok(Attempt::Done(Finished {
+            layer: Some(stored),
+            outcome: Outcome::Done,
+            provenance,
+        }))
     }
 
     /// Compares the result of a rebuilt step with the stored one, which the build continues with.
-    fn compare(&self, step: &StepContext<'_>, stored: Layer, again: &Layer) -> StepAttempt {
+    fn compare(
+        &self,
+        step: &StepContext<'_>,
+        stored: &Layer,
+        again: &Layer,
+    ) -> Result<(), BuildError> {
         let strict = self.request.rebuild == Some(Rebuild::Strict);
         let epoch = self.request.epoch;
         let times = if strict {
@@ -355,6 +457,6 @@ impl Steps<'_> {
         };
         let comparison = Comparison { changes, strict };
         self.tracker.compared(step.number, comparison);
-        done(stored)
+        Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! RUN: looked up by key, run by the executor.
 
-use exec::{Output, StepError, StepSpec, Stream};
+use exec::{Output, StepDone, StepError, StepSpec, Stream};
 use store::{Claim, ContentId, Layer, Lookup, StepKey, StepLog};
 
-use super::{StepAttempt, StepContext, Steps, contents, done, explain, ids};
+use super::{Finished, StepAttempt, StepContext, Steps, contents, explain, ids};
 use crate::build::error::BuildError;
 use crate::build::track::Tracker;
 use crate::event::{Explanation, Outcome, StepId};
@@ -15,8 +15,9 @@ impl Steps<'_> {
     pub(super) fn run(&self, step: &StepContext<'_>, op: &RunOp) -> StepAttempt {
         self.check_depth(step)?;
         let key = self.run_key(op, &contents(&step.below));
+        self.known.add(key);
         let force = self.request.no_cache;
-        let claim = match self.claim(key, force)? {
+        let claim = match self.claim(key, self.trust(), force)? {
             Lookup::Claimed(claim) => claim,
             Lookup::Busy(owner) => {
                 self.report_wait(step, &owner);
@@ -26,18 +27,27 @@ impl Steps<'_> {
                 }
                 return Ok(Attempt::Busy);
             }
-            Lookup::Hit(layer) => {
+            Lookup::Hit(hit) => {
                 let shared = self.finish_following(step)?;
-                let found = self.found(step, key, layer, || {
+                let found = self.found(step, key, self.trust(), hit, || {
                     self.executor.prepare();
-                    self.execute(step, op)
+                    Ok(self.execute(step, key, op)?.layer)
                 });
-                return match found {
-                    Ok(Attempt::Done((Some(layer), Outcome::Cached))) if shared => done(layer),
-                    found => found,
-                };
+                return found.map(|mut attempt| {
+                    if let Attempt::Done(finished) = &mut attempt
+                        && shared
+                    {
+                        finished.outcome = Outcome::Done;
+                    }
+                    attempt
+                });
             }
         };
+        // It may be trusted once more of this build's steps are known.
+        if claim.distrusted().is_some() && step.at.may_defer && !force {
+            claim.release()?;
+            return Ok(Attempt::Deferred);
+        }
         if let Some((failure, tee)) = self.failure_elsewhere(step)? {
             claim.release()?;
             let build = failure.run.build;
@@ -51,13 +61,24 @@ impl Steps<'_> {
             return Err(self.step_error(step, op, &tee.log, source));
         }
         self.publish_run(step, &claim)?;
-        self.explain(step, force, || self.why(step, key));
+        self.explain(step, force, || match claim.distrusted() {
+            Some(result) => explain::distrusted(result),
+            None => self.why(step, key),
+        });
         self.executor.prepare();
-        match self.execute(step, op) {
-            Ok(layer) => {
-                let layer = claim.commit(&layer, &ids(&step.below), force)?;
-                self.records.record(step.position, key, Some(&layer));
-                done(layer)
+        step.at.working();
+        match self.execute(step, key, op) {
+            Ok(done) => {
+                let mut provenance = done.provenance;
+                provenance.merge(&step.provenance);
+                let below = ids(&step.below);
+                let made = claim.commit(&done.layer, &below, &provenance, force)?;
+                self.records.record(step.position, key, Some(&made.layer));
+                Ok(Attempt::Done(Finished {
+                    layer: Some(made.layer),
+                    outcome: Outcome::Done,
+                    provenance: made.provenance,
+                }))
             }
             Err(err) => {
                 end_claim(claim, &err);
@@ -86,15 +107,17 @@ impl Steps<'_> {
         keys::run(op, below, &self.request.platform)
     }
 
-    fn execute(&self, step: &StepContext<'_>, op: &RunOp) -> Result<Layer, BuildError> {
-        let spec = self.step_spec(step, op)?;
+    fn execute(
+        &self,
+        step: &StepContext<'_>,
+        key: StepKey,
+        op: &RunOp,
+    ) -> Result<StepDone, BuildError> {
+        let spec = self.step_spec(step, key, op)?;
         let mut output = self.log(step)?;
         let run = self.executor.run(&spec, &mut output, self.cancel);
         output.log.report_dropped();
-        match run {
-            Ok(done) => Ok(done.layer),
-            Err(source) => Err(self.step_error(step, op, &output.log, source)),
-        }
+        run.map_err(|source| self.step_error(step, op, &output.log, source))
     }
 
     fn step_error(
@@ -113,7 +136,12 @@ impl Steps<'_> {
     }
 
     /// Resolves the names in the Dockerfile against the root of the step.
-    fn step_spec(&self, step: &StepContext<'_>, op: &RunOp) -> Result<StepSpec, BuildError> {
+    fn step_spec(
+        &self,
+        step: &StepContext<'_>,
+        key: StepKey,
+        op: &RunOp,
+    ) -> Result<StepSpec, BuildError> {
         let root = self.root(&step.below)?;
         let user = root.user(&op.user).map_err(|source| BuildError::User {
             location: self.location(step),
@@ -126,6 +154,7 @@ impl Steps<'_> {
         }
         Ok(StepSpec {
             name: step.planned.display.clone(),
+            key,
             layers: ids(&step.below),
             args: op.args.clone(),
             env,
@@ -162,11 +191,20 @@ impl Steps<'_> {
         below.push(layer);
         if self.request.no_cache
             || self.request.rebuild.is_some()
-            || self.store.peek(self.run_key(op, &below))?.is_none()
+            || self.peek_run(op, &below)?.is_none()
         {
             self.executor.prepare();
         }
         Ok(())
+    }
+}
+
+impl Steps<'_> {
+    /// The result of a RUN, if there is one.
+    fn peek_run(&self, op: &RunOp, below: &[ContentId]) -> Result<Option<Layer>, BuildError> {
+        let key = self.run_key(op, below);
+        self.known.add(key);
+        Ok(self.store.peek(key, self.trust())?)
     }
 }
 

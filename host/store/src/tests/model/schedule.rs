@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use super::super::proof::{fast_dir, settle, width};
 use super::super::{key, names, open, step, tar};
 use crate::failpoint::{IoOperation, with_hook};
-use crate::{DiffId, Lookup, PruneOptions, Store, StoreError};
+use crate::{DiffId, Lookup, Provenance, PruneOptions, Store, StoreError, Trust};
 
 /// Orders that are tried.
 const ORDERS: u64 = 300;
@@ -90,8 +90,8 @@ fn build(shared: &Shared, who: usize, store: &Store, keys: [usize; 2]) -> Result
     let mut made: Vec<DiffId> = Vec::new();
     for at in keys {
         made.push(loop {
-            match store.lookup(key(KEYS[at]))? {
-                Lookup::Hit(layer) => break layer.diff_id,
+            match store.lookup(key(KEYS[at]), Trust::Host)? {
+                Lookup::Hit(hit) => break hit.layer.diff_id,
                 Lookup::Claimed(claim) => {
                     shared.begun[at].fetch_add(1, Ordering::SeqCst);
                     let others = shared.works[at].fetch_add(1, Ordering::SeqCst);
@@ -103,7 +103,10 @@ fn build(shared: &Shared, who: usize, store: &Store, keys: [usize; 2]) -> Result
                     let Ok(layer) = writer.finish() else {
                         return Err(StoreError::Closed);
                     };
-                    break claim.commit(&layer, &made, false)?.diff_id;
+                    break claim
+                        .commit(&layer, &made, &Provenance::default(), false)?
+                        .layer
+                        .diff_id;
                 }
                 Lookup::Busy(_) => {
                     if shared.turns.stop(who) == Turn::Dying {

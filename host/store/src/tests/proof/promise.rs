@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::{key, names};
 use crate::history::LogReader;
-use crate::{BuildId, BuildState, DiffId, Finding, Image, Store};
+use crate::{BuildId, BuildState, DiffId, Finding, Image, Store, Trust};
 
 /// Something that a call has promised by returning success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,12 @@ fn is_kept(store: &Store, promise: &Promise) -> Result<bool, Box<dyn std::error:
             let layer = store.layer(id)?.ok_or("no layer")?;
             read == *tar && store.index(id)?.entries().len() as u64 == layer.entries
         }
-        Promise::Hit(name, id) => store.peek(key(name))?.map(|layer| layer.diff_id) == Some(*id),
+        Promise::Hit(name, id) => {
+            store
+                .peek(key(name), Trust::Host)?
+                .map(|layer| layer.diff_id)
+                == Some(*id)
+        }
         Promise::Image(image) => store.image(&image.name)?.is_some_and(|found| {
             (found.manifest, found.config, found.layers)
                 == (image.manifest, image.config, image.layers.clone())

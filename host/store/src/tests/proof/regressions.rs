@@ -12,7 +12,7 @@ use crate::history::LogReader;
 use crate::lock::Lock;
 use crate::{
     BuildInfo, BuildState, Finding, Lookup, OpenOptions, PruneOptions, ResourceKind, StepLog,
-    Store, StoreError,
+    Store, StoreError, Trust,
 };
 
 /// Runs `work` while all I/O operations for which `which` is true fail.
@@ -173,7 +173,7 @@ fn an_interrupted_rebuild_is_finished_by_the_next_process() {
     // Its time is that of the rebuild.
     let found = store.layer(made.diff_id).unwrap().unwrap();
     assert_eq!(found.content_id, made.content_id);
-    assert_eq!(store.peek(key("a")).unwrap(), None);
+    assert_eq!(store.peek(key("a"), Trust::Host).unwrap(), None);
     store.close().unwrap();
     root.assert_clean();
 }
@@ -274,12 +274,12 @@ fn a_claim_of_a_dead_instance_is_free_whatever_else_it_left() {
     // A directory cannot be removed as a file.
     dead.add_resource(ResourceKind::File(outside.path().to_owned()))
         .unwrap();
-    let Lookup::Claimed(claim) = dead.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = dead.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     std::mem::forget(claim);
     dead.inner.die();
-    let Lookup::Claimed(claim) = store.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = store.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     claim.release().unwrap();
@@ -294,7 +294,7 @@ fn a_claim_of_a_dead_instance_is_free_whatever_else_it_left() {
 fn a_claim_whose_dead_owner_is_being_reaped_is_waited_for() {
     let root = Root::new();
     let (dead, store) = (root.open(), root.open());
-    let Lookup::Claimed(claim) = dead.lookup(key("a")).unwrap() else {
+    let Lookup::Claimed(claim) = dead.lookup(key("a"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     std::mem::forget(claim);
@@ -302,10 +302,13 @@ fn a_claim_whose_dead_owner_is_being_reaped_is_waited_for() {
     let lock = format!("instances/{}.lock", dead.instance());
     std::fs::remove_file(root.path().join(lock)).unwrap();
     let reaper = Lock::try_exclusive(&root.path().join("reap.lock")).unwrap();
-    assert!(matches!(store.lookup(key("a")).unwrap(), Lookup::Busy(_)));
+    assert!(matches!(
+        store.lookup(key("a"), Trust::Host).unwrap(),
+        Lookup::Busy(_)
+    ));
     drop(reaper);
     assert!(matches!(
-        store.lookup(key("a")).unwrap(),
+        store.lookup(key("a"), Trust::Host).unwrap(),
         Lookup::Claimed(_)
     ));
     store.close().unwrap();

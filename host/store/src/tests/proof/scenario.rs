@@ -13,7 +13,7 @@ use super::{fast_dir, try_open};
 use crate::db::Commit;
 use crate::{
     BuildInfo, BuildOutcome, Class, DiffId, IngestError, Layer, Lookup, OpenOptions, PruneOptions,
-    ResourceKind, Store,
+    ResourceKind, Store, Trust,
 };
 
 type Done = Result<(), Box<dyn std::error::Error>>;
@@ -267,7 +267,7 @@ fn fold(root: &Path) {
 /// The disk at the moment when an instance is killed that does many things at once.
 fn killed(dir: &Path, root: &Path, promises: &mut Vec<Promise>) -> Snapshot {
     let store = try_open(root).unwrap();
-    let Lookup::Claimed(_claim) = store.lookup(key("held")).unwrap() else {
+    let Lookup::Claimed(_claim) = store.lookup(key("held"), Trust::Host).unwrap() else {
         panic!("not free")
     };
     let made = step(&store, "made", &[]).diff_id;
@@ -386,29 +386,32 @@ fn given_up(case: &Case) -> Done {
 }
 
 fn claim_and_commit(case: &Case) -> Done {
-    let Lookup::Claimed(claim) = case.open().lookup(key("c"))? else {
+    let Lookup::Claimed(claim) = case.open().lookup(key("c"), Trust::Host)? else {
         return Err("not free".into());
     };
     let tar = small("c");
     let made = ingest(case.open(), &tar)?;
     case.promises.add(Promise::Layer(tar));
     let parent = DiffId(crate::sha256(&small("b")));
-    claim.commit(&made, &[parent], false)?;
+    let vm = case.open().record_vm()?;
+    vm.begin(key("c"), "RUN c")?;
+    claim.commit(&made, &[parent], &vm.so_far(), false)?;
     case.promises.add(Promise::Hit("c", made.diff_id));
     // A step runs again, and its result is another one.
-    let Lookup::Claimed(claim) = case.open().claim(key("b"))? else {
+    let Lookup::Claimed(claim) = case.open().claim(key("b"), Trust::Host)? else {
         return Err("not free".into());
     };
     case.promises
         .doubt(|promise| matches!(promise, Promise::Hit("b", _)));
-    claim.commit(&made, &[], true)?;
+    vm.begin(key("b"), "RUN b")?;
+    claim.commit(&made, &[], &vm.so_far(), true)?;
     case.promises.add(Promise::Hit("b", made.diff_id));
     Ok(())
 }
 
 fn claim_dropped(case: &Case) -> Done {
     for release in [false, true] {
-        match case.open().lookup(key("d"))? {
+        match case.open().lookup(key("d"), Trust::Host)? {
             Lookup::Claimed(claim) if release => claim.release()?,
             Lookup::Claimed(claim) => drop(claim),
             Lookup::Hit(_) => panic!("a hit on what was never made"),
@@ -582,7 +585,7 @@ fn close(case: &Case) -> Done {
     store.drop_resource(socket)?;
     std::fs::write(store.scratch().join("left"), b"x")?;
     store.blob_writer("unfinished")?.write_all(b"x")?;
-    let Lookup::Claimed(claim) = store.lookup(key("claimed"))? else {
+    let Lookup::Claimed(claim) = store.lookup(key("claimed"), Trust::Host)? else {
         return Err("not free".into());
     };
     store.clone().close()?;
