@@ -376,15 +376,9 @@ fn unused_layers_can_be_pruned_and_rebuilt() {
     let dropped = format!("{BUSYBOX}RUN head -c 9000000 /dev/urandom >/dropped\n");
     let _kept = bench.build(&kept, &["-t", "kept"]).expect_status(0);
     let _dropped = bench.build(&dropped, &[]).expect_status(0);
-    let disks = bench.store().join("disks");
-    assert!(
-        fs::read_dir(&disks).unwrap().count() > 0,
-        "no guest disk was kept"
-    );
     let would = run(bench.cofferdam(["prune", "--dry-run"])).expect_status(0);
     let pruned = run(bench.cofferdam(["prune", "--force"])).expect_status(0);
     for done in [&would, &pruned] {
-        assert!(done.stdout.contains("disk"), "{done:?}");
         assert!(done.stdout.contains("layer"), "{done:?}");
     }
     let total = |done: &tests::Done| {
@@ -395,7 +389,6 @@ fn unused_layers_can_be_pruned_and_rebuilt() {
             .replace("Would free", "Total")
     };
     assert_eq!(total(&would), total(&pruned));
-    assert_eq!(fs::read_dir(&disks).unwrap().count(), 0);
     bench.check_clean();
     let again = bench.build(&kept, &["-t", "kept"]).expect_status(0);
     assert!(again.stderr.contains("CACHED"), "{again:?}");

@@ -1,10 +1,8 @@
-//! The audit of guest disks and monitors, for `store check`.
+//! The audit of monitors, for `store check`.
 //!
-//! The law: each file among the disks belongs to a disk, each disk in use and each monitor belong to
-//! a live build, and each VM of a live build has a monitor. Both are compared with the records of the
-//! store, in both directions. Builds start and end meanwhile: a disk is locked a moment before its
-//! record is written, and released a moment before the record is removed. So a finding counts only
-//! if it persists for longer than any process waits for the database.
+//! The law: each monitor belongs to a live build, and each VM of a live build has a monitor. Both are
+//! compared with the records of the store. Builds start and end meanwhile: so a finding counts only if
+//! it persists for longer than any process waits for the database.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use store::{ResourceKind, Store};
 
-use crate::disk;
+use crate::vm::DISK;
 
 /// How often the audit is repeated while a finding persists: eight seconds in all, and waiting for
 /// the database ends after five.
@@ -32,12 +30,6 @@ const MONITOR: &str = "qemu-system";
 /// Something of a VM that should not be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Finding {
-    /// A file among the guest disks that belongs to none.
-    StrayFile(PathBuf),
-    /// A disk that is locked, but not by a live build.
-    HeldDisk(PathBuf),
-    /// A disk of a live build that is not locked or does not exist.
-    LostDisk(PathBuf),
     /// A process that has a guest disk open, and belongs to no live build.
     Monitor(i32, PathBuf),
     /// The VM of a live build, whose monitor with this process id has ended.
@@ -47,17 +39,6 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::StrayFile(path) => write!(f, "{} is not part of any guest disk", path.display()),
-            Self::HeldDisk(path) => {
-                write!(
-                    f,
-                    "guest disk {} is in use, but not by a build",
-                    path.display()
-                )
-            }
-            Self::LostDisk(path) => {
-                write!(f, "guest disk {} of a build is missing", path.display())
-            }
             Self::Monitor(pid, disk) => write!(
                 f,
                 "process {pid} holds guest disk {} but belongs to no build",
@@ -68,11 +49,11 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Audits the disks and monitors of a store. With `repair`, removes stray files and kills monitors
-/// that belong to no build; the flag of a finding says whether that worked.
+/// Audits the monitors of a store. With `repair`, kills those that belong to no build; the flag of a
+/// finding says whether that worked.
 ///
 /// # Errors
-/// If the disks or the records cannot be read.
+/// If the processes or the records cannot be read.
 pub fn audit(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
     audit_repeatedly(store, repair, REPEATS)
 }
@@ -90,7 +71,7 @@ fn audit_repeatedly(store: &Store, repair: bool, repeats: u32) -> io::Result<Vec
     let mut still: Vec<Finding> = found.into_iter().collect();
     still.sort_by_key(ToString::to_string);
     let repaired = |finding: Finding| {
-        let done = repair && repair_one(&finding);
+        let done = repair && repair_one(store, &finding);
         (finding, done)
     };
     Ok(still.into_iter().map(repaired).collect())
@@ -98,41 +79,35 @@ fn audit_repeatedly(store: &Store, repair: bool, repeats: u32) -> io::Result<Vec
 
 /// All findings at this moment.
 fn find(store: &Store) -> io::Result<HashSet<Finding>> {
-    let dir = store.disks_dir();
-    // The resources first, then their records, so that fewer builds that start now are caught in
+    // The processes first, then their records, so that fewer builds that start now are caught in
     // between.
-    let disks = disk::inventory(&dir)?;
-    let users = monitors_on(&dir)?;
+    let monitors = monitors_of(store)?;
     let records = store.live_resources().map_err(io::Error::other)?;
     let mut owned = HashSet::new();
-    let mut found: HashSet<Finding> = disks.strays.into_iter().map(Finding::StrayFile).collect();
+    let mut found = HashSet::new();
     for record in records {
         let is_lost = record.is_ended_vm().map_err(io::Error::other)?;
         match record {
-            ResourceKind::Disk(path) => {
+            ResourceKind::Directory(path) => {
                 owned.insert(path);
             }
             ResourceKind::Vm { pid, .. } if is_lost => {
                 found.insert(Finding::LostVm(pid));
             }
-            ResourceKind::Vm { .. }
-            | ResourceKind::Directory(_)
-            | ResourceKind::Socket(_)
-            | ResourceKind::File(_) => {}
+            ResourceKind::Vm { .. } | ResourceKind::Socket(_) | ResourceKind::File(_) => {}
         }
     }
-    let held = disks.held.iter().filter(|disk| !owned.contains(*disk));
-    found.extend(held.cloned().map(Finding::HeldDisk));
-    let lost = owned.iter().filter(|disk| !disks.held.contains(disk));
-    found.extend(lost.cloned().map(Finding::LostDisk));
-    let orphaned = users.into_iter().filter(|(_, disk)| !owned.contains(disk));
-    found.extend(orphaned.map(|(pid, disk)| Finding::Monitor(pid, disk)));
+    let is_orphan = |disk: &Path| disk.parent().is_none_or(|dir| !owned.contains(dir));
+    let orphans = monitors.into_iter().filter(|(_, disk)| is_orphan(disk));
+    found.extend(orphans.map(|(pid, disk)| Finding::Monitor(pid, disk)));
     Ok(found)
 }
 
-/// The monitors of this user that have a disk of this pool open for writing. Processes that only
-/// read one, such as a backup, do not matter.
-fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
+/// The monitors of this user that have a guest disk in this store open for writing. Processes that
+/// only read one, such as a backup, do not matter.
+fn monitors_of(store: &Store) -> io::Result<Vec<(i32, PathBuf)>> {
+    // Links of open files name the real path.
+    let root = fs::canonicalize(store.root())?;
     let mut users = Vec::new();
     for process in fs::read_dir("/proc")? {
         let process = process?;
@@ -157,9 +132,7 @@ fn monitors_on(dir: &Path) -> io::Result<Vec<(i32, PathBuf)>> {
             let info = process.path().join("fdinfo").join(fd.file_name());
             is_writable(&fs::read_to_string(info).ok()?).then_some(file)
         });
-        let mut disks = written.filter(|file| {
-            file.parent() == Some(dir) && file.extension().is_some_and(|end| end == "img")
-        });
+        let mut disks = written.filter(|file| file.starts_with(&root) && file.ends_with(DISK));
         users.extend(disks.next().map(|disk| (pid, disk)));
     }
     Ok(users)
@@ -175,18 +148,16 @@ fn is_writable(info: &str) -> bool {
 }
 
 /// Returns whether the finding is repaired.
-fn repair_one(finding: &Finding) -> bool {
+fn repair_one(store: &Store, finding: &Finding) -> bool {
     match finding {
-        Finding::StrayFile(path) => fs::remove_file(path).is_ok(),
         // Only if it still has that file open: its process id may have been reused.
         Finding::Monitor(pid, disk) => {
-            let dir = disk.parent().unwrap_or(disk);
-            let users = monitors_on(dir).unwrap_or_default();
-            users.contains(&(*pid, disk.clone()))
+            let monitors = monitors_of(store).unwrap_or_default();
+            monitors.contains(&(*pid, disk.clone()))
                 && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok()
         }
-        // The process that locks it must end by itself; a build that lost its disk or VM fails.
-        Finding::HeldDisk(_) | Finding::LostDisk(_) | Finding::LostVm(_) => false,
+        // A build that lost its VM fails by itself.
+        Finding::LostVm(_) => false,
     }
 }
 
@@ -200,7 +171,7 @@ mod tests {
     use store::OpenOptions;
 
     use super::*;
-    use crate::disk::DiskPool;
+    use crate::disk;
 
     /// No build starts or ends here, so two repeats are enough.
     fn audit_quickly(store: &Store, repair: bool) -> io::Result<Vec<(Finding, bool)>> {
@@ -229,23 +200,10 @@ mod tests {
     }
 
     #[test]
-    fn files_disks_and_processes_are_compared_with_the_live_builds() {
+    fn monitors_are_compared_with_the_live_builds() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), &OpenOptions::default()).unwrap();
-        let pool = DiskPool::new(&store.disks_dir(), "boot", 1 << 30, 3);
         assert_eq!(audit_quickly(&store, false).unwrap(), []);
-        let disk = pool.take().unwrap();
-        let path = disk.path().to_owned();
-        let held = Finding::HeldDisk(path.clone());
-        assert_eq!(audit_quickly(&store, false).unwrap(), [(held, false)]);
-        let record = store
-            .add_resource(ResourceKind::Disk(path.clone()))
-            .unwrap();
-        assert_eq!(audit_quickly(&store, false).unwrap(), []);
-        disk.release().unwrap();
-        let lost = Finding::LostDisk(path.clone());
-        assert_eq!(audit_quickly(&store, false).unwrap(), [(lost, false)]);
-        store.drop_resource(record).unwrap();
         let lock = dir.path().join("vm");
         let held = File::create(&lock).unwrap();
         held.lock().unwrap();
@@ -258,20 +216,23 @@ mod tests {
             [(Finding::LostVm(7), false)]
         );
         store.drop_resource(record).unwrap();
+        let vm = fs::canonicalize(store.scratch()).unwrap().join("vm-1");
+        let record = store
+            .add_resource(ResourceKind::Directory(vm.clone()))
+            .unwrap();
+        fs::create_dir(&vm).unwrap();
+        let path = vm.join(DISK);
+        disk::create(&path, 1 << 20).unwrap();
+        let mut process = monitor(dir.path(), &path);
+        assert_eq!(audit_quickly(&store, true).unwrap(), []);
+        store.drop_resource(record).unwrap();
+        let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), path.clone());
+        assert_eq!(audit_quickly(&store, true).unwrap(), [(monitor, true)]);
+        assert!(!process.wait().unwrap().success());
         // Another program may read a disk, also for long.
         let reader = File::open(&path).unwrap();
         assert_eq!(audit_quickly(&store, true).unwrap(), []);
         drop(reader);
-        let mut process = monitor(dir.path(), &path);
-        let monitor = Finding::Monitor(i32::try_from(process.id()).unwrap(), path);
-        assert_eq!(audit_quickly(&store, true).unwrap(), [(monitor, true)]);
-        assert!(!process.wait().unwrap().success());
-        let stray = store.disks_dir().join("ext4-1-0000.img");
-        fs::write(&stray, "x").unwrap();
-        let finding = Finding::StrayFile(stray.clone());
-        assert_eq!(audit_quickly(&store, true).unwrap(), [(finding, true)]);
-        assert!(!stray.exists());
-        assert_eq!(audit_quickly(&store, true).unwrap(), []);
         store.close().unwrap();
     }
 }

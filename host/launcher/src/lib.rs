@@ -24,13 +24,13 @@
 //! | `vm` | one VM from its boot to its end |
 //! | `session` | the conversation with the agent in a VM |
 //! | [`monitor`] | the process that runs a VM: QEMU and its arguments |
-//! | [`disk`] | the pool of guest disks |
+//! | `disk` | the disk of a VM |
 //! | [`vsock`] | what provides the vsock device |
 //! | [`transport`] | which driver the guest uses for it |
 //! | [`accel`] | KVM or emulation |
 //! | [`guest_image`] | kernel and initramfs of the VM |
 //! | [`options`], [`notice`], [`report`] | what a user chooses, sees meanwhile, and learns at the end |
-//! | `audit` | guest disks and monitors that are left over, for `store check` |
+//! | `audit` | monitors that are left over, for `store check` |
 //! | `time_budget` | limits of waits: only time in which this process ran counts |
 //! | `host` | memory and processors of the host |
 //!
@@ -58,7 +58,7 @@
 
 pub mod accel;
 mod audit;
-pub mod disk;
+mod disk;
 mod executor;
 pub mod guest_image;
 mod host;

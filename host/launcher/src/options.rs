@@ -13,10 +13,6 @@ use crate::vsock::VsockBackend;
 /// Size of the guest disk in bytes. The file is sparse, so it takes only what is written to it.
 pub const DISK_SIZE: u64 = 64 << 30;
 
-/// Guest disks that stay in the pool. More builds than this may run at the same time; their disks
-/// are then removed when they end.
-pub const DISKS_KEPT: usize = 4;
-
 /// How to make builder VMs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -34,10 +30,8 @@ pub struct Options {
     pub memory_mib: Option<u64>,
     /// Virtual processors; `None`: as many as the host has, within bounds.
     pub cpus: Option<usize>,
-    /// Size of new guest disks in bytes. It bounds what one build may write.
+    /// Size of the guest disk in bytes. It bounds what one build may write.
     pub disk_size: u64,
-    /// Guest disks that stay when their VMs have ended.
-    pub disks_kept: usize,
     /// Whether the VM has a network at all. Without it no step reaches anything.
     pub network: bool,
     /// How this program is started again to become a monitor.
@@ -62,7 +56,6 @@ impl Options {
             memory_mib: None,
             cpus: None,
             disk_size: DISK_SIZE,
-            disks_kept: DISKS_KEPT,
             network: true,
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),

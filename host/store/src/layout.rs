@@ -28,13 +28,12 @@ impl Layout {
     }
 
     /// The directories directly below the root.
-    pub(crate) fn dirs(&self) -> [PathBuf; 7] {
+    pub(crate) fn dirs(&self) -> [PathBuf; 6] {
         [
             self.blobs(),
             self.indexes(),
             self.instances(),
             self.scratches(),
-            self.disks(),
             self.logs(),
             self.caches(),
         ]
@@ -120,7 +119,8 @@ impl Layout {
         self.scratches().join("rebuild")
     }
 
-    pub(crate) fn disks(&self) -> PathBuf {
+    /// Where older versions kept guest disks for later VMs.
+    pub(crate) fn old_disks(&self) -> PathBuf {
         self.root.join("disks")
     }
 

@@ -51,6 +51,7 @@ impl Store {
             InstanceHandle::read_only()?
         } else {
             clear_rebuild(&layout);
+            clear_old_disks(&layout);
             reap::reap(&layout, &db)?;
             InstanceHandle::register(&layout, &db, &options.command)?
         };
@@ -101,6 +102,14 @@ fn make_reserve(layout: &Layout) -> Result<(), StoreError> {
         reserve::make(layout);
     }
     Ok(())
+}
+
+/// Removes the guest disks that older versions kept. No older version uses the store any more, since its
+/// schema is newer.
+fn clear_old_disks(layout: &Layout) {
+    if let Removal::Busy(why) | Removal::Failed(why) = disk::remove_tree(&layout.old_disks()) {
+        log::warn!("cannot remove the guest disks of an older version: {why}");
+    }
 }
 
 /// Removes the files of an interrupted rebuild. No rebuild is running, since the caller has the version

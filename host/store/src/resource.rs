@@ -35,8 +35,6 @@ pub enum ResourceKind {
         /// The lock file, which is removed with the VM.
         lock: PathBuf,
     },
-    /// A guest disk of the pool that is in use. It is a cache and outlives the instance.
-    Disk(PathBuf),
     /// A directory with everything below it.
     Directory(PathBuf),
     /// A Unix socket.
@@ -49,7 +47,6 @@ impl ResourceKind {
     fn parts(&self) -> (&'static str, &Path, Option<u32>) {
         match self {
             Self::Vm { pid, lock } => ("vm", lock, Some(*pid)),
-            Self::Disk(path) => ("disk", path, None),
             Self::Directory(path) => ("directory", path, None),
             Self::Socket(path) => ("socket", path, None),
             Self::File(path) => ("file", path, None),
@@ -60,10 +57,10 @@ impl ResourceKind {
         let path = PathBuf::from(std::ffi::OsString::from_vec(path));
         Ok(match (kind, pid) {
             ("vm", Some(pid)) => Self::Vm { pid, lock: path },
-            ("disk", _) => Self::Disk(path),
             ("directory", _) => Self::Directory(path),
             ("socket", _) => Self::Socket(path),
-            ("file", _) => Self::File(path),
+            // Older versions had a kind of its own for guest disks.
+            ("file" | "disk", _) => Self::File(path),
             _ => {
                 return Err(StoreError::corrupt(format!(
                     "`{kind}` is not a kind of resource"
@@ -79,7 +76,7 @@ impl ResourceKind {
     pub fn is_ended_vm(&self) -> Result<bool, StoreError> {
         match self {
             Self::Vm { lock, .. } => Ok(!matches!(Lock::probe(lock)?, Probe::Held)),
-            Self::Disk(_) | Self::Directory(_) | Self::Socket(_) | Self::File(_) => Ok(false),
+            Self::Directory(_) | Self::Socket(_) | Self::File(_) => Ok(false),
         }
     }
 
@@ -87,7 +84,6 @@ impl ResourceKind {
     fn tear_down(&self) -> Result<Removal, StoreError> {
         match self {
             Self::Vm { pid, lock } => stop(*pid, lock),
-            Self::Disk(_) => Ok(Removal::Gone),
             Self::Directory(path) => Ok(disk::remove_tree(path)),
             Self::Socket(path) | Self::File(path) => Ok(disk::remove_file(path)),
         }
@@ -137,8 +133,8 @@ pub(crate) fn remove_vms(db: &Db, instance: i64) -> Result<Option<String>, Store
     remove_all(db, instance, true)
 }
 
-/// Removes the other resources of a dead instance: first disks, then the rest, newest first. Returns
-/// the reason if one could not be removed; its row stays.
+/// Removes the other resources of a dead instance: newest first. Returns the
+/// reason if one could not be removed; its row stays.
 pub(crate) fn remove_others(db: &Db, instance: i64) -> Result<Option<String>, StoreError> {
     remove_all(db, instance, false)
 }
@@ -147,7 +143,7 @@ fn remove_all(db: &Db, instance: i64, vms: bool) -> Result<Option<String>, Store
     let rows = db.read(|tx| {
         let mut found = tx.prepare_cached(
             "SELECT id, kind, path, pid FROM resource WHERE instance = ?1 AND (kind = 'vm') = ?2 \
-             ORDER BY kind <> 'disk', id DESC",
+             ORDER BY id DESC",
         )?;
         let rows = found.query_map((instance, vms), |row| {
             Ok((

@@ -1,7 +1,7 @@
 //! The handle of an open store: its paths, its database, and the instance of this process.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -70,12 +70,6 @@ impl Store {
     #[must_use]
     pub fn scratch(&self) -> &Path {
         self.inner.instance.scratch()
-    }
-
-    /// The directory for the guest disks of builder VMs. The store only counts them.
-    #[must_use]
-    pub fn disks_dir(&self) -> PathBuf {
-        self.inner.layout.disks()
     }
 
     pub(crate) fn layout(&self) -> &Layout {

@@ -3,9 +3,8 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use ::store::{Item, Pin, Store, Usage};
+use ::store::{Item, Pin, Usage};
 use jiff::Timestamp;
-use launcher::disk::{self, FreeDisk};
 use serde_json::{Value, json};
 
 use super::common::Common;
@@ -21,7 +20,7 @@ Examples:
   cofferdam du                   list all objects and what keeps them, then the totals
   cofferdam du --format json     one JSON object per item, then one with the totals
 
-The total is the disk usage of the whole store, including the database, guest disks and logs.";
+The total is the disk usage of the whole store, including the database and logs, and the disks of VMs that run.";
 
 /// Show disk usage of the store
 #[derive(Debug, clap::Args)]
@@ -35,7 +34,7 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let store = common.open_to_inspect()?;
-    let usage = usage(&store);
+    let usage = store.du().map_err(Failure::host);
     common.close(store);
     let usage = usage?;
     print(|out| match args.format {
@@ -48,14 +47,6 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
             writeln!(out, "{}", sums(&usage))
         }
     })
-}
-
-/// Disk usage of the store. Guest disks that no build uses count as reclaimable.
-fn usage(store: &Store) -> Result<Usage, Failure> {
-    let mut usage = store.du().map_err(Failure::host)?;
-    let idle = disk::free(&store.disks_dir()).map_err(Failure::host)?;
-    usage.reclaimable += idle.iter().map(FreeDisk::allocated).sum::<u64>();
-    Ok(usage)
 }
 
 fn table(out: &mut dyn Write, usage: &Usage) -> io::Result<()> {
@@ -74,7 +65,6 @@ fn table(out: &mut dyn Write, usage: &Usage) -> io::Result<()> {
         ("Layers and blobs:", usage.blobs),
         ("Indexes:", usage.indexes),
         ("Database:", usage.database),
-        ("Guest disks:", usage.disks),
         ("Logs:", usage.logs),
         ("Scratch:", usage.scratch),
         ("Caches:", usage.caches),
@@ -132,7 +122,6 @@ fn sums(usage: &Usage) -> Value {
         "blobs": usage.blobs,
         "indexes": usage.indexes,
         "database": usage.database,
-        "disks": usage.disks,
         "logs": usage.logs,
         "scratch": usage.scratch,
         "caches": usage.caches,

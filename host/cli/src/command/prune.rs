@@ -10,7 +10,6 @@ use ::store::{
     Filter, FilterError, Item, Pin, PruneEnd, PruneOptions, PruneReport, Pruned, Removal, Store,
 };
 use exec::Cancel;
-use launcher::disk;
 
 use super::common::Common;
 use super::du;
@@ -34,9 +33,6 @@ A filter is until=TIME, FIELD=VALUE, FIELD!=VALUE or FIELD~=PATTERN. FIELD is id
 column KIND) or description (`origin` in `cofferdam du --format json`).
 
 Cache in use by running builds is never removed. Sizes are in powers of 1024.";
-
-/// The type of a guest disk in filters and lists.
-const DISK: &str = "disk";
 
 /// Remove unused build cache
 #[derive(Debug, clap::Args)]
@@ -171,17 +167,9 @@ fn prune(
     store: &Store,
     cancel: &Cancel,
 ) -> Result<(Vec<Pruned>, PruneReport), Failure> {
-    let mut options = options(args);
-    let mut tried = prune_disks(&options, store)?;
-    let disks: u64 = tried.iter().map(freed).sum();
-    let stuck: Vec<String> = tried.iter().filter_map(why_not).collect();
-    if options.dry_run {
-        // The disks still exist, and must not count twice.
-        options.max_used = options.max_used.map(|most| most.saturating_add(disks));
-        options.min_free = options.min_free.map(|least| least.saturating_sub(disks));
-    }
-    let mut report = store
-        .prune(&options, &mut |one| {
+    let mut tried = Vec::new();
+    let report = store
+        .prune(&options(args), &mut |one| {
             tried.push(one.clone());
             if cancel.is_cancelled() {
                 ControlFlow::Break(())
@@ -190,58 +178,7 @@ fn prune(
             }
         })
         .map_err(Failure::host)?;
-    report.freed += disks;
-    report.failed.extend(stuck);
     Ok((tried, report))
-}
-
-/// Removes guest disks. They go first because they only hold copies of layers in the store.
-pub(super) fn prune_disks(options: &PruneOptions, store: &Store) -> Result<Vec<Pruned>, Failure> {
-    let mut goal = store.prune_goal(options).map_err(Failure::host)?;
-    let mut tried = Vec::new();
-    for disk in disk::free(&store.disks_dir()).map_err(Failure::host)? {
-        let idle = disk.released().and_then(|since| since.elapsed().ok());
-        let wanted = options.unused_for.zip(idle);
-        let is_young = wanted.is_some_and(|(wanted, idle)| idle < wanted);
-        if goal == 0 {
-            break;
-        } else if is_young || !options.takes(None, DISK, "") {
-            continue;
-        }
-        let bytes = disk.allocated();
-        let removal = if options.dry_run {
-            Removal::Gone
-        } else {
-            match disk.remove() {
-                Ok(()) => Removal::Gone,
-                Err(error) => Removal::Failed(format!("{:#}", anyhow::Error::new(error))),
-            }
-        };
-        let (digest, kind) = (None, DISK.to_owned());
-        let one = Pruned {
-            digest,
-            kind,
-            bytes,
-            removal,
-        };
-        goal = goal.saturating_sub(freed(&one));
-        tried.push(one);
-    }
-    Ok(tried)
-}
-
-fn why_not(one: &Pruned) -> Option<String> {
-    match &one.removal {
-        Removal::Failed(why) => Some(why.clone()),
-        Removal::Gone | Removal::Busy(_) => None,
-    }
-}
-
-pub(super) fn freed(one: &Pruned) -> u64 {
-    match one.removal {
-        Removal::Gone => one.bytes,
-        Removal::Busy(_) | Removal::Failed(_) => 0,
-    }
 }
 
 fn show(tried: &[Pruned], report: &PruneReport, dry_run: bool) -> Result<(), Failure> {

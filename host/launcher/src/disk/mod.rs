@@ -1,26 +1,43 @@
-//! The pool of guest disks.
+//! The disk of a VM.
 //!
-//! A guest disk is a cache of unpacked layers: the store has everything that is on it, so discarding
-//! one costs time and nothing else. The laws of this module:
-//!
-//! * A disk is used by the process that holds the lock on its lock file, and by no other. Locks are
-//!   tried, never waited for: if no disk is free, a new one is created.
-//! * A disk is taken from the pool only if its last VM ended cleanly *and* the host was not
-//!   restarted since. The VM runs without flushing to the host's disk, so a power loss may corrupt
-//!   what looked complete. The proof is the file `.clean`, which names the host's boot and is
-//!   removed *before* a VM starts: any other end leaves no such file, and the next process that
-//!   finds the disk free discards it.
-//!
-//! Files of the disk `N`: `N.lock` (created first, removed last), `N.img`, `N.clean`.
+//! The law: a disk serves one VM and goes with it. What a guest wrote is never mounted or believed
+//! again, since a guest that was taken over could have changed the layers on it. The layers themselves
+//! are in the store, and each VM receives those that it needs.
 
-mod files;
-mod free;
-mod pool;
 mod template;
-#[cfg(test)]
-mod tests;
 
-pub use files::DiskError;
-pub(crate) use free::inventory;
-pub use free::{FreeDisk, free};
-pub use pool::{Disk, DiskPool};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Creates the disk of a new VM: a sparse file of `size` bytes with an empty file system.
+pub(crate) fn create(path: &Path, size: u64) -> io::Result<()> {
+    let disk = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    template::write(&disk, size)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_is_sparse_private_and_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        create(&path, 1 << 30).unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.len(), found.mode() & 0o777), (1 << 30, 0o600));
+        assert!(found.blocks() * 512 < 1 << 20);
+        let error = create(&path, 1 << 30).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    }
+}

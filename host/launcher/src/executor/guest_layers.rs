@@ -1,4 +1,4 @@
-//! The layers on the guest disk, and which step imports one.
+//! The layers on the guest disk, which is empty at boot, and which step imports one.
 //!
 //! Several steps of a VM may need the same layer at once; one imports it, the others wait. A layer is
 //! in use from the moment a step needs it until the step has ended: only others may be removed.
@@ -42,16 +42,6 @@ pub(super) struct InUse<'a> {
 }
 
 impl GuestLayers {
-    /// The layers that the guest found on its disk at boot.
-    pub(super) fn new(names: Vec<LayerName>) -> Self {
-        let layers = Self::default();
-        layers.lock().states = names
-            .into_iter()
-            .map(|name| (name, State::Committed))
-            .collect();
-        layers
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,9 +188,18 @@ mod tests {
     const A: LayerName = [1; 32];
     const B: LayerName = [2; 32];
 
+    /// A guest that has these layers.
+    fn holding(names: &[LayerName]) -> GuestLayers {
+        let layers = GuestLayers::default();
+        for name in names {
+            layers.ensure(*name, &Cancel::new(), || Ok(())).unwrap();
+        }
+        layers
+    }
+
     #[test]
     fn a_layer_that_many_steps_need_is_imported_once() {
-        let layers = GuestLayers::new(vec![B]);
+        let layers = holding(&[B]);
         let imports = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -268,7 +267,7 @@ mod tests {
 
     #[test]
     fn only_layers_that_no_step_uses_are_removed() {
-        let layers = GuestLayers::new(vec![A, B]);
+        let layers = holding(&[A, B]);
         let cancel = Cancel::new();
         let check = |want: &[LayerName]| {
             let mut gone = Vec::new();
@@ -287,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_step_that_needs_a_layer_in_removal_waits_until_it_is_removed() {
-        let layers = GuestLayers::new(vec![A]);
+        let layers = holding(&[A]);
         let (removed, imported) = (AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
             scope.spawn(|| {

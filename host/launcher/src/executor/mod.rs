@@ -24,14 +24,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stopped, Stream, wait_while};
-use store::Store;
+use store::{Store, VmSteps};
 use thiserror::Error;
 
 use crate::notice::Notice;
 use crate::options::Options;
 use crate::report::VmReport;
 use crate::session::SessionError;
-use crate::vm::{BootContext, BootError, End, Vm, boot};
+use crate::vm::{BootContext, BootError, Vm, boot};
 use failure::StepFailure;
 use guest_layers::GuestLayers;
 use registry::StoreRegistry;
@@ -83,6 +83,8 @@ enum Phase {
 #[derive(Debug)]
 struct Guest {
     vm: Vm,
+    /// The steps that it ran, in the store.
+    record: VmSteps,
     layers: GuestLayers,
     semaphores: Semaphores,
     steps: AtomicU64,
@@ -130,10 +132,10 @@ impl VmExecutor {
         }
     }
 
-    /// Ends the VM, in order if it still answers, and waits until nothing of it is left. No step can
-    /// run afterwards. Returns what could not be cleaned up; a second call changes nothing.
+    /// Ends the VM and waits until nothing of it is left. No step can run afterwards. Returns what could
+    /// not be cleaned up; a second call changes nothing.
     ///
-    /// The wait is bounded by the limits for syncing the guest's disk and for killing a process.
+    /// The wait is bounded by the limit for killing a process.
     pub fn finish(&self) -> Vec<String> {
         self.shared.stop.cancel();
         let (phase, booting) = {
@@ -153,12 +155,7 @@ impl VmExecutor {
         };
         let report = guest.vm.report();
         self.shared.lock().report = Some(report);
-        guest
-            .vm
-            .end(End::Orderly(guest.vm.limits()))
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        guest.vm.end().iter().map(ToString::to_string).collect()
     }
 
     /// Facts about the VM, after [`Self::finish`]. `None` if no step needed one.
@@ -193,7 +190,7 @@ pub fn boot_once(store: &Store, options: &Options, stop: &Cancel) -> Result<VmRe
     let registry = StoreRegistry::new(store)?;
     let vm = boot(&BootContext::new(options, &registry)?, stop)?;
     let report = vm.report();
-    vm.end(End::Orderly(vm.limits()));
+    vm.end();
     Ok(report)
 }
 
@@ -214,6 +211,7 @@ impl Executor for VmExecutor {
             let worker = Worker {
                 session: guest.vm.session(),
                 store: &self.shared.store,
+                record: &guest.record,
                 layers: &guest.layers,
                 semaphores: &guest.semaphores,
                 max_written: self.shared.options.disk_size,
@@ -281,19 +279,26 @@ impl Shared {
         let vm = BootContext::new(&self.options, &registry)
             .and_then(|context| boot(&context, &self.stop))
             .map_err(VmUnavailable::Boot)?;
-        match vm.session().list() {
-            Ok(layers) => Ok(Guest {
-                vm,
-                layers: GuestLayers::new(layers),
-                semaphores: Semaphores::default(),
-                steps: AtomicU64::new(0),
-            }),
-            Err(err) => {
-                let why = explain(&vm, &err);
-                vm.end(End::Kill);
-                Err(VmUnavailable::Lost(why))
-            }
+        // The first answer shows that the guest works.
+        if let Err(err) = vm.session().stat() {
+            let why = explain(&vm, &err);
+            vm.end();
+            return Err(VmUnavailable::Lost(why));
         }
+        let record = match self.store.record_vm() {
+            Ok(record) => record,
+            Err(err) => {
+                vm.end();
+                return Err(VmUnavailable::Boot(BootError::Record(err.into())));
+            }
+        };
+        Ok(Guest {
+            vm,
+            record,
+            layers: GuestLayers::default(),
+            semaphores: Semaphores::default(),
+            steps: AtomicU64::new(0),
+        })
     }
 
     /// Publishes the outcome of a boot.
@@ -302,7 +307,7 @@ impl Shared {
         if let Phase::Finished = state.phase {
             drop(state);
             if let Ok(guest) = booted {
-                guest.vm.end(End::Orderly(guest.vm.limits()));
+                guest.vm.end();
             }
             return;
         }
@@ -337,7 +342,7 @@ impl Shared {
     fn retire(&self, guest: &Arc<Guest>, why: &SessionError) {
         let why = explain(&guest.vm, why);
         // Ends it only once; other callers wait here until that is done.
-        guest.vm.end(End::Kill);
+        guest.vm.end();
         let mut state = self.lock();
         let current = match &state.phase {
             Phase::Ready(current) => Arc::ptr_eq(current, guest),

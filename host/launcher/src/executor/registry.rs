@@ -29,17 +29,12 @@ impl Registry for StoreRegistry {
         &self.scratch
     }
 
-    fn disks(&self) -> PathBuf {
-        self.store.disks_dir()
-    }
-
     fn record(&self, resource: &Resource) -> Result<Box<dyn Record>, RegistryError> {
         let kind = match resource {
             Resource::Monitor { lock, pid } => ResourceKind::Vm {
                 pid: *pid,
                 lock: lock.clone(),
             },
-            Resource::Disk(path) => ResourceKind::Disk(path.clone()),
             Resource::Directory(path) => ResourceKind::Directory(path.clone()),
         };
         let id = self.store.add_resource(kind)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use exec::{Cancel, Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{DiffId, IngestError, Layer, LayerError, LayerWriter, Store};
+use store::{DiffId, IngestError, Layer, LayerError, LayerWriter, Store, VmSteps};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};
 
 use super::failure::{StepFailure, rejection};
@@ -25,6 +25,7 @@ const HOST_DISK_FULL: u64 = 8 << 20;
 pub(super) struct Worker<'a> {
     pub(super) session: &'a Session,
     pub(super) store: &'a Store,
+    pub(super) record: &'a VmSteps,
     pub(super) layers: &'a GuestLayers,
     pub(super) semaphores: &'a Semaphores,
     /// Greatest size of a step's changes, in bytes.
@@ -40,6 +41,8 @@ impl Worker<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, StepFailure> {
+        let begun = self.record.begin(spec.key, &spec.name);
+        begun.map_err(|err| StepError::Host(err.into()))?;
         let layers = uppermost_only(&spec.layers);
         let chain: Vec<LayerName> = layers.iter().map(|layer| layer.digest().0).collect();
         let _held = self.layers.hold(&chain);
@@ -71,6 +74,7 @@ impl Worker<'_> {
         self.commit(number, &layer)?;
         Ok(StepDone {
             layer,
+            provenance: self.record.so_far(),
             peak_memory: exit.peak_memory,
         })
     }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use exec::{Cancel, Output};
 use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
@@ -18,6 +18,7 @@ use super::transfer::{ExpectedTransfer, ReceiveError, SendError, send_all};
 
 impl Session {
     /// The layers that are committed on the guest disk.
+    #[cfg(test)]
     pub(crate) fn list(&self) -> Result<Vec<LayerName>, SessionError> {
         let reply = self
             .ask(&Request::List)?
@@ -61,7 +62,8 @@ impl Session {
     }
 
     /// Powers the guest off in order: it has synced and unmounted its disk when this returns.
-    pub(crate) fn quit(&self, limit: Duration) -> Result<(), SessionError> {
+    #[cfg(test)]
+    pub(crate) fn quit(&self, limit: std::time::Duration) -> Result<(), SessionError> {
         self.shared.quitting.store(true, Ordering::Release);
         let pending = self.ask(&Request::Quit)?;
         let reply = pending.wait_or_lose("power off", limit)?;

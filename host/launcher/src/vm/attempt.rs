@@ -14,33 +14,34 @@ use super::connect::{first_connection, open_listener};
 use super::context::BootContext;
 use super::error::BootError;
 use super::registry::Resource;
-use super::{End, Parts, Vm, limits};
-use crate::disk::Disk;
+use super::{Parts, Vm, limits};
+use crate::disk;
 use crate::monitor::machine::{Accelerator, Machine, Vsock};
 use crate::monitor::process::{Monitor, Spec};
 use crate::session::{Heartbeat, Lost, Session, SessionConfig};
 use crate::time_budget::Clock;
 
-/// Boots a VM on this disk. If it fails, nothing of the attempt stays.
+/// Name of the disk in the VM's directory.
+pub(crate) const DISK: &str = "disk.img";
+
+/// Boots a VM on a new disk. If it fails, nothing of the attempt stays.
 pub(super) fn attempt(
     context: &BootContext<'_>,
     accelerator: Accelerator,
-    disk: Disk,
     stop: &Cancel,
 ) -> Result<Vm, BootError> {
     let mut parts = Parts::default();
-    match assemble(context, accelerator, disk, stop, &mut parts) {
+    match assemble(context, accelerator, stop, &mut parts) {
         Ok((session, monitor, boot)) => Ok(Vm {
             session,
             monitor,
-            limits: limits(accelerator),
             boot,
             accelerator,
             parts: Mutex::new(parts),
         }),
         Err(err) => {
             let err = with_device_failure(err, &parts);
-            parts.end(End::Kill);
+            parts.end();
             Err(err)
         }
     }
@@ -67,20 +68,20 @@ fn with_device_failure(err: BootError, parts: &Parts) -> BootError {
 fn assemble(
     context: &BootContext<'_>,
     accelerator: Accelerator,
-    disk: Disk,
     stop: &Cancel,
     parts: &mut Parts,
 ) -> Result<(Arc<Session>, Arc<Monitor>, Duration), BootError> {
-    let disk_path = disk.path().to_owned();
-    let recorded = context.registry.record(&Resource::Disk(disk_path.clone()));
-    parts.disk = Some(disk);
-    parts.disk_record = Some(recorded.map_err(BootError::Record)?);
     let dir = make_dir(context, parts)?;
+    let disk = dir.join(DISK);
+    disk::create(&disk, context.options.disk_size).map_err(|source| BootError::Disk {
+        path: disk.clone(),
+        source,
+    })?;
     let (vsock, listener) = open_listener(&context.options.vsock, &dir, parts)?;
     #[cfg(test)]
     let listener = context.options.failpoints.listener(listener);
     let began = Instant::now();
-    let monitor = start_monitor(context, accelerator, &dir, &disk_path, vsock, parts)?;
+    let monitor = start_monitor(context, accelerator, &dir, &disk, vsock, parts)?;
     let clock = Clock::default();
     let control = first_connection(&monitor, &*listener, accelerator, &clock, stop)?;
     let mut nonce = [0; 16];

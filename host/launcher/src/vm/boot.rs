@@ -1,4 +1,4 @@
-//! Boots a VM: chooses the accelerator by trying, and another disk if the disk may be the reason.
+//! Boots a VM: chooses the accelerator by trying.
 
 use exec::Cancel;
 
@@ -49,30 +49,18 @@ pub(crate) fn boot(context: &BootContext<'_>, stop: &Cancel) -> Result<Vm, BootE
     }
 }
 
-/// Boots with one accelerator. If the guest fails on a disk that was used before, the disk may be
-/// damaged: it was discarded with the attempt, and a new one is tried. The same happens if the
-/// emulator crashes: no step has run yet, and that is rare (seen once in hundreds of boots on a busy
-/// machine, an assertion about a write to the MSI-X table).
+/// Boots with one accelerator, once more if the emulator crashes: no step has run yet, and that is rare
+/// (seen once in hundreds of boots on a busy machine, an assertion about a write to the MSI-X table).
 fn boot_with(
     context: &BootContext<'_>,
     accelerator: Accelerator,
     stop: &Cancel,
 ) -> Result<Vm, BootError> {
-    let disk = context.pool().take()?;
-    let used_before = !disk.is_fresh();
-    let first = announced(context, accelerator, || {
-        attempt(context, accelerator, disk, stop)
-    });
-    match first {
-        Err(err)
-            if err.is_in_the_guest()
-                && (used_before || accelerator == Accelerator::Tcg && err.is_a_crash()) =>
-        {
-            log::warn!("the builder VM does not boot; retrying with a new disk: {err}");
-            let disk = context.pool().create()?;
-            announced(context, accelerator, || {
-                attempt(context, accelerator, disk, stop)
-            })
+    let once = || announced(context, accelerator, || attempt(context, accelerator, stop));
+    match once() {
+        Err(err) if accelerator == Accelerator::Tcg && err.is_a_crash() => {
+            log::warn!("the emulator crashed; booting the builder VM again: {err}");
+            once()
         }
         other => other,
     }

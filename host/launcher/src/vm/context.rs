@@ -3,7 +3,6 @@
 use super::error::BootError;
 use super::registry::Registry;
 use crate::accel::{self, Conditions, Verdict, Verdicts};
-use crate::disk::DiskPool;
 use crate::host;
 use crate::monitor::qemu::Qemu;
 use crate::options::Options;
@@ -29,16 +28,6 @@ impl<'a> BootContext<'a> {
             cpus: options.cpus.unwrap_or_else(host::default_cpus),
             boot_id: host::boot_id()?,
         })
-    }
-
-    /// The pool of guest disks.
-    pub(super) fn pool(&self) -> DiskPool {
-        let Options {
-            disk_size,
-            disks_kept,
-            ..
-        } = *self.options;
-        DiskPool::new(&self.registry.disks(), &self.boot_id, disk_size, disks_kept)
     }
 
     /// What a verdict about KVM depends on here.

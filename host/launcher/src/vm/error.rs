@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -9,7 +10,6 @@ use thiserror::Error;
 use vsock_device::DeviceError;
 
 use super::registry::RegistryError;
-use crate::disk::DiskError;
 use crate::guest_image::GuestImageError;
 use crate::monitor::qemu::QemuError;
 use crate::session::Lost;
@@ -26,9 +26,14 @@ pub enum BootError {
     /// QEMU cannot be used.
     #[error(transparent)]
     Qemu(#[from] QemuError),
-    /// There is no guest disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
+    /// The guest disk cannot be created.
+    #[error("cannot create the guest disk `{}`", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The vsock device cannot be created.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -88,7 +93,7 @@ impl BootError {
         signal.is_some_and(|signal| signal.is_ok_and(|signal| faults.contains(&signal)))
     }
 
-    /// Whether another accelerator or disk may help: true for everything that shows only in the
+    /// Whether another accelerator may help: true for everything that shows only in the
     /// guest. A problem of the host itself would remain.
     pub(super) fn is_in_the_guest(&self) -> bool {
         match self {
@@ -97,7 +102,7 @@ impl BootError {
             Self::Cancelled
             | Self::Image(_)
             | Self::Qemu(_)
-            | Self::Disk(_)
+            | Self::Disk { .. }
             | Self::Device(_)
             | Self::Listen { .. }
             | Self::Host(_)

@@ -3,7 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `context` | looks at the host once, for all attempts of a boot |
-//! | `boot` | chooses the accelerator by trying, and another disk if the disk may be the reason |
+//! | `boot` | chooses the accelerator by trying |
 //! | `attempt` | one attempt: makes the parts, one after the other |
 //! | `connect` | where the guest connects, and the wait for its first connection |
 //! | `parts` | the parts of a VM, and their only end |
@@ -22,10 +22,11 @@ pub(crate) mod tests;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub(crate) use attempt::DISK;
 pub(crate) use boot::boot;
 pub(crate) use context::BootContext;
 pub use error::BootError;
-pub(crate) use parts::{End, Parts};
+pub(crate) use parts::Parts;
 
 use crate::monitor::machine::Accelerator;
 use crate::monitor::process::Monitor;
@@ -41,7 +42,6 @@ const END_SHOWS: Duration = Duration::from_secs(2);
 pub(crate) struct Vm {
     session: Arc<Session>,
     monitor: Arc<Monitor>,
-    limits: Limits,
     boot: Duration,
     accelerator: Accelerator,
     parts: Mutex<Parts>,
@@ -54,8 +54,8 @@ impl Vm {
     }
 
     /// Ends it. Returns what could not be cleaned up; a second call changes nothing.
-    pub(crate) fn end(&self, how: End) -> Vec<registry::RegistryError> {
-        self.parts().end(how)
+    pub(crate) fn end(&self) -> Vec<registry::RegistryError> {
+        self.parts().end()
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {
@@ -88,11 +88,6 @@ impl Vm {
     #[cfg(test)]
     pub(crate) fn monitor_pid(&self) -> u32 {
         self.monitor.id()
-    }
-
-    /// How long single waits for its guest may take.
-    pub(crate) fn limits(&self) -> Limits {
-        self.limits
     }
 
     /// Why the VM was lost, with the last lines of its monitor and its console.

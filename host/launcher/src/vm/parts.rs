@@ -14,9 +14,8 @@ use std::time::Duration;
 use vsock_device::Device;
 
 use super::registry::{Record, RegistryError};
-use crate::disk::Disk;
 use crate::monitor::process::Monitor;
-use crate::session::{Limits, Lost, Session};
+use crate::session::{Lost, Session};
 
 /// How long the kernel may take to end a killed monitor: it frees all of the guest's memory.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
@@ -28,8 +27,6 @@ pub(crate) struct Parts {
     pub(super) monitor: Option<Arc<Monitor>>,
     pub(super) monitor_record: Option<Box<dyn Record>>,
     pub(super) device: Option<Device>,
-    pub(super) disk: Option<Disk>,
-    pub(super) disk_record: Option<Box<dyn Record>>,
     pub(super) dir: Option<PathBuf>,
     pub(super) dir_record: Option<Box<dyn Record>>,
     /// Keeps the path of the device's socket valid.
@@ -40,19 +37,9 @@ impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts")
             .field("monitor", &self.monitor.is_some())
-            .field("disk", &self.disk)
             .field("dir", &self.dir)
             .finish_non_exhaustive()
     }
-}
-
-/// How to end a VM.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum End {
-    /// Ask the guest to sync, unmount and power off first, within these bounds.
-    Orderly(Limits),
-    /// At once.
-    Kill,
 }
 
 impl Parts {
@@ -61,14 +48,10 @@ impl Parts {
         self.device.as_ref()?.failure().map(Lost::Device)
     }
 
-    /// Ends the VM and removes what it left on the host. Returns what could not be cleaned up; a
-    /// second call changes nothing.
-    pub(crate) fn end(&mut self, how: End) -> Vec<RegistryError> {
+    /// Ends the VM at once, and removes what it left on the host: nothing on its disk is needed any
+    /// more. Returns what could not be cleaned up; a second call changes nothing.
+    pub(crate) fn end(&mut self) -> Vec<RegistryError> {
         let mut problems = Vec::new();
-        let clean = match how {
-            End::Orderly(limits) => self.quit(limits),
-            End::Kill => false,
-        };
         if let Some(session) = self.session.take() {
             session.close();
         }
@@ -77,39 +60,15 @@ impl Parts {
             device.shutdown();
         }
         if dead {
-            self.end_disk(clean, &mut problems);
             self.end_dir(&mut problems);
         } else {
             // The process that reaps this one kills the monitor and then removes the rest.
             problems.push("cannot kill the monitor of the VM; its disk stays in use".into());
-            self.disk = None;
         }
         for problem in &problems {
             log::warn!("cannot clean up after the builder VM: {problem}");
         }
         problems
-    }
-
-    /// Asks the guest to power off. Returns whether its disk is clean.
-    fn quit(&self, limits: Limits) -> bool {
-        let (Some(session), Some(monitor)) = (&self.session, &self.monitor) else {
-            return false;
-        };
-        if session.lost().is_some() {
-            return false;
-        }
-        if let Err(err) = session.quit(limits.short) {
-            log::warn!("the builder VM did not power off: {err}");
-            return false;
-        }
-        // The guest synced and unmounted its disk before it replied, so nothing is written any more,
-        // and the monitor need not end by itself.
-        match monitor.wait(limits.kill) {
-            Ok(Some(_)) => {}
-            Ok(None) => log::debug!("the monitor did not end by itself"),
-            Err(err) => log::debug!("cannot wait for the monitor: {err}"),
-        }
-        true
     }
 
     /// Kills the monitor unless it ended already. Returns whether no monitor is left.
@@ -128,21 +87,6 @@ impl Parts {
                 problems.push(err.into());
                 false
             }
-        }
-    }
-
-    fn end_disk(&mut self, clean: bool, problems: &mut Vec<RegistryError>) {
-        let Some(disk) = self.disk.take() else {
-            remove_record(&mut self.disk_record, problems);
-            return;
-        };
-        match if clean {
-            disk.release()
-        } else {
-            disk.discard()
-        } {
-            Ok(()) => remove_record(&mut self.disk_record, problems),
-            Err(err) => problems.push(err.into()),
         }
     }
 

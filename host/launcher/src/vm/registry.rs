@@ -16,8 +16,6 @@ pub(crate) enum Resource {
         /// Its process id; zero if it has none yet.
         pid: u32,
     },
-    /// A guest disk in use.
-    Disk(PathBuf),
     /// A directory of this process.
     Directory(PathBuf),
 }
@@ -32,9 +30,6 @@ pub(crate) trait Record: Send {
 pub(crate) trait Registry: Send + Sync {
     /// A directory that only this process uses.
     fn scratch(&self) -> &Path;
-
-    /// The directory of the guest disks, which processes share.
-    fn disks(&self) -> PathBuf;
 
     /// Records a resource that will be made next.
     fn record(&self, resource: &Resource) -> Result<Box<dyn Record>, RegistryError>;

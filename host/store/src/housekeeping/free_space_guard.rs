@@ -1,8 +1,7 @@
 //! Keeping disk space free during a build.
 //!
 //! Once a second a thread checks the free space. If it is below the low mark, the thread prunes until
-//! twice the mark is free: first what the program itself can free, such as unused guest disks, then
-//! unused objects of the store, oldest first. What this build and others use is leased, and stays. A
+//! twice the mark is free: unused objects of the store, oldest first. What this build and others use is leased, and stays. A
 //! prune that could not free enough is reported once, and tried again only after a pause.
 
 use std::ops::ControlFlow;
@@ -26,13 +25,6 @@ const SKIP_AFTER_FAILURE: u32 = 30;
 pub trait FreeSpaceHooks: Sync {
     /// Whether the build was cancelled: then a prune stops.
     fn is_cancelled(&self) -> bool;
-
-    /// Frees disk space outside the store before the store is pruned with these options. Returns the
-    /// number of bytes.
-    ///
-    /// # Errors
-    /// The reason as text, for the log; then the store is not pruned either.
-    fn free_elsewhere(&self, options: &PruneOptions) -> Result<u64, String>;
 
     /// Reports what the guard has done, for the user.
     fn report(&self, event: FreeSpaceEvent<'_>);
@@ -140,9 +132,9 @@ impl Checks<'_> {
         if space.free >= mark {
             return Ok(false);
         }
-        let (freed, report) = self.prune(mark.saturating_mul(2))?;
-        if freed > 0 {
-            let free = space.free;
+        let report = self.prune(mark.saturating_mul(2))?;
+        if report.freed > 0 {
+            let (free, freed) = (space.free, report.freed);
             self.hooks.report(FreeSpaceEvent::Freed { free, freed });
         }
         if report.end == PruneEnd::AlreadyRunning {
@@ -161,20 +153,18 @@ impl Checks<'_> {
         Ok(true)
     }
 
-    fn prune(&self, min_free: u64) -> Result<(u64, PruneReport), String> {
+    fn prune(&self, min_free: u64) -> Result<PruneReport, String> {
         let options = PruneOptions {
             min_free: Some(min_free),
             ..PruneOptions::default()
         };
-        let freed = self.hooks.free_elsewhere(&options)?;
         let mut go_on = |_: &_| match self.ended.try_recv() {
             Err(TryRecvError::Disconnected) => ControlFlow::Break(()),
             _ if self.hooks.is_cancelled() => ControlFlow::Break(()),
             Ok(()) | Err(TryRecvError::Empty) => ControlFlow::Continue(()),
         };
         let report = self.guard.store.prune(&options, &mut go_on);
-        let report = report.map_err(with_causes)?;
-        Ok((freed + report.freed, report))
+        report.map_err(with_causes)
     }
 }
 
@@ -189,7 +179,7 @@ fn with_causes(error: StoreError) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::OpenOptions;
@@ -201,9 +191,6 @@ mod tests {
     #[derive(Default)]
     struct Recorder {
         cancelled: AtomicBool,
-        fails: AtomicBool,
-        /// How often the store was about to be pruned.
-        prunes: AtomicUsize,
         reports: Mutex<Vec<&'static str>>,
     }
 
@@ -211,24 +198,11 @@ mod tests {
         fn reports(&self) -> Vec<&'static str> {
             std::mem::take(&mut self.reports.lock().unwrap())
         }
-
-        fn prunes(&self) -> usize {
-            self.prunes.swap(0, Ordering::SeqCst)
-        }
     }
 
     impl FreeSpaceHooks for Recorder {
         fn is_cancelled(&self) -> bool {
             self.cancelled.load(Ordering::SeqCst)
-        }
-
-        fn free_elsewhere(&self, options: &PruneOptions) -> Result<u64, String> {
-            assert!(options.min_free > ALWAYS_LOW, "twice the mark is the goal");
-            self.prunes.fetch_add(1, Ordering::SeqCst);
-            if self.fails.load(Ordering::SeqCst) {
-                return Err("no".to_owned());
-            }
-            Ok(0)
         }
 
         fn report(&self, event: FreeSpaceEvent<'_>) {
@@ -290,7 +264,7 @@ mod tests {
         for min_free in [0, 1] {
             FreeSpaceGuard::new(&store, Some(min_free)).run(&hooks, || ());
         }
-        assert_eq!((hooks.prunes(), count(&store)), (0, 1));
+        assert_eq!((hooks.reports(), count(&store)), (vec![], 1));
         store.close().unwrap();
     }
 
@@ -301,20 +275,20 @@ mod tests {
         let (_end, ended) = sync_channel(0);
         let mut checks = checks(&store, &hooks, ended);
         checks.check();
-        assert_eq!((hooks.prunes(), hooks.reports()), (1, vec!["low"]));
-        for _ in 0..SKIP_AFTER_FAILURE {
+        assert_eq!(hooks.reports(), ["low"]);
+        for left in (0..SKIP_AFTER_FAILURE).rev() {
             checks.check();
+            assert_eq!(checks.skip, left);
         }
-        assert_eq!(hooks.prunes(), 0);
         checks.check();
-        assert_eq!((hooks.prunes(), hooks.reports()), (1, vec![]));
+        assert_eq!((hooks.reports(), checks.skip), (vec![], SKIP_AFTER_FAILURE));
         // With enough space in between it is news again.
         checks.skip = 0;
         checks.guard.min_free = Some(1);
         checks.check();
         checks.guard.min_free = ALWAYS_LOW;
         checks.check();
-        assert_eq!((hooks.prunes(), hooks.reports()), (1, vec!["low"]));
+        assert_eq!(hooks.reports(), ["low"]);
         store.close().unwrap();
     }
 
@@ -350,19 +324,5 @@ mod tests {
             assert_eq!(files.len(), 2, "and then removed one by one");
             store.close().unwrap();
         }
-    }
-
-    #[test]
-    fn what_cannot_be_freed_elsewhere_ends_the_check_until_after_a_pause() {
-        let (_root, store) = store_with(&[b"unused"]);
-        let hooks = Recorder::default();
-        hooks.fails.store(true, Ordering::SeqCst);
-        let (_end, ended) = sync_channel(0);
-        let mut checks = checks(&store, &hooks, ended);
-        checks.check();
-        checks.check();
-        assert_eq!((hooks.prunes(), hooks.reports()), (1, vec![]));
-        assert_eq!(count(&store), 1);
-        store.close().unwrap();
     }
 }

@@ -15,7 +15,7 @@ use crate::layout::Layout;
 use crate::lock::{Lock, Probe};
 use crate::{Removal, Store, StoreError, disk};
 
-/// The names directly below the root of a store.
+/// The names directly below the root of a store; `disks` until the next process that writes opens it.
 const ROOT_NAMES: [&str; 15] = [
     "blobs",
     "cache",

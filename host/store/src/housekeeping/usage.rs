@@ -15,11 +15,9 @@ pub struct Usage {
     pub indexes: u64,
     /// The database with its log.
     pub database: u64,
-    /// Guest disks of builder VMs.
-    pub disks: u64,
     /// Logs of builds.
     pub logs: u64,
-    /// Scratch directories of instances.
+    /// Scratch directories of instances, with the disks of their VMs.
     pub scratch: u64,
     /// Caches.
     pub caches: u64,
@@ -79,7 +77,6 @@ impl Store {
             blobs: disk::allocated_below(&layout.blobs())?,
             indexes: disk::allocated_below(&layout.indexes())?,
             database: database(layout),
-            disks: disk::allocated_below(&layout.disks())?,
             logs: disk::allocated_below(&layout.logs())?,
             scratch: disk::allocated_below(&layout.scratches())?,
             caches: disk::allocated_below(&layout.caches())?,

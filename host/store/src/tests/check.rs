@@ -117,19 +117,18 @@ fn opening_a_store_finishes_what_was_interrupted() {
 }
 
 #[test]
-fn resources_of_dead_instances_are_removed_and_their_disks_stay() {
+fn resources_of_dead_instances_are_removed() {
     let root = Root::new();
     let outside = tempfile::tempdir().unwrap();
     let place = |name: &str| outside.path().join(name);
-    let made = ["disk", "file", "socket"].map(place);
+    let made = ["file", "socket"].map(place);
     let dead = root.open();
     for path in &made {
         std::fs::write(path, b"").unwrap();
     }
     std::fs::create_dir_all(place("dir").join("below")).unwrap();
-    let [disk, file, socket] = made.clone();
+    let [file, socket] = made.clone();
     let kinds = [
-        ResourceKind::Disk(disk),
         ResourceKind::File(file),
         ResourceKind::Socket(socket),
         ResourceKind::Directory(place("dir")),
@@ -141,7 +140,7 @@ fn resources_of_dead_instances_are_removed_and_their_disks_stay() {
     assert_eq!(dead.live_resources().unwrap(), kinds);
     drop(dead);
     root.open().close().unwrap();
-    assert_eq!(names(outside.path()), ["disk"]);
+    assert_eq!(names(outside.path()), [""; 0]);
     root.assert_clean();
 }
 

@@ -59,6 +59,19 @@ pub(in crate::command) struct Args {
     /// Do not use cached results
     #[arg(long)]
     pub(super) no_cache: bool,
+    /// Name of the builds that trust each other [default: the repository or directory of the context]
+    ///
+    /// A RUN step that breaks out of its sandbox controls its VM, and so the results of all later steps
+    /// of its build. Builds of one trust domain share the results of their RUN steps. A build takes
+    /// results of another domain only if it contains every step that their VM had run. Give builds of
+    /// strangers' code, such as pull requests, a domain of their own.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "COFFERDAM_TRUST_DOMAIN",
+        hide_env_values = true
+    )]
+    pub(super) trust_domain: Option<String>,
     /// Explain for each step why it was or was not cached
     #[arg(long, conflicts_with = "quiet")]
     pub(super) explain: bool,

@@ -10,33 +10,21 @@ use crate::exit::{self, Failure};
 use crate::progress::Progress;
 use crate::size;
 
-/// Connects the guard with the display and with the guest disks.
+/// Connects the guard with the display.
 pub(super) struct Hooks<'a> {
-    store: &'a Store,
     progress: &'a Progress,
     cancel: &'a Cancel,
 }
 
 impl<'a> Hooks<'a> {
-    pub(super) fn new(store: &'a Store, progress: &'a Progress, cancel: &'a Cancel) -> Self {
-        Self {
-            store,
-            progress,
-            cancel,
-        }
+    pub(super) fn new(progress: &'a Progress, cancel: &'a Cancel) -> Self {
+        Self { progress, cancel }
     }
 }
 
 impl FreeSpaceHooks for Hooks<'_> {
     fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
-    }
-
-    /// Removes unused guest disks.
-    fn free_elsewhere(&self, options: &PruneOptions) -> Result<u64, String> {
-        let disks = prune::prune_disks(options, self.store);
-        let disks = disks.map_err(|failure| format!("{:#}", failure.error))?;
-        Ok(disks.iter().map(prune::freed).sum())
     }
 
     fn report(&self, event: FreeSpaceEvent<'_>) {

@@ -13,6 +13,7 @@ use exec::StepNetwork;
 use oci::Platform;
 
 use super::args::{self, Args};
+use super::trust;
 use crate::exit::{Class, Failure};
 use crate::values::Pair;
 
@@ -30,6 +31,13 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
     let named_contexts = named_contexts?;
     // This comes last because it may read standard input.
     let (context, dockerfile) = sources(args)?;
+    let home = env::var_os("HOME").map(PathBuf::from);
+    let trust_domain = trust::domain(
+        args.trust_domain.as_deref(),
+        context.as_deref(),
+        &dockerfile,
+        home.as_deref(),
+    )?;
     Ok(BuildRequest {
         context,
         dockerfile,
@@ -41,6 +49,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
             args::Rebuild::Content => Rebuild::Content,
             args::Rebuild::Strict => Rebuild::Strict,
         }),
+        trust_domain,
         explain: args.explain,
         pull: args.pull,
         labels: labels(&args.labels),

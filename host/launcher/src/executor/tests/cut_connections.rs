@@ -5,7 +5,7 @@ use crate::session::testing::failpoints::{Failpoints, Fault};
 use crate::transport::Transport;
 use exec::StepError;
 
-/// Frames of a build with one step, without heartbeats: hellos, list, import, run, export diff,
+/// Frames of a build with one step, without heartbeats: hellos, stat, import, run, export diff,
 /// commit, discard. Later ones are of the shutdown.
 const FRAMES: u64 = 23;
 

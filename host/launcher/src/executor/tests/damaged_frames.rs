@@ -147,7 +147,7 @@ fn output_without_its_end_and_a_reply_of_an_unknown_kind_lose_the_vm() {
     );
 }
 
-/// Damages the reply to the first request in these VMs, which lists the layers on their disks.
+/// Damages the reply to the first request in these VMs, which asks for their state.
 #[track_caller]
 fn damage_the_first_reply(vms: &'static [usize]) -> Build {
     let failpoints = Failpoints::deciding(|passing| {
