@@ -1,6 +1,6 @@
 //! Cancellation is a state, not an event: everything that waits or loops looks at it.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// The work was told to stop: the build was cancelled, or another thread of its group failed.
@@ -15,6 +15,22 @@ pub struct Cancel(Arc<Inner>);
 struct Inner {
     cancelled: Mutex<bool>,
     changed: Condvar,
+    /// Cancelled with this one.
+    children: Mutex<Vec<Weak<Inner>>>,
+}
+
+impl Inner {
+    fn cancel(&self) {
+        let cancelled = &self.cancelled;
+        *cancelled.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+        let children = &self.children;
+        let children =
+            std::mem::take(&mut *children.lock().unwrap_or_else(PoisonError::into_inner));
+        for child in children.iter().filter_map(Weak::upgrade) {
+            child.cancel();
+        }
+    }
 }
 
 impl Cancel {
@@ -24,14 +40,24 @@ impl Cancel {
         Self::default()
     }
 
+    /// A flag of its own for a part of the work, which is also cancelled when this one is.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        let child = Self::new();
+        let children = &self.0.children;
+        let mut children = children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.retain(|child| child.strong_count() > 0);
+        children.push(Arc::downgrade(&child.0));
+        // Whoever cancels this one looks at the children afterwards, so no child is missed.
+        if self.is_cancelled() {
+            child.cancel();
+        }
+        child
+    }
+
     /// Cancels. Doing it again changes nothing.
     pub fn cancel(&self) {
-        *self
-            .0
-            .cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
-        self.0.changed.notify_all();
+        self.0.cancel();
     }
 
     /// Whether [`Self::cancel`] was called.
@@ -69,5 +95,24 @@ impl Cancel {
             .wait_timeout_while(cancelled, time, |cancelled| !*cancelled)
             .unwrap_or_else(PoisonError::into_inner);
         *cancelled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_cancelled_with_its_parent_and_never_the_other_way_round() {
+        let parent = Cancel::new();
+        let (first, second) = (parent.child(), parent.child());
+        let grandchild = first.child();
+        first.cancel();
+        assert!(grandchild.is_cancelled() && !parent.is_cancelled() && !second.is_cancelled());
+        let sleeper = second.clone();
+        let slept = std::thread::spawn(move || sleeper.sleep(Duration::from_secs(60)));
+        parent.cancel();
+        assert!(slept.join().unwrap());
+        assert!(parent.child().is_cancelled());
     }
 }

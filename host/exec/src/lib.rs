@@ -13,6 +13,7 @@
 //! | `cancel` | [`Cancel`], the flag of a build |
 //! | `scope` | [`CancelScope`], the flag of a group of threads; [`each`], which runs one |
 //! | `wait` | [`poll`] and [`wait_while`], the waits that can be cancelled, and their [`TICK`] |
+//! | `time_budget` | [`TimeBudget`], a limit that counts only time in which this process ran |
 //! | `file` | [`InterruptibleFile`], a pipe or device that may keep its user waiting |
 //!
 //! ```
@@ -35,10 +36,12 @@ mod cancel;
 mod file;
 mod scope;
 mod step;
+mod time_budget;
 mod wait;
 
 pub use cancel::{Cancel, Stopped};
 pub use file::InterruptibleFile;
 pub use scope::{CancelScope, each};
 pub use step::{Executor, Output, StepDone, StepError, StepNetwork, StepScript, StepSpec, Stream};
+pub use time_budget::{TimeBudget, active_time};
 pub use wait::{TICK, poll, wait_while};

@@ -140,6 +140,9 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
         explain: false,
         rebuild: None,
         trust_domain: TrustDomain::new("soak").context("a trust domain")?,
+        timeout: None,
+        step_timeout: None,
+        idle_timeout: None,
     })
 }
 

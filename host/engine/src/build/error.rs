@@ -22,7 +22,7 @@ use crate::rootfs::UserError;
 pub enum Class {
     /// A step failed, or the Dockerfile, the context or a digest is wrong.
     User,
-    /// A memory or disk limit of the VM was exceeded.
+    /// A limit of memory, disk or time was exceeded.
     Limit,
     /// The host, a registry or the VM failed.
     Host,
@@ -191,6 +191,12 @@ pub enum BuildError {
     /// Configuration or manifest of the image cannot be written.
     #[error("cannot assemble the image")]
     Assemble(#[source] Box<AssembleError>),
+    /// The build took too long.
+    #[error("the build took longer than {}; --timeout sets the limit", super::time_limit::seconds(*limit))]
+    TimedOut {
+        /// The limit.
+        limit: std::time::Duration,
+    },
     /// Cancelled before anything failed.
     #[error("the build was cancelled")]
     Cancelled,
@@ -320,6 +326,7 @@ impl BuildError {
             },
             Self::Store(_) | Self::Report { .. } => Class::Host,
             Self::Export { source, .. } => export_class(source),
+            Self::TimedOut { .. } => Class::Limit,
             Self::Cancelled => Class::Cancelled,
         }
     }
@@ -341,6 +348,7 @@ impl BuildError {
             | Self::Export { .. }
             | Self::Report { .. }
             | Self::Assemble(_)
+            | Self::TimedOut { .. }
             | Self::Cancelled => return None,
         };
         Some(&location.excerpt)

@@ -16,6 +16,7 @@ mod output;
 mod request;
 mod shared;
 mod step;
+mod time_limit;
 mod track;
 
 use std::collections::HashMap;
@@ -38,6 +39,7 @@ use output::export_error;
 pub use request::{BuildRequest, BuildResult, DockerfileSource, Rebuild, StepSummary};
 use shared::{Build, Images};
 use step::{StepDone, Steps};
+use time_limit::{Activity, TimeLimits, within};
 use track::Tracker;
 
 /// Exit status of a build that succeeded, but in which a rebuilt step gave another result.
@@ -75,16 +77,27 @@ pub fn build_and_report(
 ) -> Result<BuildResult, BuildError> {
     let id = store.start_build(&request.info())?;
     let tracker = Tracker::new(reporter);
-    let result = Build {
+    let build = Build {
         request,
         store,
         executor,
         cancel,
         id,
         tracker: &tracker,
-    }
-    .run();
+    };
+    let limits = TimeLimits {
+        total: request.timeout,
+        idle: None,
+    };
+    let (result, expired) = within(limits, &Activity::default(), cancel, || build.run());
     tracker.close();
+    // What fails after that fails because of it.
+    let result = match expired {
+        Some(_) if result.is_err() => Err(BuildError::TimedOut {
+            limit: request.timeout.unwrap_or_default(),
+        }),
+        Some(_) | None => result,
+    };
     let result = result.and_then(|built| report(&built).map(|()| built));
     if let Err(err) = store.end_build(id, &outcome(&result)) {
         // The result, or the reason for the failure, matters more than a missing history record.

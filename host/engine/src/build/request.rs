@@ -51,6 +51,12 @@ pub struct BuildRequest {
     /// Results of RUN steps are shared with other builds of this domain, and with builds elsewhere only
     /// as far as each contains all steps that the VM had run ([`store::Trust`]).
     pub trust_domain: TrustDomain,
+    /// How long the build may take.
+    pub timeout: Option<Duration>,
+    /// How long each RUN step may take.
+    pub step_timeout: Option<Duration>,
+    /// How long a RUN step may print nothing.
+    pub idle_timeout: Option<Duration>,
     /// Report why each step is cached or not.
     pub explain: bool,
     /// Ask registries even for images that are in the store.

@@ -243,3 +243,50 @@ fn the_summary_names_every_step_in_order() {
         "{names:?}"
     );
 }
+
+/// Far less than `wait` takes, far more than anything else.
+const LIMIT: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_step_that_takes_too_long_or_prints_nothing_too_long_ends_as_a_limit() {
+    let bench = Bench::new();
+    let request = |step_timeout, idle_timeout| BuildRequest {
+        step_timeout,
+        idle_timeout,
+        ..bench.request("FROM scratch\nRUN wait\n")
+    };
+    for (request, option) in [
+        (request(Some(LIMIT), None), "--step-timeout"),
+        (request(None, Some(LIMIT)), "--idle-timeout"),
+    ] {
+        let err = bench.build_as(&request, &Cancel::new()).result.unwrap_err();
+        assert_eq!(err.class(), Class::Limit);
+        assert!(err.to_string().contains(option), "{err}");
+        assert!(err.to_string().contains("2 s"), "{err}");
+    }
+    // Other steps are not affected, and nothing is remembered.
+    let request = BuildRequest {
+        step_timeout: Some(Duration::from_secs(60)),
+        ..bench.request("FROM scratch\nRUN quick\n")
+    };
+    assert!(bench.build_as(&request, &Cancel::new()).result.is_ok());
+}
+
+#[test]
+fn a_build_that_takes_too_long_ends_as_a_limit_and_the_history_says_so() {
+    let bench = Bench::new();
+    let request = BuildRequest {
+        timeout: Some(LIMIT),
+        ..bench.request("FROM scratch\nRUN wait\n")
+    };
+    let built = bench.build_as(&request, &Cancel::new());
+    let err = built.result.as_ref().unwrap_err();
+    assert_eq!(err.class(), Class::Limit);
+    assert!(err.to_string().contains("--timeout"), "{err}");
+    let store = bench.open();
+    let BuildState::Ended(_, outcome) = &store.builds(1).unwrap()[0].state else {
+        panic!("running")
+    };
+    assert_eq!((outcome.class, outcome.status), (store::Class::Limit, 124));
+    store.close().unwrap();
+}

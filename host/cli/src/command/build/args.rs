@@ -1,6 +1,7 @@
 //! Options of `cofferdam build`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use engine::export::OutputSpec;
@@ -133,6 +134,33 @@ pub(in crate::command) struct Args {
     /// Maximum number of steps to run in parallel [default: number of CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) jobs: Option<u16>,
+    /// Longest time that the build may take, for example 1h30m
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "COFFERDAM_TIMEOUT",
+        hide_env_values = true,
+        value_parser = limit
+    )]
+    pub(super) timeout: Option<Duration>,
+    /// Longest time that each RUN step may take
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "COFFERDAM_STEP_TIMEOUT",
+        hide_env_values = true,
+        value_parser = limit
+    )]
+    pub(super) step_timeout: Option<Duration>,
+    /// Longest time that a RUN step may print nothing
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "COFFERDAM_IDLE_TIMEOUT",
+        hide_env_values = true,
+        value_parser = limit
+    )]
+    pub(super) idle_timeout: Option<Duration>,
     /// Memory of the VM, for example 2g
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
@@ -190,6 +218,17 @@ pub(in crate::command) struct Args {
         default_value = "embedded"
     )]
     pub(super) vsock: VsockBackend,
+}
+
+/// Parses a time limit.
+fn limit(text: &str) -> Result<Duration, String> {
+    let limit = size::parse_duration(text)?;
+    if limit.is_zero() {
+        return Err(
+            "a time limit must be longer than zero; leave the option out for none".to_owned(),
+        );
+    }
+    Ok(limit)
 }
 
 /// Parses the memory size of a VM and checks that this machine can provide it.

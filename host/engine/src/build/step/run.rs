@@ -5,6 +5,7 @@ use store::{Claim, ContentId, Layer, Lookup, StepKey, StepLog};
 
 use super::{Finished, StepAttempt, StepContext, Steps, contents, explain, ids};
 use crate::build::error::BuildError;
+use crate::build::time_limit::{ActiveOutput, Activity, TimeLimits, within};
 use crate::build::track::Tracker;
 use crate::event::{Explanation, Outcome, StepId};
 use crate::keys;
@@ -115,8 +116,25 @@ impl Steps<'_> {
     ) -> Result<StepDone, BuildError> {
         let spec = self.step_spec(step, key, op)?;
         let mut output = self.log(step)?;
-        let run = self.executor.run(&spec, &mut output, self.cancel);
+        let limits = TimeLimits {
+            total: self.request.step_timeout,
+            idle: self.request.idle_timeout,
+        };
+        let (activity, cancel) = (Activity::default(), self.cancel.child());
+        let (run, expired) = within(limits, &activity, &cancel, || {
+            let mut output = ActiveOutput {
+                inner: &mut output,
+                activity: &activity,
+            };
+            self.executor.run(&spec, &mut output, &cancel)
+        });
         output.log.report_dropped();
+        let run = match expired {
+            Some(limit) if run.is_err() && !self.cancel.is_cancelled() => {
+                Err(StepError::Limit(limit.to_string()))
+            }
+            Some(_) | None => run,
+        };
         run.map_err(|source| self.step_error(step, op, &output.log, source))
     }
 
