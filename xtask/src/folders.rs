@@ -17,7 +17,7 @@ const ENGINE: &[(&str, &[&str])] = &[
     ("changes", &["rootfs"]),
     ("event", &["changes"]),
     ("context", &["rootfs", "similar"]),
-    ("fuzzing", &["context"]),
+    ("fuzzing", &["context", "rootfs"]),
     ("download", &["event"]),
     ("copy", &["context", "download", "rootfs", "similar"]),
     ("plan", &["copy", "download"]),

@@ -1,11 +1,29 @@
 //! Patterns of `${v#p}`, `${v%p}` and `${v/p/r}`: `*`, `?`, and escapes such as `\*`.
 //!
-//! The law: the cost of a match has a limit that depends on neither pattern nor value.
+//! The law: all matches of one text together have a limit that depends on neither patterns nor
+//! values.
 
 use crate::error::Fault;
 
-/// Maximum number of steps of one operation; each takes a few nanoseconds.
-const MAX_STEPS: usize = 20_000_000;
+/// Steps that the patterns of one text may still take; each takes a few nanoseconds.
+#[derive(Debug)]
+pub(crate) struct Steps(usize);
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self(20_000_000)
+    }
+}
+
+impl Steps {
+    fn take(&mut self, steps: usize) -> Result<(), Fault> {
+        let rest = self.0.checked_sub(steps);
+        self.0 = rest.ok_or_else(|| {
+            Fault::new("the patterns in its ${…} expansions take too long to match; shorten them")
+        })?;
+        Ok(())
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
@@ -18,7 +36,6 @@ enum Token {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pattern {
     tokens: Vec<Token>,
-    steps: usize,
 }
 
 impl Pattern {
@@ -41,29 +58,42 @@ impl Pattern {
             };
             tokens.push(token);
         }
-        Ok(Self {
-            tokens,
-            steps: MAX_STEPS,
-        })
+        Ok(Self { tokens })
     }
 
     /// `value` without its shortest or longest matching prefix.
-    pub(crate) fn cut_prefix(&mut self, value: &str, longest: bool) -> Result<String, Fault> {
+    pub(crate) fn cut_prefix(
+        &self,
+        value: &str,
+        longest: bool,
+        steps: &mut Steps,
+    ) -> Result<String, Fault> {
         let chars: Vec<char> = value.chars().collect();
-        let cut = self.matched(&chars, longest)?.unwrap_or(0);
+        let cut = self.matched(&chars, longest, steps)?.unwrap_or(0);
         Ok(chars.into_iter().skip(cut).collect())
     }
 
     /// `value` without its shortest or longest matching suffix.
-    pub(crate) fn cut_suffix(&mut self, value: &str, longest: bool) -> Result<String, Fault> {
+    pub(crate) fn cut_suffix(
+        mut self,
+        value: &str,
+        longest: bool,
+        steps: &mut Steps,
+    ) -> Result<String, Fault> {
         self.tokens.reverse();
         let chars: Vec<char> = value.chars().rev().collect();
-        let cut = self.matched(&chars, longest)?.unwrap_or(0);
+        let cut = self.matched(&chars, longest, steps)?.unwrap_or(0);
         Ok(value.chars().take(chars.len() - cut).collect())
     }
 
     /// `value` with the first match, or all of them, replaced.
-    pub(crate) fn replace(&mut self, value: &str, by: &str, all: bool) -> Result<String, Fault> {
+    pub(crate) fn replace(
+        &self,
+        value: &str,
+        by: &str,
+        all: bool,
+        steps: &mut Steps,
+    ) -> Result<String, Fault> {
         let chars: Vec<char> = value.chars().collect();
         let mut out = String::new();
         let (mut at, mut matched_to, mut done) = (0, None, false);
@@ -71,7 +101,7 @@ impl Pattern {
             let found = if done {
                 None
             } else {
-                self.matched(rest, true)?
+                self.matched(rest, true, steps)?
             };
             match found {
                 // An empty match directly after another match does not count.
@@ -96,7 +126,12 @@ impl Pattern {
     ///
     /// `live` marks the positions in the pattern that are reachable. All advance together, so the
     /// cost is at most the product of the two lengths.
-    fn matched(&mut self, value: &[char], longest: bool) -> Result<Option<usize>, Fault> {
+    fn matched(
+        &self,
+        value: &[char],
+        longest: bool,
+        steps: &mut Steps,
+    ) -> Result<Option<usize>, Fault> {
         let end = self.tokens.len();
         let mut live = vec![false; end + 1];
         self.reach(&mut live, 0);
@@ -109,9 +144,7 @@ impl Pattern {
                 }
             }
             let Some(c) = value.get(length) else { break };
-            self.steps = self.steps.checked_sub(end + 1).ok_or_else(|| {
-                Fault::new("a pattern in a ${…} expansion takes too long to match")
-            })?;
+            steps.take(end + 1)?;
             let mut next = vec![false; end + 1];
             let mut any = false;
             for (place, token) in self.tokens.iter().enumerate() {
@@ -159,10 +192,10 @@ mod tests {
     fn check_cuts(pattern: &str, expected: [&str; 4]) {
         let cut = || Pattern::parse(pattern).unwrap();
         let got = [
-            cut().cut_prefix(VALUE, false),
-            cut().cut_prefix(VALUE, true),
-            cut().cut_suffix(VALUE, false),
-            cut().cut_suffix(VALUE, true),
+            cut().cut_prefix(VALUE, false, &mut Steps::default()),
+            cut().cut_prefix(VALUE, true, &mut Steps::default()),
+            cut().cut_suffix(VALUE, false, &mut Steps::default()),
+            cut().cut_suffix(VALUE, true, &mut Steps::default()),
         ]
         .map(Result::unwrap);
         assert_eq!(got, expected, "{pattern}");
@@ -183,7 +216,7 @@ mod tests {
         let replace = |all| {
             Pattern::parse(pattern)
                 .unwrap()
-                .replace(value, by, all)
+                .replace(value, by, all, &mut Steps::default())
                 .unwrap()
         };
         assert_eq!(
@@ -224,7 +257,8 @@ mod tests {
     #[test]
     fn an_expensive_pattern_is_refused_in_time() {
         let value = "a".repeat(60_000);
-        let mut pattern = Pattern::parse(&"*a".repeat(1000)).unwrap();
-        assert!(pattern.replace(&value, "b", true).is_err());
+        let pattern = Pattern::parse(&"*a".repeat(1000)).unwrap();
+        let replaced = pattern.replace(&value, "b", true, &mut Steps::default());
+        assert!(replaced.is_err());
     }
 }

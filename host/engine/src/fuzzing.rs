@@ -1,10 +1,24 @@
 //! The reader of ignore files without a context. Not part of the API.
 
-use crate::context::ignore::{self, Above};
+use exec::{Cancel, Stopped};
+
+use crate::context::ignore;
+use crate::context::matcher::{COST, Matcher};
+use crate::context::trail::Trail;
+use crate::rootfs::path;
 
 /// An ignore file.
 #[derive(Debug)]
 pub struct Ignore(ignore::Ignore);
+
+/// What a walk did to come to a path.
+#[derive(Debug)]
+pub struct Walked {
+    /// Whether it took the path.
+    pub taken: bool,
+    /// Units of work.
+    pub work: u64,
+}
 
 impl Ignore {
     /// Reads it, if it is one.
@@ -14,19 +28,35 @@ impl Ignore {
 
     /// Whether `path` is ignored, found without a walk.
     pub fn explains(&self, path: &[u8]) -> bool {
-        self.0.explain(path).is_some()
+        let rule = self.0.explain(path, &mut Matcher::new(&Cancel::new()));
+        rule.is_ok_and(|rule| rule.is_some())
     }
 
-    /// Whether a walk comes to `path`, which has these ancestors, and takes it.
-    pub fn walks_to(&self, ancestors: &[&[u8]], path: &[u8]) -> bool {
-        let mut above: Above = self.0.root();
-        for &dir in ancestors {
-            let is_ignored = self.0.ignores(&above, dir).is_some();
-            above = self.0.enter(&above, dir);
-            if is_ignored && !self.0.may_keep_below(&above, dir) {
-                return false;
+    /// A walk to `path`.
+    pub fn walk(&self, path: &[u8]) -> Walked {
+        let cancel = Cancel::new();
+        let mut matcher = Matcher::new(&cancel);
+        let taken = self.walks_to(path, &mut matcher).unwrap_or_default();
+        let work = matcher.work();
+        Walked { taken, work }
+    }
+
+    fn walks_to(&self, path: &[u8], matcher: &mut Matcher<'_>) -> Result<bool, Stopped> {
+        let mut trail = Trail::new(self.0.clone());
+        for dir in path::ancestors(path) {
+            let (above, name) = path::split(dir);
+            let is_ignored = trail.ignores(above, name, matcher)?.is_some();
+            if is_ignored && !trail.may_keep_below(above, name, matcher)? {
+                return Ok(false);
             }
         }
-        self.0.ignores(&above, path).is_none()
+        let (dir, name) = path::split(path);
+        Ok(trail.ignores(dir, name, matcher)?.is_none())
+    }
+
+    /// The most work that a walk to a path of this length may do. Each name is read for itself, and
+    /// twice more for what is below it: to see whether to go there, and there.
+    pub fn most_work(&self, length: usize) -> u64 {
+        3 * COST * (self.0.n_places() as u64 + 1) * (length as u64 + 1)
     }
 }

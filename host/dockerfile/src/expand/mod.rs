@@ -27,7 +27,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use crate::error::Fault;
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, Steps};
 
 use out::{Out, too_long};
 
@@ -102,6 +102,8 @@ struct Lexer<'a> {
     limit: usize,
     env: &'a dyn Variables,
     unset: BTreeSet<String>,
+    /// What all patterns of the text may still cost.
+    steps: Steps,
 }
 
 impl<'a> Lexer<'a> {
@@ -116,6 +118,7 @@ impl<'a> Lexer<'a> {
             limit: text.len() + MAX_GROWTH,
             env,
             unset: BTreeSet::new(),
+            steps: Steps::default(),
         }
     }
 
@@ -302,10 +305,10 @@ impl<'a> Lexer<'a> {
             return Ok(self.unset_text(format!("${{{name}{operator}{pattern}}}")));
         };
         let longer = pattern.strip_prefix(operator);
-        let mut compiled = Pattern::parse(longer.unwrap_or(&pattern))?;
+        let compiled = Pattern::parse(longer.unwrap_or(&pattern))?;
         match operator {
-            '#' => compiled.cut_prefix(value, longer.is_some()),
-            _ => compiled.cut_suffix(value, longer.is_some()),
+            '#' => compiled.cut_prefix(value, longer.is_some(), &mut self.steps),
+            _ => compiled.cut_suffix(value, longer.is_some(), &mut self.steps),
         }
     }
 
@@ -318,7 +321,7 @@ impl<'a> Lexer<'a> {
             let slashes = if all { "//" } else { "/" };
             return Ok(self.unset_text(format!("${{{name}{slashes}{pattern}/{by}}}")));
         };
-        Pattern::parse(&pattern)?.replace(value, &by, all)
+        Pattern::parse(&pattern)?.replace(value, &by, all, &mut self.steps)
     }
 
     fn unset_text(&self, source: String) -> String {

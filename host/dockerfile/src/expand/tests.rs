@@ -73,6 +73,13 @@ fn cuts_and_replacements() {
 }
 
 #[test]
+fn many_patterns_in_one_text_are_refused_in_time() {
+    let pattern = format!("${{A//{}/x}}", "?".repeat(1000));
+    check(&pattern, "foo.bar.baz");
+    fails(&pattern.repeat(500), "too long to match");
+}
+
+#[test]
 fn escapes_are_removed_in_patterns_but_not_in_replacements() {
     check(r"${A/foo/\/}", r"\/.bar.baz");
     check(r"${A/\*/x}", "foo.bar.baz");

@@ -1,14 +1,13 @@
 //! A compiled path pattern.
 //!
-//! The law: matching takes time proportional to the length of the path times the length of the
-//! pattern, however many stars the pattern has. The pattern is run as a set of states, without
-//! backtracking. Names are bytes; `?` and classes match one character where the name is UTF-8, and
-//! one byte where it is not.
+//! The law: a pattern has no more places than characters, plus two for each star, and what one place
+//! costs does not depend on the pattern. Names are bytes; `?` and classes match one character where
+//! the name is UTF-8, and one byte where it is not.
 
 /// Added to a byte that is not part of valid UTF-8, so that it differs from all characters.
 const RAW_BYTE: u32 = 0x0011_0000;
 /// The character that only the wildcard `**` matches.
-const SLASH: u32 = b'/' as u32;
+pub(super) const SLASH: u32 = b'/' as u32;
 
 /// The language of a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,17 +32,15 @@ pub enum BadPattern {
     Negation,
 }
 
+/// What a pattern asks for at one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     /// Exactly this character or raw byte.
     Unit(u32),
     /// Any character but `/`.
     One,
-    /// One of these, or none of these; never `/`.
-    Class {
-        negated: bool,
-        ranges: Vec<(u32, u32)>,
-    },
+    /// A character of a class; never `/`.
+    Class(Class),
     /// Any number of characters but `/`.
     Star,
     /// Any number of whole elements with their `/`; followed by [`Token::Elements`].
@@ -54,14 +51,49 @@ enum Token {
     All,
 }
 
-/// A compiled pattern.
+/// A set of characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Class {
+    negated: bool,
+    /// First and last characters, sorted, apart from each other.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl Class {
+    /// The characters in some range; with `negated`, those in none.
+    fn new(negated: bool, mut ranges: Vec<(u32, u32)>) -> Self {
+        ranges.retain(|(low, high)| low <= high);
+        ranges.sort_unstable();
+        ranges.dedup_by(|(low, high), (_, before)| {
+            let overlaps = *low <= *before;
+            if overlaps {
+                *before = (*before).max(*high);
+            }
+            overlaps
+        });
+        Self { negated, ranges }
+    }
+
+    /// Whether the character belongs to it.
+    pub(super) fn contains(&self, unit: u32) -> bool {
+        let at = self.ranges.partition_point(|(_, high)| *high < unit);
+        let in_range = self.ranges.get(at).is_some_and(|(low, _)| *low <= unit);
+        in_range != self.negated
+    }
+}
+
+/// A compiled pattern. [`Matcher`](super::matcher::Matcher) runs it.
 #[derive(Debug, Clone)]
 pub(crate) struct Glob {
-    tokens: Vec<Token>,
-    /// Bytes that every match starts with, and the number of their tokens.
-    head: (Vec<u8>, usize),
-    /// Bytes that every match ends with, and the number of their tokens.
-    tail: (Vec<u8>, usize),
+    pub(super) tokens: Box<[Token]>,
+    end: End,
+}
+
+/// The names of all matches, as far as that is quickly compared.
+#[derive(Debug, Clone)]
+enum End {
+    Is(Vec<u8>),
+    EndsWith(Vec<u8>),
 }
 
 impl Glob {
@@ -73,63 +105,54 @@ impl Glob {
             dialect,
         }
         .parse()?;
-        let head = literal(tokens.iter());
-        let mut tail = literal(tokens.iter().skip(head.1).rev());
-        tail.0.reverse();
         Ok(Self {
-            head: (head.0.concat(), head.1),
-            tail: (tail.0.concat(), tail.1),
-            tokens,
+            end: End::of(&tokens),
+            tokens: tokens.into(),
         })
     }
 
-    /// Whether the pattern matches the whole of `path`.
-    pub(crate) fn matches(&self, path: &[u8]) -> bool {
-        let Some(rest) = path.strip_prefix(self.head.0.as_slice()) else {
-            return false;
-        };
-        let Some(rest) = rest.strip_suffix(self.tail.0.as_slice()) else {
-            return false;
-        };
-        let middle = self.middle();
-        match middle {
-            [] => rest.is_empty(),
-            [Token::Star] => !rest.contains(&b'/'),
-            [Token::All] => true,
-            [Token::MaybeElements, Token::Elements] => rest.is_empty() || rest.ends_with(b"/"),
-            _ => States::run(middle, rest).accepts(middle),
+    /// The number of places in the pattern, with its end.
+    pub(crate) fn n_places(&self) -> usize {
+        self.tokens.len() + 1
+    }
+
+    /// Whether a path whose last element is `name` can match; a quick look.
+    pub(super) fn can_end_with(&self, name: &[u8]) -> bool {
+        match &self.end {
+            End::Is(wanted) => wanted == name,
+            End::EndsWith(wanted) => name.ends_with(wanted),
         }
-    }
-
-    /// Whether a path below the directory `dir` can match.
-    pub(crate) fn can_match_below(&self, dir: &[u8]) -> bool {
-        let mut states = States::run(&self.tokens, dir);
-        states.step(&self.tokens, SLASH);
-        !states.active.is_empty()
-    }
-
-    /// The tokens between head and tail.
-    fn middle(&self) -> &[Token] {
-        let end = self.tokens.len().saturating_sub(self.tail.1);
-        self.tokens.get(self.head.1..end).unwrap_or_default()
     }
 }
 
-/// The leading literal tokens as bytes, one vector each, and their number.
-fn literal<'a>(tokens: impl Iterator<Item = &'a Token>) -> (Vec<Vec<u8>>, usize) {
-    let bytes: Vec<Vec<u8>> = tokens
-        .map_while(|token| match token {
-            Token::Unit(unit) => Some(encode(*unit)),
+impl End {
+    /// What stands after the last wildcard, or after the last `/`.
+    fn of(tokens: &[Token]) -> Self {
+        let literal = |token: &Token| match token {
+            Token::Unit(unit) => Some(*unit),
             Token::One
-            | Token::Class { .. }
+            | Token::Class(_)
             | Token::Star
             | Token::MaybeElements
             | Token::Elements
             | Token::All => None,
-        })
-        .collect();
-    let n_tokens = bytes.len();
-    (bytes, n_tokens)
+        };
+        let mut rest = tokens.iter().rev();
+        let mut units = Vec::new();
+        let whole = loop {
+            match rest.next().map(literal) {
+                None | Some(Some(SLASH)) => break true,
+                Some(None) => break false,
+                Some(Some(unit)) => units.push(unit),
+            }
+        };
+        let bytes = units.into_iter().rev().flat_map(encode).collect();
+        if whole {
+            Self::Is(bytes)
+        } else {
+            Self::EndsWith(bytes)
+        }
+    }
 }
 
 /// The bytes of one unit.
@@ -143,7 +166,7 @@ fn encode(unit: u32) -> Vec<u8> {
 }
 
 /// Splits bytes into characters and raw bytes.
-fn units(bytes: &[u8]) -> impl Iterator<Item = u32> {
+pub(super) fn units(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.utf8_chunks().flat_map(|chunk| {
         let raw = chunk
             .invalid()
@@ -220,7 +243,8 @@ impl Parser {
         let plain = !self.units.iter().skip(self.at).any(special);
         if self.peek().is_none() || (first && glued && plain) {
             tokens.push(Token::All);
-        } else {
+        } else if tokens.last() != Some(&Token::Elements) {
+            // Twice in a row says nothing new.
             tokens.extend([Token::MaybeElements, Token::Elements]);
         }
     }
@@ -238,7 +262,7 @@ impl Parser {
             };
             ranges.push((low, high));
         }
-        Ok(Token::Class { negated, ranges })
+        Ok(Token::Class(Class::new(negated, ranges)))
     }
 
     /// One end of a range.
@@ -252,122 +276,29 @@ impl Parser {
     }
 }
 
-/// The positions in a pattern that are reachable after some text was read.
-struct States {
-    active: Vec<usize>,
-    next: Vec<usize>,
-}
-
-impl States {
-    /// Reads `text` from the start of the pattern.
-    fn run(tokens: &[Token], text: &[u8]) -> Self {
-        let mut states = Self {
-            active: Vec::new(),
-            next: Vec::new(),
-        };
-        add(&mut states.active, tokens, 0);
-        for unit in units(text) {
-            if states.active.is_empty() {
-                break;
-            }
-            states.step(tokens, unit);
-        }
-        states
-    }
-
-    /// Reads one unit.
-    fn step(&mut self, tokens: &[Token], unit: u32) {
-        for &at in &self.active {
-            let Some(token) = tokens.get(at) else {
-                continue;
-            };
-            match token {
-                Token::Unit(wanted) if *wanted == unit => add(&mut self.next, tokens, at + 1),
-                Token::One if unit != SLASH => add(&mut self.next, tokens, at + 1),
-                Token::Class { negated, ranges }
-                    if unit != SLASH
-                        && ranges
-                            .iter()
-                            .any(|(low, high)| (low..=high).contains(&&unit))
-                            != *negated =>
-                {
-                    add(&mut self.next, tokens, at + 1);
-                }
-                Token::Star if unit != SLASH => add(&mut self.next, tokens, at),
-                Token::All => add(&mut self.next, tokens, at),
-                Token::Elements => {
-                    push(&mut self.next, at);
-                    if unit == SLASH {
-                        add(&mut self.next, tokens, at + 1);
-                    }
-                }
-                Token::Unit(_)
-                | Token::One
-                | Token::Class { .. }
-                | Token::Star
-                | Token::MaybeElements => {}
-            }
-        }
-        self.active.clear();
-        std::mem::swap(&mut self.active, &mut self.next);
-    }
-
-    /// Whether the text read so far is a match.
-    fn accepts(&self, tokens: &[Token]) -> bool {
-        self.active.contains(&tokens.len())
-    }
-}
-
-/// Adds a position, and those that are reachable from it without reading anything.
-fn add(places: &mut Vec<usize>, tokens: &[Token], mut at: usize) {
-    loop {
-        if !push(places, at) {
-            return;
-        }
-        at += match tokens.get(at) {
-            Some(Token::Star | Token::All) => 1,
-            Some(Token::MaybeElements) => {
-                push(places, at + 1);
-                2
-            }
-            Some(Token::Unit(_) | Token::One | Token::Class { .. } | Token::Elements) | None => {
-                return;
-            }
-        };
-    }
-}
-
-/// Adds a place once. The sets are small: patterns have few stars.
-fn push(places: &mut Vec<usize>, at: usize) -> bool {
-    let new = !places.contains(&at);
-    if new {
-        places.push(at);
-    }
-    new
-}
-
 #[cfg(test)]
 mod tests {
+    use exec::Cancel;
+
     use super::*;
+    use crate::context::matcher::Matcher;
+
+    fn matches(pattern: &[u8], dialect: Dialect, path: &[u8]) -> bool {
+        let glob = Glob::new(pattern, dialect).expect("a pattern");
+        let matched = Matcher::new(&Cancel::new()).matches(&glob, path);
+        matched.expect("not cancelled")
+    }
 
     #[track_caller]
     fn check(pattern: &str, path: &str, want: bool) {
-        let glob = Glob::new(pattern.as_bytes(), Dialect::Ignore).expect("a pattern");
-        assert_eq!(
-            glob.matches(path.as_bytes()),
-            want,
-            "{pattern:?} on {path:?}"
-        );
+        let got = matches(pattern.as_bytes(), Dialect::Ignore, path.as_bytes());
+        assert_eq!(got, want, "{pattern:?} on {path:?}");
     }
 
     #[track_caller]
     fn source(pattern: &str, path: &str, want: bool) {
-        let glob = Glob::new(pattern.as_bytes(), Dialect::Source).expect("a pattern");
-        assert_eq!(
-            glob.matches(path.as_bytes()),
-            want,
-            "{pattern:?} on {path:?}"
-        );
+        let got = matches(pattern.as_bytes(), Dialect::Source, path.as_bytes());
+        assert_eq!(got, want, "{pattern:?} on {path:?}");
     }
 
     #[test]
@@ -448,11 +379,12 @@ mod tests {
 
     #[test]
     fn names_that_are_no_text_match_by_bytes() {
-        let glob = Glob::new(b"a\xff?", Dialect::Ignore).expect("a pattern");
-        assert!(glob.matches(b"a\xff\xfe"));
-        assert!(!glob.matches(b"a\xfe\xfe"));
-        let any = Glob::new(b"?", Dialect::Ignore).expect("a pattern");
-        assert!(any.matches(b"\xff"));
+        let ignore = Dialect::Ignore;
+        assert!(matches(b"a\xff?", ignore, b"a\xff\xfe"));
+        assert!(!matches(b"a\xff?", ignore, b"a\xfe\xfe"));
+        assert!(matches(b"?", ignore, b"\xff"));
+        // A byte of the pattern is not a part of a character of the name.
+        assert!(!matches(b"?\xa9", ignore, "é".as_bytes()));
     }
 
     #[test]
@@ -471,30 +403,35 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_can_match_below_a_directory_are_found_exactly() {
-        let below = |pattern: &str, dir: &str| {
-            Glob::new(pattern.as_bytes(), Dialect::Ignore)
-                .expect("a pattern")
-                .can_match_below(dir.as_bytes())
-        };
-        assert!(below("a/b/c", "a"));
-        assert!(below("a/b/c", "a/b"));
-        assert!(!below("a/b/c", "a/c"));
-        assert!(!below("a/b", "a/b"));
-        assert!(below("a/*/c", "a/x"));
-        assert!(!below("src/*.rs", "node_modules"));
-        assert!(below("**/keep", "node_modules/x"));
-        assert!(!below("a*", "a"));
-        assert!(below("a**", "a"));
+    fn ranges_of_a_class_may_overlap_in_any_order() {
+        for (class, has, lacks) in [
+            ("[x-za-cb-d]", "abcdxyz", "ew"),
+            ("[a-zb-c]", "abz", "A"),
+            ("[^c-ea-d]", "fz", "abcde"),
+            ("[z-a]", "", "abz"),
+            ("[^z-a]", "abz", ""),
+        ] {
+            for name in has.split_inclusive(|_| true) {
+                check(class, name, true);
+            }
+            for name in lacks.split_inclusive(|_| true) {
+                check(class, name, false);
+            }
+        }
     }
 
     #[test]
-    fn many_stars_are_matched_in_linear_time() {
-        let pattern = "*a".repeat(60) + "b";
-        let glob = Glob::new(pattern.as_bytes(), Dialect::Ignore).expect("a pattern");
-        assert!(!glob.matches("a".repeat(4000).as_bytes()));
-        let deep = "**/a/".repeat(40) + "b";
-        let glob = Glob::new(deep.as_bytes(), Dialect::Ignore).expect("a pattern");
-        assert!(!glob.matches("a/".repeat(1000).as_bytes()));
+    fn what_a_match_ends_with_is_found_exactly() {
+        let ends = |pattern: &str, name: &str| {
+            let glob = Glob::new(pattern.as_bytes(), Dialect::Ignore).expect("a pattern");
+            glob.can_end_with(name.as_bytes())
+        };
+        assert!(ends("*.log", "a.log"));
+        assert!(!ends("*.log", "a.txt"));
+        assert!(ends("**/a/b", "b"));
+        assert!(!ends("**/a/b", "ab"));
+        assert!(ends("a", "a"));
+        assert!(!ends("a", "ba"));
+        assert!(ends("a?", "anything"));
     }
 }

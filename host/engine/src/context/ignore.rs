@@ -1,13 +1,17 @@
 //! Ignore files and lists of exclude patterns.
 //!
 //! The law: a pattern matches a path if it matches the path or a directory above it, and the last
-//! matching pattern decides. The match of each pattern is tracked separately on the way down. An
-//! ignored directory is not entered, unless a pattern with `!` can match below it and no later pattern
-//! reverts that.
+//! matching pattern decides. The match of each pattern is tracked separately on the way down, by
+//! [`Trail`]. An ignored directory is not entered, unless a pattern with `!` can match below it and no
+//! later pattern reverts that.
 
 use std::sync::Arc;
 
+use exec::Stopped;
+
 use super::glob::{BadPattern, Dialect, Glob};
+use super::matcher::Matcher;
+use super::trail::Trail;
 use crate::rootfs::path;
 
 /// An invalid pattern in an ignore file or flag.
@@ -48,12 +52,7 @@ struct Rule {
 pub(crate) struct Ignore {
     file: Arc<str>,
     rules: Arc<[Rule]>,
-}
-
-/// Which rules match a directory or a directory above it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Above {
-    matched: Vec<bool>,
+    has_exceptions: bool,
 }
 
 impl Ignore {
@@ -93,60 +92,61 @@ impl Ignore {
         }
         Ok(Self {
             file: file.into(),
+            has_exceptions: rules.iter().any(|rule| rule.negated),
             rules: rules.into(),
         })
     }
 
-    /// The state of the root.
-    pub(crate) fn root(&self) -> Above {
-        Above {
-            matched: vec![false; self.rules.len()],
+    /// One pattern without a file.
+    pub(crate) fn from_glob(glob: Glob) -> Self {
+        let rule = Rule {
+            glob,
+            negated: false,
+            line: 1,
+            text: String::new(),
+        };
+        Self {
+            file: "".into(),
+            rules: [rule].into(),
+            has_exceptions: false,
         }
     }
 
-    /// The state of the directory `path`; `above` is that of its parent.
-    pub(crate) fn enter(&self, above: &Above, path: &[u8]) -> Above {
-        let matches = |(rule, above): (&Rule, &bool)| *above || rule.glob.matches(path);
-        Above {
-            matched: self.rules.iter().zip(&above.matched).map(matches).collect(),
-        }
+    /// The patterns, without `!`.
+    pub(super) fn globs(&self) -> impl DoubleEndedIterator<Item = (usize, &Glob)> {
+        self.rules.iter().map(|rule| &rule.glob).enumerate()
     }
 
-    /// The rule that ignores `path`, if one does; `above` is the state of its parent.
-    pub(crate) fn ignores(&self, above: &Above, path: &[u8]) -> Option<usize> {
-        let (at, rule) = self
-            .rules
-            .iter()
-            .enumerate()
-            .zip(&above.matched)
-            .rev()
-            .find(|((_, rule), above)| **above || rule.glob.matches(path))?
-            .0;
-        (!rule.negated).then_some(at)
+    /// One of them.
+    pub(super) fn glob(&self, rule: usize) -> Option<&Glob> {
+        self.rules.get(rule).map(|rule| &rule.glob)
     }
 
-    /// Whether a path below the ignored directory `path` can be included again; `here` is the state of
-    /// the directory.
-    pub(crate) fn may_keep_below(&self, here: &Above, path: &[u8]) -> bool {
-        for (rule, matched) in self.rules.iter().zip(&here.matched).rev() {
-            match (rule.negated, matched) {
-                // It ignores everything below, whatever earlier rules say.
-                (false, true) => return false,
-                (true, true) => return true,
-                (true, false) if rule.glob.can_match_below(path) => return true,
-                (_, false) => {}
-            }
-        }
-        false
+    /// Whether a rule includes what it matches.
+    pub(super) fn negates(&self, rule: usize) -> bool {
+        self.rules.get(rule).is_some_and(|rule| rule.negated)
+    }
+
+    /// Whether any rule does that.
+    pub(super) fn has_exceptions(&self) -> bool {
+        self.has_exceptions
+    }
+
+    /// The number of places in all patterns.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn n_places(&self) -> usize {
+        self.globs().map(|(_, glob)| glob.n_places()).sum()
     }
 
     /// The rule that ignores `path`, found without a walk.
-    pub(crate) fn explain(&self, path: &[u8]) -> Option<IgnoredBy> {
-        let mut above = self.root();
-        for parent in path::ancestors(path) {
-            above = self.enter(&above, parent);
-        }
-        self.describe(self.ignores(&above, path)?)
+    pub(crate) fn explain(
+        &self,
+        path: &[u8],
+        matcher: &mut Matcher<'_>,
+    ) -> Result<Option<IgnoredBy>, Stopped> {
+        let (dir, name) = path::split(path);
+        let rule = Trail::new(self.clone()).ignores(dir, name, matcher)?;
+        Ok(rule.and_then(|rule| self.describe(rule)))
     }
 
     /// A rule, for messages.
@@ -195,14 +195,21 @@ fn trim(text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use exec::Cancel;
+
     use super::*;
+
+    fn explain(ignore: &Ignore, path: &str) -> Option<IgnoredBy> {
+        let rule = ignore.explain(path.as_bytes(), &mut Matcher::new(&Cancel::new()));
+        rule.expect("not cancelled")
+    }
 
     /// Asserts which of `paths` the file `text` ignores.
     #[track_caller]
     fn check(text: &str, paths: &[(&str, bool)]) {
         let ignore = Ignore::parse(".dockerignore", text.as_bytes()).expect("an ignore file");
         for (path, want) in paths {
-            let got = ignore.explain(path.as_bytes());
+            let got = explain(&ignore, path);
             assert_eq!(got.is_some(), *want, "{path:?} under {text:?}: {got:?}");
         }
     }
@@ -289,12 +296,12 @@ mod tests {
     #[test]
     fn the_deciding_line_is_reported() {
         let ignore = Ignore::parse("x.dockerignore", b"# c\n\na\n!b\n*.o\n").expect("a file");
-        let rule = ignore.explain(b"d.o").expect("ignored");
+        let rule = explain(&ignore, "d.o").expect("ignored");
         assert_eq!(
             (rule.file.as_str(), rule.line, rule.pattern.as_str()),
             ("x.dockerignore", 5, "*.o")
         );
-        assert_eq!(ignore.explain(b"a/b").map(|rule| rule.line), Some(3));
+        assert_eq!(explain(&ignore, "a/b").map(|rule| rule.line), Some(3));
     }
 
     #[test]
@@ -311,18 +318,36 @@ mod tests {
         );
     }
 
+    fn is_entered(text: &str, dir: &str) -> bool {
+        let ignore = Ignore::parse("f", text.as_bytes()).expect("a file");
+        let (above, name) = path::split(dir.as_bytes());
+        let cancel = Cancel::new();
+        let mut matcher = Matcher::new(&cancel);
+        let enters = Trail::new(ignore).may_keep_below(above, name, &mut matcher);
+        enters.expect("not cancelled")
+    }
+
     #[test]
     fn an_ignored_directory_is_entered_only_if_something_below_can_be_included() {
-        let enter = |text: &str, dir: &str| {
-            let ignore = Ignore::parse("f", text.as_bytes()).expect("a file");
-            let here = ignore.enter(&ignore.root(), dir.as_bytes());
-            ignore.may_keep_below(&here, dir.as_bytes())
-        };
-        assert!(!enter("a", "a"));
-        assert!(enter("a\n!a/b", "a"));
-        assert!(!enter("a\n!b/c", "a"));
-        assert!(enter("a\n!**/keep", "a"));
-        assert!(!enter("!**/keep\na", "a"));
-        assert!(!enter("a\n!src/*.rs", "a"));
+        assert!(!is_entered("a", "a"));
+        assert!(is_entered("a\n!a/b", "a"));
+        assert!(!is_entered("a\n!b/c", "a"));
+        assert!(is_entered("a\n!**/keep", "a"));
+        assert!(!is_entered("!**/keep\na", "a"));
+        assert!(!is_entered("a\n!src/*.rs", "a"));
+    }
+
+    #[test]
+    fn patterns_that_can_match_below_a_directory_are_found_exactly() {
+        let below = |pattern: &str, dir: &str| is_entered(&format!("**\n!{pattern}"), dir);
+        assert!(below("a/b/c", "a"));
+        assert!(below("a/b/c", "a/b"));
+        assert!(!below("a/b/c", "a/c"));
+        assert!(!below("a/b", "b"));
+        assert!(below("a/*/c", "a/x"));
+        assert!(!below("src/*.rs", "node_modules"));
+        assert!(below("**/keep", "node_modules/x"));
+        assert!(!below("a*", "b"));
+        assert!(below("a**", "a"));
     }
 }

@@ -8,6 +8,7 @@ use nix::sys::stat::fstatat;
 
 use super::descent::{Names, directory};
 use super::ignore::IgnoredBy;
+use super::matcher::Matcher;
 use super::{Context, ContextError};
 use crate::rootfs::path;
 use crate::similar::{distance, is_close};
@@ -47,8 +48,9 @@ impl fmt::Display for Missing {
 impl Context {
     /// Explains why `resolved`, which was written as `written`, does not exist.
     pub(crate) fn explain(&self, written: &[u8], resolved: &[u8]) -> Result<Missing, ContextError> {
+        let mut matcher = Matcher::new(self.cancel());
         if self.exists(resolved)
-            && let Some(rule) = self.0.ignore.explain(resolved)
+            && let Some(rule) = self.0.ignore.explain(resolved, &mut matcher)?
         {
             return Ok(Missing::Ignored(rule));
         }

@@ -14,12 +14,14 @@ mod cache;
 mod descent;
 pub(crate) mod glob;
 pub(crate) mod ignore;
+pub(crate) mod matcher;
 mod missing;
 mod open;
 pub(crate) mod scan;
 pub(crate) mod stat;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trail;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -39,9 +41,9 @@ pub use missing::Missing;
 pub(crate) use open::{OpenError, Opened, Reader};
 
 use cache::{Record, StatCache};
-use exec::Cancel;
+use exec::{Cancel, Stopped};
 use ignore::Ignore;
-use scan::{FileEntry, Scan};
+use scan::{FileEntry, Scan, ScanError};
 use stat::Stat;
 
 /// Prefix of the names of digest caches.
@@ -87,7 +89,13 @@ pub enum ContextError {
     Ignore(#[from] IgnoreError),
 }
 
-/// Maximum size of an ignore file, in bytes. Each of its lines is compared with each path.
+impl From<Stopped> for ContextError {
+    fn from(_: Stopped) -> Self {
+        Self::Cancelled
+    }
+}
+
+/// Maximum size of an ignore file, in bytes. Each of its lines may have to be run over each path.
 const MAX_IGNORE: u64 = 1 << 20;
 
 /// A directory whose files can be copied. Cheap to clone.
@@ -191,6 +199,11 @@ impl Context {
         self
     }
 
+    /// What makes the walk stop.
+    fn cancel(&self) -> &Cancel {
+        self.0.cancel.get_or_init(Cancel::new)
+    }
+
     /// All files that are not ignored. Walks the context on the first call.
     pub(crate) fn scan(&self) -> Result<&Scan, ContextError> {
         self.scanned().map(|scanned| &scanned.scan)
@@ -254,13 +267,15 @@ impl Context {
             let cache = cache
                 .map(|(store, name)| StatCache::load(store, name))
                 .unwrap_or_default();
-            let failed = |source| ContextError::Scan {
-                path: self.0.path.clone(),
-                source,
+            let failed = |error| match error {
+                ScanError::Cancelled => ContextError::Cancelled,
+                ScanError::Read(source) => ContextError::Scan {
+                    path: self.0.path.clone(),
+                    source,
+                },
             };
-            let cancel = self.0.cancel.get_or_init(Cancel::new);
-            let found = scan::scan(self.0.root.as_fd(), &self.0.ignore, cache, cancel);
-            let (scan, files) = found.map_err(failed)?.ok_or(ContextError::Cancelled)?;
+            let found = scan::scan(self.0.root.as_fd(), &self.0.ignore, cache, self.cancel());
+            let (scan, files) = found.map_err(failed)?;
             // Nothing else sets it while this thread holds the lock.
             drop(self.0.scanned.set(Scanned {
                 scan,

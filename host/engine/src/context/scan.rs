@@ -1,7 +1,8 @@
 //! Walks the context: names, metadata, link targets. No content is read.
 //!
 //! The law: ignored files are never opened, and an ignored directory is entered only if a pattern can
-//! include something below it again. The work is linear in the number of entries.
+//! include something below it again. The work is linear in the number of entries, and the [`Cancel`]
+//! is looked at after a bounded number of them, and within one as [`Matcher`] says.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,17 +11,36 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use exec::Cancel;
+use exec::{Cancel, Stopped};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::fstatat;
 
 use super::cache::{StatCache, Xattrs};
 use super::descent::{Descent, Names, directory};
-use super::ignore::{Above, Ignore};
+use super::ignore::Ignore;
+use super::matcher::Matcher;
 use super::stat::{Stat, Type};
-use crate::rootfs::path;
+use super::trail::Trail;
 use crate::rootfs::resolve::{Kind, Tree};
+
+/// What an entry costs beside its patterns, in units of work of a [`Matcher`].
+const ENTRY_WORK: u64 = 64;
+
+/// Why a walk ends early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScanError {
+    #[error("cannot read a directory")]
+    Read(#[from] io::Error),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<Stopped> for ScanError {
+    fn from(_: Stopped) -> Self {
+        Self::Cancelled
+    }
+}
 
 /// Everything in the context that is not ignored.
 #[derive(Debug, Default)]
@@ -138,16 +158,17 @@ impl Tree for Scan {
     }
 }
 
-/// Walks the whole context; `None` if that is cancelled.
+/// Walks the whole context.
 pub(crate) fn scan(
     root: BorrowedFd<'_>,
     ignore: &Ignore,
     cache: StatCache,
     cancel: &Cancel,
-) -> io::Result<Option<(Scan, Vec<FileEntry>)>> {
-    let stat = Stat::from(&nix::sys::stat::fstat(root)?);
+) -> Result<(Scan, Vec<FileEntry>), ScanError> {
+    let stat = Stat::from(&nix::sys::stat::fstat(root).map_err(io::Error::from)?);
     let mut walk = Walk {
-        ignore,
+        trail: Trail::new(ignore.clone()),
+        matcher: Matcher::new(cancel),
         cache,
         scan: Scan::default(),
         files: Vec::new(),
@@ -162,32 +183,20 @@ pub(crate) fn scan(
         xattrs: Xattrs::new(),
     })?;
     let mut descent = Descent::new(root);
-    let mut pending = vec![Pending {
-        node: 0,
-        path: Vec::new(),
-        above: ignore.root(),
-    }];
+    let mut pending = vec![0];
     while let Some(dir) = pending.pop() {
-        if cancel.is_cancelled() {
-            return Ok(None);
-        }
+        walk.matcher.spend(ENTRY_WORK)?;
         let found = descent
-            .enter(&walk.scan, dir.node)
-            .and_then(|fd| walk.read(fd, &dir));
+            .enter(&walk.scan, dir)
+            .map_err(ScanError::Read)
+            .and_then(|fd| walk.read(fd, dir));
         match found {
             Ok(found) => pending.extend(found.into_iter().rev()),
-            Err(error) if dir.node == 0 => return Err(error),
-            Err(error) => walk.unreadable(dir.node, &error),
+            Err(ScanError::Read(error)) if dir != 0 => walk.unreadable(dir, &error),
+            Err(error) => return Err(error),
         }
     }
-    Ok(Some((walk.scan, walk.files)))
-}
-
-/// A directory that has to be read.
-struct Pending {
-    node: u32,
-    path: Vec<u8>,
-    above: Above,
+    Ok((walk.scan, walk.files))
 }
 
 /// An entry of a directory listing.
@@ -198,7 +207,8 @@ struct Name {
 }
 
 struct Walk<'a> {
-    ignore: &'a Ignore,
+    trail: Trail,
+    matcher: Matcher<'a>,
     cache: StatCache,
     scan: Scan,
     files: Vec<FileEntry>,
@@ -206,17 +216,17 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Reads one directory; returns the directories in it that have to be read too.
-    fn read(&mut self, fd: BorrowedFd<'_>, dir: &Pending) -> io::Result<Vec<Pending>> {
+    fn read(&mut self, fd: BorrowedFd<'_>, dir: u32) -> Result<Vec<u32>, ScanError> {
         let mut below = Vec::new();
         let start = self.end()?;
-        for name in names(fd)? {
-            let path = path::join(&dir.path, &name.name);
-            let rule = self.ignore.ignores(&dir.above, &path);
+        let path = self.scan.path(dir);
+        for name in names(fd, &mut self.matcher)? {
+            self.matcher.spend(ENTRY_WORK)?;
+            let rule = self.trail.ignores(&path, &name.name, &mut self.matcher)?;
             if let Some(rule) = rule {
                 let (n_ignored, first) = self.scan.ignored.unwrap_or((0, rule));
                 self.scan.ignored = Some((n_ignored + 1, first));
-                let below = || self.ignore.enter(&dir.above, &path);
-                if name.directory == Some(false) || !self.ignore.may_keep_below(&below(), &path) {
+                if name.directory == Some(false) || !self.may_keep_below(&path, &name.name)? {
                     continue;
                 }
             }
@@ -229,7 +239,7 @@ impl Walk<'_> {
             }
             let node = self.push(Node {
                 name: name.name,
-                parent: dir.node,
+                parent: dir,
                 children: 0..0,
                 present: false,
                 what,
@@ -241,16 +251,19 @@ impl Walk<'_> {
                 self.keep(node);
             }
             if is_directory {
-                let above = self.ignore.enter(&dir.above, &path);
-                below.push(Pending { node, path, above });
+                below.push(node);
             }
         }
         let children = start..self.end()?;
-        if let Some(node) = self.scan.nodes.get_mut(dir.node as usize) {
+        if let Some(node) = self.scan.nodes.get_mut(dir as usize) {
             node.xattrs = xattrs(fd, b".");
             node.children = children;
         }
         Ok(below)
+    }
+
+    fn may_keep_below(&mut self, dir: &[u8], name: &[u8]) -> Result<bool, Stopped> {
+        self.trail.may_keep_below(dir, name, &mut self.matcher)
     }
 
     fn end(&self) -> io::Result<u32> {
@@ -310,12 +323,13 @@ impl Walk<'_> {
 }
 
 /// The names in a directory, sorted.
-fn names(fd: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
+fn names(fd: BorrowedFd<'_>, matcher: &mut Matcher<'_>) -> Result<Vec<Name>, ScanError> {
     // Use another descriptor, because reading moves its position.
-    let mut dir = Dir::from_fd(directory(fd, b".")?)?;
+    let mut dir = Dir::from_fd(directory(fd, b".")?).map_err(io::Error::from)?;
     let mut names = Vec::new();
     for entry in dir.iter() {
-        let entry = entry?;
+        matcher.spend(ENTRY_WORK)?;
+        let entry = entry.map_err(io::Error::from)?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             let directory = entry.file_type().map(|of| of == nix::dir::Type::Directory);
@@ -387,4 +401,29 @@ fn collect(
         .collect();
     found.sort_unstable();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::context::matcher::INTERVAL;
+
+    #[test]
+    fn a_cancel_ends_the_listing_of_one_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let n_looks = usize::try_from(INTERVAL / ENTRY_WORK).expect("a number");
+        for number in 0..=n_looks {
+            let path = dir.path().join(number.to_string());
+            std::os::unix::fs::symlink("nowhere", path).expect("a link");
+        }
+        let root = File::open(dir.path()).expect("the directory");
+        let cancel = Cancel::new();
+        let mut matcher = Matcher::new(&cancel);
+        matcher.spend(1).expect("not cancelled");
+        cancel.cancel();
+        let found = names(root.as_fd(), &mut matcher);
+        assert!(matches!(found, Err(ScanError::Cancelled)));
+    }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use exec::Stopped;
 use store::{Digest, IngestError, StoreError};
 
 use crate::context::{BadPattern, ContextError, IgnoreError, IgnoredBy, Missing};
@@ -199,6 +200,12 @@ impl CopyError {
             | Self::Context(_)
             | Self::Cancelled => false,
         }
+    }
+}
+
+impl From<Stopped> for CopyError {
+    fn from(_: Stopped) -> Self {
+        Self::Cancelled
     }
 }
 

@@ -15,6 +15,7 @@ use super::source::{Node, Source, SourceEntry, UNDATED, inline};
 use super::walk::{Filter, Walk};
 use super::{CopyError, CopySource, CopySpec};
 use crate::context::ignore::Ignore;
+use crate::context::matcher::Matcher;
 use crate::download::{Downloads, WebSource};
 use crate::rootfs::resolve::{Kind, ResolvedPath, Tree, resolve};
 use crate::rootfs::{Rootfs, path};
@@ -108,6 +109,10 @@ pub(super) struct Planner<'a> {
     /// Number of sources so far; each match of a pattern counts.
     pub(super) n_sources: usize,
     pub(super) cancel: &'a Cancel,
+    /// Runs the patterns of all sources.
+    pub(super) matcher: Matcher<'a>,
+    /// The patterns of `--exclude`, once they were needed.
+    exclude: Option<Ignore>,
 }
 
 impl<'a> Planner<'a> {
@@ -137,6 +142,8 @@ impl<'a> Planner<'a> {
             roots,
             n_sources,
             cancel,
+            matcher: Matcher::new(cancel),
+            exclude: None,
         }
     }
 
@@ -159,9 +166,18 @@ impl<'a> Planner<'a> {
             .push(format!("no file matches `{written}`; nothing was copied"));
     }
 
+    /// The patterns of `--exclude`.
+    fn exclude(&mut self) -> Result<Ignore, CopyError> {
+        if let Some(exclude) = &self.exclude {
+            return Ok(exclude.clone());
+        }
+        let exclude = Ignore::from_patterns("--exclude", &self.spec.exclude)?;
+        Ok(self.exclude.insert(exclude).clone())
+    }
+
     /// A path or a pattern.
     fn path(&mut self, written: &str) -> Result<(), CopyError> {
-        let paths = select::paths(&self.source, written)?;
+        let paths = select::paths(&self.source, written, &mut self.matcher)?;
         if paths.is_empty() {
             self.warn_of_no_match(written);
         }
@@ -183,7 +199,7 @@ impl<'a> Planner<'a> {
                 }
                 SourceEntry::Copyable(Body::Directory, _) => {
                     self.refuse_nothing()?;
-                    let exclude = Ignore::from_patterns("--exclude", &self.spec.exclude)?;
+                    let exclude = self.exclude()?;
                     self.directory(node, Filter::excluding(exclude))?;
                 }
                 SourceEntry::Copyable(Body::File(_), _)
@@ -208,10 +224,10 @@ impl<'a> Planner<'a> {
         let kept = path::clean(kept.as_bytes());
         let is_pattern = select::split_pattern(&kept).1 != b"";
         let mut found = false;
-        for base in select::paths(&self.source, pivot)? {
+        for base in select::paths(&self.source, pivot, &mut self.matcher)? {
             let node = select::find(&self.source, written, &base)?;
             self.n_sources += 1;
-            let exclude = Ignore::from_patterns("--exclude", &self.spec.exclude)?;
+            let exclude = self.exclude()?;
             let filter =
                 Filter::only(&kept, is_pattern, exclude).map_err(|reason| CopyError::Pattern {
                     pattern: written.to_owned(),

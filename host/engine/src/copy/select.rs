@@ -3,15 +3,22 @@
 //! A path is resolved inside the root, following links. A pattern is matched element by element
 //! against the directories, in order of names; each match is then treated like a path.
 
+use exec::Stopped;
+
 use super::CopyError;
 use super::error::MissingSource;
 use super::source::{Node, Source};
 use crate::context::glob::{Dialect, Glob, has_wildcard};
+use crate::context::matcher::Matcher;
 use crate::rootfs::path;
 use crate::rootfs::resolve::{Kind, Tree, resolve};
 
 /// What `written` names: one path, or all matches of a pattern, which can be none.
-pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, CopyError> {
+pub(super) fn paths(
+    source: &Source<'_>,
+    written: &str,
+    matcher: &mut Matcher<'_>,
+) -> Result<Vec<Vec<u8>>, CopyError> {
     let cleaned = path::clean(written.as_bytes());
     let (base, pattern) = split_pattern(&cleaned);
     if pattern.is_empty() {
@@ -26,9 +33,10 @@ pub(super) fn paths(source: &Source<'_>, written: &str) -> Result<Vec<Vec<u8>>, 
         globs.push(glob);
     }
     let place = resolve(source, &base, true)?;
-    Ok(place
-        .node
-        .map_or_else(Vec::new, |node| expand(source, place.path, node, &globs)))
+    match place.node {
+        Some(node) => Ok(expand(source, (place.path, node), &globs, matcher)?),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The node at `path`. If there is none, the error says why.
@@ -73,9 +81,14 @@ pub(super) fn split_pattern(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// Matches below `base`, in order of names.
-fn expand<'a>(source: &Source<'a>, base: Vec<u8>, node: Node<'a>, globs: &[Glob]) -> Vec<Vec<u8>> {
+fn expand<'a>(
+    source: &Source<'a>,
+    (path, node): (Vec<u8>, Node<'a>),
+    globs: &[Glob],
+    matcher: &mut Matcher<'_>,
+) -> Result<Vec<Vec<u8>>, Stopped> {
     let mut matches = Vec::new();
-    let mut pending = vec![(base, node, 0)];
+    let mut pending = vec![(path, node, 0)];
     while let Some((path, node, depth)) = pending.pop() {
         let Some(glob) = globs.get(depth) else {
             matches.push(path);
@@ -86,10 +99,10 @@ fn expand<'a>(source: &Source<'a>, base: Vec<u8>, node: Node<'a>, globs: &[Glob]
         }
         for child in source.children(node).into_iter().rev() {
             let name = source.name(child);
-            if glob.matches(name) {
+            if matcher.matches(glob, name)? {
                 pending.push((path::join(&path, name), child, depth + 1));
             }
         }
     }
-    matches
+    Ok(matches)
 }

@@ -1,5 +1,6 @@
 //! Copies the content of a directory.
 
+use exec::Stopped;
 use layer::Attributes;
 
 use super::CopyError;
@@ -8,14 +9,19 @@ use super::planner::Planner;
 use super::source::{Node, SourceEntry};
 use crate::context::BadPattern;
 use crate::context::glob::{Dialect, Glob};
-use crate::context::ignore::{Above, Ignore};
+use crate::context::ignore::Ignore;
+use crate::context::matcher::Matcher;
+use crate::context::trail::Trail;
 use crate::rootfs::path;
 use crate::rootfs::resolve::Kind;
+
+/// What an entry costs beside its patterns, in units of work of a [`Matcher`].
+const ENTRY_WORK: u64 = 16;
 
 /// Which entries of a directory are copied.
 #[derive(Debug)]
 pub(super) struct Filter {
-    exclude: Ignore,
+    exclude: Trail,
     /// Only entries that match this, and everything below them.
     only: Option<Only>,
 }
@@ -23,14 +29,15 @@ pub(super) struct Filter {
 #[derive(Debug)]
 enum Only {
     Path(Vec<u8>),
-    Pattern(Glob),
+    /// What it "ignores" is taken.
+    Pattern(Trail),
 }
 
 impl Filter {
     /// All entries that are not excluded.
     pub(super) fn excluding(exclude: Ignore) -> Self {
         Self {
-            exclude,
+            exclude: Trail::new(exclude),
             only: None,
         }
     }
@@ -40,27 +47,46 @@ impl Filter {
         let only = match (path, pattern) {
             // The directory itself: everything in it.
             (b"", _) => None,
-            (_, true) => Some(Only::Pattern(Glob::new(path, Dialect::Ignore)?)),
+            (_, true) => {
+                let glob = Glob::new(path, Dialect::Ignore)?;
+                Some(Only::Pattern(Trail::new(Ignore::from_glob(glob))))
+            }
             (_, false) => Some(Only::Path(path.to_vec())),
         };
-        Ok(Self { exclude, only })
+        Ok(Self {
+            exclude: Trail::new(exclude),
+            only,
+        })
     }
 
-    fn takes(&self, path: &[u8]) -> bool {
-        match &self.only {
-            None => true,
-            Some(Only::Path(only)) => path == *only,
-            Some(Only::Pattern(glob)) => glob.matches(path),
+    /// Whether the entry `name` of `dir`, from which nothing is taken so far, is taken.
+    fn takes(
+        &mut self,
+        dir: &[u8],
+        name: &[u8],
+        matcher: &mut Matcher<'_>,
+    ) -> Result<bool, Stopped> {
+        match &mut self.only {
+            None => Ok(true),
+            Some(Only::Path(only)) => Ok(path::split(only) == (dir, name)),
+            Some(Only::Pattern(trail)) => Ok(trail.ignores(dir, name, matcher)?.is_some()),
         }
     }
 
-    fn may_take_below(&self, path: &[u8]) -> bool {
-        match &self.only {
-            None => true,
-            Some(Only::Path(only)) => only
-                .strip_prefix(path)
-                .is_some_and(|rest| rest.starts_with(b"/")),
-            Some(Only::Pattern(glob)) => glob.can_match_below(path),
+    /// Whether something below the directory `name` of `dir` can be taken, which itself is not.
+    fn may_take_below(
+        &mut self,
+        dir: &[u8],
+        name: &[u8],
+        matcher: &mut Matcher<'_>,
+    ) -> Result<bool, Stopped> {
+        match &mut self.only {
+            None => Ok(true),
+            Some(Only::Path(only)) => {
+                let rest = only.strip_prefix(path::join(dir, name).as_slice());
+                Ok(rest.is_some_and(|rest| rest.starts_with(b"/")))
+            }
+            Some(Only::Pattern(trail)) => trail.may_match_below(dir, name, matcher),
         }
     }
 }
@@ -72,7 +98,6 @@ struct Frame<'a> {
     rest: Vec<Node<'a>>,
     /// Path from the directory that is copied.
     path: Vec<u8>,
-    above: Above,
     /// Whether everything below it is copied, unless it is excluded.
     taken: bool,
     /// The node of its copy, once there is one.
@@ -104,8 +129,7 @@ impl<'p, 'a> Walk<'p, 'a> {
     /// Copies what is in `node` to `dir`. Returns whether anything was asked for and found.
     pub(super) fn run(mut self, node: Node<'a>, dir: usize) -> Result<bool, CopyError> {
         let taken = self.filter.only.is_none();
-        let above = self.filter.exclude.root();
-        self.open(node, Vec::new(), above, taken, Some(dir));
+        self.open(node, Vec::new(), taken, Some(dir));
         while let Some(frame) = self.frames.last_mut() {
             match frame.rest.pop() {
                 Some(child) => self.child(child)?,
@@ -115,21 +139,13 @@ impl<'p, 'a> Walk<'p, 'a> {
         Ok(self.found)
     }
 
-    fn open(
-        &mut self,
-        node: Node<'a>,
-        path: Vec<u8>,
-        above: Above,
-        taken: bool,
-        copy: Option<usize>,
-    ) {
+    fn open(&mut self, node: Node<'a>, path: Vec<u8>, taken: bool, copy: Option<usize>) {
         let mut rest = self.planner.source.children(node);
         rest.reverse();
         self.frames.push(Frame {
             node,
             rest,
             path,
-            above,
             taken,
             copy,
         });
@@ -140,9 +156,11 @@ impl<'p, 'a> Walk<'p, 'a> {
             return Ok(());
         };
         let name = self.planner.source.name(child);
-        let path = path::join(&frame.path, name);
-        let taken = frame.taken || self.filter.takes(&path);
-        let excluded = self.filter.exclude.ignores(&frame.above, &path).is_some();
+        let matcher = &mut self.planner.matcher;
+        matcher.spend(ENTRY_WORK)?;
+        let taken = frame.taken || self.filter.takes(&frame.path, name, matcher)?;
+        let excluded = self.filter.exclude.ignores(&frame.path, name, matcher)?;
+        let excluded = excluded.is_some();
         let (body, same) = match self.planner.source.entry(child) {
             SourceEntry::Copyable(body, same) => (body, same),
             SourceEntry::Special(what) if taken && !excluded => {
@@ -161,7 +179,7 @@ impl<'p, 'a> Walk<'p, 'a> {
         let wanted = taken && !excluded;
         self.found |= taken;
         if let Body::Directory = body {
-            return self.subdirectory(child, path, taken, excluded);
+            return self.subdirectory(child, taken, excluded);
         }
         if wanted {
             let dir = self.copy_of_last()?;
@@ -180,29 +198,29 @@ impl<'p, 'a> Walk<'p, 'a> {
     fn subdirectory(
         &mut self,
         node: Node<'a>,
-        path: Vec<u8>,
         taken: bool,
         excluded: bool,
     ) -> Result<(), CopyError> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
         };
-        let above = self.filter.exclude.enter(&frame.above, &path);
-        let dead = excluded && !self.filter.exclude.may_keep_below(&above, &path)
-            || !taken && !self.filter.may_take_below(&path);
+        let (dir, name) = (&frame.path, self.planner.source.name(node));
+        let (filter, matcher) = (&mut self.filter, &mut self.planner.matcher);
+        let dead = excluded && !filter.exclude.may_keep_below(dir, name, matcher)?
+            || !taken && !filter.may_take_below(dir, name, matcher)?;
         if dead {
             return Ok(());
         }
+        let path = path::join(dir, name);
         let copy = if taken && !excluded {
             let dir = self.copy_of_last()?;
             let meta = self.planner.source.meta(node);
             let meta = self.planner.overrides.apply(meta, &Body::Directory);
-            let name = self.planner.source.name(node);
             Some(self.planner.builder.put_directory(dir, name, meta)?)
         } else {
             None
         };
-        self.open(node, path, above, taken, copy);
+        self.open(node, path, taken, copy);
         Ok(())
     }
 

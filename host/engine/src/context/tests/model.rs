@@ -1,9 +1,13 @@
 //! A slow matcher that follows the text of the rules.
 
+use exec::Cancel;
 use proptest::prelude::*;
 
 use crate::context::glob::{Dialect, Glob};
 use crate::context::ignore::Ignore;
+use crate::context::matcher::{COST, Matcher};
+use crate::context::trail::Trail;
+use crate::rootfs::path;
 
 /// Tries everything.
 fn matches(pattern: &[char], path: &[char], start: bool) -> bool {
@@ -92,10 +96,18 @@ proptest! {
         // Three stars in a row say nothing new, and the rules do not say what.
         prop_assume!(!pattern.contains("***"));
         let glob = Glob::new(pattern.as_bytes(), Dialect::Ignore).expect("a pattern");
-        prop_assert_eq!(glob.matches(path.as_bytes()), slow(&pattern, &path));
+        let cancel = Cancel::new();
+        let mut matcher = Matcher::new(&cancel);
+        let matched = matcher.matches(&glob, path.as_bytes()).expect("not cancelled");
+        prop_assert_eq!(matched, slow(&pattern, &path));
+        let limit = COST * glob.n_places() as u64 * (path.len() as u64 + 1);
+        prop_assert!(matcher.work() <= limit, "{} > {}", matcher.work(), limit);
+        let mut trail = Trail::new(Ignore::from_glob(glob));
         for (at, _) in path.match_indices('/') {
             if slow(&pattern, &path) {
-                prop_assert!(glob.can_match_below(&path.as_bytes()[..at]), "below {}", &path[..at]);
+                let (dir, name) = path::split(&path.as_bytes()[..at]);
+                let below = trail.may_match_below(dir, name, &mut matcher);
+                prop_assert_eq!(below, Ok(true), "below {}", &path[..at]);
             }
         }
     }
@@ -105,14 +117,17 @@ proptest! {
         prop_assume!(!patterns.iter().any(|pattern| pattern.contains("***")));
         let ignore = Ignore::from_patterns("list", &patterns).expect("patterns");
         let ignored = slowly_ignored(&patterns, &path);
-        prop_assert_eq!(ignore.explain(path.as_bytes()).is_some(), ignored);
+        let cancel = Cancel::new();
+        let mut matcher = Matcher::new(&cancel);
+        let rule = ignore.explain(path.as_bytes(), &mut matcher).expect("not cancelled");
+        prop_assert_eq!(rule.is_some(), ignored);
         // A directory that is not entered has nothing below it that is kept.
-        let mut above = ignore.root();
+        let mut trail = Trail::new(ignore);
         for (at, _) in path.match_indices('/') {
-            let dir = &path.as_bytes()[..at];
-            let rule = ignore.ignores(&above, dir);
-            above = ignore.enter(&above, dir);
-            if rule.is_some() && !ignore.may_keep_below(&above, dir) {
+            let (dir, name) = path::split(&path.as_bytes()[..at]);
+            let rule = trail.ignores(dir, name, &mut matcher).expect("not cancelled");
+            let below = trail.may_keep_below(dir, name, &mut matcher).expect("not cancelled");
+            if rule.is_some() && !below {
                 prop_assert!(ignored, "{} was not entered", &path[..at]);
             }
         }

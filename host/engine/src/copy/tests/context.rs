@@ -609,6 +609,25 @@ fn a_name_that_removes_something_in_a_layer_is_refused() {
 }
 
 #[test]
+fn cancelling_ends_the_planning() {
+    let kit = Kit::new(&["d/a", "d/b"], &[]);
+    let context = kit.context();
+    context.scan().expect("a walk");
+    let cancel = Cancel::new();
+    cancel.cancel();
+    for instruction in ["COPY d/* /", "COPY . /", "COPY --parents **/a /"] {
+        let error = plan(
+            &spec(instruction),
+            &SourceTree::Context(&context),
+            &Downloads::default(),
+            &kit.target,
+            &cancel,
+        );
+        assert!(matches!(error, Err(CopyError::Cancelled)), "{instruction}");
+    }
+}
+
+#[test]
 fn cancelling_ends_the_writing() {
     let kit = Kit::new(&["a", "b"], &[]);
     let cancel = Cancel::new();
