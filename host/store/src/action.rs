@@ -22,6 +22,10 @@ use crate::{
 /// How often a look-up starts over, after a dead owner or a damaged layer, before it reports "busy".
 const MAX_ATTEMPTS: usize = 16;
 
+/// How many results of a step a look-up considers, the newest ones of other domains. So its time does not
+/// grow with the number of domains.
+const MAX_RESULTS: i64 = 64;
+
 /// How long the failure of a command is remembered, in seconds. Waiting processes look several times a
 /// second.
 const KEEP_FAILURES: i64 = 600;
@@ -332,9 +336,9 @@ struct Results {
 fn find(tx: &Connection, key: StepKey, trust: Trust<'_>) -> Result<Results, StoreError> {
     let mut actions = tx.prepare_cached(
         "SELECT a.id, a.domain, a.object FROM action a JOIN object o ON o.id = a.object \
-         WHERE a.key = ?1 AND o.state = 'valid' ORDER BY a.domain <> ?2, a.id",
+         WHERE a.key = ?1 AND o.state = 'valid' ORDER BY a.domain <> ?2, a.id DESC LIMIT ?3",
     )?;
-    let mut actions = actions.query((key.0.0, trust.domain()))?;
+    let mut actions = actions.query((key.0.0, trust.domain(), MAX_RESULTS))?;
     let mut distrusted = None;
     while let Some(row) = actions.next()? {
         let (action, domain, object) = (row.get(0)?, row.get::<_, String>(1)?, row.get(2)?);
