@@ -65,6 +65,15 @@ const MOUNTS: &[Mount] = &[
 /// is mounted.
 const DIRECTORIES: &[&str] = &["/mnt", "/disk"];
 
+/// Settings of the kernel that the usual hosts of containers have: they keep the users of a step from
+/// leading each other astray in directories such as `/tmp`.
+const SETTINGS: &[(&str, &str)] = &[
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "1"),
+];
+
 /// Loads these modules and sets up the machine as far as the agent needs it to greet the host.
 pub(crate) fn boot(first: Modules) -> Result<()> {
     // Files get exactly the modes that they are created with, in layers as elsewhere.
@@ -76,6 +85,10 @@ pub(crate) fn boot(first: Modules) -> Result<()> {
     }
     for mount in MOUNTS {
         apply(mount)?;
+    }
+    for (setting, value) in SETTINGS {
+        fs::write(format!("/proc/sys/{setting}"), value)
+            .with_context(|| format!("cannot set {setting}"))?;
     }
     // When memory runs out, the kernel kills anything else before the agent.
     fs::write("/proc/self/oom_score_adj", "-1000")?;
