@@ -65,9 +65,13 @@ const MOUNTS: &[Mount] = &[
 /// is mounted.
 const DIRECTORIES: &[&str] = &["/mnt", "/disk"];
 
-/// Settings of the kernel that the usual hosts of containers have: they keep the users of a step from
-/// leading each other astray in directories such as `/tmp`.
+/// Settings of the kernel.
 const SETTINGS: &[(&str, &str)] = &[
+    // The agent loads all modules. A socket of an unknown family must not make the kernel start a
+    // program that is not there.
+    ("kernel/modprobe", "\n"),
+    // As on other hosts of containers: the users of a step cannot lead each other astray in
+    // directories such as `/tmp`.
     ("fs/protected_symlinks", "1"),
     ("fs/protected_hardlinks", "1"),
     ("fs/protected_fifos", "1"),

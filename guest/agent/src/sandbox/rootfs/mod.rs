@@ -50,8 +50,8 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Paths that are hidden from a step, if the kernel has them: those that Docker hides, and below them
-/// more of what tells about the machine and is of no use to a build.
+/// Paths that are hidden from a step, if the kernel has them: those that Docker hides, then more
+/// of what tells about the machine and is of no use to a build.
 const MASKED: [&str; 26] = [
     "/proc/acpi",
     "/proc/asound",
