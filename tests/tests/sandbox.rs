@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use tests::programs::{Abi, syscall};
+use tests::programs::{Abi, set_xattr, syscall};
 use tests::{BUSYBOX, Bench};
 
 /// A line of the table: commands of a shell.
@@ -55,6 +55,21 @@ const PROGRAMS: &[(&str, Abi, u32, &[u32])] = &[
     ("priority-up", Abi::X86_64, 141, &[0, 0, 0xffff_fffb]),
     ("priority-down", Abi::X86_64, 141, &[0, 0, 5]),
     ("ptrace-me", Abi::X86_64, 101, &[0]),
+];
+
+/// Programs that set this extended attribute of `/attributes`.
+const XATTRS: &[(&str, &str, &[u8])] = &[
+    ("xattr-user", "user.anything", b"1"),
+    ("xattr-security", "security.anything", b"1"),
+    ("xattr-ima", "security.ima", b"1"),
+    ("xattr-trusted", "trusted.anything", b"1"),
+    ("xattr-overlay", "trusted.overlay.opaque", b"y"),
+    ("xattr-capability", "security.capability", CAPABILITY),
+];
+
+/// `cap_net_raw=ep`.
+const CAPABILITY: &[u8] = &[
+    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
 const TABLE: &[Row] = &[
@@ -198,6 +213,10 @@ const TABLE: &[Row] = &[
         "test \"$(cat /proc/self/cgroup)\" = 0::/",
     ),
     Works(
+        "the-kernel-starts-no-program",
+        "test -z \"$(cat /proc/sys/kernel/modprobe)\"",
+    ),
+    Works(
         "links-of-other-users-are-not-followed",
         "cd /proc/sys/fs && test \"$(cat protected_symlinks protected_hardlinks | tr -d '\\n')\" = 11",
     ),
@@ -295,6 +314,18 @@ const TABLE: &[Row] = &[
     Works(
         "session-without-a-terminal",
         "test \"$(cut -d' ' -f6,7 /proc/1/stat)\" = '1 0'",
+    ),
+    Works(
+        "attributes-that-the-layer-keeps",
+        "touch /attributes && t xattr-user && test $r = 0 && t xattr-capability && test $r = 0",
+    ),
+    Works(
+        "attributes-of-the-kernel",
+        "touch /attributes && t xattr-security && test $r = 1 && t xattr-ima && test $r = 1",
+    ),
+    Works(
+        "attributes-of-the-builder",
+        "touch /attributes && t xattr-trusted && test $r = 1 && t xattr-overlay && test $r = 1",
     ),
     // System calls.
     Works("programs-of-32-bits", "t getpid-32 && test $r -ge 128"),
@@ -399,33 +430,45 @@ fn write_rows(bench: &Bench) -> BTreeMap<&'static str, &'static str> {
     wanted
 }
 
+/// Writes the programs that the rows use.
+fn write_programs(bench: &Bench) {
+    let write = |name: &str, program: Vec<u8>| {
+        bench.write(&format!("t/{name}"), program);
+        let setuid = if name.ends_with("-setuid") { 0o4000 } else { 0 };
+        bench.chmod(&format!("t/{name}"), 0o755 | setuid);
+    };
+    for (name, abi, number, arguments) in PROGRAMS {
+        write(name, syscall(*abi, *number, arguments));
+    }
+    for (name, attribute, value) in XATTRS {
+        write(name, set_xattr("/attributes", attribute, value));
+    }
+}
+
+/// Makes the rows, then looks at what the next steps find of them.
+const STEPS: &str = "COPY etc /etc/
+COPY t /t/
+COPY rows /rows/
+COPY run /run
+RUN mkdir -m 1777 /tmp
+RUN sh /run
+RUN ! grep -E '^Sig(Blk|Ign|Pnd):' /proc/self/status | grep -v 0000000000000000
+RUN ! grep written /etc/hosts /etc/resolv.conf && stat -c %a /etc/hosts | grep 644
+";
+
 #[test]
 fn a_step_is_confined_as_a_container_of_docker() {
     let bench = Bench::new();
     bench.write("run", RUN);
-    bench.write(
-        "etc/passwd",
-        "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
-    );
+    let users = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
+    bench.write("etc/passwd", users);
     bench.write("etc/group", "root:x:0:\nnobody:x:65534:\n");
-    for (name, abi, number, arguments) in PROGRAMS {
-        bench.write(&format!("t/{name}"), syscall(*abi, *number, arguments));
-        let mode = if name.ends_with("-setuid") {
-            0o4755
-        } else {
-            0o755
-        };
-        bench.chmod(&format!("t/{name}"), mode);
-    }
+    write_programs(&bench);
     let mut wanted = write_rows(&bench);
-    let text = "COPY etc /etc/\nCOPY t /t/\nCOPY rows /rows/\nCOPY run /run\nRUN mkdir -m 1777 /tmp\n\
-        RUN sh /run\n\
-        RUN ! grep -E '^Sig(Blk|Ign|Pnd):' /proc/self/status | grep -v 0000000000000000\n\
-        RUN ! grep written /etc/hosts /etc/resolv.conf && stat -c %a /etc/hosts | grep 644\n";
     let out = bench.out().join("tree");
-    let done = bench
-        .build(&format!("{BUSYBOX}{text}"), &["-o", out.to_str().unwrap()])
-        .expect_status(0);
+    let dockerfile = format!("{BUSYBOX}{STEPS}");
+    let done = bench.build(&dockerfile, &["-o", out.to_str().unwrap()]);
+    let done = done.expect_status(0);
     let mut failed = Vec::new();
     let lines = done.stderr.lines();
     for line in lines.filter_map(|line| line.split_once(" row ").map(|(_, row)| row)) {
@@ -439,6 +482,11 @@ fn a_step_is_confined_as_a_container_of_docker() {
         "{failed:#?}\nno word of {wanted:?}\n{}",
         done.stderr
     );
+    let attributes = out.join("attributes");
+    let kept: Vec<_> = xattr::list(&attributes).unwrap().collect();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    let capability = xattr::get(&attributes, "security.capability").unwrap();
+    assert_eq!(capability.as_deref(), Some(CAPABILITY));
     // Mount points leave no trace, and neither does what was written to the files of a step.
     let mut left: Vec<_> = fs::read_dir(out.join("etc"))
         .unwrap()
