@@ -40,12 +40,6 @@ pub(crate) const NAME: &str = "sandbox-init";
 const FIRST_FD: i32 = 3;
 const UPLINK_FD: i32 = 6;
 
-/// Settings of a step's network namespace, as in Docker: every user may ping, and listen on any port.
-const NETWORK_SETTINGS: [(&str, &str); 2] = [
-    ("ipv4/ping_group_range", "0 2147483647"),
-    ("ipv4/ip_unprivileged_port_start", "0"),
-];
-
 /// Where the root file system is assembled, in the mount namespace of the step.
 const STAGING: &str = "/mnt";
 
@@ -99,10 +93,6 @@ fn run(
             .map(|(uplink, number)| (uplink.as_fd(), *number)),
     )?;
     drop(uplink);
-    for (setting, value) in NETWORK_SETTINGS {
-        fs::write(format!("/proc/sys/net/{setting}"), value)
-            .with_context(|| format!("cannot set {setting}"))?;
-    }
     make_staging(&step)?;
     rootfs::apply(&rootfs::plan(&step), |merged| {
         implicit::apply(&step, merged)
