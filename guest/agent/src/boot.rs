@@ -65,6 +65,19 @@ const MOUNTS: &[Mount] = &[
 /// is mounted.
 const DIRECTORIES: &[&str] = &["/mnt", "/disk"];
 
+/// Settings of the kernel.
+const SETTINGS: &[(&str, &str)] = &[
+    // The agent loads all modules. A socket of an unknown family must not make the kernel start a
+    // program that is not there.
+    ("kernel/modprobe", "\n"),
+    // As on other hosts of containers: the users of a step cannot lead each other astray in
+    // directories such as `/tmp`.
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "1"),
+];
+
 /// Loads these modules and sets up the machine as far as the agent needs it to greet the host.
 pub(crate) fn boot(first: Modules) -> Result<()> {
     // Files get exactly the modes that they are created with, in layers as elsewhere.
@@ -76,6 +89,10 @@ pub(crate) fn boot(first: Modules) -> Result<()> {
     }
     for mount in MOUNTS {
         apply(mount)?;
+    }
+    for (setting, value) in SETTINGS {
+        fs::write(format!("/proc/sys/{setting}"), value)
+            .with_context(|| format!("cannot set {setting}"))?;
     }
     // When memory runs out, the kernel kills anything else before the agent.
     fs::write("/proc/self/oom_score_adj", "-1000")?;

@@ -12,9 +12,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use libc::sock_filter;
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use seccompiler::sock_filter;
 
 /// First descriptor number that is free in a program started by [`spawn`]: those below are passed to
 /// it.
@@ -124,34 +124,45 @@ pub(crate) fn duplicate_above(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Closes all descriptors from `first` on, of which this program must own none.
+pub(crate) fn close_from(first: RawFd) -> Result<(), Errno> {
+    close_range(first, 0)
+}
+
 /// Sets close-on-exec for all descriptors from `first` on.
 pub(crate) fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
-    // SAFETY: plain numbers; descriptors stay open until the program ends by `exec`.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: RawFd, flags: libc::c_uint) -> Result<(), Errno> {
+    // SAFETY: plain numbers. Callers close only what nobody owns.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) };
     Errno::result(done).map(drop)
 }
 
 /// A detached copy of a mount or file, to be attached with [`move_mount`].
 pub(crate) fn open_tree(path: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    open_tree_at(libc::AT_FDCWD, path, 0)
+}
+
+/// The same of an open file or directory.
+pub(crate) fn copy_mount(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    open_tree_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+}
+
+fn open_tree_at(at: RawFd, path: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {
+    let flags = libc::OPEN_TREE_CLONE | (libc::O_CLOEXEC | flags).cast_unsigned();
     // SAFETY: the path ends in NUL and is only read.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, at, path.as_ptr(), flags) };
     let fd = i32::try_from(Errno::result(fd)?).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the kernel has just returned this new descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a detached mount read-only.
-pub(crate) fn set_read_only(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Sets attributes of a detached mount, as `MOUNT_ATTR_*`.
+pub(crate) fn restrict_mount(mount: BorrowedFd<'_>, attributes: u64) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_set: attributes,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
@@ -208,6 +219,18 @@ pub(crate) fn clear_immutable(file: BorrowedFd<'_>) -> Result<(), Errno> {
     flags &= !PROTECTED;
     // SAFETY: the kernel reads an int from the pointer.
     unsafe { request::set_flags(file.as_raw_fd(), &raw const flags) }.map(drop)
+}
+
+/// Whether the kernel knows vsock. If in doubt, it does.
+pub(crate) fn has_vsock() -> bool {
+    // SAFETY: plain numbers.
+    let socket = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Errno::last() != Errno::EAFNOSUPPORT;
+    }
+    // SAFETY: the kernel has just returned this new descriptor to us alone.
+    drop(unsafe { OwnedFd::from_raw_fd(socket) });
+    true
 }
 
 /// Socket options of vsock, at the level of its address family.

@@ -10,16 +10,16 @@
 //! | [`rootfs`] | the root file system: a plan, and the system calls that carry it out |
 //! | [`implicit`] | attributes that directories inherit from lower layers |
 //! | [`cgroup`] | what holds the processes of a step together |
-//! | [`privileges`], [`filter`] | capabilities, limits and forbidden system calls |
+//! | [`privileges`], [`seccomp`] | capabilities, limits and allowed system calls |
 //! | [`exec`] | looking up and starting the program of the step |
 
 mod cgroup;
 mod exec;
-mod filter;
 mod implicit;
 pub(crate) mod init;
 mod privileges;
 mod rootfs;
+mod seccomp;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -140,7 +140,11 @@ impl Sandboxes {
         let (stdout, to_stdout) = pipe()?;
         let (stderr, to_stderr) = pipe()?;
         let (report, to_report) = pipe()?;
-        let mut files = vec![&self.null, &to_stdout, &to_stderr, &spec, &to_report];
+        // A mount of its own, so that the step's first process can lock itself out of it.
+        let program = sys::duplicate_above(sys::copy_mount(self.program.as_fd())?.as_fd())?;
+        let mut files = vec![
+            &self.null, &to_stdout, &to_stderr, &spec, &to_report, &program,
+        ];
         let number = CString::new(address.map_or_else(|| "-".into(), |a| a.number.to_string()))?;
         let uplink = match (&self.uplink, address) {
             (Some(uplink), Some(_)) => Some(sys::duplicate_above(uplink.namespace())?),
@@ -151,7 +155,7 @@ impl Sandboxes {
         let args: [&CStr; 2] = [&name, &number];
         let files: Vec<BorrowedFd<'_>> = files.into_iter().map(AsFd::as_fd).collect();
         let spawn = sys::Spawn {
-            program: self.program.as_fd(),
+            program: program.as_fd(),
             args: &args,
             files: &files,
             cgroup: cgroup.as_fd(),

@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{chdir, pivot_root};
 
-use super::{Content, DEV, NO_EXEC, Op, READ_ONLY, StepFile, write_file};
+use super::{Content, DEV, FILES, NO_EXEC, Op, READ_ONLY, StepFile, write_file};
 use crate::fault;
 use crate::sandbox::exec::exists;
 use crate::sys;
@@ -84,7 +84,7 @@ fn mount_files(files: &[StepFile]) -> Result<()> {
     let has_devices = files
         .iter()
         .any(|file| matches!(file.content, Content::Device(..)));
-    tmpfs(MsFlags::MS_NOSUID, "mode=700")?;
+    tmpfs(MsFlags::MS_NOSUID, FILES)?;
     let mounts = files
         .iter()
         .enumerate()
@@ -102,9 +102,7 @@ fn mount_files(files: &[StepFile]) -> Result<()> {
         if let Content::Script(_) = file.content {
             File::create(&file.at)?;
         }
-        if !matches!(file.content, Content::Device(..)) {
-            sys::set_read_only(mount.as_fd())?;
-        }
+        sys::restrict_mount(mount.as_fd(), file.content.attributes())?;
         match sys::move_mount(mount.as_fd(), &at) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => {
                 return Err(fault::setup(format!(
@@ -161,7 +159,7 @@ fn protect(path: &str) -> Result<()> {
 fn cover(from: &CStr, at: &CStr, read_only: bool) -> Result<()> {
     let copy = sys::open_tree(from)?;
     if read_only {
-        sys::set_read_only(copy.as_fd())?;
+        sys::restrict_mount(copy.as_fd(), libc::MOUNT_ATTR_RDONLY)?;
     }
     Ok(sys::move_mount(copy.as_fd(), at)?)
 }

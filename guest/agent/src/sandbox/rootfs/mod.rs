@@ -50,11 +50,11 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Paths that are hidden from a step, if the kernel has them.
-const MASKED: [&str; 14] = [
+/// Paths that are hidden from a step, if the kernel has them: those that Docker hides, then more
+/// of what tells about the machine and is of no use to a build.
+const MASKED: [&str; 26] = [
     "/proc/acpi",
     "/proc/asound",
-    "/proc/cmdline",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
@@ -62,11 +62,25 @@ const MASKED: [&str; 14] = [
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    // Not in Docker.
+    "/proc/bus/pci",
+    "/proc/cmdline",
+    "/proc/dynamic_debug",
+    "/proc/kallsyms",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/vmallocinfo",
     // The registers of the vsock device, and reading some of them changes its state.
     "/sys/bus/pci",
     "/sys/devices/pci0000:00",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
+    "/sys/hypervisor",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
 ];
 
 /// Paths that a step cannot write to, although its root user owns them.
@@ -115,10 +129,26 @@ pub(super) struct StepFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Content {
     Device(u64, u64),
-    /// A file over one of the image or the skeleton.
+    /// A file over one of the image or the skeleton. The step can write to it, and the layer has
+    /// nothing of it.
     File(String),
     /// A program in `/dev/pipes`.
     Script(Vec<u8>),
+}
+
+impl Content {
+    /// Attributes of its mount.
+    const fn attributes(&self) -> u64 {
+        match self {
+            Self::Device(..) => libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
+            Self::File(_) => {
+                libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NODEV
+            }
+            Self::Script(_) => {
+                libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_RDONLY
+            }
+        }
+    }
 }
 
 /// Creates the skeleton in an empty directory of the guest disk.
@@ -173,8 +203,9 @@ pub(super) fn plan(step: &RunStep) -> Vec<Op> {
             content: Content::Script(script.data.clone()),
         }]));
     }
-    ops.extend(MASKED.map(Op::Mask));
+    // In this order: what is mounted over a path hides what was mounted below it.
     ops.extend(PROTECTED.map(Op::Protect));
+    ops.extend(MASKED.map(Op::Mask));
     ops
 }
 
@@ -217,6 +248,9 @@ fn devices() -> Vec<Op> {
 const SCRIPTS: &str = "/dev/pipes";
 const PTS: &str = "newinstance,ptmxmode=0666,mode=0620,gid=5";
 const DEV: &str = "mode=755,size=65536k";
+
+/// Of the file system with the step's own files. It can write to some of them.
+const FILES: &str = "mode=700,size=65536k";
 
 /// The files that describe the step's network.
 fn files(step: &RunStep) -> Vec<StepFile> {

@@ -79,6 +79,38 @@ fn every_mount_but_devpts_refuses_devices() {
 }
 
 #[test]
+fn nothing_is_mounted_over_what_is_hidden() {
+    let mut hidden = Vec::new();
+    for op in plan(&step(Network::None)) {
+        match op {
+            Op::Mask(path) => hidden.push(path),
+            Op::Mount { at, .. } | Op::Protect(at) => assert!(
+                !hidden.iter().any(|path| Path::new(path).starts_with(at)),
+                "{at}"
+            ),
+            Op::Enter { .. }
+            | Op::CheckDirectory(_)
+            | Op::CreateDirectory(_)
+            | Op::Symlink { .. }
+            | Op::MountFiles(_) => {}
+        }
+    }
+    assert_eq!(hidden, MASKED);
+}
+
+#[test]
+fn a_step_writes_only_to_the_files_that_describe_its_network() {
+    let writable = |content: Content| content.attributes() & libc::MOUNT_ATTR_RDONLY == 0;
+    assert!(writable(Content::File(String::new())));
+    assert!(!writable(Content::Script(Vec::new())));
+    let paths: Vec<String> = files(&step(Network::None))
+        .into_iter()
+        .map(|file| file.at)
+        .collect();
+    assert_eq!(paths, ["/etc/hosts", "/etc/resolv.conf"]);
+}
+
+#[test]
 fn hosts_and_name_servers_follow_the_specification() {
     let text = |network| files(&step(network)).map_texts();
     let [hosts, servers] = text(Network::Default);
