@@ -1,10 +1,13 @@
 //! What every attempt of a boot needs.
 
+use std::path::PathBuf;
+
 use super::error::BootError;
 use super::registry::Registry;
 use crate::accel::{self, Conditions, Verdict, Verdicts};
 use crate::disk::DiskPool;
 use crate::host;
+use crate::monitor::confine::{self, Walls};
 use crate::monitor::qemu::Qemu;
 use crate::options::Options;
 
@@ -39,6 +42,14 @@ impl<'a> BootContext<'a> {
             ..
         } = *self.options;
         DiskPool::new(&self.registry.disks(), &self.boot_id, disk_size, disks_kept)
+    }
+
+    /// The walls around a monitor that opens these devices.
+    pub(super) fn walls(&self, devices: &[PathBuf]) -> Walls {
+        let walls = confine::detect(&self.qemu, devices);
+        #[cfg(test)]
+        let walls = walls.without(&self.options.torn_down);
+        walls
     }
 
     /// What a verdict about KVM depends on here.
