@@ -230,6 +230,7 @@ mod tests {
     use std::path::Path;
     use std::time::Instant;
 
+    use super::super::confine::tests::walls;
     use super::super::qemu::look_up;
     use super::super::trampoline::become_monitor;
     use super::*;
@@ -272,7 +273,12 @@ mod tests {
                 args,
                 dir: dir.into(),
                 lock,
-                confinement: Confinement::default(),
+                // All guarantees hold for a monitor that is confined.
+                confinement: Confinement {
+                    walls: walls(),
+                    file_size: 1 << 30,
+                    ..Confinement::default()
+                },
             },
             &ours(),
         )

@@ -21,7 +21,7 @@ use super::Confinement;
 const VERSION: ABI = ABI::V7;
 
 /// Where systems keep programs, libraries and firmware.
-const SYSTEM: [&str; 8] = [
+const SYSTEM: [&str; 9] = [
     "/usr",
     "/bin",
     "/lib",
@@ -30,6 +30,7 @@ const SYSTEM: [&str; 8] = [
     "/nix/store",
     "/gnu/store",
     "/snap",
+    "/home/linuxbrew/.linuxbrew",
 ];
 
 /// What lies beside a program outside of these, such as `/opt/qemu/bin/qemu-system-x86_64`, or one in
@@ -84,7 +85,12 @@ pub(super) fn rules(confinement: &Confinement, program: &Path) -> io::Result<Rul
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
     let system = SYSTEM.iter().map(|path| (PathBuf::from(path), load));
     let facts = AccessFs::ReadFile | AccessFs::ReadDir;
-    let facts = FACTS.iter().map(|path| (PathBuf::from(path), facts));
+    // QEMU's user network asks the servers that are named there.
+    let names = confinement.tcp.then_some(&"/etc/resolv.conf");
+    let facts = FACTS
+        .iter()
+        .chain(names)
+        .map(|path| (PathBuf::from(path), facts));
     let devices = confinement.devices.iter().map(PathBuf::as_path);
     let devices = devices.chain([Path::new("/dev/null")]);
     let devices = devices.map(|path| (path.to_owned(), device));

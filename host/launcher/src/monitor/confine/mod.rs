@@ -16,7 +16,7 @@ pub(crate) mod handover;
 mod landlock;
 pub mod observed;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -96,7 +96,7 @@ pub struct Walls {
     /// Those that the host does not offer, and why.
     pub missing: Vec<(Wall, String)>,
     /// Groups that let a user of its own open the devices.
-    pub(crate) groups: Vec<u32>,
+    pub groups: Vec<u32>,
 }
 
 impl Walls {
