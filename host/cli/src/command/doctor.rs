@@ -183,9 +183,12 @@ fn qemu(found: Result<Qemu, QemuError>) -> Finding {
 
 /// What a guest that takes over QEMU still finds in its way on this machine.
 fn confinement(walls: &Walls) -> Finding {
-    let name = |wall: &Wall| match wall {
-        Wall::Landlock => format!("Landlock (version {})", confine::landlock_version()),
-        other => other.to_string(),
+    let name = |wall: &Wall| {
+        if *wall == Wall::Landlock {
+            format!("{wall} (version {})", confine::landlock_version())
+        } else {
+            wall.to_string()
+        }
     };
     let present: Vec<String> = walls.present.iter().map(name).collect();
     let mut text = format!("QEMU is confined by {}", present.join(", "));
