@@ -182,17 +182,19 @@ impl Bench {
         assert_eq!(self.monitors(), Vec::<u32>::new(), "a VM is left over");
     }
 
-    /// Process ids of the VM monitors of this store.
+    /// Process ids of the VM monitors of this store: they work in a directory of it, and are told no
+    /// file's name.
     #[must_use]
     pub fn monitors(&self) -> Vec<u32> {
-        let store = self.store().display().to_string();
+        let store = fs::canonicalize(self.store()).unwrap_or_else(|_| self.store());
         let processes = fs::read_dir("/proc").expect("/proc");
         processes
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter(|pid: &u32| {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                let line = String::from_utf8_lossy(&line);
-                line.contains("qemu-system") && line.contains(&store)
+                let dir = fs::read_link(format!("/proc/{pid}/cwd"));
+                String::from_utf8_lossy(&line).contains("qemu-system")
+                    && dir.is_ok_and(|dir| dir.starts_with(&store))
             })
             .collect()
     }

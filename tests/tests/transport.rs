@@ -68,7 +68,7 @@ fn other_qemu(bench: &Bench, change: &str, more: &str) -> String {
     let script = format!(
         r#"#!/bin/sh
 PATH='{path}'
-if [ "$1" = --version ]; then exec qemu-system-x86_64 "$@"; fi
+case "$*" in *--version) exec qemu-system-x86_64 "$@" ;; esac
 for word; do
   shift
   case "$word" in {change} ;; esac

@@ -14,6 +14,8 @@ pub enum Notice {
     },
     /// KVM is not available, for this reason. The VM is emulated.
     NoKvm(String),
+    /// QEMU cannot filter its system calls, for this reason.
+    NoFilter(String),
     /// The agent said hello.
     Ready {
         /// Time since the monitor was started.
@@ -31,6 +33,9 @@ impl fmt::Display for Notice {
                 f.write_str("booting the builder VM (emulated, slow)")
             }
             Self::NoKvm(why) => write!(f, "KVM is not available, so steps are slow: {why}"),
+            Self::NoFilter(why) => {
+                write!(f, "QEMU runs without a filter of system calls: {why}")
+            }
             Self::Ready { took } => {
                 write!(f, "builder VM ready in {:.1} s", took.as_secs_f32())
             }

@@ -38,6 +38,9 @@ pub struct Options {
     pub trampoline: Trampoline,
     /// Receives notices about the VM.
     pub watcher: Watcher,
+    /// Walls around the monitor that a test leaves out.
+    #[cfg(test)]
+    pub(crate) torn_down: Vec<crate::monitor::confine::Wall>,
     /// Faults that a test injects between host and guest.
     #[cfg(test)]
     pub(crate) failpoints: crate::session::testing::failpoints::Failpoints,
@@ -59,6 +62,8 @@ impl Options {
             network: true,
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
+            #[cfg(test)]
+            torn_down: Vec::new(),
             #[cfg(test)]
             failpoints: crate::session::testing::failpoints::Failpoints::default(),
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::monitor::confine::Observed;
+
 /// Facts and figures of one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmReport {
@@ -13,6 +15,8 @@ pub struct VmReport {
     pub transport: &'static str,
     /// Name and version of the agent.
     pub agent: String,
+    /// What the kernel says about the confinement of the monitor; `None` if it could not be asked.
+    pub confinement: Option<Observed>,
     /// Peak resident memory of the agent in bytes; zero if it could not be asked.
     pub agent_memory_peak: u64,
     /// Layers that went whole in either direction.

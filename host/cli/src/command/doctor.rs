@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use exec::Cancel;
-use launcher::monitor::qemu::{PROGRAM, Qemu};
-use launcher::{BootError, GuestImage, Options};
+use launcher::monitor::confine::{self, Wall, Walls};
+use launcher::monitor::qemu::{PROGRAM, Qemu, QemuError};
+use launcher::{BootError, GuestImage, Options, VmReport};
 use serde_json::{Value, json};
 
 use super::common::Common;
@@ -19,7 +20,7 @@ use crate::{directories, signals};
 
 const EXAMPLES: &str = "\
 Examples:
-  cofferdam doctor                  check the store, the guest image, QEMU and KVM
+  cofferdam doctor                  check the store, the guest image, QEMU, its confinement and KVM
   cofferdam doctor --boot           also boot the VM and measure how long it takes
   cofferdam doctor --boot --json    the same as JSON
 
@@ -103,16 +104,21 @@ impl Finding {
 /// Runs the command.
 pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let dir = directories::guest_image(args.vm_image.as_deref());
-    let mut findings = vec![
-        store(common)?,
-        image(&dir),
-        qemu(),
-        kvm(Path::new("/dev/kvm")),
-    ];
+    let found = Qemu::find(Path::new(PROGRAM));
+    let device = Path::new("/dev/kvm");
+    let kvm = kvm(device);
+    let mut findings = vec![store(common)?, image(&dir)];
+    if let Ok(qemu) = &found {
+        let devices = (kvm.state == State::Good).then(|| device.to_owned());
+        let devices: Vec<PathBuf> = devices.into_iter().collect();
+        findings.push(confinement(&confine::detect(qemu, &devices)));
+    }
+    findings.insert(2, qemu(found));
+    findings.push(kvm);
     let mut booted = None;
     if args.boot {
-        let (finding, report) = boot(&dir, common)?;
-        findings.push(finding);
+        let (more, report) = boot(&dir, common)?;
+        findings.extend(more);
         booted = report;
     }
     let bad = findings.iter().any(|finding| finding.state == State::Bad);
@@ -165,13 +171,44 @@ fn image(dir: &Path) -> Finding {
     }
 }
 
-fn qemu() -> Finding {
-    match Qemu::find(Path::new(PROGRAM)) {
+fn qemu(found: Result<Qemu, QemuError>) -> Finding {
+    match found {
         Ok(qemu) => Finding::good(
             "QEMU",
             format!("{} {}", qemu.program.display(), qemu.version),
         ),
         Err(error) => Finding::bad("QEMU", error),
+    }
+}
+
+/// What a guest that takes over QEMU still finds in its way on this machine.
+fn confinement(walls: &Walls) -> Finding {
+    let name = |wall: &Wall| {
+        if *wall == Wall::Landlock {
+            format!("{wall} (version {})", confine::landlock_version())
+        } else {
+            wall.to_string()
+        }
+    };
+    let present: Vec<String> = walls.present.iter().map(name).collect();
+    let mut text = format!("QEMU is confined by {}", present.join(", "));
+    if walls.missing.is_empty() {
+        return Finding::good("confinement", text);
+    }
+    for (wall, why) in &walls.missing {
+        text.push_str(&format!("; not by {wall}: {why}"));
+    }
+    Finding::poor("confinement", text)
+}
+
+/// What the kernel says about the QEMU that ran.
+fn in_force(report: &VmReport) -> Finding {
+    match report.confinement {
+        Some(observed) if observed.seccomp && observed.no_new_privileges => {
+            Finding::good("in force", observed.to_string())
+        }
+        Some(observed) => Finding::poor("in force", observed.to_string()),
+        None => Finding::poor("in force", "the kernel did not say"),
     }
 }
 
@@ -209,10 +246,10 @@ where
 }
 
 /// Boots the VM as a build with the same environment does, and shuts it down.
-fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failure> {
+fn boot(dir: &Path, common: &Common) -> Result<(Vec<Finding>, Option<Booted>), Failure> {
     let image = match GuestImage::open(dir) {
         Ok(image) => image,
-        Err(error) => return Ok((Finding::bad("boot", error), None)),
+        Err(error) => return Ok((vec![Finding::bad("boot", error)], None)),
     };
     let cancel = Cancel::new();
     signals::watch(&cancel, || {
@@ -243,7 +280,8 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
                 accelerator: report.accelerator,
                 transport: report.transport,
             };
-            (Finding::good("boot", text), Some(booted))
+            let findings = vec![Finding::good("boot", text), in_force(&report)];
+            (findings, Some(booted))
         }
         Err(BootError::Cancelled) => {
             return Err(Failure::new(
@@ -251,7 +289,7 @@ fn boot(dir: &Path, common: &Common) -> Result<(Finding, Option<Booted>), Failur
                 anyhow::Error::msg("cancelled"),
             ));
         }
-        Err(error) => (Finding::bad("boot", error), None),
+        Err(error) => (vec![Finding::bad("boot", error)], None),
     })
 }
 
@@ -292,6 +330,26 @@ mod tests {
         let missing = kvm(Path::new("/no/such/device"));
         assert_eq!(missing.state, State::Poor);
         assert!(missing.text.contains("emulated"), "{}", missing.text);
+    }
+
+    #[test]
+    fn a_wall_that_the_host_lacks_is_named_with_the_reason() {
+        let mut walls = Walls {
+            present: vec![Wall::Seccomp, Wall::Limits],
+            ..Walls::default()
+        };
+        let all = confinement(&walls);
+        assert_eq!(all.state, State::Good);
+        assert!(
+            all.text.ends_with("by seccomp, resource limits"),
+            "{}",
+            all.text
+        );
+        walls.missing = vec![(Wall::Landlock, "the kernel is old".into())];
+        let less = confinement(&walls);
+        assert_eq!(less.state, State::Poor);
+        let want = "; not by Landlock: the kernel is old";
+        assert!(less.text.ends_with(want), "{}", less.text);
     }
 
     #[test]

@@ -1,8 +1,25 @@
 //! The machine: how QEMU is told to run a builder VM.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use super::confine::{Inherited, Source};
+use super::qemu::SANDBOX;
+use crate::accel;
+use crate::vsock::VsockBackend;
+
+/// Numbers of the descriptors that a monitor inherits. They are far above those that a process gets by
+/// itself, and below any limit.
+pub(crate) mod descriptor {
+    pub(crate) const CONSOLE: i32 = 100;
+    pub(crate) const KERNEL: i32 = 101;
+    pub(crate) const INITRAMFS: i32 = 102;
+    pub(crate) const DISK: i32 = 103;
+    pub(crate) const VSOCK: i32 = 104;
+}
+
+/// The first version whose PS/2 controller can be left out.
+const WITHOUT_PS2: (u32, u32) = (7, 1);
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +42,10 @@ pub(crate) enum Vsock<'a> {
 /// A builder VM, as QEMU is to create it.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
+    /// Version of QEMU.
+    pub(crate) qemu: (u32, u32),
+    /// QEMU filters its own system calls.
+    pub(crate) sandbox: bool,
     pub(crate) accelerator: Accelerator,
     pub(crate) memory_mib: u64,
     pub(crate) cpus: usize,
@@ -41,12 +62,30 @@ impl Machine<'_> {
     /// QEMU's arguments.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut args = Arguments::default();
+        if self.sandbox {
+            args.pair("-sandbox", SANDBOX);
+        }
         self.board(&mut args);
         self.boot(&mut args);
         self.vsock(&mut args);
         self.disk(&mut args);
         self.network(&mut args);
         args.0
+    }
+
+    /// The descriptors that the arguments name.
+    pub(crate) fn inherited(&self) -> Vec<Inherited> {
+        let inherited = |number, source| Inherited { number, source };
+        let mut all = vec![
+            inherited(descriptor::CONSOLE, Source::Output),
+            inherited(descriptor::KERNEL, Source::Read(self.kernel.into())),
+            inherited(descriptor::INITRAMFS, Source::Read(self.initramfs.into())),
+            inherited(descriptor::DISK, Source::ReadWrite(self.disk.into())),
+        ];
+        if let Vsock::Socket(path) = self.vsock {
+            all.push(inherited(descriptor::VSOCK, Source::Connect(path.into())));
+        }
+        all
     }
 
     fn board(&self, args: &mut Arguments) {
@@ -56,7 +95,7 @@ impl Machine<'_> {
             // of it copies in another way, twice as fast.
             Accelerator::Tcg => ("tcg,thread=multi", "max,-erms,-fsrm"),
         };
-        args.pair("-machine", "q35,memory-backend=mem,vmport=off,usb=off");
+        args.pair("-machine", self.machine());
         args.pair("-accel", accel);
         args.pair("-cpu", cpu);
         args.pair("-smp", self.cpus.to_string());
@@ -65,30 +104,50 @@ impl Machine<'_> {
         let size = self.memory_mib;
         args.pair(
             "-object",
-            format!("memory-backend-memfd,id=mem,share=on,size={size}M"),
+            format!("memory-backend-memfd,id=mem,share=on,dump=off,size={size}M"),
         );
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             args.flag(flag);
         }
         args.pair("-display", "none");
-        args.pair("-object", "rng-random,id=rng,filename=/dev/urandom");
+        args.pair("-object", "rng-builtin,id=rng");
         args.pair("-device", "virtio-rng-pci,rng=rng,disable-legacy=on");
         // The console goes to standard output, which the launcher drains: neither memory nor disk
         // of the host grows with what the guest writes there.
-        args.pair("-chardev", "file,id=console,path=/dev/fd/1,append=on");
+        let console = args.set_of(descriptor::CONSOLE);
+        args.pair(
+            "-chardev",
+            format!("file,id=console,path={console},append=on"),
+        );
         args.pair("-serial", "chardev:console");
     }
 
+    /// The board, without the devices that no boot needs: each is code that a guest can attack.
+    /// `graphics=off` would add one: the firmware then writes to the console, and a guest that hangs
+    /// no longer shows by its silence.
+    fn machine(&self) -> String {
+        let mut machine = String::from("q35,memory-backend=mem,dump-guest-core=off");
+        for device in ["usb", "sata", "smbus", "hpet", "smm", "vmport"] {
+            machine.push_str(&format!(",{device}=off"));
+        }
+        if self.qemu >= WITHOUT_PS2 {
+            machine.push_str(",i8042=off");
+        }
+        machine
+    }
+
     fn boot(&self, args: &mut Arguments) {
-        args.pair("-kernel", self.kernel);
-        args.pair("-initrd", self.initramfs);
+        // QEMU opens these two by name, and not through its sets of descriptors.
+        args.pair("-kernel", again(descriptor::KERNEL));
+        args.pair("-initrd", again(descriptor::INITRAMFS));
         args.pair("-append", self.cmdline);
     }
 
     fn vsock(&self, args: &mut Arguments) {
         match self.vsock {
-            Vsock::Socket(path) => {
-                args.pair("-chardev", option("socket,id=vsock,path=", path));
+            Vsock::Socket(_) => {
+                let socket = descriptor::VSOCK;
+                args.pair("-chardev", format!("socket,id=vsock,fd={socket}"));
                 args.pair(
                     "-device",
                     "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on",
@@ -105,7 +164,8 @@ impl Machine<'_> {
         // No flush ever reaches the host's disk: the guest disk is a cache, and one that was in
         // use when the host lost power is discarded.
         let file = "driver=file,node-name=file,aio=threads,discard=unmap,cache.direct=off,cache.no-flush=on,filename=";
-        args.pair("-blockdev", option(file, self.disk));
+        let disk = args.set_of(descriptor::DISK);
+        args.pair("-blockdev", format!("{file}{disk}"));
         args.pair(
             "-blockdev",
             "driver=raw,node-name=disk,file=file,discard=unmap,cache.no-flush=on",
@@ -148,41 +208,53 @@ impl Arguments {
     fn pair(&mut self, flag: &str, value: impl AsRef<OsStr>) {
         self.0.extend([flag.into(), value.as_ref().to_owned()]);
     }
+
+    /// Makes a set of this descriptor, and returns the name under which QEMU opens it.
+    fn set_of(&mut self, descriptor: i32) -> String {
+        self.pair("-add-fd", format!("fd={descriptor},set={descriptor}"));
+        format!("/dev/fdset/{descriptor}")
+    }
 }
 
-/// `prefix` and a path, whose commas QEMU wants doubled.
-fn option(prefix: &str, path: &Path) -> OsString {
-    let mut text = prefix.as_bytes().to_vec();
-    for byte in path.as_os_str().as_bytes() {
-        if *byte == b',' {
-            text.push(b',');
-        }
-        text.push(*byte);
-    }
-    OsString::from_vec(text)
+/// The name under which a process opens the file of one of its descriptors again.
+fn again(descriptor: i32) -> String {
+    format!("/proc/self/fd/{descriptor}")
+}
+
+/// The devices of the host that a monitor opens by name.
+pub(crate) fn devices(accelerator: Accelerator, vsock: &VsockBackend) -> Vec<PathBuf> {
+    let kvm = (accelerator == Accelerator::Kvm).then_some(accel::DEVICE);
+    let vsock = (*vsock == VsockBackend::Host).then_some("/dev/vhost-vsock");
+    kvm.into_iter().chain(vsock).map(PathBuf::from).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn arguments(accelerator: Accelerator, network: bool, disk: &str) -> Vec<String> {
-        let machine = Machine {
+    fn machine(accelerator: Accelerator, network: bool) -> Machine<'static> {
+        Machine {
+            qemu: (7, 2),
+            sandbox: true,
             accelerator,
             memory_mib: 1536,
             cpus: 2,
             kernel: Path::new("/i/vmlinuz"),
             initramfs: Path::new("/i/initramfs.cpio"),
             cmdline: "console=ttyS0 quiet",
-            disk: Path::new(disk),
-            vsock: Vsock::Socket(Path::new("vsock")),
+            disk: Path::new("/a,b/disk"),
+            vsock: Vsock::Socket(Path::new("vm.socket")),
             network,
-        };
-        machine
-            .arguments()
-            .into_iter()
-            .map(|arg| arg.into_string().unwrap())
-            .collect()
+        }
+    }
+
+    fn words(machine: &Machine<'_>) -> Vec<String> {
+        let args = machine.arguments().into_iter();
+        args.map(|arg| arg.into_string().unwrap()).collect()
+    }
+
+    fn arguments(accelerator: Accelerator, network: bool) -> Vec<String> {
+        words(&machine(accelerator, network))
     }
 
     #[track_caller]
@@ -195,60 +267,103 @@ mod tests {
 
     #[test]
     fn an_emulated_machine_hides_the_slow_copy_instructions() {
-        let args = arguments(Accelerator::Tcg, true, "/d");
+        let args = arguments(Accelerator::Tcg, true);
         check(&args, "-accel", "tcg,thread=multi");
         check(&args, "-cpu", "max,-erms,-fsrm");
     }
 
     #[test]
     fn under_kvm_the_guest_sees_the_processor_as_it_is() {
-        let args = arguments(Accelerator::Kvm, true, "/d");
+        let args = arguments(Accelerator::Kvm, true);
         check(&args, "-accel", "kvm");
         check(&args, "-cpu", "host");
     }
 
     #[test]
-    fn memory_is_shared_and_its_two_sizes_are_equal() {
-        let args = arguments(Accelerator::Tcg, true, "/d");
+    fn memory_is_shared_is_in_no_core_dump_and_its_two_sizes_are_equal() {
+        let args = arguments(Accelerator::Tcg, true);
         check(&args, "-m", "1536M");
         check(
             &args,
             "-object",
-            "memory-backend-memfd,id=mem,share=on,size=1536M",
+            "memory-backend-memfd,id=mem,share=on,dump=off,size=1536M",
         );
         check(
             &args,
             "-machine",
-            "q35,memory-backend=mem,vmport=off,usb=off",
+            "q35,memory-backend=mem,dump-guest-core=off,usb=off,sata=off,smbus=off,hpet=off,smm=off,\
+             vmport=off,i8042=off",
         );
     }
 
     #[test]
+    fn an_older_qemu_is_not_told_what_it_does_not_know() {
+        let older = Machine {
+            qemu: (6, 2),
+            sandbox: false,
+            ..machine(Accelerator::Tcg, true)
+        };
+        let args = words(&older);
+        assert!(!args.iter().any(|arg| arg.contains("i8042")), "{args:#?}");
+        assert!(!args.iter().any(|arg| arg == "-sandbox"), "{args:#?}");
+    }
+
+    #[test]
+    fn system_calls_are_filtered() {
+        let args = arguments(Accelerator::Tcg, true);
+        let filter = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+        check(&args, "-sandbox", filter);
+    }
+
+    #[test]
     fn the_machine_has_no_default_devices() {
-        let args = arguments(Accelerator::Tcg, true, "/d");
+        let args = arguments(Accelerator::Tcg, true);
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             assert!(args.iter().any(|arg| arg == flag), "{flag}");
         }
     }
 
     #[test]
-    fn a_comma_in_a_path_does_not_end_the_option() {
-        let args = arguments(Accelerator::Tcg, true, "/a,b/disk");
-        assert!(
-            args.iter().any(|arg| arg.ends_with("filename=/a,,b/disk")),
-            "{args:#?}"
+    fn no_file_of_the_user_is_opened_by_name() {
+        let machine = machine(Accelerator::Tcg, true);
+        let args = words(&machine);
+        for inherited in machine.inherited() {
+            let number = inherited.number.to_string();
+            assert!(
+                args.iter().any(|arg| arg.contains(&number)),
+                "{inherited:?}"
+            );
+            if let Source::Read(path) | Source::ReadWrite(path) | Source::Connect(path) =
+                inherited.source
+            {
+                let path = path.to_str().unwrap();
+                assert!(!args.iter().any(|arg| arg.contains(path)));
+            }
+        }
+    }
+
+    #[test]
+    fn only_devices_that_are_used_are_within_reach() {
+        let none: [PathBuf; 0] = [];
+        let embedded = VsockBackend::Embedded;
+        assert_eq!(devices(Accelerator::Tcg, &embedded), none);
+        assert_eq!(
+            devices(Accelerator::Kvm, &embedded),
+            [Path::new("/dev/kvm")]
         );
+        let both = ["/dev/kvm", "/dev/vhost-vsock"].map(PathBuf::from);
+        assert_eq!(devices(Accelerator::Kvm, &VsockBackend::Host), both);
     }
 
     #[test]
     fn without_network_the_guest_reaches_nothing() {
         check(
-            &arguments(Accelerator::Tcg, false, "/d"),
+            &arguments(Accelerator::Tcg, false),
             "-netdev",
             "user,id=net,ipv6=off,restrict=on",
         );
         check(
-            &arguments(Accelerator::Tcg, true, "/d"),
+            &arguments(Accelerator::Tcg, true),
             "-netdev",
             "user,id=net,ipv6=off,restrict=off",
         );
@@ -257,18 +372,10 @@ mod tests {
     #[test]
     fn the_hosts_kernel_is_told_the_context_id() {
         let machine = Machine {
-            accelerator: Accelerator::Kvm,
-            memory_mib: 512,
-            cpus: 1,
-            kernel: Path::new("/k"),
-            initramfs: Path::new("/i"),
-            cmdline: "",
-            disk: Path::new("/d"),
             vsock: Vsock::Host(4711),
-            network: false,
+            ..machine(Accelerator::Kvm, false)
         };
-        let args = machine.arguments().into_iter();
-        let args: Vec<_> = args.map(|arg| arg.into_string().unwrap()).collect();
+        let args = words(&machine);
         let device = "vhost-vsock-pci,guest-cid=4711,disable-legacy=on";
         check(&args, "-device", device);
         assert!(

@@ -1,8 +1,10 @@
 //! The monitor: the process that runs a VM.
 //!
 //! `qemu` finds the program, `machine` makes its arguments, `trampoline` is the process between this
-//! one and the monitor, `process` starts and kills it, and `tail` keeps what it printed last.
+//! one and the monitor, `confine` is what that process gives up, `process` starts and kills the monitor,
+//! and `tail` keeps what it printed last.
 
+pub mod confine;
 pub(crate) mod machine;
 pub(crate) mod process;
 pub mod qemu;

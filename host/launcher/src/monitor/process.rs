@@ -22,6 +22,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::confine::Confinement;
+use super::confine::handover::Handover;
 use super::tail::{Drained, Tail};
 use super::trampoline::Trampoline;
 
@@ -34,7 +36,7 @@ const LAST_LINES: usize = 12;
 /// What to start.
 #[derive(Debug)]
 pub(crate) struct Spec {
-    /// The monitor's program.
+    /// The monitor's program: a path.
     pub(crate) program: PathBuf,
     /// Its arguments.
     pub(crate) args: Vec<OsString>,
@@ -42,6 +44,8 @@ pub(crate) struct Spec {
     pub(crate) dir: PathBuf,
     /// The VM's lock file, locked. The monitor holds the lock as long as it lives.
     pub(crate) lock: File,
+    /// What it is confined to.
+    pub(crate) confinement: Confinement,
 }
 
 /// A monitor that was started. It may have ended since.
@@ -62,12 +66,16 @@ impl Monitor {
     /// # Errors
     /// If the program cannot be started. A *monitor* that cannot be executed shows later, as its end.
     pub(crate) fn start(spec: Spec, trampoline: &Trampoline) -> io::Result<Self> {
+        let handover = Handover {
+            owner: std::process::id(),
+            confinement: spec.confinement,
+            program: spec.program,
+            args: spec.args,
+        };
         let mut command = Command::new(&trampoline.program);
         command
             .args(&trampoline.args)
-            .arg(std::process::id().to_string())
-            .arg(spec.program)
-            .args(spec.args)
+            .args(handover.into_args())
             .current_dir(spec.dir)
             .stdin(spec.lock)
             .stdout(Stdio::piped())
@@ -222,6 +230,8 @@ mod tests {
     use std::path::Path;
     use std::time::Instant;
 
+    use super::super::confine::tests::walls;
+    use super::super::qemu::look_up;
     use super::super::trampoline::become_monitor;
     use super::*;
 
@@ -259,10 +269,16 @@ mod tests {
         let args = args.iter().map(Into::into).collect();
         Monitor::start(
             Spec {
-                program: program.into(),
+                program: look_up(Path::new(program)).unwrap(),
                 args,
                 dir: dir.into(),
                 lock,
+                // All guarantees hold for a monitor that is confined.
+                confinement: Confinement {
+                    walls: walls(),
+                    file_size: 1 << 30,
+                    ..Confinement::default()
+                },
             },
             &ours(),
         )
@@ -379,7 +395,7 @@ mod tests {
         let not_our_parent = OsString::from(std::process::id().to_string());
         // This process is the parent of nobody here: its own parent is somebody else.
         let refused = thread::spawn(move || {
-            become_monitor([not_our_parent, "true".into()])
+            become_monitor([not_our_parent, "--".into(), "true".into()])
                 .unwrap_err()
                 .to_string()
         });

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::unistd::{AccessFlags, access};
 use thiserror::Error;
 
 use crate::time_budget::{Clock, TimeBudget};
@@ -16,16 +17,25 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The first version with everything that a builder VM needs.
 pub const MINIMUM: (u32, u32) = (6, 0);
 
+/// The filter of system calls that QEMU installs before the guest runs: none of old times, none that
+/// gains rights, none that starts a program, none that changes priorities. libvirt uses the same.
+pub(crate) const SANDBOX: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
 /// Printing a version takes milliseconds; a host that swaps takes longer.
 const VERSION_LIMIT: Duration = Duration::from_secs(30);
 
 /// A QEMU that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qemu {
-    /// The program.
+    /// The program: a path, whatever it was called.
     pub program: PathBuf,
     /// Its version, as it prints it: with the packager's own part.
     pub version: String,
+    /// Major and minor part of its version.
+    pub(crate) number: (u32, u32),
+    /// Whether it can filter its own system calls.
+    pub sandbox: bool,
 }
 
 /// Why no QEMU can be used.
@@ -56,18 +66,30 @@ pub enum QemuError {
 }
 
 impl Qemu {
-    /// Asks `program` for its version.
+    /// Looks up `program` and asks it for its version.
     ///
     /// # Errors
     /// If it cannot be run, or is too old.
     pub fn find(program: &Path) -> Result<Self, QemuError> {
-        let text = version_text(program).map_err(|err| {
-            if err.kind() == io::ErrorKind::NotFound {
-                QemuError::Missing(program.into())
-            } else {
-                QemuError::Unusable(program.into(), err)
-            }
-        })?;
+        let found = look_up(program).ok_or_else(|| QemuError::Missing(program.into()))?;
+        let program = found.as_path();
+        let ask = |args: &[&str]| {
+            output(program, args).map_err(|err| {
+                if err.kind() == io::ErrorKind::NotFound {
+                    QemuError::Missing(program.into())
+                } else {
+                    QemuError::Unusable(program.into(), err)
+                }
+            })
+        };
+        // A QEMU that was built without the filter refuses the option, before it comes to the version.
+        let filtered = ask(&["-sandbox", SANDBOX, "--version"])?;
+        let sandbox = parse_version(&filtered).is_some();
+        let text = if sandbox {
+            filtered
+        } else {
+            ask(&["--version"])?
+        };
         let Some((version, number)) = parse_version(&text) else {
             let said = text.chars().take(100).collect();
             return Err(QemuError::NoVersion {
@@ -84,13 +106,28 @@ impl Qemu {
         Ok(Self {
             program: program.into(),
             version,
+            number,
+            sandbox,
         })
     }
 }
 
-fn version_text(program: &Path) -> io::Result<String> {
+/// The path of a program: itself, or the first one of this name in `PATH`. The monitor is started
+/// without `PATH`, and its confinement names the files beside it.
+pub(crate) fn look_up(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        // The monitor has another working directory.
+        return std::path::absolute(program).ok();
+    }
+    let path = std::env::var_os("PATH")?;
+    let mut files = std::env::split_paths(&path).map(|dir| dir.join(program));
+    let found = files.find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok())?;
+    std::path::absolute(found).ok()
+}
+
+fn output(program: &Path, args: &[&str]) -> io::Result<String> {
     let mut child = Command::new(program)
-        .arg("--version")
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

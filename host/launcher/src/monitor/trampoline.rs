@@ -3,7 +3,8 @@
 //! A monitor must not outlive the process that started it, however that one ends. The kernel
 //! ensures that: a process that set its parent-death signal is killed when its parent ends. But only
 //! the process itself can set it, so the launcher starts its own program again with a hidden
-//! command, which sets the signal and then becomes the monitor by `exec`, which keeps the signal.
+//! command, which sets the signal and then becomes the monitor by `exec`, which keeps the signal. In
+//! between it gives up all that the monitor does not need (`confine`).
 //!
 //! Its standard input is the VM's lock file. The monitor inherits it and so holds the lock for as
 //! long as it lives. The trampoline writes its process id into that file, for a process that later
@@ -14,12 +15,11 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::getpid;
+
+use super::confine::apply::{become_confined, check_owner};
+use super::confine::handover::Handover;
 
 /// The hidden command, for which the program calls [`become_monitor`].
 pub const COMMAND: &str = "__monitor";
@@ -43,28 +43,17 @@ impl Default for Trampoline {
     }
 }
 
-/// Makes this process the monitor. `args` are those that follow [`COMMAND`]: the process id of
-/// the owner, then the monitor's program and its arguments. Returns only if that fails; the caller
-/// should then print the error and exit.
+/// Makes this process the monitor, confined as `args` say, which are those that follow [`COMMAND`].
+/// Returns only if that fails; the caller should then print the error and exit.
 ///
 /// # Errors
-/// If the owner has ended already, the arguments are invalid or the program cannot be executed.
+/// If the owner has ended already, the arguments are invalid, the confinement cannot be put into force
+/// or the program cannot be executed.
 pub fn become_monitor(args: impl IntoIterator<Item = OsString>) -> io::Result<Infallible> {
-    let mut args = args.into_iter();
-    let missing = || io::Error::new(io::ErrorKind::InvalidInput, "an argument is missing");
-    let owner = args
-        .next()
-        .and_then(|owner| owner.to_str()?.parse().ok())
-        .ok_or_else(missing)?;
-    let program = args.next().ok_or_else(missing)?;
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // An owner that ended before the line above sends no signal any more; then somebody else is
-    // the parent by now.
-    if getppid() != Pid::from_raw(owner) {
-        return Err(io::Error::other("the owner of this monitor has ended"));
-    }
+    let handover = Handover::from_args(args)?;
+    check_owner(handover.owner)?;
     write_pid()?;
-    Err(Command::new(program).args(args).exec())
+    become_confined(handover)
 }
 
 /// Writes the process id into the lock file, which is standard input.

@@ -1,5 +1,6 @@
 //! One attempt to boot a VM, with one accelerator.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,8 +17,10 @@ use super::error::BootError;
 use super::registry::Resource;
 use super::{Parts, Vm, limits};
 use crate::disk;
-use crate::monitor::machine::{Accelerator, Machine, Vsock};
+use crate::monitor::confine::{Confinement, Wall};
+use crate::monitor::machine::{self, Accelerator, Machine, Vsock};
 use crate::monitor::process::{Monitor, Spec};
+use crate::notice::Notice;
 use crate::session::{Heartbeat, Lost, Session, SessionConfig};
 use crate::time_budget::Clock;
 
@@ -118,17 +121,28 @@ fn make_dir(context: &BootContext<'_>, parts: &mut Parts) -> Result<PathBuf, Boo
     Ok(dir)
 }
 
-fn start_monitor(
+/// The arguments of a monitor, and what it is confined to.
+fn plan_monitor(
     context: &BootContext<'_>,
     accelerator: Accelerator,
-    dir: &Path,
     disk: &Path,
     vsock: Vsock<'_>,
-    parts: &mut Parts,
-) -> Result<Arc<Monitor>, BootError> {
-    let image = &context.options.image;
-    let cmdline = image.manifest.cmdline.clone() + context.options.driver().cmdline();
+) -> Result<(Vec<OsString>, Confinement), BootError> {
+    let options = context.options;
+    let devices = machine::devices(accelerator, &options.vsock);
+    let walls = context.walls(&devices);
+    let filter = walls
+        .missing
+        .iter()
+        .find(|(wall, _)| *wall == Wall::Seccomp);
+    if let Some((_, why)) = filter {
+        options.watcher.tell(&Notice::NoFilter(why.clone()));
+    }
+    let image = &options.image;
+    let cmdline = image.manifest.cmdline.clone() + options.driver().cmdline();
     let machine = Machine {
+        qemu: context.qemu.number,
+        sandbox: walls.have(Wall::Seccomp),
         accelerator,
         memory_mib: context.memory_mib,
         cpus: context.cpus,
@@ -137,8 +151,29 @@ fn start_monitor(
         cmdline: &cmdline,
         disk,
         vsock,
-        network: context.options.network,
+        network: options.network,
     };
+    let confinement = Confinement {
+        walls,
+        inherited: machine.inherited(),
+        devices,
+        // The guest's memory is a file too.
+        file_size: fs::metadata(disk)?.len().max(context.memory_mib << 20),
+        // QEMU's user network dials out itself.
+        tcp: options.network,
+    };
+    Ok((machine.arguments(), confinement))
+}
+
+fn start_monitor(
+    context: &BootContext<'_>,
+    accelerator: Accelerator,
+    dir: &Path,
+    disk: &Path,
+    vsock: Vsock<'_>,
+    parts: &mut Parts,
+) -> Result<Arc<Monitor>, BootError> {
+    let (args, confinement) = plan_monitor(context, accelerator, disk, vsock)?;
     let path = dir.join("lock");
     let unborn = Resource::Monitor {
         lock: path.clone(),
@@ -154,9 +189,10 @@ fn start_monitor(
     lock.lock()?;
     let spec = Spec {
         program: context.qemu.program.clone(),
-        args: machine.arguments(),
+        args,
         dir: dir.into(),
         lock,
+        confinement,
     };
     let monitor = Arc::new(Monitor::start(spec, &context.options.trampoline)?);
     parts.monitor = Some(Arc::clone(&monitor));

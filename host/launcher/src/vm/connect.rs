@@ -147,6 +147,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::monitor::confine::Confinement;
     use crate::monitor::process::Spec;
     use crate::vm::tests::trampoline;
 
@@ -179,10 +180,11 @@ mod tests {
     ) -> Result<Arc<dyn GuestConnection>, BootError> {
         let dir = tempfile::tempdir().unwrap();
         let spec = Spec {
-            program: "sleep".into(),
+            program: "/bin/sleep".into(),
             args: vec!["600".into()],
             dir: dir.path().into(),
             lock: File::create(dir.path().join("lock")).unwrap(),
+            confinement: Confinement::default(),
         };
         let monitor = Monitor::start(spec, &trampoline()).unwrap();
         let clock = Clock::default();

@@ -1,9 +1,12 @@
 //! What every attempt of a boot needs.
 
+use std::path::PathBuf;
+
 use super::error::BootError;
 use super::registry::Registry;
 use crate::accel::{self, Conditions, Verdict, Verdicts};
 use crate::host;
+use crate::monitor::confine::{self, Walls};
 use crate::monitor::qemu::Qemu;
 use crate::options::Options;
 
@@ -28,6 +31,14 @@ impl<'a> BootContext<'a> {
             cpus: options.cpus.unwrap_or_else(host::default_cpus),
             boot_id: host::boot_id()?,
         })
+    }
+
+    /// The walls around a monitor that opens these devices.
+    pub(super) fn walls(&self, devices: &[PathBuf]) -> Walls {
+        let walls = confine::detect(&self.qemu, devices);
+        #[cfg(test)]
+        let walls = walls.without(&self.options.torn_down);
+        walls
     }
 
     /// What a verdict about KVM depends on here.

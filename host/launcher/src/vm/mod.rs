@@ -28,6 +28,7 @@ pub(crate) use context::BootContext;
 pub use error::BootError;
 pub(crate) use parts::Parts;
 
+use crate::monitor::confine::Observed;
 use crate::monitor::machine::Accelerator;
 use crate::monitor::process::Monitor;
 use crate::report::VmReport;
@@ -74,6 +75,7 @@ impl Vm {
             },
             transport: Transport::name(self.session.features),
             agent: self.session.software.clone(),
+            confinement: Observed::of(self.monitor.id()).ok(),
             agent_memory_peak,
         }
     }

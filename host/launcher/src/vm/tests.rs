@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use exec::Cancel;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::registry::{Record, Registry, RegistryError, Resource};
 use super::{BootContext, BootError, boot};
 use crate::GuestImage;
 use crate::accel::Accel;
 use crate::guest_image;
-use crate::monitor::trampoline::Trampoline;
+use crate::monitor::confine::Wall;
+use crate::monitor::machine::descriptor::VSOCK;
+use crate::monitor::trampoline::{Trampoline, become_monitor};
 use crate::notice::{Notice, Watcher};
 use crate::options::Options;
 
@@ -98,28 +101,46 @@ impl Registry for PlainRegistry {
     }
 }
 
-/// How tests become monitors: through util-linux, since the test harness would print its own lines to
-/// the guest's console. The first argument is the owner, which is dropped.
+/// How tests become monitors: through this program, as the product does. The test harness prints lines
+/// of its own, which must not get to the guest's console: so standard output is put aside meanwhile.
+/// Another descriptor is open on the harness itself, as if somebody had left it so.
 pub(crate) fn trampoline() -> Trampoline {
-    let script = "shift; exec setpriv --pdeathsig KILL -- \"$@\"";
+    let script = "exec 8<\"$0\" 9>&1 >/dev/null; export RUST_BACKTRACE=0; \
+        exec \"$0\" --exact vm::tests::helper_trampoline --ignored --nocapture -- \"$@\"";
+    let this = std::env::current_exe().unwrap();
     Trampoline {
         program: "sh".into(),
-        args: ["-c", script, "sh"].map(Into::into).into(),
+        args: vec!["-c".into(), script.into(), this.into()],
     }
+}
+
+/// Not a test of its own: the program that becomes a monitor in other tests.
+#[test]
+#[ignore = "a process of other tests"]
+fn helper_trampoline() {
+    let output = fs::File::options().write(true).open("/proc/self/fd/9");
+    rustix::stdio::dup2_stdout(output.unwrap()).unwrap();
+    let args = std::env::args_os().skip_while(|arg| arg != "--").skip(1);
+    panic!("{}", become_monitor(args).unwrap_err());
 }
 
 /// A QEMU of a few lines of shell: it prints a version, and otherwise runs `script`.
 fn fake_qemu(dir: &Path, script: &str) -> PathBuf {
     let path = dir.join("qemu");
     let text = format!(
-        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo 'QEMU emulator version 9.9.9'; exit; fi\n{script}\n"
+        "#!/bin/sh\ncase \"$*\" in *--version) echo 'QEMU emulator version 9.9.9'; exit;; esac\n{script}\n"
     );
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
 
-fn options(image: &Path, qemu: PathBuf, accel: Accel) -> (Options, Arc<Mutex<Vec<Notice>>>) {
+pub(crate) fn options(
+    image: &Path,
+    qemu: PathBuf,
+    accel: Accel,
+    torn_down: &[Wall],
+) -> (Options, Arc<Mutex<Vec<Notice>>>) {
     let notices = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notices);
     let options = Options {
@@ -129,6 +150,7 @@ fn options(image: &Path, qemu: PathBuf, accel: Accel) -> (Options, Arc<Mutex<Vec
         cpus: Some(1),
         disk_size: 1 << 30,
         trampoline: trampoline(),
+        torn_down: torn_down.into(),
         watcher: Watcher::new(move |notice| heard.lock().unwrap().push(notice.clone())),
         ..Options::new(GuestImage::open(image).unwrap())
     };
@@ -140,7 +162,12 @@ fn check_refused(script: &str, stop: &Cancel) -> BootError {
     let dir = tempfile::tempdir().unwrap();
     guest_image::tests::write(dir.path(), wire::PROTOCOL);
     let registry = PlainRegistry::new();
-    let (options, _) = options(dir.path(), fake_qemu(dir.path(), script), Accel::Tcg);
+    let (options, _) = options(
+        dir.path(),
+        fake_qemu(dir.path(), script),
+        Accel::Tcg,
+        &Wall::ALL,
+    );
     let context = BootContext::new(&options, &registry).unwrap();
     let refused = boot(&context, stop).unwrap_err();
     registry.check_clean();
@@ -184,7 +211,10 @@ fn the_last_lines_of_the_console_are_in_the_report() {
 #[test]
 #[ignore = "a process of other tests"]
 fn helper_nonsense() {
-    let mut device = UnixStream::connect("vsock").unwrap();
+    // Inherited, as in a real monitor.
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let device = pidfd_getfd(this, VSOCK, PidfdGetfdFlags::empty()).unwrap();
+    let mut device = UnixStream::from(device);
     device.write_all(&[0xff; 4096]).unwrap();
     std::thread::sleep(std::time::Duration::from_secs(600));
 }
@@ -227,7 +257,7 @@ fn a_host_without_qemu_is_told_what_to_install() {
     let dir = tempfile::tempdir().unwrap();
     guest_image::tests::write(dir.path(), wire::PROTOCOL);
     let registry = PlainRegistry::new();
-    let (options, _) = options(dir.path(), "/nonexistent/qemu".into(), Accel::Tcg);
+    let (options, _) = options(dir.path(), "/nonexistent/qemu".into(), Accel::Tcg, &[]);
     let Err(refused) = BootContext::new(&options, &registry) else {
         panic!("there is none")
     };
@@ -246,7 +276,7 @@ pub(crate) fn real_image() -> PathBuf {
 fn a_real_vm_boots_answers_and_ends_with_its_disk() {
     let image = real_image();
     let registry = PlainRegistry::new();
-    let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Tcg);
+    let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Tcg, &[]);
     let context = BootContext::new(&options, &registry).unwrap();
     let vm = boot(&context, &Cancel::new()).unwrap_or_else(|err| panic!("{err}"));
     assert_eq!(registry.records().len(), 2);
@@ -267,7 +297,7 @@ fn a_real_vm_boots_answers_and_ends_with_its_disk() {
 fn with_dev_kvm_a_vm_boots_and_the_verdict_is_remembered() {
     let image = real_image();
     let registry = PlainRegistry::new();
-    let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Auto);
+    let (options, notices) = options(&image, "qemu-system-x86_64".into(), Accel::Auto, &[]);
     for round in 0..2 {
         let context = BootContext::new(&options, &registry).unwrap();
         let vm = boot(&context, &Cancel::new()).unwrap_or_else(|err| panic!("{err}"));
