@@ -16,7 +16,7 @@ use super::format::Format;
 use crate::exit::{Class, Failure};
 use crate::output::{message, print};
 use crate::progress::log_time;
-use crate::sanitize::{LineBuffer, sanitize};
+use crate::sanitize::{self, LineBuffer, sanitize};
 use crate::table::{self, Align};
 
 const EXAMPLES: &str = "\
@@ -118,7 +118,7 @@ fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
         Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?),
         Some(Action::Inspect { build }) => {
             let object = object(find(&builds()?, build)?);
-            print(|out| writeln!(out, "{object:#}"))
+            print(|out| writeln!(out, "{}", sanitize::json(&format_args!("{object:#}"))))
         }
         Some(Action::Rm { builds: which }) => remove(store, &builds()?, &which),
         Some(Action::Events { format }) => events(&store.events().map_err(Failure::host)?, format),
@@ -144,7 +144,7 @@ fn list(builds: &[Build], format: Format) -> Result<ExitCode, Failure> {
         return print(|out| {
             builds
                 .iter()
-                .try_for_each(|build| writeln!(out, "{}", object(build)))
+                .try_for_each(|build| writeln!(out, "{}", sanitize::json(&object(build))))
         });
     }
     let now = Timestamp::now().as_second();
@@ -174,7 +174,7 @@ fn events(events: &[Event], format: Format) -> Result<ExitCode, Failure> {
         Format::Json => events.iter().try_for_each(|event| {
             let at = table::rfc3339(event.at);
             let object = json!({"at": at, "event": event.kind, "details": event.text});
-            writeln!(out, "{object}")
+            writeln!(out, "{}", sanitize::json(&object))
         }),
     })
 }
