@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use exec::Cancel;
+
 use crate::accel::Accel;
 use crate::guest_image::GuestImage;
 use crate::monitor::qemu::PROGRAM;
@@ -44,6 +46,9 @@ pub struct Options {
     pub trampoline: Trampoline,
     /// Receives notices about the VM.
     pub watcher: Watcher,
+    /// The build's cancel. It ends what the steps' own cancels do not: a boot, and the waits for an
+    /// orderly end of the VM.
+    pub cancel: Cancel,
     /// Faults that a test injects between host and guest.
     #[cfg(test)]
     pub(crate) failpoints: crate::session::testing::failpoints::Failpoints,
@@ -66,6 +71,7 @@ impl Options {
             network: true,
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
+            cancel: Cancel::new(),
             #[cfg(test)]
             failpoints: crate::session::testing::failpoints::Failpoints::default(),
         }

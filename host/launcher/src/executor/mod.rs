@@ -133,7 +133,8 @@ impl VmExecutor {
     /// Ends the VM, in order if it still answers, and waits until nothing of it is left. No step can
     /// run afterwards. Returns what could not be cleaned up; a second call changes nothing.
     ///
-    /// The wait is bounded by the limits for syncing the guest's disk and for killing a process.
+    /// The wait is bounded by the limits for syncing the guest's disk and for killing a process. A guest
+    /// that answers nothing is killed as soon as [`Options::cancel`] is cancelled.
     pub fn finish(&self) -> Vec<String> {
         self.shared.stop.cancel();
         let (phase, booting) = {
@@ -191,7 +192,11 @@ impl VmExecutor {
 /// If it does not boot.
 pub fn boot_once(store: &Store, options: &Options, stop: &Cancel) -> Result<VmReport, BootError> {
     let registry = StoreRegistry::new(store)?;
-    let vm = boot(&BootContext::new(options, &registry)?, stop)?;
+    let options = Options {
+        cancel: stop.clone(),
+        ..options.clone()
+    };
+    let vm = boot(&BootContext::new(&options, &registry)?, stop)?;
     let report = vm.report();
     vm.end(End::Orderly(vm.limits()));
     Ok(report)
@@ -288,6 +293,10 @@ impl Shared {
                 semaphores: Semaphores::default(),
                 steps: AtomicU64::new(0),
             }),
+            Err(SessionError::Cancelled) => {
+                vm.end(End::Kill);
+                Err(VmUnavailable::Boot(BootError::Cancelled))
+            }
             Err(err) => {
                 let why = explain(&vm, &err);
                 vm.end(End::Kill);
@@ -344,7 +353,9 @@ impl Shared {
             Phase::Idle | Phase::Booting | Phase::Failed(_) | Phase::Finished => false,
         };
         if current {
-            self.options.watcher.tell(&Notice::Lost(why.clone()));
+            if !self.options.cancel.is_cancelled() {
+                self.options.watcher.tell(&Notice::Lost(why.clone()));
+            }
             state.phase = if state.boots < MAX_BOOTS {
                 Phase::Idle
             } else {

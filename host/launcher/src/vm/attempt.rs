@@ -90,12 +90,16 @@ fn assemble(
         limits: limits(accelerator),
         heartbeat: Heartbeat::default(),
         clock,
+        cancel: context.options.cancel.clone(),
     };
     #[cfg(test)]
     let config = context.options.failpoints.adjust(config);
-    let session = Session::open(control, listener, config).map_err(|source| BootError::Agent {
-        source,
-        words: monitor.last_words(),
+    let session = Session::open(control, listener, config).map_err(|source| match source {
+        Lost::Ended => BootError::Cancelled,
+        source => BootError::Agent {
+            source,
+            words: monitor.last_words(),
+        },
     })?;
     let session = Arc::new(session);
     parts.session = Some(Arc::clone(&session));

@@ -9,14 +9,15 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use exec::poll;
 use vsock_device::Device;
 
 use super::registry::{Record, RegistryError};
 use crate::disk::Disk;
 use crate::monitor::process::Monitor;
-use crate::session::{Limits, Lost, Session};
+use crate::session::{Limits, Lost, Session, SessionError};
 
 /// How long the kernel may take to end a killed monitor: it frees all of the guest's memory.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
@@ -98,16 +99,28 @@ impl Parts {
         if session.lost().is_some() {
             return false;
         }
-        if let Err(err) = session.quit(limits.short) {
-            log::warn!("the builder VM did not power off: {err}");
-            return false;
+        match session.quit(limits.short) {
+            Ok(()) => {}
+            Err(SessionError::Cancelled) => return false,
+            Err(err) => {
+                log::warn!("the builder VM did not power off: {err}");
+                return false;
+            }
         }
         // The guest synced and unmounted its disk before it replied, so nothing is written any more,
         // and the monitor need not end by itself.
-        match monitor.wait(limits.kill) {
-            Ok(Some(_)) => {}
-            Ok(None) => log::debug!("the monitor did not end by itself"),
-            Err(err) => log::debug!("cannot wait for the monitor: {err}"),
+        let began = Instant::now();
+        let waited = poll(
+            || match began.elapsed() > limits.kill || session.is_cancelled() {
+                true => Err(()),
+                false => Ok(()),
+            },
+            |tick| monitor.wait(tick).transpose(),
+        );
+        match waited {
+            Ok(Ok(_)) => {}
+            Ok(Err(err)) => log::debug!("cannot wait for the monitor: {err}"),
+            Err(()) => log::debug!("the monitor did not end by itself"),
         }
         true
     }

@@ -62,7 +62,7 @@ fn build(
     cancel: &Cancel,
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
-    let vm = LazyVm::new(args, &store, Arc::clone(progress));
+    let vm = LazyVm::new(args, &store, Arc::clone(progress), cancel);
     let mut report = None;
     let guard = FreeSpaceGuard::new(&store, args.min_free_space);
     let hooks = free_space::Hooks::new(&store, progress, cancel);
