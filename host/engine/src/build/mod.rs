@@ -21,7 +21,7 @@ mod track;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use exec::{Cancel, Executor};
+use exec::{Cancel, Executor, Stopped};
 use store::Store;
 
 use crate::context::Context;
@@ -73,17 +73,20 @@ pub fn build_and_report(
     cancel: &Cancel,
     report: impl FnOnce(&BuildResult) -> Result<(), BuildError>,
 ) -> Result<BuildResult, BuildError> {
+    // A signal that comes before the row exists finds none to mark as cancelled.
+    cancel.check().map_err(|Stopped| BuildError::Cancelled)?;
     let id = store.start_build(&request.info())?;
     let tracker = Tracker::new(reporter);
-    let result = Build {
+    let build = Build {
         request,
         store,
         executor,
         cancel,
         id,
         tracker: &tracker,
-    }
-    .run();
+    };
+    let stopped = cancel.check().map_err(|Stopped| BuildError::Cancelled);
+    let result = stopped.and_then(|()| build.run());
     tracker.close();
     let result = result.and_then(|built| report(&built).map(|()| built));
     if let Err(err) = store.end_build(id, &outcome(&result)) {
