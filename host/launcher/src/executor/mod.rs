@@ -331,6 +331,8 @@ impl Shared {
             self.start_boot(state);
             matches!(state.phase, Phase::Booting)
         })?;
+        // The cancel may be why there is none.
+        check()?;
         match &state.phase {
             Phase::Ready(guest) => Ok(Arc::clone(guest)),
             Phase::Failed(why) => Err(StepError::Host(Box::new(SharedUnavailable(Arc::clone(

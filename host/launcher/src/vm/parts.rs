@@ -111,9 +111,11 @@ impl Parts {
         // and the monitor need not end by itself.
         let began = Instant::now();
         let waited = poll(
-            || match began.elapsed() > limits.kill || session.is_cancelled() {
-                true => Err(()),
-                false => Ok(()),
+            || {
+                if began.elapsed() > limits.kill || session.is_cancelled() {
+                    return Err(());
+                }
+                Ok(())
             },
             |tick| monitor.wait(tick).transpose(),
         );
