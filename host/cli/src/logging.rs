@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::output::message;
+
 /// Shows a line of text.
 type Show = Arc<dyn Fn(String) + Send + Sync>;
 
@@ -26,7 +28,8 @@ pub(crate) fn send_to(show: Option<Show>) {
     *DISPLAY.lock().unwrap_or_else(PoisonError::into_inner) = show;
 }
 
-/// The output of the logger. It writes each record as a whole.
+/// The output of the logger. It writes each record as a whole. Records quote the guest and registries,
+/// and the display sanitizes its notes, too.
 struct Sink;
 
 impl Write for Sink {
@@ -35,9 +38,10 @@ impl Write for Sink {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
+        let text = String::from_utf8_lossy(record).trim_end().to_owned();
         match show {
-            Some(show) => show(String::from_utf8_lossy(record).trim_end().to_owned()),
-            None => io::stderr().write_all(record)?,
+            Some(show) => show(text),
+            None => message(&text),
         }
         Ok(record.len())
     }

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use crate::exit::Failure;
+use crate::sanitize::sanitize_lines;
 
-/// Writes a line to standard error.
-pub(crate) fn message(line: &str) {
-    writeln!(io::stderr(), "{line}").ok();
+/// Writes a message to standard error. It may name what others chose, so it is sanitized.
+pub(crate) fn message(text: &str) {
+    writeln!(io::stderr(), "{}", sanitize_lines(text)).ok();
 }
 
 /// Writes the data of a command to standard output, as [`try_print`] does, and succeeds.

@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 
+use crate::sanitize::sanitize;
+
 /// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
@@ -13,7 +15,7 @@ pub(crate) enum Align {
     Right,
 }
 
-/// Writes a table with a header. Columns are separated by three spaces; lines have no trailing
+/// Writes a table with a header. Cells may hold names that others chose, and are sanitized. Columns are separated by three spaces; lines have no trailing
 /// spaces.
 pub(crate) fn write<const N: usize>(
     out: &mut dyn Write,
@@ -21,7 +23,9 @@ pub(crate) fn write<const N: usize>(
     rows: &[[String; N]],
 ) -> io::Result<()> {
     let header = columns.map(|(name, _)| name.to_owned());
-    let lines = || std::iter::once(&header).chain(rows);
+    let shown = |row: &[String; N]| row.each_ref().map(|cell| sanitize(cell.as_bytes()));
+    let rows: Vec<_> = rows.iter().map(shown).collect();
+    let lines = || std::iter::once(&header).chain(&rows);
     let mut widths = [0; N];
     for line in lines() {
         for (width, cell) in widths.iter_mut().zip(line) {
@@ -89,6 +93,15 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "NAME      SIZE   NOTE\napp:1   1.0MiB   x\na         900B\n"
         );
+    }
+
+    #[test]
+    fn cells_are_sanitized_before_they_are_measured() {
+        let mut out = Vec::new();
+        let rows = [["a\u{1b}[1m\u{202e}b", "x"]].map(|row| row.map(str::to_owned));
+        write(&mut out, [("A", Align::Left), ("B", Align::Left)], &rows).unwrap();
+        let want = "A            B\na\\u{202e}b   x\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
     }
 
     #[test]

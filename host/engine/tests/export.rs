@@ -23,7 +23,7 @@ fn as_root_archives_directories_and_trees_hold_the_same_files() {
     let options = "type=oci,tar=false,compression=uncompressed";
     let dir = written("layout", &["app:v1"], options);
     let tar = written("files.tar", &[], "type=tar");
-    let local = written("local", &[], "type=local");
+    let local = written("local", &[], "type=local,devices=true,setuid=true");
 
     let expected = converted(&store, &format!("oci-archive:{}:v1", shown(&oci)), "oci");
     let docker = format!("docker-archive:{}:docker.io/library/app:v1", shown(&docker));

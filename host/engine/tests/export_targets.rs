@@ -184,7 +184,10 @@ fn an_epoch_is_the_time_of_every_file() {
     let store = TestStore::new();
     let image = image(&store, &rich());
     let dest = store.path("dest");
-    let spec = OutputSpec::Local { dest: dest.clone() };
+    let spec = OutputSpec::Local {
+        dest: dest.clone(),
+        rights: LocalRights::default(),
+    };
     let request = Request {
         store: &store,
         image: &image,
@@ -335,12 +338,26 @@ fn without_privileges_files_are_the_callers_and_devices_are_left_out() {
     let image = image(&store, &rich());
     let dest = store.path("dest");
     let done = write(&store, &image, &[], shown(&dest)).unwrap();
-    let devices = done
+    let [devices] = done.warnings.as_slice() else {
+        panic!("{:?}", done.warnings)
+    };
+    assert!(
+        devices.contains("disk and 1 more: devices left out"),
+        "{devices}"
+    );
+    let all = format!(
+        "type=local,devices=true,setuid=true,dest={}",
+        shown(&store.path("all"))
+    );
+    let warnings = write(&store, &image, &[], &all)
+        .unwrap()
         .warnings
-        .iter()
-        .filter(|text| text.contains("is a device"))
-        .count();
-    assert_eq!(devices, 2, "{:?}", done.warnings);
+        .join("\n");
+    assert!(
+        warnings.contains("only root can create devices"),
+        "{warnings}"
+    );
+    assert!(warnings.contains("only root can keep them"), "{warnings}");
     let files = list(&dest);
     assert_eq!(
         files["setuid"].mode, 0o755,

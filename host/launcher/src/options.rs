@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use exec::Cancel;
+
 use crate::accel::Accel;
 use crate::guest_image::GuestImage;
 use crate::monitor::qemu::PROGRAM;
@@ -41,6 +43,9 @@ pub struct Options {
     /// Walls around the monitor that a test leaves out.
     #[cfg(test)]
     pub(crate) torn_down: Vec<crate::monitor::confine::Wall>,
+    /// The build's cancel. It ends what the steps' own cancels do not: a boot, and the waits for an
+    /// orderly end of the VM.
+    pub cancel: Cancel,
     /// Faults that a test injects between host and guest.
     #[cfg(test)]
     pub(crate) failpoints: crate::session::testing::failpoints::Failpoints,
@@ -62,6 +67,7 @@ impl Options {
             network: true,
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
+            cancel: Cancel::new(),
             #[cfg(test)]
             torn_down: Vec::new(),
             #[cfg(test)]

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate};
@@ -47,6 +47,23 @@ pub(crate) fn make_dir_all(path: &Path) -> Result<(), StoreError> {
     before(IoOperation::MakeDir(path))
         .and_then(|()| DirBuilder::new().mode(0o700).recursive(true).create(path))
         .map_err(StoreError::at("create", path))
+}
+
+/// Takes the rights of everybody but the owner from a file or directory, if it exists.
+pub(crate) fn make_private(path: &Path) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("change the mode of", path, error);
+    before(IoOperation::Inspect(path)).map_err(failed)?;
+    let mode = match fs::metadata(path) {
+        Ok(found) => found.mode() & 0o7777,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    before(IoOperation::SetMode(path))
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700)))
+        .map_err(failed)
 }
 
 /// Creates a file that must not exist yet.

@@ -73,6 +73,18 @@ pub enum StoreError {
         /// Its owner.
         owner: u32,
     },
+    /// Others can write to the store directory, so what is in it may be theirs.
+    #[error(
+        "{} is writable for other users (mode {mode:03o}), so what is in it may not be yours; if you \
+         trust its content, run `chmod 700` on it, else use another directory (--store)",
+        path.display()
+    )]
+    OpenToOthers {
+        /// The store.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// There is no store, and it was to be opened read-only.
     #[error("no store at {}; check --store", .0.display())]
     Missing(PathBuf),

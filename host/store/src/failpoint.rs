@@ -33,6 +33,8 @@ pub(crate) enum IoOperation<'a> {
     /// Trying a lock: changes nothing on disk, but can fail.
     Lock(&'a Path),
     MakeDir(&'a Path),
+    /// Taking rights from others.
+    SetMode(&'a Path),
     Create(&'a Path),
     /// Giving an unnamed file its first name.
     Link(&'a Path),

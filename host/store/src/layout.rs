@@ -48,6 +48,11 @@ impl Layout {
         self.root.join("store.db-wal")
     }
 
+    /// The memory that the processes with the database open share.
+    pub(crate) fn shared_memory(&self) -> PathBuf {
+        self.root.join("store.db-shm")
+    }
+
     /// A new database that is about to replace the current one.
     pub(crate) fn next_database(&self) -> PathBuf {
         self.root.join("store.db.next")

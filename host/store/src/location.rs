@@ -1,4 +1,4 @@
-//! The checks of where a store may be: a directory that belongs to the user, on a local file system.
+//! The checks of where a store may be: a directory that belongs to the user alone, on a local file system.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -41,7 +41,7 @@ pub(crate) fn prepare_root(root: &Path, read_only: bool) -> Result<PathBuf, Stor
         disk::make_dir_all(root)?;
     }
     let root = fs::canonicalize(root).map_err(StoreError::at("find", root))?;
-    check_owner(&root)?;
+    check_access(&root)?;
     check_file_system(&root)?;
     Ok(root)
 }
@@ -60,17 +60,23 @@ pub(crate) fn sync_ancestors(root: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn check_owner(root: &Path) -> Result<(), StoreError> {
-    let owner = fs::metadata(root)
-        .map_err(StoreError::at("inspect", root))?
-        .uid();
-    if owner == geteuid().as_raw() {
-        return Ok(());
+/// Refuses a directory whose content others may have chosen.
+fn check_access(root: &Path) -> Result<(), StoreError> {
+    let found = fs::metadata(root).map_err(StoreError::at("inspect", root))?;
+    if found.uid() != geteuid().as_raw() {
+        return Err(StoreError::NotOurs {
+            path: root.to_owned(),
+            owner: found.uid(),
+        });
     }
-    Err(StoreError::NotOurs {
-        path: root.to_owned(),
-        owner,
-    })
+    // With an access control list, the bits of the group are the most that it grants to anybody.
+    if found.mode() & 0o022 != 0 {
+        return Err(StoreError::OpenToOthers {
+            path: root.to_owned(),
+            mode: found.mode() & 0o7777,
+        });
+    }
+    Ok(())
 }
 
 fn check_file_system(root: &Path) -> Result<(), StoreError> {

@@ -25,8 +25,8 @@ impl Store {
     /// instances that have died, and makes this process an instance.
     ///
     /// # Errors
-    /// [`StoreError::NetworkFs`], [`StoreError::NotOurs`] and [`StoreError::NewerSchema`] if the store
-    /// must not be used; [`StoreError::Missing`] if it is opened read-only and does not exist.
+    /// [`StoreError::NetworkFs`], [`StoreError::NotOurs`], [`StoreError::OpenToOthers`] and
+    /// [`StoreError::NewerSchema`] if the store must not be used; [`StoreError::Missing`] if it is opened read-only and does not exist.
     pub fn open(root: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
         let store = Self::open_without_reserve(root, options)?;
         if !options.read_only {
@@ -41,6 +41,10 @@ impl Store {
         if !read_only {
             let is_new = disk::length(&layout.database())?.is_none();
             layout.make()?;
+            // Older versions left the modes of these to the umask.
+            for file in [layout.database(), layout.wal(), layout.shared_memory()] {
+                disk::make_private(&file)?;
+            }
             if is_new {
                 db::refuse_orphans(&layout)?;
                 location::sync_ancestors(layout.root())?;

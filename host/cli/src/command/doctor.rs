@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::common::Common;
 use crate::exit::{Class, Failure, chain};
 use crate::output::{message, print};
+use crate::sanitize::{self, sanitize_lines};
 use crate::{directories, signals};
 
 const EXAMPLES: &str = "\
@@ -124,13 +125,15 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let bad = findings.iter().any(|finding| finding.state == State::Bad);
     print(|out| {
         if args.json {
-            return writeln!(out, "{}", object(&findings, bad, booted));
+            return writeln!(out, "{}", sanitize::json(&object(&findings, bad, booted)));
         }
         findings.iter().try_for_each(|finding| {
             writeln!(
                 out,
                 "{:<5} {:<12} {}",
-                finding.state, finding.what, finding.text
+                finding.state,
+                finding.what,
+                sanitize_lines(&finding.text)
             )
         })
     })?;

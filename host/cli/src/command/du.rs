@@ -11,7 +11,7 @@ use super::common::Common;
 use super::format::Format;
 use crate::exit::Failure;
 use crate::output::print;
-use crate::sanitize::sanitize;
+use crate::sanitize::{self, sanitize};
 use crate::size;
 use crate::table::{self, Align};
 
@@ -43,7 +43,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
             usage
                 .items
                 .iter()
-                .try_for_each(|item| writeln!(out, "{}", object(item)))?;
+                .try_for_each(|item| writeln!(out, "{}", sanitize::json(&object(item))))?;
             writeln!(out, "{}", sums(&usage))
         }
     })

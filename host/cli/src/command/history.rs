@@ -16,7 +16,7 @@ use super::format::Format;
 use crate::exit::{Class, Failure};
 use crate::output::{message, print};
 use crate::progress::log_time;
-use crate::sanitize::{LineBuffer, sanitize};
+use crate::sanitize::{self, LineBuffer, sanitize};
 use crate::table::{self, Align};
 
 const EXAMPLES: &str = "\
@@ -28,8 +28,8 @@ Examples:
   cofferdam history rm 17              remove build 17 and its logs
   cofferdam history events             list steps with different results, and damaged objects
 
-A killed build has the status `interrupted`. Only the newest builds are kept. The history does not
-keep layers from being pruned.";
+A killed build has the status `interrupted`, or `cancelled` if it had been told to stop. Only the
+newest builds are kept. The history does not keep layers from being pruned.";
 
 /// Show past builds and their logs
 #[derive(Debug, clap::Args)]
@@ -118,7 +118,7 @@ fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
         Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?),
         Some(Action::Inspect { build }) => {
             let object = object(find(&builds()?, build)?);
-            print(|out| writeln!(out, "{object:#}"))
+            print(|out| writeln!(out, "{}", sanitize::json(&format_args!("{object:#}"))))
         }
         Some(Action::Rm { builds: which }) => remove(store, &builds()?, &which),
         Some(Action::Events { format }) => events(&store.events().map_err(Failure::host)?, format),
@@ -144,7 +144,7 @@ fn list(builds: &[Build], format: Format) -> Result<ExitCode, Failure> {
         return print(|out| {
             builds
                 .iter()
-                .try_for_each(|build| writeln!(out, "{}", object(build)))
+                .try_for_each(|build| writeln!(out, "{}", sanitize::json(&object(build))))
         });
     }
     let now = Timestamp::now().as_second();
@@ -174,7 +174,7 @@ fn events(events: &[Event], format: Format) -> Result<ExitCode, Failure> {
         Format::Json => events.iter().try_for_each(|event| {
             let at = table::rfc3339(event.at);
             let object = json!({"at": at, "event": event.kind, "details": event.text});
-            writeln!(out, "{object}")
+            writeln!(out, "{}", sanitize::json(&object))
         }),
     })
 }
@@ -183,7 +183,7 @@ fn row(build: &Build, now: i64) -> [String; 5] {
     let duration = match &build.state {
         BuildState::Ended(at, _) => format!("{}s", at.saturating_sub(build.started)),
         BuildState::Running => format!("{}s+", now.saturating_sub(build.started)),
-        BuildState::Interrupted => String::new(),
+        BuildState::Interrupted | BuildState::Cancelled => String::new(),
     };
     [
         build.id.to_string(),
@@ -207,6 +207,7 @@ fn status(build: &Build) -> String {
     match &build.state {
         BuildState::Running => "running".to_owned(),
         BuildState::Interrupted => "interrupted".to_owned(),
+        BuildState::Cancelled => ::store::Class::Cancelled.to_string(),
         BuildState::Ended(_, outcome) => outcome.class.to_string(),
     }
 }
@@ -214,7 +215,7 @@ fn status(build: &Build) -> String {
 fn object(build: &Build) -> Value {
     let ended = match &build.state {
         BuildState::Ended(at, outcome) => Some((at, outcome)),
-        BuildState::Running | BuildState::Interrupted => None,
+        BuildState::Running | BuildState::Interrupted | BuildState::Cancelled => None,
     };
     let image = ended.and_then(|(_, outcome)| outcome.image);
     json!({
@@ -236,9 +237,10 @@ fn logs(store: &Store, build: &Build) -> Result<ExitCode, Failure> {
     let logs = store.step_logs(id).map_err(Failure::host)?;
     if logs.is_empty() {
         message(&format!("build {id} has no logs"));
-    } else if build.state == BuildState::Interrupted {
+    } else if matches!(build.state, BuildState::Interrupted | BuildState::Cancelled) {
+        let status = status(build);
         message(&format!(
-            "build {id} was interrupted; its logs may be incomplete"
+            "build {id} was {status}; its logs may be incomplete"
         ));
     }
     print(|out| {

@@ -14,6 +14,7 @@ use super::common::Common;
 use super::format::Format;
 use crate::exit::{Class, Failure};
 use crate::output::{message, print};
+use crate::sanitize;
 use crate::size;
 use crate::table::{self, Align};
 
@@ -87,9 +88,9 @@ fn list(store: &Store, how: &List) -> Result<ExitCode, Failure> {
     }
     match how.format {
         Format::Json => print(|out| {
-            sized
-                .iter()
-                .try_for_each(|(size, image)| writeln!(out, "{}", object(image, *size)))
+            sized.iter().try_for_each(|(size, image)| {
+                writeln!(out, "{}", sanitize::json(&object(image, *size)))
+            })
         }),
         Format::Table => {
             let now = Timestamp::now().as_second();

@@ -2,7 +2,8 @@
 //!
 //! Each object has `v` (the version of this format), `t` (seconds since the start) and `event`.
 //! The last event is `build_end`, with the class of the outcome and the exit status. Nothing else
-//! is written to that stream. Step output keeps its escape sequences; invalid UTF-8 is replaced.
+//! is written to that stream. Step output keeps its escape sequences, written as escapes of JSON;
+//! invalid UTF-8 is replaced.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use exec::Stream;
 use serde_json::{Value, json};
 
 use super::queue::{Item, Payload};
+use crate::sanitize;
 
 /// Version of the format. Readers should refuse other versions.
 const VERSION: u32 = 1;
@@ -65,7 +67,7 @@ impl<W: Write> RawJson<W> {
             let seconds = (at.as_secs_f64() * 1e6).round() / 1e6;
             members.insert("t".into(), seconds.into());
         }
-        writeln!(self.out, "{value}")
+        writeln!(self.out, "{}", sanitize::json(&value))
     }
 }
 

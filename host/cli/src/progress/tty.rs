@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::queue::{Item, Payload, Pieces};
 use super::text::{self, Ending, Step};
-use crate::sanitize::{LineBuffer, sanitize};
+use crate::sanitize::{LineBuffer, sanitize, sanitize_lines};
 use crate::size;
 
 /// Lines of output below each running step.
@@ -84,7 +84,7 @@ impl Tty {
                 self.tails.push((step, output));
                 Ok(())
             }
-            Payload::Note(text) => self.screen.println(text),
+            Payload::Note(text) => self.screen.println(sanitize_lines(&text)),
         }
     }
 

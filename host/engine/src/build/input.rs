@@ -1,6 +1,8 @@
 //! What a build reads before it plans: the Dockerfile and the context.
 
-use std::io::Read;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use exec::{Cancel, InterruptibleFile};
@@ -8,8 +10,11 @@ use exec::{Cancel, InterruptibleFile};
 use super::error::BuildError;
 use super::request::DockerfileSource;
 use super::shared::Build;
+use crate::context::named::{ContextDir, Outside, open_outside};
 use crate::context::{Context, ContextError};
 
+/// Where a Dockerfile is looked for in the context.
+const DEFAULT_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
 /// The largest Dockerfile that is read, in bytes.
 const MAX_DOCKERFILE: u64 = 16 << 20;
 
@@ -25,24 +30,27 @@ pub(super) struct LoadedDockerfile {
 impl Build<'_> {
     /// Reads the Dockerfile.
     pub(super) fn load(&self) -> Result<LoadedDockerfile, BuildError> {
-        let path = match (&self.request.dockerfile, &self.request.context) {
-            (DockerfileSource::Text(text), _) => {
-                return Ok(LoadedDockerfile {
-                    file: "Dockerfile".into(),
-                    path: None,
-                    text: text.clone(),
-                });
-            }
-            (DockerfileSource::Path(path), _) => path.clone(),
-            (DockerfileSource::Default, Some(dir)) => default_dockerfile(dir),
-            (DockerfileSource::Default, None) => PathBuf::from("Dockerfile"),
+        if let DockerfileSource::Text(text) = &self.request.dockerfile {
+            return Ok(LoadedDockerfile {
+                file: "Dockerfile".into(),
+                path: None,
+                text: text.clone(),
+            });
+        }
+        let context = match &self.request.context {
+            Some(path) => Some(ContextDir::open(path).map_err(|source| ContextError::Open {
+                path: path.clone(),
+                source,
+            })?),
+            None => None,
         };
+        let (path, opened) = self.open_dockerfile(context.as_ref());
         let step = self
             .tracker
             .announce("[internal] load build definition from Dockerfile");
         let text = self
             .tracker
-            .during(step, || read_bounded(&path, MAX_DOCKERFILE, self.cancel))
+            .during(step, || read_bounded(opened?, MAX_DOCKERFILE, self.cancel))
             .map_err(|source| {
                 if self.cancel.is_cancelled() {
                     return BuildError::Cancelled;
@@ -62,6 +70,25 @@ impl Build<'_> {
         })
     }
 
+    /// Opens the Dockerfile, and names it.
+    fn open_dockerfile(&self, context: Option<&ContextDir>) -> (PathBuf, io::Result<File>) {
+        let outside = Outside::FilesAndPipes;
+        match (&self.request.dockerfile, &self.request.context, context) {
+            (DockerfileSource::Path(path), _, Some(dir)) => {
+                (path.clone(), dir.open_file(path, outside))
+            }
+            (DockerfileSource::Path(path), ..) => (path.clone(), open_outside(path, outside)),
+            (_, Some(root), Some(dir)) => {
+                let (name, opened) = open_default(dir);
+                (root.join(name), opened)
+            }
+            _ => {
+                let [usual, _] = DEFAULT_NAMES;
+                (usual.into(), open_outside(Path::new(usual), outside))
+            }
+        }
+    }
+
     /// The build context; an empty directory if the request has none.
     pub(super) fn context(&self, dockerfile: Option<&Path>) -> Result<Context, BuildError> {
         if let Some(dir) = &self.request.context {
@@ -69,7 +96,8 @@ impl Build<'_> {
             return Ok(context.cancelled_by(self.cancel));
         }
         let dir = self.store.scratch().join("empty-context");
-        std::fs::create_dir(&dir).map_err(|source| ContextError::Open {
+        let made = DirBuilder::new().mode(0o700).create(&dir);
+        made.map_err(|source| ContextError::Open {
             path: dir.clone(),
             source,
         })?;
@@ -77,26 +105,30 @@ impl Build<'_> {
     }
 }
 
-/// `Dockerfile` in the context, else `dockerfile`.
-fn default_dockerfile(context: &Path) -> PathBuf {
-    let usual = context.join("Dockerfile");
-    let lower = context.join("dockerfile");
-    if !usual.exists() && lower.exists() {
-        lower
-    } else {
-        usual
+/// Opens the Dockerfile of a context by its usual names.
+fn open_default(dir: &ContextDir) -> (&'static str, io::Result<File>) {
+    let [usual, lower] = DEFAULT_NAMES;
+    let is_missing = |opened: &io::Result<File>| matches!(opened, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let opened = dir.open_below(Path::new(usual));
+    if !is_missing(&opened) {
+        return (usual, opened);
     }
+    let second = dir.open_below(Path::new(lower));
+    if is_missing(&second) {
+        return (usual, opened);
+    }
+    (lower, second)
 }
 
 /// Reads a file or pipe of at most `limit` bytes.
-fn read_bounded(path: &Path, limit: u64, cancel: &Cancel) -> std::io::Result<Vec<u8>> {
+fn read_bounded(file: File, limit: u64, cancel: &Cancel) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let stop = || cancel.is_cancelled();
-    let file = InterruptibleFile::open(path, &stop)?;
+    let file = InterruptibleFile::new(file, &stop)?;
     file.take(limit + 1).read_to_end(&mut text)?;
     if text.len() as u64 > limit {
         let text = format!("it is larger than {} MiB", limit >> 20);
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
     }
     Ok(text)
 }

@@ -22,7 +22,7 @@ mod track;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use exec::{Cancel, Executor};
+use exec::{Cancel, Executor, Stopped};
 use store::{KnownSteps, Store};
 
 use crate::context::Context;
@@ -75,6 +75,8 @@ pub fn build_and_report(
     cancel: &Cancel,
     report: impl FnOnce(&BuildResult) -> Result<(), BuildError>,
 ) -> Result<BuildResult, BuildError> {
+    // A signal that comes before the row exists finds none to mark as cancelled.
+    cancel.check().map_err(|Stopped| BuildError::Cancelled)?;
     let id = store.start_build(&request.info())?;
     let tracker = Tracker::new(reporter);
     let build = Build {
@@ -89,7 +91,10 @@ pub fn build_and_report(
         total: request.timeout,
         idle: None,
     };
-    let (result, expired) = within(limits, &Activity::default(), cancel, || build.run());
+    let (result, expired) = within(limits, &Activity::default(), cancel, || {
+        let stopped = cancel.check().map_err(|Stopped| BuildError::Cancelled);
+        stopped.and_then(|()| build.run())
+    });
     tracker.close();
     // What fails after that fails because of it.
     let result = match expired {

@@ -16,6 +16,7 @@ pub(crate) mod glob;
 pub(crate) mod ignore;
 pub(crate) mod matcher;
 mod missing;
+pub(crate) mod named;
 mod open;
 pub(crate) mod scan;
 pub(crate) mod stat;
@@ -24,15 +25,12 @@ mod tests;
 pub(crate) mod trail;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::Mode;
 use store::{Digest, Store};
 
 pub use glob::BadPattern;
@@ -43,6 +41,7 @@ pub(crate) use open::{OpenError, Opened, Reader};
 use cache::{Record, StatCache};
 use exec::{Cancel, Stopped};
 use ignore::Ignore;
+use named::{ContextDir, Outside};
 use scan::{FileEntry, Scan, ScanError};
 use stat::Stat;
 
@@ -136,14 +135,10 @@ impl Context {
             path: root.to_owned(),
             source,
         };
-        let real = root.canonicalize().map_err(failed)?;
-        let opened = File::open(&real).map_err(failed)?;
-        if !opened.metadata().map_err(failed)?.is_dir() {
-            return Err(failed(io::ErrorKind::NotADirectory.into()));
-        }
-        let (ignore, ignore_path) = load_ignore(opened.as_fd(), &real, dockerfile)?;
+        let dir = ContextDir::open(root).map_err(failed)?;
+        let (ignore, ignore_path) = load_ignore(&dir, dockerfile)?;
         let cache = cache.map(|store| {
-            let mut name = real.as_os_str().as_bytes().to_vec();
+            let mut name = dir.real().as_os_str().as_bytes().to_vec();
             name.push(0);
             name.extend_from_slice(ignore_path.as_os_str().as_bytes());
             (
@@ -152,7 +147,7 @@ impl Context {
             )
         });
         Ok(Self(Arc::new(Inner {
-            root: opened.into(),
+            root: dir.into_dir(),
             path: root.to_owned(),
             ignore,
             cache,
@@ -293,10 +288,10 @@ impl Context {
 
 /// Reads the ignore file of the Dockerfile, else that of the context; also returns its path.
 fn load_ignore(
-    dir: BorrowedFd<'_>,
-    root: &Path,
+    dir: &ContextDir,
     dockerfile: Option<&Path>,
 ) -> Result<(Ignore, PathBuf), ContextError> {
+    let root = dir.real();
     let of_dockerfile = dockerfile.map(|dockerfile| {
         let mut name: OsString = dockerfile.into();
         name.push(".dockerignore");
@@ -306,7 +301,7 @@ fn load_ignore(
         .into_iter()
         .chain([root.join(".dockerignore")])
     {
-        match read_ignore(dir, root, &path) {
+        match read_ignore(dir, &path) {
             Ok(text) => {
                 let shown = path.strip_prefix(root).unwrap_or(&path);
                 return Ok((Ignore::parse(&shown.to_string_lossy(), &text)?, path));
@@ -318,22 +313,8 @@ fn load_ignore(
     Ok((Ignore::default(), PathBuf::new()))
 }
 
-/// Reads an ignore file. One in the context can be a link, but only to a file in the context. It must
-/// be a regular file, because reading anything else may never end.
-fn read_ignore(dir: BorrowedFd<'_>, root: &Path, path: &Path) -> io::Result<Vec<u8>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = match path.strip_prefix(root) {
-        Ok(below) => {
-            let how = OpenHow::new()
-                .flags(flags)
-                .resolve(ResolveFlag::RESOLVE_BENEATH);
-            File::from(openat2(dir, below, how)?)
-        }
-        Err(_) => File::from(open(path, flags, Mode::empty())?),
-    };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
+fn read_ignore(dir: &ContextDir, path: &Path) -> io::Result<Vec<u8>> {
+    let file = dir.open_file(path, Outside::Files)?;
     let mut text = Vec::new();
     file.take(MAX_IGNORE + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_IGNORE {

@@ -4,13 +4,12 @@
 //! contains. Every name is used relative to the descriptor of its parent, no link is followed, and a
 //! non-directory in place of a directory is replaced.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -25,6 +24,7 @@ use store::{Entry, EntryKind, Mtime};
 use xattr::FileExt;
 
 use super::replace::{self, replacing};
+use super::rights::{LocalRights, Rights};
 use super::{ExportError, Job, target, tree};
 use crate::event::Progress;
 use crate::rootfs::{Found, Inode, Rootfs, path};
@@ -44,13 +44,14 @@ pub(super) fn write(
     job: &Job<'_>,
     root: &Rootfs,
     epoch: Option<i64>,
+    rights: LocalRights,
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
     if check_dir(dest)? {
-        return merge(job, root, epoch, dest);
+        return merge(job, root, epoch, rights, dest);
     }
     target::new_dir(job.store, dest, |dir| {
-        let warnings = fill(job, root, epoch, dir)?;
+        let warnings = fill(job, root, epoch, rights, dir)?;
         let top = root.top().entry;
         set_mode_of_new(dir, top).map_err(|error| target::write_error(dir, error))?;
         Ok(warnings)
@@ -81,25 +82,30 @@ fn merge(
     job: &Job<'_>,
     root: &Rootfs,
     epoch: Option<i64>,
+    rights: LocalRights,
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
     let mark = dest.join(MARK);
-    set_mark(&mark).map_err(|error| target::write_error(&mark, error))?;
-    let warnings = fill(job, root, epoch, dest)?;
+    set_mark(dest).map_err(|error| target::write_error(&mark, error))?;
+    let warnings = fill(job, root, epoch, rights, dest)?;
     target::sync_all(dest)?;
     fs::remove_file(&mark).map_err(|error| target::write_error(&mark, error))?;
     target::sync_dir(dest)?;
     Ok(warnings)
 }
 
-/// Writes the mark durably. A link with its name is not followed.
-fn set_mark(mark: &Path) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(mark)?;
+/// Writes the mark durably. Whatever has its name is not opened: it may be a link, or a pipe that
+/// nobody reads.
+fn set_mark(dest: &Path) -> io::Result<()> {
+    let dir = OwnedFd::from(File::open(dest)?);
+    let name = OsStr::new(MARK);
+    // The mark of an interrupted export stays all the time.
+    if replace::is_file(&dir, name)? {
+        return Ok(());
+    }
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let file = replacing(&dir, name, || openat(&dir, name, NEW_FILE, mode))?;
+    let mut file = File::from(file);
     file.write_all(b"A build result is being written here, or was interrupted.\n")?;
     file.sync_all()
 }
@@ -108,19 +114,21 @@ fn fill(
     job: &Job<'_>,
     root: &Rootfs,
     epoch: Option<i64>,
+    rights: LocalRights,
     dest: &Path,
 ) -> Result<Vec<String>, ExportError> {
     let top = File::open(dest).map_err(|error| target::write_error(dest, error))?;
+    let is_root = geteuid().is_root();
     let mut writer = Writer {
         job,
         root,
         dest,
         epoch,
-        is_root: geteuid().is_root(),
+        is_root,
+        rights: Rights::new(rights, is_root),
         top: top.into(),
         open: Vec::new(),
         names: HashMap::new(),
-        warnings: BTreeSet::new(),
         written: 0,
     };
     for (path, found) in root.walk() {
@@ -134,7 +142,7 @@ fn fill(
     while let Some(dir) = writer.open.pop() {
         writer.close(dir)?;
     }
-    Ok(writer.warnings.into_iter().collect())
+    Ok(writer.rights.warnings())
 }
 
 /// A directory that is being written.
@@ -150,11 +158,11 @@ struct Writer<'a> {
     dest: &'a Path,
     epoch: Option<i64>,
     is_root: bool,
+    rights: Rights,
     top: OwnedFd,
     /// The directories from the top to the current one.
     open: Vec<OpenDir<'a>>,
     names: HashMap<Inode, Vec<u8>>,
-    warnings: BTreeSet<String>,
     written: u64,
 }
 
@@ -165,6 +173,10 @@ impl<'a> Writer<'a> {
         let name = OsStr::from_bytes(name);
         let shown = self.shown(path);
         let fail = |error: io::Error| target::write_error(&shown, error);
+        // Before the look for other names: nothing can be linked to what is not made.
+        if is_device(&found.entry.kind) && !self.rights.device(|| shown.clone()) {
+            return Ok(());
+        }
         if let Some(first) = tree::first_name(&mut self.names, path, found) {
             return self.link(&first, name).map_err(fail);
         }
@@ -180,14 +192,14 @@ impl<'a> Writer<'a> {
             }
             EntryKind::File { .. } => self.file(path, name, found),
             EntryKind::Symlink { target } => self.symlink(name, target, found.entry).map_err(fail),
-            EntryKind::Fifo => self.node(path, name, SFlag::S_IFIFO, 0, found.entry),
+            EntryKind::Fifo => self.node(path, name, SFlag::S_IFIFO, 0, found),
             EntryKind::CharDevice { major, minor } => {
                 let device = makedev(u64::from(*major), u64::from(*minor));
-                self.node(path, name, SFlag::S_IFCHR, device, found.entry)
+                self.node(path, name, SFlag::S_IFCHR, device, found)
             }
             EntryKind::BlockDevice { major, minor } => {
                 let device = makedev(u64::from(*major), u64::from(*minor));
-                self.node(path, name, SFlag::S_IFBLK, device, found.entry)
+                self.node(path, name, SFlag::S_IFBLK, device, found)
             }
             // The merged view shows none of these.
             EntryKind::Hardlink { .. } | EntryKind::Whiteout | EntryKind::Opaque => Ok(()),
@@ -263,21 +275,23 @@ impl<'a> Writer<'a> {
         name: &OsStr,
         kind: SFlag,
         device: u64,
-        entry: &Entry,
+        found: Found<'a>,
     ) -> Result<(), ExportError> {
+        let entry = found.entry;
         let shown = self.shown(path);
         let fail = |error: io::Error| target::write_error(&shown, error);
         let parent = self.parent();
-        let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
+        let mode = Mode::from_bits_truncate(entry.mode & 0o1777);
         let made = replacing(parent, name, || mknodat(parent, name, kind, mode, device));
         if made
             .as_ref()
             .is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
         {
-            self.warnings.insert(format!(
-                "{} is a device and was skipped, because only root can create devices",
-                shown.display()
-            ));
+            self.rights.refused_device(&shown);
+            // Another name of it cannot be linked to this one.
+            if let Some(inode) = found.inode() {
+                self.names.remove(&inode);
+            }
             return Ok(());
         }
         made.and_then(|()| self.finish_node(name, mode, entry))
@@ -323,24 +337,20 @@ impl<'a> Writer<'a> {
 
     /// Sets owner, attributes, mode and time, in this order, because each can reset those after it.
     fn finish(&mut self, path: &[u8], file: &File, entry: &Entry) -> io::Result<()> {
-        let mut mode = entry.mode & 0o7777;
+        let shown = self.shown(path);
         if self.is_root {
             let (uid, gid) = owner(entry);
             fchown(file, uid, gid)?;
-        } else {
-            // The caller owns the file, so a set-user-id program would run as the caller.
-            mode &= !0o6000;
         }
         for (name, value) in &entry.xattrs {
-            if let Err(error) = file.set_xattr(OsStr::from_bytes(name), value) {
-                let text = format!(
-                    "{}: cannot set attribute {} ({error})",
-                    self.shown(path).display(),
-                    String::from_utf8_lossy(name)
-                );
-                self.warnings.insert(text);
+            if self.rights.attribute(&shown, name)
+                && let Err(error) = file.set_xattr(OsStr::from_bytes(name), value)
+            {
+                self.rights.refused_attribute(&shown, name, &error);
             }
         }
+        let is_directory = matches!(entry.kind, EntryKind::Directory);
+        let mode = self.rights.mode(&shown, entry.mode & 0o7777, is_directory);
         fchmod(file, Mode::from_bits_truncate(mode))?;
         let time = self.time(entry);
         Ok(futimens(file, &time, &time)?)
@@ -356,6 +366,13 @@ impl<'a> Writer<'a> {
     fn shown(&self, path: &[u8]) -> PathBuf {
         self.dest.join(OsStr::from_bytes(path))
     }
+}
+
+fn is_device(kind: &EntryKind) -> bool {
+    matches!(
+        kind,
+        EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. }
+    )
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {

@@ -8,6 +8,7 @@ pub mod csv;
 mod image;
 mod local;
 mod replace;
+mod rights;
 mod spec;
 mod target;
 mod tree;
@@ -23,6 +24,7 @@ use crate::assemble::Assembled;
 use crate::event::{Progress, ProgressFn};
 use crate::rootfs::{ReadError, Rootfs};
 use compress::Job;
+pub use rights::LocalRights;
 pub use spec::{Compression, Destination, ImageOptions, MediaTypes, OutputSpec, OutputSpecError};
 
 /// One result to export.
@@ -177,9 +179,9 @@ fn write(
         } => keep(request, &options.names),
         OutputSpec::Image { names } => keep(request, names),
         OutputSpec::Tar { dest } => files(request, job, dest, stdout),
-        OutputSpec::Local { dest } => {
+        OutputSpec::Local { dest, rights } => {
             let root = Rootfs::new(request.store, &request.image.layers)?;
-            let warnings = local::write(job, &root, request.epoch, dest)?;
+            let warnings = local::write(job, &root, request.epoch, *rights, dest)?;
             Ok(Exported {
                 manifest: request.image.manifest,
                 warnings,
@@ -211,7 +213,7 @@ pub fn check(spec: &OutputSpec) -> Result<(), ExportError> {
         | OutputSpec::Tar {
             dest: Destination::Path(path),
         } => target::check_file(path),
-        OutputSpec::Local { dest } => local::check_dir(dest).map(|_| ()),
+        OutputSpec::Local { dest, .. } => local::check_dir(dest).map(|_| ()),
         OutputSpec::Oci { .. }
         | OutputSpec::Docker { .. }
         | OutputSpec::Tar { .. }

@@ -67,10 +67,23 @@ fn clear(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
+/// Whether a regular file has this name.
+pub(super) fn is_file(parent: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+    match fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(found) => Ok(has_type(&found, SFlag::S_IFREG)),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn stat(parent: &OwnedFd, name: &OsStr) -> io::Result<FileStat> {
     Ok(fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
 fn is_directory(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+    has_type(stat, SFlag::S_IFDIR)
+}
+
+fn has_type(stat: &FileStat, kind: SFlag) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
 }

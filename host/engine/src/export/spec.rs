@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use oci::ImageRef;
 
-use super::csv;
+use super::{LocalRights, csv};
 
 /// Default compression level of gzip.
 const GZIP_LEVEL: u32 = 6;
@@ -21,10 +21,11 @@ const ZSTD_LEVEL: i32 = 3;
 /// ```
 /// use std::path::PathBuf;
 ///
-/// use engine::export::OutputSpec;
+/// use engine::export::{LocalRights, OutputSpec};
 ///
 /// let spec: OutputSpec = "type=local,dest=out".parse()?;
-/// assert_eq!(spec, OutputSpec::Local { dest: PathBuf::from("out") });
+/// let rights = LocalRights::default();
+/// assert_eq!(spec, OutputSpec::Local { dest: PathBuf::from("out"), rights });
 ///
 /// let error = "type=tape".parse::<OutputSpec>().unwrap_err();
 /// assert_eq!(error.text, "type=tape");
@@ -58,6 +59,8 @@ pub enum OutputSpec {
     Local {
         /// The directory.
         dest: PathBuf,
+        /// Which rights on this machine the files may give.
+        rights: LocalRights,
     },
     /// The image is kept in the store under its names.
     Image {
@@ -160,7 +163,7 @@ impl OutputSpec {
             | Self::Tar {
                 dest: Destination::Path(path),
             }
-            | Self::Local { dest: path } => Some(path),
+            | Self::Local { dest: path, .. } => Some(path),
             Self::Oci { .. }
             | Self::Docker { .. }
             | Self::Tar { .. }
@@ -185,7 +188,7 @@ impl fmt::Display for OutputSpec {
             Self::Oci { dest, .. } => ("oci", Some(dest.to_string())),
             Self::Docker { dest, .. } => ("docker", dest.as_ref().map(ToString::to_string)),
             Self::Tar { dest } => ("tar", Some(dest.to_string())),
-            Self::Local { dest } => ("local", Some(dest.display().to_string())),
+            Self::Local { dest, .. } => ("local", Some(dest.display().to_string())),
             Self::Image { .. } => ("image", None),
             Self::CacheOnly => ("cacheonly", None),
         };
@@ -226,7 +229,10 @@ fn parse(text: &str) -> Result<OutputSpec, String> {
             "-" => OutputSpec::Tar {
                 dest: Destination::Stdout,
             },
-            path => OutputSpec::Local { dest: path.into() },
+            path => OutputSpec::Local {
+                dest: path.into(),
+                rights: LocalRights::default(),
+            },
         });
     }
     let mut keys = Keys::read(&fields)?;
@@ -299,8 +305,12 @@ fn local(keys: &mut Keys) -> Result<OutputSpec, String> {
         Some("delete") => return Err("mode=delete is not supported yet".to_owned()),
         Some(other) => return Err(format!("unknown mode `{other}`; use copy or delete")),
     }
+    let rights = LocalRights {
+        devices: keys.flag("devices")?.unwrap_or(false),
+        setuid: keys.flag("setuid")?.unwrap_or(false),
+    };
     match files(keys)? {
-        Some(Destination::Path(dest)) => Ok(OutputSpec::Local { dest }),
+        Some(Destination::Path(dest)) => Ok(OutputSpec::Local { dest, rights }),
         Some(Destination::Stdout) => {
             Err("type=local cannot be written to standard output; use type=tar".to_owned())
         }
@@ -485,6 +495,31 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn local(dest: &str) -> OutputSpec {
+        OutputSpec::Local {
+            dest: dest.into(),
+            rights: LocalRights::default(),
+        }
+    }
+
+    #[test]
+    fn rights_of_a_directory_are_given_on_request_only() {
+        let rights = |text: &str| {
+            let OutputSpec::Local { rights, .. } = spec(text) else {
+                panic!("{text}")
+            };
+            (rights.devices, rights.setuid)
+        };
+        assert_eq!(rights("type=local,dest=a"), (false, false));
+        assert_eq!(rights("type=local,dest=a,devices=true"), (true, false));
+        assert_eq!(
+            rights("type=local,dest=a,setuid=1,devices=0"),
+            (false, true)
+        );
+        refused("type=local,dest=a,devices=some", "not a boolean");
+        refused("type=tar,dest=a,devices=true", "`devices`");
+    }
+
     #[track_caller]
     fn refused(text: &str, reason: &str) {
         let error = text.parse::<OutputSpec>().unwrap_err();
@@ -493,8 +528,8 @@ mod tests {
 
     #[test]
     fn a_bare_value_is_a_directory_or_standard_output() {
-        assert_eq!(spec("out"), OutputSpec::Local { dest: "out".into() });
-        assert_eq!(spec("a=b"), OutputSpec::Local { dest: "a=b".into() });
+        assert_eq!(spec("out"), local("out"));
+        assert_eq!(spec("a=b"), local("a=b"));
         assert_eq!(
             spec("-"),
             OutputSpec::Tar {
@@ -511,10 +546,7 @@ mod tests {
 
     #[test]
     fn keys_are_case_insensitive_and_the_last_wins() {
-        assert_eq!(
-            spec("type=local, DEST=a,dest=b"),
-            OutputSpec::Local { dest: "b".into() }
-        );
+        assert_eq!(spec("type=local, DEST=a,dest=b"), local("b"));
         let OutputSpec::Oci { options, .. } =
             spec("type=oci,annotation.org.Example.Key=V,Annotation-Manifest.x=y")
         else {

@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod dockerfile;
 mod explain;
 mod follow;
 mod graph;

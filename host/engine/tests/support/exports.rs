@@ -6,7 +6,7 @@ pub use std::os::unix::process::ExitStatusExt;
 pub use std::path::{Path, PathBuf};
 
 pub use engine::assemble::{AssembleError, Assembled, HistoryEntry, assemble};
-pub use engine::export::{ExportError, Exported, OutputSpec, Request, check, export};
+pub use engine::export::{ExportError, Exported, LocalRights, OutputSpec, Request, check, export};
 pub use engine::pull::ImageSource;
 pub use exec::Cancel;
 pub use oci::ImageConfig;

@@ -188,7 +188,11 @@ impl VmExecutor {
 /// If it does not boot.
 pub fn boot_once(store: &Store, options: &Options, stop: &Cancel) -> Result<VmReport, BootError> {
     let registry = StoreRegistry::new(store)?;
-    let vm = boot(&BootContext::new(options, &registry)?, stop)?;
+    let options = Options {
+        cancel: stop.clone(),
+        ..options.clone()
+    };
+    let vm = boot(&BootContext::new(&options, &registry)?, stop)?;
     let report = vm.report();
     vm.end();
     Ok(report)
@@ -281,9 +285,12 @@ impl Shared {
             .map_err(VmUnavailable::Boot)?;
         // The first answer shows that the guest works.
         if let Err(err) = vm.session().stat() {
-            let why = explain(&vm, &err);
+            let why = match err {
+                SessionError::Cancelled => VmUnavailable::Boot(BootError::Cancelled),
+                err => VmUnavailable::Lost(explain(&vm, &err)),
+            };
             vm.end();
-            return Err(VmUnavailable::Lost(why));
+            return Err(why);
         }
         let record = match self.store.record_vm() {
             Ok(record) => record,
@@ -327,6 +334,8 @@ impl Shared {
             self.start_boot(state);
             matches!(state.phase, Phase::Booting)
         })?;
+        // The cancel may be why there is none.
+        check()?;
         match &state.phase {
             Phase::Ready(guest) => Ok(Arc::clone(guest)),
             Phase::Failed(why) => Err(StepError::Host(Box::new(SharedUnavailable(Arc::clone(
@@ -349,7 +358,9 @@ impl Shared {
             Phase::Idle | Phase::Booting | Phase::Failed(_) | Phase::Finished => false,
         };
         if current {
-            self.options.watcher.tell(&Notice::Lost(why.clone()));
+            if !self.options.cancel.is_cancelled() {
+                self.options.watcher.tell(&Notice::Lost(why.clone()));
+            }
             state.phase = if state.boots < MAX_BOOTS {
                 Phase::Idle
             } else {

@@ -48,9 +48,10 @@ impl Worker<'_> {
         let _held = self.layers.hold(&chain);
         self.import_all(&layers, cancel)?;
         let done = self.run_and_export(number, spec, chain, output, cancel);
-        // Whatever the result, nothing of the step stays. A lost guest has nothing to discard.
+        // Whatever the result, nothing of the step stays. A lost guest has nothing to discard, and that
+        // of a cancelled build ends.
         match self.session.discard(number) {
-            Ok(()) | Err(SessionError::Lost(_)) => {}
+            Ok(()) | Err(SessionError::Lost(_) | SessionError::Cancelled) => {}
             Err(err) => log::warn!("the builder VM cannot discard `{}`: {err}", spec.name),
         }
         done
@@ -251,7 +252,8 @@ impl Worker<'_> {
             .layers
             .ensure(name, &Cancel::new(), || self.session.commit(number, name));
         match committed {
-            Ok(()) => Ok(()),
+            // A cancelled build needs no layer on the guest disk.
+            Ok(()) | Err(SessionError::Cancelled) => Ok(()),
             Err(SessionError::Refused(failure)) if failure.kind == FailureKind::DiskFull => {
                 log::warn!("the builder VM cannot keep a layer: {}", failure.text);
                 Ok(())

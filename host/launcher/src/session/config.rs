@@ -1,5 +1,7 @@
 //! The configuration of a session.
 
+use exec::Cancel;
+
 use super::heartbeat::Heartbeat;
 use super::limits::Limits;
 use crate::time_budget::Clock;
@@ -15,4 +17,6 @@ pub(crate) struct SessionConfig {
     pub(crate) heartbeat: Heartbeat,
     /// The clock by which waits are bounded.
     pub(crate) clock: Clock,
+    /// The build's cancel. Nothing waits for the guest much longer than for this.
+    pub(crate) cancel: Cancel,
 }

@@ -71,6 +71,11 @@ impl Heartbeat {
         HeartbeatAction::Send(number)
     }
 
+    /// For how long the oldest unanswered heartbeat has been unanswered.
+    pub(super) fn silence(&self) -> Duration {
+        self.unanswered.map_or(Duration::ZERO, |(_, waited)| waited)
+    }
+
     /// The guest answered the heartbeat `number`. Returns whether that one was ever sent.
     #[must_use]
     pub(crate) fn on_answer(&mut self, number: u64) -> bool {

@@ -16,6 +16,9 @@ pub(crate) struct Limits {
     pub(crate) open: Duration,
     /// For the end of the stream after the end mark of a transfer.
     pub(crate) eof: Duration,
+    /// For whatever is owed when the build is cancelled. An honest guest needs less for nearly
+    /// everything, and what one loses that needs more is its disk, which is a cache.
+    pub(crate) grace: Duration,
     /// For killing all processes of a step. The longest time seen is 0.4 s.
     pub(crate) kill: Duration,
     /// For requests that need little I/O.
@@ -40,6 +43,7 @@ impl Limits {
             attach: seconds(15),
             open: seconds(30),
             eof: seconds(10),
+            grace: seconds(1),
             kill: seconds(5),
             short: seconds(15),
             files: seconds(300),
@@ -55,6 +59,7 @@ impl Limits {
             attach,
             open,
             eof,
+            grace,
             kill,
             short,
             files,
@@ -66,6 +71,7 @@ impl Limits {
             attach: attach * 4,
             open: open * 4,
             eof: eof * 4,
+            grace: grace * 4,
             kill: kill * 4,
             short: short * 4,
             files: files * 4,

@@ -3,7 +3,8 @@
 //! A session is one control connection and the transfers announced on it. The laws of this module:
 //!
 //! * No thread that receives ever calls what can block for long, and every wait ends: by an answer,
-//!   by the caller's cancel, or by the loss of the guest, which the heartbeat detects.
+//!   by the caller's cancel, or by the loss of the guest, which the heartbeat detects. Once the build
+//!   is cancelled, a guest that still owes an answer has [`Limits::grace`] for it, if it is not silent.
 //! * A guest that breaks the protocol once is lost: nothing it says afterwards is read. Loss is a
 //!   state that is entered once and wakes every waiter.
 //! * The host chooses the numbers of requests and transfers, and never reuses one.
@@ -78,7 +79,8 @@ impl Session {
     /// Exchanges hellos on the first connection of a guest, then starts to accept the others.
     ///
     /// # Errors
-    /// If the guest is of another version, does not know the nonce, or is silent.
+    /// If the guest is of another version, does not know the nonce, or is silent. [`Lost::Ended`] means
+    /// that the build was cancelled.
     pub(crate) fn open(
         control: Arc<dyn GuestConnection>,
         listener: Box<dyn GuestListener>,
@@ -131,6 +133,11 @@ impl Session {
         }
     }
 
+    /// Whether the build is cancelled, so that nothing is worth a wait.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.shared.cancel.is_cancelled()
+    }
+
     /// The layers that were transferred whole so far.
     pub(crate) fn stats(&self) -> MutexGuard<'_, TransferStats> {
         lock(&self.stats)
@@ -155,7 +162,7 @@ impl Drop for Session {
 /// Sends our hello and checks the guest's.
 fn greet(shared: &Shared, frames: &mut Frames) -> Result<Hello, Lost> {
     let limit = shared.limits.hello;
-    let watch = shared.watch(frames.connection(), None, Some(limit));
+    let watch = shared.watch(frames.connection(), Some(&shared.cancel), Some(limit));
     let hello = Hello {
         protocol: wire::PROTOCOL,
         software: SOFTWARE.into(),
@@ -168,6 +175,7 @@ fn greet(shared: &Shared, frames: &mut Frames) -> Result<Hello, Lost> {
     let frame = match frames.next() {
         Ok(Some(frame)) => frame,
         // The watch ended the connection, which shows in more than one way.
+        Ok(None) | Err(_) if shared.cancel.is_cancelled() => return Err(Lost::Ended),
         Ok(None) | Err(_) if watch.is_time_up() => {
             return Err(Lost::TooLate {
                 what: "complete the handshake",

@@ -105,13 +105,19 @@ impl Session {
     pub(super) fn wait_for_output(&self, clock: &OutputClock, finished: impl Fn() -> bool) {
         let limit = self.shared.limits.output;
         let renewed = || TimeBudget::new(limit, clock.guest_time());
-        let (mut pieces, mut budget) = (clock.pieces(), renewed());
+        let (mut pieces, mut budget, mut grace) = (clock.pieces(), renewed(), None);
         // Short, because it delays the end of each step; the pump has nearly always ended already.
         while !finished() && self.lost().is_none() {
             thread::sleep(Duration::from_millis(1));
             let now = clock.pieces();
             if now != pieces {
                 (pieces, budget) = (now, renewed());
+            }
+            if self
+                .shared
+                .is_out_of_patience(&mut grace, clock.guest_time())
+            {
+                self.lose(Lost::Ended);
             }
             if budget.elapse(clock.guest_time()) {
                 self.lose(Lost::TooLate {

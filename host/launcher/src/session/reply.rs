@@ -60,9 +60,15 @@ impl Shared {
 
     /// Queues a frame for the control connection; waits while the queue is full.
     fn enqueue(&self, frame: Vec<u8>) -> Result<(), SessionError> {
-        let mut unsent = Some(frame);
+        let (mut unsent, mut grace) = (Some(frame), None);
         let sent = poll(
-            || self.check(),
+            || {
+                self.check()?;
+                if self.is_out_of_patience(&mut grace, self.clock.now()) {
+                    return Err(self.give_up());
+                }
+                Ok(())
+            },
             |tick| {
                 let Some(queue) = lock(&self.queue).clone() else {
                     return Some(Err(self.disconnected()));
@@ -103,33 +109,29 @@ impl Pending {
         cancel: Option<&Cancel>,
         limit: Option<Duration>,
     ) -> Result<Waited, SessionError> {
-        self.wait_by(&|| self.shared.clock.now(), cancel, limit)
+        let now = || self.shared.clock.now();
+        let mut budget = limit.map(|limit| TimeBudget::new(limit, now()));
+        self.wait_until(|| {
+            if cancel.is_some_and(Cancel::is_cancelled) {
+                return Err(Waited::Cancelled);
+            }
+            if budget.as_mut().is_some_and(|left| left.elapse(now())) {
+                return Err(Waited::TimeUp);
+            }
+            Ok(())
+        })
     }
 
-    /// [`Self::wait`] by another clock.
-    fn wait_by(
+    /// Waits for the reply until `check` ends that.
+    fn wait_until(
         &self,
-        now: &dyn Fn() -> Instant,
-        cancel: Option<&Cancel>,
-        limit: Option<Duration>,
+        check: impl FnMut() -> Result<(), Waited>,
     ) -> Result<Waited, SessionError> {
-        let mut budget = limit.map(|limit| TimeBudget::new(limit, now()));
-        let received = poll(
-            || {
-                if cancel.is_some_and(Cancel::is_cancelled) {
-                    return Err(Waited::Cancelled);
-                }
-                if budget.as_mut().is_some_and(|left| left.elapse(now())) {
-                    return Err(Waited::TimeUp);
-                }
-                Ok(())
-            },
-            |tick| match self.reply.recv_timeout(tick) {
-                Ok(reply) => Some(Some(reply)),
-                Err(RecvTimeoutError::Disconnected) => Some(None),
-                Err(RecvTimeoutError::Timeout) => None,
-            },
-        );
+        let received = poll(check, |tick| match self.reply.recv_timeout(tick) {
+            Ok(reply) => Some(Some(reply)),
+            Err(RecvTimeoutError::Disconnected) => Some(None),
+            Err(RecvTimeoutError::Timeout) => None,
+        });
         match received {
             Ok(Some(reply)) => Ok(Waited::Reply(reply)),
             Ok(None) => Err(self.shared.disconnected()),
@@ -143,7 +145,8 @@ impl Pending {
     }
 
     /// Waits for a reply that must arrive within `limit`: a guest that takes longer for `what` is
-    /// lost, since nothing weaker can end the wait.
+    /// lost, since nothing weaker can end the wait. Once the build is cancelled, little is left of
+    /// the limit.
     pub(super) fn wait_or_lose(
         &self,
         what: &'static str,
@@ -159,10 +162,22 @@ impl Pending {
         what: &'static str,
         limit: Duration,
     ) -> Result<Reply, SessionError> {
-        match self.wait_by(now, None, Some(limit))? {
+        let (mut budget, mut grace) = (TimeBudget::new(limit, now()), None);
+        let waited = self.wait_until(|| {
+            let now = now();
+            if budget.elapse(now) {
+                return Err(Waited::TimeUp);
+            }
+            if self.shared.is_out_of_patience(&mut grace, now) {
+                return Err(Waited::Cancelled);
+            }
+            Ok(())
+        });
+        match waited? {
             Waited::Reply(Reply::Failed(failure)) => Err(SessionError::Refused(failure)),
             Waited::Reply(reply) => Ok(reply),
-            Waited::Cancelled | Waited::TimeUp => Err(self.too_late(what, limit)),
+            Waited::Cancelled => Err(self.shared.give_up()),
+            Waited::TimeUp => Err(self.too_late(what, limit)),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use exec::Cancel;
@@ -22,6 +22,8 @@ pub(super) struct Shared {
     pub(super) nonce: [u8; 16],
     pub(super) limits: Limits,
     pub(super) clock: Clock,
+    /// The build's cancel.
+    pub(super) cancel: Cancel,
     pub(super) control: Arc<dyn GuestConnection>,
     /// Frames for the control connection. `None` once the session ends.
     pub(super) queue: Mutex<Option<Sender<Vec<u8>>>>,
@@ -73,6 +75,7 @@ impl Shared {
             nonce: config.nonce,
             limits: config.limits,
             clock: config.clock,
+            cancel: config.cancel,
             control,
             queue: Mutex::new(Some(queue)),
             requests: Mutex::default(),
@@ -115,6 +118,24 @@ impl Shared {
             watched.connection.reset();
         }
         why
+    }
+
+    /// Whether a guest that owes an answer gets no more time for it, because the build is cancelled:
+    /// it has been silent for a while, or had the time of [`Limits::grace`]. `grace` is empty before
+    /// the first call.
+    pub(super) fn is_out_of_patience(&self, grace: &mut Option<TimeBudget>, now: Instant) -> bool {
+        if !self.cancel.is_cancelled() {
+            return false;
+        }
+        let grace = grace.get_or_insert_with(|| TimeBudget::new(self.limits.grace, now));
+        grace.elapse(now) || lock(&self.heartbeat).silence() >= self.limits.grace
+    }
+
+    /// The build is cancelled, and the guest did not answer in the time that this leaves. Nobody needs
+    /// it any more, so it counts as ended and no other wait tries its patience again.
+    pub(super) fn give_up(&self) -> SessionError {
+        self.lose(Lost::Ended);
+        SessionError::Cancelled
     }
 
     /// Fails if the guest is lost.

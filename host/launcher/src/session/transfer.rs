@@ -118,7 +118,7 @@ impl Shared {
     /// After the end mark only the end of the stream may follow.
     fn expect_eof(&self, frames: &mut Frames) -> Result<(), SessionError> {
         let connection = Arc::clone(frames.connection());
-        let _watch = self.watch(&connection, None, Some(self.limits.eof));
+        let _watch = self.watch(&connection, Some(&self.cancel), Some(self.limits.eof));
         match frames.next() {
             // A reset instead of an orderly end loses nothing any more.
             Ok(None) | Err(ReadError::Source(_)) => Ok(()),

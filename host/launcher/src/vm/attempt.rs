@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -94,12 +94,18 @@ fn assemble(
         limits: limits(accelerator),
         heartbeat: Heartbeat::default(),
         clock,
+        cancel: context.options.cancel.clone(),
     };
     #[cfg(test)]
     let config = context.options.failpoints.adjust(config);
-    let session = Session::open(control, listener, config).map_err(|source| BootError::Agent {
-        source,
-        words: monitor.last_words(),
+    let session = Session::open(control, listener, config).map_err(|source| {
+        if matches!(source, Lost::Ended) {
+            return BootError::Cancelled;
+        }
+        BootError::Agent {
+            source,
+            words: monitor.last_words(),
+        }
     })?;
     let session = Arc::new(session);
     parts.session = Some(Arc::clone(&session));
@@ -185,6 +191,7 @@ fn start_monitor(
         .read(true)
         .write(true)
         .create_new(true)
+        .mode(0o600)
         .open(&path)?;
     lock.lock()?;
     let spec = Spec {

@@ -135,9 +135,10 @@ impl State {
 }
 
 fn connect(path: &Path, read_only: bool) -> Result<Connection, StoreError> {
-    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     if !read_only {
-        flags |= OpenFlags::SQLITE_OPEN_CREATE;
+        // SQLite would take the mode from the umask, for its logs too.
+        drop(disk::open_lasting(path)?);
     }
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_handler(Some(pause))?;

@@ -97,6 +97,8 @@ pub enum BuildState {
     Running,
     /// Its instance died before the end.
     Interrupted,
+    /// It was told to stop, and its instance died before it had done that.
+    Cancelled,
     /// It ended at this time, in seconds since 1970.
     Ended(i64, BuildOutcome),
 }
@@ -121,17 +123,22 @@ pub(super) struct BuildRow {
     pub(super) info: BuildInfo,
     pub(super) started: i64,
     pub(super) ended: Option<(i64, BuildOutcome)>,
+    /// [`Store::cancel_builds`](crate::Store::cancel_builds) was called for it.
+    pub(super) cancelled: bool,
 }
 
 impl BuildRow {
     pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let class: Option<String> = row.get(7)?;
+        let known = Class::ALL
+            .iter()
+            .find(|(_, name)| class.as_deref() == Some(*name))
+            .map(|(class, _)| *class);
         let ended = match row.get::<_, Option<i64>>(6)? {
             None => None,
             Some(at) => {
-                let class: String = row.get(7)?;
-                let known = Class::ALL.iter().find(|(_, name)| *name == class);
                 let outcome = BuildOutcome {
-                    class: known.map_or(Class::Host, |(class, _)| *class),
+                    class: known.unwrap_or(Class::Host),
                     status: row.get(8)?,
                     message: row.get(9)?,
                     image: row.get::<_, Option<[u8; 32]>>(10)?.map(Digest),
@@ -149,6 +156,7 @@ impl BuildRow {
             },
             started: row.get(5)?,
             ended,
+            cancelled: known == Some(Class::Cancelled),
         })
     }
 }

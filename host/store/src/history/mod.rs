@@ -1,7 +1,8 @@
 //! History: past and present builds, and how they ended.
 //!
 //! The law: the row is on disk when the build starts. Its state is computed: the build has ended if its
-//! end is recorded; otherwise it is running if its instance is alive, and was interrupted if not.
+//! end is recorded; otherwise it is running if its instance is alive. If not, it was interrupted, or
+//! cancelled if it had been told to stop before.
 //! History is bounded, and keeps no object alive.
 
 mod build;
@@ -130,6 +131,20 @@ impl Store {
         Ok(())
     }
 
+    /// Records that the builds of this instance were told to stop, for the case that the process ends
+    /// before they do. How they end counts more, if that is recorded.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn cancel_builds(&self) -> Result<(), StoreError> {
+        let instance = self.instance().to_string();
+        self.write(Commit::Relaxed, |tx| {
+            tx.prepare_cached("UPDATE build SET class = ?2 WHERE instance = ?1 AND ended IS NULL")?
+                .execute((instance, Class::Cancelled.to_string()))?;
+            Ok(())
+        })
+    }
+
     /// The newest builds, newest first.
     ///
     /// # Errors
@@ -147,7 +162,9 @@ impl Store {
     fn with_states(&self, found: Vec<BuildRow>) -> Result<Vec<Build>, StoreError> {
         let builds = found.into_iter().map(|found| self.with_state(found));
         let mut builds = builds.collect::<Result<Vec<_>, _>>()?;
-        let open = |build: &&mut Build| build.state == BuildState::Interrupted;
+        let open = |build: &&mut Build| {
+            matches!(build.state, BuildState::Interrupted | BuildState::Cancelled)
+        };
         let newest = builds.first().map_or(0, |build| build.id.0);
         if let Some(oldest) = builds.iter_mut().rfind(open) {
             // The end of a build is recorded before its instance releases the lock. So a build that ended
@@ -184,10 +201,12 @@ impl Store {
             info,
             started,
             ended,
+            cancelled,
         } = found;
         let state = match ended {
             Some((at, outcome)) => BuildState::Ended(at, outcome),
             None if Lock::is_held(&self.layout().instance_lock(&instance))? => BuildState::Running,
+            None if cancelled => BuildState::Cancelled,
             None => BuildState::Interrupted,
         };
         Ok(Build {

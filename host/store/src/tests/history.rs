@@ -301,3 +301,30 @@ fn output_lost_to_a_full_disk_is_reported_in_the_log_later() {
     store.close().unwrap();
     root.assert_clean();
 }
+
+/// A process that is killed after it was told to stop was not interrupted by surprise.
+#[test]
+fn a_build_that_was_told_to_stop_counts_as_cancelled_unless_its_end_is_recorded() {
+    let root = Root::new();
+    let (store, other) = (root.open(), root.open());
+    let before = ended(&store);
+    let [stopped, done] = [(); 2].map(|()| store.start_build(&BuildInfo::default()).unwrap());
+    let of_another = other.start_build(&BuildInfo::default()).unwrap();
+    store.cancel_builds().unwrap();
+    let state = |id| {
+        let builds = root.open().builds(usize::MAX).unwrap();
+        builds
+            .into_iter()
+            .find(|build| build.id == id)
+            .unwrap()
+            .state
+    };
+    assert_eq!(state(stopped), BuildState::Running);
+    store.end_build(done, &ENDED).unwrap();
+    drop((store, other));
+    assert_eq!(state(stopped), BuildState::Cancelled);
+    assert_eq!(state(of_another), BuildState::Interrupted);
+    for id in [before, done] {
+        assert!(matches!(state(id), BuildState::Ended(_, outcome) if outcome == ENDED));
+    }
+}

@@ -626,7 +626,9 @@ fn a_rebuilt_database_has_the_objects_and_not_the_hits() {
     };
     let class = match &known.state {
         BuildState::Ended(_, outcome) => outcome.class,
-        BuildState::Running | BuildState::Interrupted => panic!("{known:?}"),
+        BuildState::Running | BuildState::Interrupted | BuildState::Cancelled => {
+            panic!("{known:?}")
+        }
     };
     assert_eq!((known.id, class), (build, Class::Host));
     assert_eq!(store.step_logs(build).unwrap().len(), 1);

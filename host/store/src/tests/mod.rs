@@ -1,5 +1,6 @@
 //! Tests of the whole store, with several handles and several processes.
 
+mod access;
 mod check;
 mod claims;
 mod graph;

@@ -46,6 +46,9 @@ pub(in crate::command) struct Args {
     #[arg(value_name = "PATH")]
     pub(super) context: PathBuf,
     /// Path of the Dockerfile, or `-` for standard input [default: PATH/Dockerfile]
+    ///
+    /// A file in the build context may be a link only to another file in it. A file elsewhere may be
+    /// any file or pipe.
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
     /// Image name, NAME or NAME:TAG; repeatable
@@ -98,6 +101,9 @@ pub(in crate::command) struct Args {
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = pair)]
     pub(super) labels: Vec<Pair>,
     /// Output destination: a directory, `-`, or type=oci|docker|tar|local,dest=PATH; repeatable
+    ///
+    /// In a directory (type=local), devices are left out and programs have no set-user-ID and
+    /// set-group-ID bits and no capabilities, unless root adds devices=true or setuid=true.
     #[arg(short, long = "output", value_name = "SPEC")]
     pub(super) outputs: Vec<OutputSpec>,
     /// Type of progress output on standard error

@@ -44,12 +44,12 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     let progress = Arc::new(Progress::start(mode).map_err(|e| Failure::usage(e.to_string()))?);
     let cancel = Cancel::new();
     let display = Arc::clone(&progress);
-    signals::watch(&cancel, move || {
+    let watch = signals::watch(&cancel, move || {
         display.note("cancelling the build; press Ctrl-C again to exit immediately");
     })?;
     let display = Arc::clone(&progress);
     logging::send_to(Some(Arc::new(move |line| display.note(line))));
-    let done = build(args, &request, common, &progress, &cancel);
+    let done = build(args, &request, common, &progress, &cancel, &watch);
     logging::send_to(None);
     finish(args, &progress, done)
 }
@@ -61,9 +61,17 @@ fn build(
     common: &Common,
     progress: &Arc<Progress>,
     cancel: &Cancel,
+    watch: &signals::Watch,
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
-    let vm = LazyVm::new(args, &store, Arc::clone(progress));
+    let history = store.clone();
+    watch.on_cancel(move || {
+        // Closed if the build has ended.
+        if let Err(error) = history.cancel_builds() {
+            log::debug!("cannot record that the build was cancelled: {error}");
+        }
+    });
+    let vm = LazyVm::new(args, &store, Arc::clone(progress), cancel);
     let mut report = None;
     let guard = FreeSpaceGuard::new(&store, args.min_free_space);
     let hooks = free_space::Hooks::new(progress, cancel);
@@ -189,6 +197,10 @@ fn failure(error: BuildError) -> Failure {
         && source.kind() == io::ErrorKind::NotFound
     {
         Some("use --file to name the Dockerfile".to_owned())
+    } else if let BuildError::NoDockerfile { source, .. } = &error
+        && source.kind() == io::ErrorKind::CrossesDevices
+    {
+        Some("use --file to name the file that the link leads to".to_owned())
     } else {
         None
     };

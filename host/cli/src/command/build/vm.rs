@@ -17,15 +17,22 @@ pub(super) struct LazyVm<'a> {
     args: &'a Args,
     store: &'a Store,
     progress: Arc<Progress>,
+    cancel: &'a Cancel,
     executor: Mutex<Option<Arc<VmExecutor>>>,
 }
 
 impl<'a> LazyVm<'a> {
-    pub(super) fn new(args: &'a Args, store: &'a Store, progress: Arc<Progress>) -> Self {
+    pub(super) fn new(
+        args: &'a Args,
+        store: &'a Store,
+        progress: Arc<Progress>,
+        cancel: &'a Cancel,
+    ) -> Self {
         Self {
             args,
             store,
             progress,
+            cancel,
             executor: Mutex::default(),
         }
     }
@@ -61,6 +68,7 @@ impl<'a> LazyVm<'a> {
         options.vsock = self.args.vsock.clone();
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
+        options.cancel = self.cancel.clone();
         let progress = Arc::clone(&self.progress);
         options.watcher = Watcher::new(move |notice| progress.note(notice.to_string()));
         Ok(options)

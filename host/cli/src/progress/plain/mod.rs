@@ -16,7 +16,7 @@ use engine::event::{Event, StepId};
 
 use super::queue::{Item, Payload, Pieces};
 use super::text::{self, Ending};
-use crate::sanitize::sanitize;
+use crate::sanitize::{sanitize, sanitize_lines};
 use crate::size;
 use step::StepView;
 
@@ -61,7 +61,7 @@ impl<W: Write> Plain<W> {
                 self.line(step, at, line);
             }
             Payload::Tail { step, output } => self.tails.push((step, output)),
-            Payload::Note(text) => writeln!(self.out, "{text}")?,
+            Payload::Note(text) => writeln!(self.out, "{}", sanitize_lines(&text))?,
         }
         self.print_due(at)
     }

@@ -252,13 +252,16 @@ fn a_status_is_shown_every_five_percent_or_five_seconds_and_never_twice_in_half_
 fn names_and_reasons_are_sanitized() {
     let text = play(
         vec![
-            (0.0, started(1, "RUN \u{1b}[31mx\ny")),
+            (0.0, started(1, "RUN \u{1b}[31mx\ny\u{202e}")),
             (
                 0.0,
-                ended(1, Outcome::Failed("\u{1b}]0;t\u{7}no".into()), 0.0),
+                ended(1, Outcome::Failed("\u{1b}]0;t\u{7}no\u{2066}".into()), 0.0),
             ),
         ],
         Ending::Failed,
     );
-    assert!(text.contains("#1 RUN x y\n#1 ERROR: no\n"), "{text}");
+    assert!(
+        text.contains("#1 RUN x y\\u{202e}\n#1 ERROR: no\\u{2066}\n"),
+        "{text}"
+    );
 }

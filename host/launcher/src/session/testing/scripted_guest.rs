@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use exec::Cancel;
 use wire::frame::{self, Kind};
 use wire::{Attach, Hello, Reply, Request, message, transfer};
 
@@ -61,6 +62,8 @@ pub(crate) struct Host {
     listener: QueueListener,
     /// The clock of the session.
     pub(crate) clock: Clock,
+    /// The build's cancel.
+    pub(crate) cancel: Cancel,
 }
 
 /// Limits short enough for a test to wait for.
@@ -71,6 +74,7 @@ pub(crate) fn short_limits() -> Limits {
         attach: limit,
         open: limit,
         eof: limit,
+        grace: limit / 4,
         kill: limit / 4,
         short: limit,
         files: limit,
@@ -87,6 +91,7 @@ pub(crate) fn pair() -> (Host, Guest) {
             control: ours,
             listener: QueueListener(receiver),
             clock: Clock::default(),
+            cancel: Cancel::new(),
         },
         Guest {
             control: theirs,
@@ -102,6 +107,7 @@ impl Host {
             limits,
             heartbeat,
             clock: self.clock,
+            cancel: self.cancel,
         };
         Session::open(Arc::new(self.control), Box::new(self.listener), config)
     }

@@ -1,9 +1,10 @@
 //! Sessions against scripted guests: honest ones and others, over socket pairs.
 //!
-//! Here is what a session does with one guest; `damaged_streams` cuts and changes what a guest sends,
-//! `loss` is about requests at the moment at which it is lost, `slow_host` and `stopped_host` are
+//! Here is what a session does with one guest; `cancelled_build` is about what a guest owes when the
+//! build is cancelled, `damaged_streams` cuts and changes what a guest sends, `loss` is about requests at the moment at which it is lost, `slow_host` and `stopped_host` are
 //! about time that the guest does not pay for.
 
+mod cancelled_build;
 mod damaged_streams;
 mod loss;
 mod slow_host;

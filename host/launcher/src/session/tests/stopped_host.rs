@@ -23,6 +23,7 @@ fn limits() -> Limits {
         attach: LIMIT,
         open: LIMIT,
         eof: LIMIT,
+        grace: LIMIT,
         kill: LIMIT,
         short: LIMIT,
         files: LIMIT,

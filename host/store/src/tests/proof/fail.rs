@@ -44,6 +44,7 @@ impl Fault {
                 &[Errno::ENOSPC, Errno::EIO, Errno::EINTR]
             }
             IoOperation::SyncFile(_) | IoOperation::SyncDir(_) => &[Errno::ENOSPC, Errno::EIO],
+            IoOperation::SetMode(_) => &[Errno::EIO, Errno::EPERM],
             IoOperation::Truncate(..) => &[Errno::EIO, Errno::EINTR],
             IoOperation::RemoveFile(_) | IoOperation::RemoveTree(_) => &[Errno::EIO, Errno::EBUSY],
             IoOperation::BeginRead => &[Errno::EBUSY, Errno::EIO],

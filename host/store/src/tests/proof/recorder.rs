@@ -134,6 +134,7 @@ impl Recorder {
             | IoOperation::BeginRead
             | IoOperation::BeginWrite
             | IoOperation::MakeDir(_)
+            | IoOperation::SetMode(_)
             | IoOperation::Create(_)
             | IoOperation::Link(_)
             | IoOperation::Write(..)

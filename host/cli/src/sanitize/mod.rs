@@ -1,9 +1,15 @@
 //! Makes untrusted output safe to print.
 //!
-//! **Rule:** output of a step reaches the terminal as text only. Escape sequences and control
-//! characters are removed here; the step's log in the store keeps them.
+//! **Rule:** output of a step, and every name and text that a Dockerfile, an image or the guest chose,
+//! reaches the terminal as text only, and all of it can be seen. Escape sequences and control characters
+//! are removed here, and what is invisible or changes the order of text is shown as `\u{…}`; the step's
+//! log in the store keeps them.
+
+mod invisible;
 
 use std::borrow::Cow;
+
+use invisible::is_escaped;
 
 /// Longest line, in bytes. Longer lines are split, so that a step that writes a gigabyte without a
 /// newline needs no more memory than this.
@@ -41,19 +47,48 @@ impl LineBuffer {
     }
 }
 
-/// One line as a terminal would finally show it, without escape sequences and control characters.
+/// One line as a terminal would finally show it, without escape sequences, control characters and
+/// anything invisible.
 pub(crate) fn sanitize(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text = overwritten(&text);
     let mut shown = String::with_capacity(text.len());
     let mut rest = text.chars();
+    let mut before = None;
     while let Some(character) = rest.next() {
         match character {
             '\u{1b}' => skip_escape(&mut rest),
             '\t' => shown.push('\t'),
             '\n' => shown.push(' '),
-            _ if character.is_control() => {}
+            _ if character.is_control() => continue,
+            _ if is_escaped(character, before) => shown.extend(character.escape_unicode()),
             _ => shown.push(character),
+        }
+        before = Some(character);
+    }
+    shown
+}
+
+/// Text of several lines, each as [`sanitize`] shows it.
+pub(crate) fn sanitize_lines(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| sanitize(line.as_bytes())).collect();
+    lines.join("\n")
+}
+
+/// JSON with the same meaning that a terminal shows as it is. What is invisible can only be in strings,
+/// since the rest of JSON is ASCII, so it is escaped there as JSON does.
+pub(crate) fn json(value: &impl std::fmt::Display) -> String {
+    let text = value.to_string();
+    let mut shown = String::with_capacity(text.len());
+    let mut units = [0; 2];
+    for character in text.chars() {
+        let is_line = matches!(character, '\n' | '\t');
+        if !is_line && (character.is_control() || is_escaped(character, None)) {
+            for unit in character.encode_utf16(&mut units) {
+                shown.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            shown.push(character);
         }
     }
     shown
@@ -133,6 +168,38 @@ mod tests {
     }
 
     #[test]
+    fn what_changes_the_order_of_text_or_hides_is_shown_escaped() {
+        check(
+            &["a\u{202e}txt.exe\u{2066}b\u{61c}\u{200f}\n".as_bytes()],
+            &[r"a\u{202e}txt.exe\u{2066}b\u{61c}\u{200f}"],
+        );
+        check(
+            &["x\u{200b}y\u{feff}\u{e0041}".as_bytes()],
+            &[r"x\u{200b}y\u{feff}\u{e0041}"],
+        );
+        check(
+            &["👩\u{200d}💻 a\u{200d}b".as_bytes()],
+            &["👩\u{200d}💻 a\\u{200d}b"],
+        );
+        // An escape sequence between them hides nothing.
+        check(&["👩\x1b[0m\u{200d}".as_bytes()], &["👩\\u{200d}"]);
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_and_shows_all_of_it() {
+        let text = "a\u{202e}b\u{9b}c\u{e0041}\u{7f}d\u{200d}ü\n\x1b";
+        let value = serde_json::json!({ "k": [text] });
+        for printed in [json(&value), json(&format!("{value:#}"))] {
+            let hidden = |c: char| is_escaped(c, None) || (c.is_control() && c != '\n');
+            assert!(!printed.contains(hidden), "{printed}");
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&printed).unwrap(),
+                value
+            );
+        }
+    }
+
+    #[test]
     fn an_unterminated_escape_ends_with_its_line() {
         check(&[b"a\x1b[12\nb\x1b]x\nc\x1b"], &["a", "b", "c"]);
     }
@@ -166,7 +233,9 @@ mod tests {
             let bytes: Vec<u8> = (0..40).map(|_| noise()).collect();
             let line = sanitize(&bytes);
             assert!(
-                !line.chars().any(|c| c.is_control() && c != '\t'),
+                !line
+                    .chars()
+                    .any(|c| (c.is_control() && c != '\t') || is_escaped(c, Some('é'))),
                 "{bytes:?} → {line:?}"
             );
         }
