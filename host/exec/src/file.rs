@@ -27,7 +27,8 @@ pub struct InterruptibleFile<'a> {
 }
 
 impl<'a> InterruptibleFile<'a> {
-    /// Takes an open file.
+    /// Takes an open file. To be interruptible, it was opened with `O_NONBLOCK`; a pipe that is read need
+    /// not have a writer yet.
     ///
     /// # Errors
     /// If its type cannot be read.
@@ -38,19 +39,6 @@ impl<'a> InterruptibleFile<'a> {
             regular,
             stop,
         })
-    }
-
-    /// Opens a file for reading; a pipe need not have a writer yet.
-    ///
-    /// # Errors
-    /// If it cannot be opened.
-    pub fn open(path: &Path, stop: &'a dyn Fn() -> bool) -> io::Result<Self> {
-        let mut options = File::options();
-        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        Self::new(
-            options.read(true).custom_flags(flags.bits()).open(path)?,
-            stop,
-        )
     }
 
     /// Opens a device or pipe for writing; waits until a pipe has a reader.
@@ -155,6 +143,14 @@ mod tests {
 
     use super::*;
 
+    /// Opens a pipe for reading.
+    fn open<'a>(path: &Path, stop: &'a dyn Fn() -> bool) -> io::Result<InterruptibleFile<'a>> {
+        let mut options = File::options();
+        let flags = OFlag::O_NONBLOCK.bits();
+        let file = options.read(true).custom_flags(flags).open(path)?;
+        InterruptibleFile::new(file, stop)
+    }
+
     /// Runs `work` on a pipe and tells it to stop after a while.
     #[track_caller]
     fn stopped(work: impl FnOnce(&Path, &dyn Fn() -> bool) -> io::Result<()> + Send) {
@@ -174,18 +170,14 @@ mod tests {
 
     #[test]
     fn a_pipe_without_another_end_can_be_given_up() {
-        stopped(|pipe, stop| {
-            InterruptibleFile::open(pipe, stop)?
-                .read_to_end(&mut Vec::new())
-                .map(drop)
-        });
+        stopped(|pipe, stop| open(pipe, stop)?.read_to_end(&mut Vec::new()).map(drop));
         stopped(|pipe, stop| InterruptibleFile::create(pipe, stop).map(drop));
     }
 
     #[test]
     fn a_pipe_that_nobody_reads_can_be_given_up() {
         stopped(|pipe, stop| {
-            let _reader = InterruptibleFile::open(pipe, stop)?;
+            let _reader = open(pipe, stop)?;
             InterruptibleFile::create(pipe, stop)?.write_all(&vec![0; 1 << 20])
         });
     }
@@ -199,10 +191,7 @@ mod tests {
         let (mut read, go_on) = (Vec::new(), || false);
         thread::scope(|scope| {
             let writer = scope.spawn(|| InterruptibleFile::create(&pipe, &go_on)?.write_all(&data));
-            InterruptibleFile::open(&pipe, &go_on)
-                .unwrap()
-                .read_to_end(&mut read)
-                .unwrap();
+            open(&pipe, &go_on).unwrap().read_to_end(&mut read).unwrap();
             writer.join().unwrap().unwrap();
         });
         assert_eq!(read, data);
