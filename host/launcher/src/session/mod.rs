@@ -133,11 +133,6 @@ impl Session {
         }
     }
 
-    /// Whether the build is cancelled, so that nothing is worth a wait.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.shared.cancel.is_cancelled()
-    }
-
     /// The layers that were transferred whole so far.
     pub(crate) fn stats(&self) -> MutexGuard<'_, TransferStats> {
         lock(&self.stats)

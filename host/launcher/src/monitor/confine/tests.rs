@@ -17,7 +17,7 @@ use crate::Accel;
 use crate::monitor::process::{Monitor, Spec};
 use crate::monitor::qemu::Qemu;
 use crate::vm::tests::{PlainRegistry, options, real_image, trampoline};
-use crate::vm::{BootContext, End, boot};
+use crate::vm::{BootContext, boot};
 
 const SOON: Duration = Duration::from_secs(30);
 const FILE_SIZE: u64 = 1 << 40;
@@ -240,7 +240,7 @@ fn boot_and_look(torn_down: &[Wall]) -> Vec<Wall> {
         [[0; 32]; 0],
         "the guest works"
     );
-    let problems = vm.end(End::Orderly(vm.limits()));
+    let problems = vm.end();
     assert!(problems.is_empty(), "{problems:?}");
     registry.check_clean();
     shown
