@@ -13,8 +13,8 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use crate::header::{BLOCK, USTAR, Ustar};
 use crate::parser::padding;
 use crate::path::{self, OPAQUE, WHITEOUT};
-use crate::pax::{XATTR, can_hold_xattr, put_record};
-use crate::{Attributes, EntryKind, Mtime};
+use crate::pax::{XATTR, put_record};
+use crate::{Attributes, EntryKind, Mtime, can_hold_xattr};
 
 /// Largest numbers that fit into the fields of a header: 7 and 11 octal digits.
 const MAX_SHORT: u64 = 0o7_777_777;
@@ -41,12 +41,13 @@ pub enum Style {
 pub struct Writer<W> {
     out: W,
     style: Style,
+    end: u64,
 }
 
 impl<W: Write> Writer<W> {
     /// Begins a tar.
     pub const fn new(out: W, style: Style) -> Self {
-        Self { out, style }
+        Self { out, style, end: 0 }
     }
 
     /// Writes the header of an entry. `path` has the form of [`Entry::path`](crate::Entry::path).
@@ -80,10 +81,19 @@ impl<W: Write> Writer<W> {
             self.block(block)?;
             self.out.write_all(&records)?;
             self.pad(size)?;
+            self.end = self.end.saturating_add(size + padding(size));
         }
         let mut block = block(&name, attributes, flag(kind));
         put_kind(&mut block, kind);
+        let size = size(kind);
+        self.end = self.end.saturating_add(size).saturating_add(padding(size));
         self.block(block)
+    }
+
+    /// Length of the tar up to the end of the entry whose header came last, its data included, even
+    /// if that is still to come.
+    pub const fn end(&self) -> u64 {
+        self.end
     }
 
     /// Fills up the last block behind `size` bytes of data.
@@ -117,6 +127,7 @@ impl<W: Write> Writer<W> {
             Style::Diff => format!("{sum:07o}\0"),
         };
         put(&mut block.checksum, text.as_bytes());
+        self.end = self.end.saturating_add(BLOCK as u64);
         self.out.write_all(block.as_bytes())
     }
 }
