@@ -12,6 +12,7 @@ use crate::limits::{
     MAX_NAMES, MAX_PATH, MAX_XATTR_NAME, MAX_XATTR_VALUE, MAX_XATTRS,
 };
 use crate::path::is_reserved;
+use crate::pax;
 use crate::{Attributes, Entry, EntryKind};
 
 /// Why a layer cannot hold an entry.
@@ -118,7 +119,7 @@ impl Unfit {
     #[must_use]
     pub const fn advice(&self) -> &'static str {
         match self {
-            Self::Reserved => "rename or remove it",
+            Self::Reserved => "rename it",
             Self::Path(_) | Self::Name(_) => "use shorter names",
             Self::Target(_) => "use a shorter target",
             Self::AttributeName(_)
@@ -352,14 +353,13 @@ fn check_attributes(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<u64, Unfit> {
     Ok(bytes)
 }
 
-/// Whether a layer can hold an extended attribute of this name. A key of a pax record ends at the
-/// first `=`, so a name that has one would come back as another; and those of overlayfs would
-/// control the builder.
-#[must_use]
-pub fn can_hold_xattr(name: &[u8]) -> bool {
+/// Whether a layer can hold an extended attribute of this name.
+fn can_hold_xattr(name: &[u8]) -> bool {
     !name.is_empty()
         && name.len() <= MAX_XATTR_NAME
-        && !name.iter().any(|byte| matches!(byte, 0 | b'='))
+        && !name.contains(&0)
+        && pax::can_write_xattr(name)
+        // They would control the builder's own file system.
         && !name.starts_with(b"trusted.overlay.")
 }
 

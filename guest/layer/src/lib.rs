@@ -99,7 +99,7 @@ pub use serde;
 pub use digest::{DiffId, Digest, NotADigest};
 pub use entry::{Attributes, Entry, EntryKind, Mtime};
 pub use error::LayerError;
-pub use fit::{Tally, Unfit, attribute_bytes, can_hold_xattr};
+pub use fit::{Tally, Unfit, attribute_bytes};
 pub use header::is_header;
 pub use index::Index;
 pub use indexer::{Indexer, Sha256};

@@ -311,7 +311,8 @@ impl Parser {
             Some(entry) => self.tally.add_entry(entry)?,
             None => self.tally.add_skipped()?,
         }
-        self.tally.reaches(self.position.saturating_add(size))
+        let data = size.saturating_add(padding(size));
+        self.tally.reaches(self.position.saturating_add(data))
     }
 
     /// What all entries come to, at the end.

@@ -12,6 +12,12 @@ use crate::Mtime;
 /// Prefix of keys that carry extended attributes.
 pub(crate) const XATTR: &[u8] = b"SCHILY.xattr.";
 
+/// Whether a record can be about an extended attribute of this name. A key ends at the first `=`, so
+/// a name that has one would come back as another.
+pub(crate) fn can_write_xattr(name: &[u8]) -> bool {
+    !name.contains(&b'=')
+}
+
 /// What extensions say about one entry.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {

@@ -13,8 +13,8 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use crate::header::{BLOCK, USTAR, Ustar};
 use crate::parser::padding;
 use crate::path::{self, OPAQUE, WHITEOUT};
-use crate::pax::{XATTR, put_record};
-use crate::{Attributes, EntryKind, Mtime, can_hold_xattr};
+use crate::pax::{XATTR, can_write_xattr, put_record};
+use crate::{Attributes, EntryKind, Mtime};
 
 /// Largest numbers that fit into the fields of a header: 7 and 11 octal digits.
 const MAX_SHORT: u64 = 0o7_777_777;
@@ -90,10 +90,10 @@ impl<W: Write> Writer<W> {
         self.block(block)
     }
 
-    /// Length of the tar up to the end of the entry whose header came last, its data included, even
-    /// if that is still to come.
-    pub const fn end(&self) -> u64 {
-        self.end
+    /// Length that the tar has if no other entry comes, in bytes. The data of the last one counts
+    /// even if it is still to come, and so does the mark that ends the tar.
+    pub const fn length(&self) -> u64 {
+        self.end.saturating_add(2 * BLOCK as u64)
     }
 
     /// Fills up the last block behind `size` bytes of data.
@@ -270,7 +270,7 @@ fn records(
         );
     }
     for (name, value) in &attributes.xattrs {
-        if !can_hold_xattr(name) {
+        if !can_write_xattr(name) {
             let name = name.escape_ascii();
             let text = format!("no layer can hold the extended attribute `{name}`");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));

@@ -131,7 +131,7 @@ fn both(
     if tar.header(path, attributes, kind).is_err() {
         return (asked, None);
     }
-    let asked = asked.and_then(|()| tally.reaches(tar.end()));
+    let asked = asked.and_then(|()| tally.reaches(tar.length()));
     let read = match Parser::new().next(&mut tar.out().as_slice()) {
         Ok(Some(Event::Entry(mut entry))) => {
             if let EntryKind::File { offset, .. } = &mut entry.kind {
