@@ -10,6 +10,9 @@ use crate::context::{BadPattern, ContextError, IgnoreError, IgnoredBy, Missing};
 use crate::download::{BadName, DownloadError};
 use crate::rootfs::{ReadError, ResolveError, UserError, path};
 
+/// How much of a path that no layer can hold is shown, in bytes.
+const SHOWN: usize = 200;
+
 /// Why a COPY, ADD or WORKDIR fails. [`CopyError::is_host`] tells failures of the machine from mistakes
 /// of the user.
 #[derive(Debug, thiserror::Error)]
@@ -203,7 +206,10 @@ impl CopyError {
 
     /// A layer that cannot hold `path`.
     pub(super) fn unfit(path: &[u8], why: Unfit) -> Self {
-        let path = path::show(path);
+        let path = match path.get(..SHOWN) {
+            Some(begin) if path.len() > SHOWN => path::show(begin) + "…",
+            Some(_) | None => path::show(path),
+        };
         Self::Unfit { path, why }
     }
 

@@ -167,7 +167,9 @@ fn paths_may_be_longer_than_the_system_takes_at_once() {
         .into();
     file.write_all(b"text").expect("data");
     let mut archive = Vec::new();
-    kit.plan("COPY . /")
+    // A layer can hold what is left of the path.
+    let from = vec![name.as_str(); 5].join("/");
+    kit.plan(&format!("COPY {from} /"))
         .expect("a plan")
         .write(&mut archive, &Cancel::new())
         .expect("written");
@@ -178,7 +180,7 @@ fn paths_may_be_longer_than_the_system_takes_at_once() {
         .last()
         .expect("one")
         .expect("whole");
-    assert_eq!(last.path_bytes().len(), 20 * 251 + 1);
+    assert_eq!(last.path_bytes().len(), 15 * 251 + 1);
     assert_eq!(last.size(), 4);
 }
 
