@@ -28,6 +28,24 @@ pub(crate) fn setup(text: impl Into<String>) -> anyhow::Error {
     .into()
 }
 
+/// The step made something that no layer can hold: the user must change it.
+pub(crate) fn unfit(text: impl Into<String>) -> anyhow::Error {
+    Fault {
+        kind: FailureKind::Unfit,
+        text: text.into(),
+    }
+    .into()
+}
+
+/// The step made more than a layer can hold, or more than the host takes.
+pub(crate) fn too_large(text: impl Into<String>) -> anyhow::Error {
+    Fault {
+        kind: FailureKind::TooLarge,
+        text: text.into(),
+    }
+    .into()
+}
+
 /// The request makes no sense in this state.
 pub(crate) fn violation(text: impl Into<String>) -> anyhow::Error {
     Fault {

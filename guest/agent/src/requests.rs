@@ -51,10 +51,14 @@ impl RequestHandler for Guest {
                 .and_then(|tar| layers.import(&layer, tar, Incoming::finish)),
             Request::Remove { layers: names } => layers.remove(&names),
             Request::Run(step) => return self.steps.run(&step).map(Reply::Exited),
-            Request::ExportDiff { step, transfer } => {
+            Request::ExportDiff {
+                step,
+                transfer,
+                most,
+            } => {
                 return self
                     .steps
-                    .export_diff(step, transfer)
+                    .export_diff(step, transfer, most)
                     .map(|size| Reply::Exported { size });
             }
             Request::Commit { step, layer } => self.steps.commit(step, &layer),

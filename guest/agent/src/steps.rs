@@ -308,13 +308,13 @@ impl Steps {
         }
     }
 
-    /// Sends the changes of a step. Returns the length of the tar in bytes.
-    pub(crate) fn export_diff(&self, step: u64, transfer: u64) -> Result<u64> {
+    /// Sends the changes of a step, if they have at most so many bytes as a tar. Returns its length.
+    pub(crate) fn export_diff(&self, step: u64, transfer: u64, most: u64) -> Result<u64> {
         let changes = self.changes(step)?;
         let mut output = self.transfers.send(transfer)?;
         let (_, upper) = self.disk.open_step(step)?;
         let lower = Lower::new(changes.chain.open()?);
-        match diff::export(upper, &lower, &changes.root, &mut output) {
+        match diff::export(upper, &lower, &changes.root, most, &mut output) {
             Ok(_) => output.finish(),
             Err(err) => {
                 // The reply has the same failure, so the host need not receive this one.

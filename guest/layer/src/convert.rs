@@ -1,12 +1,10 @@
 //! From a header and its extensions to an entry.
 
 use crate::header::{Header, Kind};
+use crate::limits::{MAX_ID, MAX_MAJOR, MAX_MINOR};
 use crate::path;
 use crate::pax::Extensions;
 use crate::{Digest, Entry, EntryKind, Mtime};
-
-/// The owner that means "leave it as it is" to the kernel.
-const NO_ID: u64 = u32::MAX as u64;
 
 /// An entry at `path`, whose data, if it has any, begins at `offset` of the tar.
 pub(crate) fn entry(
@@ -20,7 +18,7 @@ pub(crate) fn entry(
         return Err("its name is that of a directory, but its type is not");
     }
     let id = |id: u64| {
-        let small = u32::try_from(id).ok().filter(|_| id != NO_ID);
+        let small = u32::try_from(id).ok().filter(|id| *id <= MAX_ID);
         small.ok_or("its owner is not a user or group number")
     };
     Ok(Entry {
@@ -75,10 +73,9 @@ fn typed(
     })
 }
 
-/// The kernel has twelve bits for the major number and twenty for the minor one.
 fn device((major, minor): (u64, u64)) -> Result<(u32, u32), &'static str> {
-    let fit = |number: u64, limit| u32::try_from(number).ok().filter(|number| *number < limit);
-    fit(major, 1 << 12)
-        .zip(fit(minor, 1 << 20))
+    let fit = |number: u64, most| u32::try_from(number).ok().filter(|number| *number <= most);
+    fit(major, MAX_MAJOR)
+        .zip(fit(minor, MAX_MINOR))
         .ok_or("its device numbers are too large")
 }

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use crate::Unfit;
+
+/// How much of a name is shown, in bytes.
+const SHOWN: usize = 200;
+
 /// A tar cannot be a layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayerError {
@@ -13,15 +18,13 @@ pub enum LayerError {
         /// What is wrong with it.
         reason: String,
     },
-    /// It exceeds one of the [`limits`](crate::limits).
-    #[error("{}more than {limit} {unit}", Shown(entry))]
-    TooLarge {
-        /// The entry that exceeds it, if its name is known.
+    /// It is well-formed, but has something that no layer can hold, or too much.
+    #[error("{}{why}", Shown(entry))]
+    Unfit {
+        /// The entry, if its name is known.
         entry: Option<Vec<u8>>,
-        /// What is counted.
-        unit: &'static str,
-        /// The limit.
-        limit: u64,
+        /// Why not.
+        why: Unfit,
     },
 }
 
@@ -33,11 +36,10 @@ impl LayerError {
         }
     }
 
-    pub(crate) fn too_large(entry: Option<&[u8]>, unit: &'static str, limit: u64) -> Self {
-        Self::TooLarge {
+    pub(crate) fn unfit(entry: Option<&[u8]>, why: Unfit) -> Self {
+        Self::Unfit {
             entry: entry.map(<[u8]>::to_vec),
-            unit,
-            limit,
+            why,
         }
     }
 }
@@ -48,7 +50,10 @@ struct Shown<'a>(&'a Option<Vec<u8>>);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(path) => write!(f, "`{}`: ", path.escape_ascii()),
+            Some(path) => match path.get(..SHOWN) {
+                Some(begin) if begin != path => write!(f, "`{}…`: ", begin.escape_ascii()),
+                Some(_) | None => write!(f, "`{}`: ", path.escape_ascii()),
+            },
             None => Ok(()),
         }
     }

@@ -110,6 +110,6 @@ impl<H: Sha256> Indexer<H> {
     /// If the tar ends too early, or its entries contradict each other.
     pub fn finish(self) -> Result<Index, LayerError> {
         self.parser.finish()?;
-        self.tree.finish()
+        self.tree.finish(self.parser.into_tally())
     }
 }

@@ -74,6 +74,7 @@ mod convert;
 mod digest;
 mod entry;
 mod error;
+mod fit;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -98,10 +99,10 @@ pub use serde;
 pub use digest::{DiffId, Digest, NotADigest};
 pub use entry::{Attributes, Entry, EntryKind, Mtime};
 pub use error::LayerError;
+pub use fit::{Tally, Unfit, attribute_bytes};
 pub use header::is_header;
 pub use index::Index;
 pub use indexer::{Indexer, Sha256};
 pub use parser::{Event, Parser};
-pub use pax::can_hold_xattr;
 pub use reader::{ReadError, Reader};
 pub use writer::{Style, Writer};

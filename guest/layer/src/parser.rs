@@ -15,10 +15,10 @@
 
 use crate::convert;
 use crate::header::{self, BLOCK, Block, Extension, Header, Kind, Type};
-use crate::limits::{MAX_ENTRIES, MAX_EXTENSION, MAX_FILE, MAX_LAYER, MAX_NAMES};
+use crate::limits::MAX_EXTENSION;
 use crate::path::{self, Name};
 use crate::pax::{self, Extensions};
-use crate::{Attributes, Entry, EntryKind, LayerError};
+use crate::{Attributes, Entry, EntryKind, LayerError, Tally, Unfit};
 
 /// What a tar says next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,7 @@ pub struct Parser {
     /// Bytes read so far.
     position: u64,
     extensions: Extensions,
-    names: u64,
-    entries: u64,
+    tally: Tally,
 }
 
 #[derive(Debug)]
@@ -105,8 +104,7 @@ impl Parser {
             filled: 0,
             position: 0,
             extensions: Extensions::default(),
-            names: 0,
-            entries: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -160,10 +158,10 @@ impl Parser {
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
         let (taken, rest) = bytes.split_at(wanted.min(bytes.len()));
         self.position = self.position.saturating_add(taken.len() as u64);
-        if self.position > MAX_LAYER {
-            return Err(LayerError::too_large(None, "bytes", MAX_LAYER));
-        }
         *bytes = rest;
+        self.tally
+            .reaches(self.position)
+            .map_err(|why| LayerError::unfit(None, why))?;
         Ok(taken)
     }
 
@@ -243,12 +241,8 @@ impl Parser {
         match header.kind {
             Type::Entry(kind) => return self.entry(kind, &header),
             Type::Extension(_) if header.size > MAX_EXTENSION => {
-                let unit = "bytes in an extended header";
-                return Err(LayerError::too_large(
-                    Some(&header.path),
-                    unit,
-                    MAX_EXTENSION,
-                ));
+                let reason = format!("an extended header has more than {MAX_EXTENSION} bytes");
+                return Err(LayerError::rejected(Some(&header.path), reason));
             }
             // Readers disagree whether that size is the one of this header, too.
             Type::Extension(_) if self.extensions.size.is_some() => {
@@ -283,13 +277,6 @@ impl Parser {
         let size = extensions.size.unwrap_or(header.size);
         let refuse = |reason: &str| LayerError::rejected(Some(&raw), reason);
         check_form(kind, header, &raw, size).map_err(refuse)?;
-        if size > MAX_FILE {
-            return Err(LayerError::too_large(
-                Some(&raw),
-                "bytes in one file",
-                MAX_FILE,
-            ));
-        }
         let mark = |path, kind| Some(Entry::new(path, kind, Attributes::default()));
         let entry = match path::clean(&raw).and_then(path::classify).map_err(refuse)? {
             Name::Metadata => None,
@@ -308,7 +295,8 @@ impl Parser {
                 Some(convert::entry(path, kind, header, extensions, offset).map_err(refuse)?)
             }
         };
-        self.count(entry.as_ref(), &raw)?;
+        self.count(entry.as_ref(), size)
+            .map_err(|why| LayerError::unfit(Some(&raw), why))?;
         self.state = State::Data {
             is_told: entry.is_some(),
             left: size,
@@ -317,17 +305,19 @@ impl Parser {
         Ok(entry.map(Event::Entry))
     }
 
-    fn count(&mut self, entry: Option<&Entry>, raw: &[u8]) -> Result<(), LayerError> {
-        self.entries += 1;
-        if self.entries > MAX_ENTRIES {
-            return Err(LayerError::too_large(Some(raw), "entries", MAX_ENTRIES));
+    /// Counts an entry with `size` bytes of data, before any of them has come.
+    fn count(&mut self, entry: Option<&Entry>, size: u64) -> Result<(), Unfit> {
+        match entry {
+            Some(entry) => self.tally.add_entry(entry)?,
+            None => self.tally.add_skipped()?,
         }
-        self.names += entry.map_or(0, held);
-        if self.names > MAX_NAMES {
-            let unit = "bytes of names and attributes";
-            return Err(LayerError::too_large(Some(raw), unit, MAX_NAMES));
-        }
-        Ok(())
+        let data = size.saturating_add(padding(size));
+        self.tally.reaches(self.position.saturating_add(data))
+    }
+
+    /// What all entries come to, at the end.
+    pub(crate) fn into_tally(self) -> Tally {
+        self.tally
     }
 }
 
@@ -354,23 +344,6 @@ fn check_form(kind: Kind, header: &Header, raw: &[u8], size: u64) -> Result<(), 
     Ok(())
 }
 
-/// Bytes that an entry keeps in memory, as far as its maker chooses them.
-fn held(entry: &Entry) -> u64 {
-    let link = match &entry.kind {
-        EntryKind::Symlink { target } | EntryKind::Hardlink { target } => target.len(),
-        EntryKind::File { .. }
-        | EntryKind::Directory
-        | EntryKind::CharDevice { .. }
-        | EntryKind::BlockDevice { .. }
-        | EntryKind::Fifo
-        | EntryKind::Whiteout
-        | EntryKind::Opaque => 0,
-    };
-    let xattrs = entry.xattrs.iter();
-    let xattrs: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
-    (entry.path.len() + link + xattrs) as u64
-}
-
 /// Takes over a long name in the GNU form, which ends in a NUL.
 fn long(place: &mut Option<Vec<u8>>, bytes: &[u8]) -> Result<(), String> {
     if place.is_some() {
@@ -395,6 +368,7 @@ fn after_end() -> LayerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{MAX_FILE, MAX_LAYER};
 
     const FILE: u8 = b'0';
     const LONG_NAME: u8 = b'L';
@@ -410,37 +384,35 @@ mod tests {
         header.as_bytes().to_vec()
     }
 
-    /// What is too large, if anything, when such a header comes after what `parser` has read.
-    fn too_large_for(mut parser: Parser, kind: u8, size: u64) -> Option<&'static str> {
-        match parser.next(&mut header(kind, "f", size).as_slice()) {
-            Ok(_) => None,
-            Err(LayerError::TooLarge { unit, .. }) => Some(unit),
-            Err(other) => panic!("{other}"),
-        }
+    /// Why such a header is refused, if it is, when it comes after what `parser` has read.
+    fn refusal(mut parser: Parser, kind: u8, size: u64) -> Option<LayerError> {
+        parser.next(&mut header(kind, "f", size).as_slice()).err()
     }
 
     #[test]
     fn each_limit_is_the_last_that_passes() {
-        let after = |position, entries, names| Parser {
-            position,
-            entries,
-            names,
-            ..Parser::new()
+        let check = |position, size, why: Option<Unfit>| {
+            let parser = Parser {
+                position,
+                ..Parser::new()
+            };
+            let refused = refusal(parser, FILE, size).map(|error| match error {
+                LayerError::Unfit { why, .. } => why,
+                LayerError::Rejected { reason, .. } => panic!("{reason}"),
+            });
+            assert_eq!(refused, why);
         };
-        let check = |parser, unit| assert_eq!(too_large_for(parser, FILE, 0), unit);
-        check(after(MAX_LAYER - 512, 0, 0), None);
-        check(after(MAX_LAYER - 511, 0, 0), Some("bytes"));
-        check(after(0, MAX_ENTRIES - 1, 0), None);
-        check(after(0, MAX_ENTRIES, 0), Some("entries"));
-        check(after(0, 0, MAX_NAMES - 1), None);
-        let names = Some("bytes of names and attributes");
-        check(after(0, 0, MAX_NAMES), names);
-        let check = |kind, size, unit| assert_eq!(too_large_for(Parser::new(), kind, size), unit);
-        check(FILE, MAX_FILE, None);
-        check(FILE, MAX_FILE + 1, Some("bytes in one file"));
-        check(LONG_NAME, MAX_EXTENSION, None);
-        let extension = Some("bytes in an extended header");
-        check(LONG_NAME, MAX_EXTENSION + 1, extension);
+        let limit = MAX_LAYER;
+        let too_long = |size| Some(Unfit::Tar { size, limit });
+        check(MAX_LAYER - 512, 0, None);
+        check(MAX_LAYER - 511, 0, too_long(MAX_LAYER + 1));
+        // A file that is too large is refused before its data has come.
+        check(0, MAX_LAYER - 512, None);
+        check(0, MAX_LAYER - 511, too_long(MAX_LAYER + 1));
+        check(0, MAX_FILE + 1, Some(Unfit::File(MAX_FILE + 1)));
+        let extension = |size| refusal(Parser::new(), LONG_NAME, size);
+        assert_eq!(extension(MAX_EXTENSION), None);
+        assert!(extension(MAX_EXTENSION + 1).is_some());
     }
 
     #[test]
@@ -449,22 +421,5 @@ mod tests {
         let refused = Parser::new().next(&mut header.as_slice());
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("name") && text.contains("`?`"), "{text}");
-    }
-
-    #[test]
-    fn everything_that_an_entry_keeps_in_memory_is_counted() {
-        let attributes = Attributes {
-            xattrs: vec![
-                (b"1234".to_vec(), b"12345".to_vec()),
-                (b"1".to_vec(), b"".to_vec()),
-            ],
-            ..Attributes::default()
-        };
-        let target = b"123".to_vec();
-        let entry = Entry::new(b"12".to_vec(), EntryKind::Symlink { target }, attributes);
-        let mut parser = Parser::new();
-        parser.count(Some(&entry), b"").unwrap();
-        parser.count(None, b"").unwrap();
-        assert_eq!((parser.entries, parser.names), (2, 15));
     }
 }

@@ -1,7 +1,5 @@
 //! Names of entries: which are refused, the one form of the others, and what they mean.
 
-use crate::limits::{MAX_ELEMENT, MAX_PATH};
-
 /// Begins the name of an entry that removes another (OCI image specification, "Whiteouts").
 pub const WHITEOUT: &[u8] = b".wh.";
 /// Begins names that aufs, a union file system, kept for itself; some old layers have them.
@@ -22,13 +20,11 @@ pub(crate) enum Name {
     Metadata,
 }
 
-/// Brings a path into the form of [`crate::Entry::path`].
+/// Brings a path into the form of [`crate::Entry::path`]. How long it may be is said of the entry
+/// that it comes to, not of this text, which may have marks and empty elements besides.
 pub(crate) fn clean(raw: &[u8]) -> Result<Vec<u8>, &'static str> {
     if raw.is_empty() {
         return Err("its name is empty");
-    }
-    if raw.len() > MAX_PATH {
-        return Err("its name is too long");
     }
     let mut path = Vec::with_capacity(raw.len());
     for element in raw.split(|byte| *byte == b'/') {
@@ -36,7 +32,6 @@ pub(crate) fn clean(raw: &[u8]) -> Result<Vec<u8>, &'static str> {
             b"" | b"." => continue,
             b".." => return Err("its name contains `..`"),
             _ if element.contains(&0) => return Err("its name holds a NUL byte"),
-            _ if element.len() > MAX_ELEMENT => return Err("an element of its name is too long"),
             _ => {}
         }
         if !path.is_empty() {
@@ -109,7 +104,7 @@ pub(crate) fn link_text(text: &[u8]) -> Result<Vec<u8>, &'static str> {
     if text.is_empty() {
         return Err("its link target is empty");
     }
-    if text.len() > MAX_PATH || text.contains(&0) {
+    if text.contains(&0) {
         return Err("its link target is invalid");
     }
     Ok(text.to_vec())

@@ -18,7 +18,7 @@
 //! is the same file.
 
 use crate::index::{compare, is_below};
-use crate::{Entry, EntryKind, Index, LayerError};
+use crate::{Entry, EntryKind, Index, LayerError, Tally, attribute_bytes};
 
 /// Collects entries in the order of the tar.
 #[derive(Debug, Default)]
@@ -33,8 +33,8 @@ impl Tree {
         self.entries.push((place, entry));
     }
 
-    /// Applies the rules above.
-    pub(crate) fn finish(self) -> Result<Index, LayerError> {
+    /// Applies the rules above. `tally` has counted the entries.
+    pub(crate) fn finish(self, mut tally: Tally) -> Result<Index, LayerError> {
         let mut sorted = self.entries;
         // Stable, so that those of one path stay in the order of the tar.
         sorted.sort_by(|(_, a), (_, b)| compare(&a.path, &b.path));
@@ -49,7 +49,7 @@ impl Tree {
         }
         group.settle(&mut kept)?;
         check_parents(&kept)?;
-        resolve_links(&mut kept)?;
+        resolve_links(&mut kept, &mut tally)?;
         Ok(Index::from_sorted(
             kept.into_iter().map(|(_, entry)| entry).collect(),
         ))
@@ -229,7 +229,7 @@ fn with_effect(sorted: &[(u32, Entry)]) -> Vec<&(u32, Entry)> {
 }
 
 /// Follows hard links in the order of the tar, so that each finds the ones before it settled.
-fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), LayerError> {
+fn resolve_links(kept: &mut [(u32, Entry)], tally: &mut Tally) -> Result<(), LayerError> {
     let mut links: Vec<(u32, usize)> = kept
         .iter()
         .enumerate()
@@ -241,7 +241,7 @@ fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), LayerError> {
         let Some((_, link)) = kept.get(at) else {
             continue;
         };
-        let Some(resolved) = resolve(kept, place, link)? else {
+        let Some(resolved) = resolve(kept, place, link, tally)? else {
             continue;
         };
         if let Some((_, link)) = kept.get_mut(at) {
@@ -252,7 +252,12 @@ fn resolve_links(kept: &mut [(u32, Entry)]) -> Result<(), LayerError> {
 }
 
 /// The link as it should be; `None` if its file is in a lower layer.
-fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Entry>, LayerError> {
+fn resolve(
+    kept: &[(u32, Entry)],
+    place: u32,
+    link: &Entry,
+    tally: &mut Tally,
+) -> Result<Option<Entry>, LayerError> {
     let EntryKind::Hardlink { target } = &link.kind else {
         return Ok(None);
     };
@@ -266,6 +271,10 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
     if *made >= place {
         return Err(refuse(link, "it is a hard link to a later entry"));
     }
+    // Few bytes of a tar could otherwise become very many here.
+    tally
+        .add_link(attribute_bytes(&file.xattrs))
+        .map_err(|why| LayerError::unfit(Some(&link.path), why))?;
     let target = if let EntryKind::Hardlink { target: first } = &file.kind {
         first
     } else {
@@ -283,4 +292,41 @@ fn resolve(kept: &[(u32, Entry)], place: u32, link: &Entry) -> Result<Option<Ent
 
 fn refuse(entry: &Entry, reason: &str) -> LayerError {
     LayerError::rejected(Some(&entry.path), reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::MAX_NAMES;
+    use crate::{Attributes, Digest, Unfit};
+
+    /// A file with five bytes of attributes, and two more names of it.
+    fn linked() -> Tree {
+        let attributes = Attributes {
+            xattrs: vec![(b"u.a".to_vec(), b"xy".to_vec())],
+            ..Attributes::default()
+        };
+        let file = EntryKind::File {
+            size: 0,
+            digest: Digest::UNKNOWN,
+            offset: 0,
+        };
+        let mut tree = Tree::default();
+        tree.add(Entry::new(b"a".to_vec(), file, attributes));
+        for (path, target) in [(b"b", b"a"), (b"c", b"b")] {
+            let target = target.to_vec();
+            let link = EntryKind::Hardlink { target };
+            tree.add(Entry::new(path.to_vec(), link, Attributes::default()));
+        }
+        tree
+    }
+
+    #[test]
+    fn the_attributes_of_a_file_count_with_each_of_its_names() {
+        let index = linked().finish(Tally::after(MAX_NAMES - 10)).unwrap();
+        assert!(index.entries().iter().all(|entry| entry.xattrs.len() == 1));
+        let refused = linked().finish(Tally::after(MAX_NAMES - 9));
+        let (entry, why) = (Some(b"c".to_vec()), Unfit::Names);
+        assert_eq!(refused, Err(LayerError::Unfit { entry, why }));
+    }
 }

@@ -13,7 +13,7 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use crate::header::{BLOCK, USTAR, Ustar};
 use crate::parser::padding;
 use crate::path::{self, OPAQUE, WHITEOUT};
-use crate::pax::{XATTR, can_hold_xattr, put_record};
+use crate::pax::{XATTR, can_write_xattr, put_record};
 use crate::{Attributes, EntryKind, Mtime};
 
 /// Largest numbers that fit into the fields of a header: 7 and 11 octal digits.
@@ -41,12 +41,13 @@ pub enum Style {
 pub struct Writer<W> {
     out: W,
     style: Style,
+    end: u64,
 }
 
 impl<W: Write> Writer<W> {
     /// Begins a tar.
     pub const fn new(out: W, style: Style) -> Self {
-        Self { out, style }
+        Self { out, style, end: 0 }
     }
 
     /// Writes the header of an entry. `path` has the form of [`Entry::path`](crate::Entry::path).
@@ -80,10 +81,19 @@ impl<W: Write> Writer<W> {
             self.block(block)?;
             self.out.write_all(&records)?;
             self.pad(size)?;
+            self.end = self.end.saturating_add(size + padding(size));
         }
         let mut block = block(&name, attributes, flag(kind));
         put_kind(&mut block, kind);
+        let size = size(kind);
+        self.end = self.end.saturating_add(size).saturating_add(padding(size));
         self.block(block)
+    }
+
+    /// Length that the tar has if no other entry comes, in bytes. The data of the last one counts
+    /// even if it is still to come, and so does the mark that ends the tar.
+    pub const fn length(&self) -> u64 {
+        self.end.saturating_add(2 * BLOCK as u64)
     }
 
     /// Fills up the last block behind `size` bytes of data.
@@ -117,6 +127,7 @@ impl<W: Write> Writer<W> {
             Style::Diff => format!("{sum:07o}\0"),
         };
         put(&mut block.checksum, text.as_bytes());
+        self.end = self.end.saturating_add(BLOCK as u64);
         self.out.write_all(block.as_bytes())
     }
 }
@@ -259,7 +270,7 @@ fn records(
         );
     }
     for (name, value) in &attributes.xattrs {
-        if !can_hold_xattr(name) {
+        if !can_write_xattr(name) {
             let name = name.escape_ascii();
             let text = format!("no layer can hold the extended attribute `{name}`");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));

@@ -87,4 +87,4 @@ pub const FEATURE_RING: u64 = 1;
 
 /// Version of this protocol. Both sides must speak the same version; on a mismatch the control
 /// connection closes without effect, and the error names both versions.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;

@@ -105,6 +105,8 @@ pub enum StepError {
     },
     /// The sandbox could not be built as asked: no such program, unusable working directory.
     Setup(String),
+    /// What it made has a name, path or attribute that no layer can hold. The text says which.
+    Unfit(String),
     /// A limit was reached: the guest's disk, or the size of a layer.
     Limit(String),
     /// Cancelled by [`Cancel`].
@@ -128,7 +130,7 @@ impl fmt::Display for StepError {
                 status,
                 out_of_memory: None,
             } => write!(f, "exit code: {status}"),
-            Self::Setup(text) | Self::Limit(text) => f.write_str(text),
+            Self::Setup(text) | Self::Unfit(text) | Self::Limit(text) => f.write_str(text),
             Self::Cancelled => f.write_str("cancelled"),
             Self::Host(_) => f.write_str("the builder VM failed"),
         }
@@ -139,7 +141,11 @@ impl std::error::Error for StepError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Host(source) => Some(source.as_ref()),
-            Self::Failed { .. } | Self::Setup(_) | Self::Limit(_) | Self::Cancelled => None,
+            Self::Failed { .. }
+            | Self::Setup(_)
+            | Self::Unfit(_)
+            | Self::Limit(_)
+            | Self::Cancelled => None,
         }
     }
 }

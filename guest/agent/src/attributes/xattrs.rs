@@ -36,12 +36,6 @@ pub(crate) fn read_xattrs(file: BorrowedFd<'_>) -> Result<(Xattrs, bool)> {
             !ELSEWHERE.contains(&bytes),
             "it has {name:?}, which marks content stored elsewhere"
         );
-        ensure!(
-            layer::can_hold_xattr(bytes),
-            fault::setup(format!(
-                "a layer cannot hold the extended attribute {name:?}: its name contains ="
-            ))
-        );
         if !bytes.starts_with(PREFIX) {
             xattrs.push((bytes.to_vec(), value(&path, &name)?));
         }

@@ -6,6 +6,9 @@
 //!
 //! **Law:** after the walk, tree and tar describe the same layer. A layer has one name, whether it was
 //! committed in place or unpacked from its tar; so what the tar leaves out is removed from the tree.
+//!
+//! What no layer can hold is the step's own failure. The walk finds it by the rules by which the host
+//! takes layers in ([`Tally`]), and before it sends the data: the host would only see a bad layer.
 
 mod lower;
 mod names;
@@ -16,10 +19,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use layer::limits::MAX_PATH;
-use layer::path::is_reserved;
-use layer::{Digest, EntryKind, Style, Writer};
+use anyhow::{Result, bail, ensure};
+use layer::{Digest, EntryKind, Style, Tally, Unfit, Writer, attribute_bytes};
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -28,27 +29,29 @@ use crate::attributes::{
     self, Attributes, OnDisk as _, Xattrs, clear_opaque, is_type, is_whiteout, read_xattrs,
     set_time,
 };
-use crate::fault;
+use crate::fault::{self, Fault};
 use crate::transport::{self, Fill};
 use crate::tree;
 
 pub(crate) use lower::{Lower, look_up};
 use names::Names;
 
-/// How much of a path that is too long is shown, in bytes.
+/// How much of a path is shown, in bytes.
 const SHOWN: usize = 200;
 
 /// Writes the tar of the changes in `upper`, which was mounted over `lower`. `root` has the
 /// attributes of the root directory before the step: the root is in the tar only if more than its
-/// time changed.
+/// time changed. The tar has at most `most` bytes.
 pub(crate) fn export<W: Fill>(
     upper: OwnedFd,
     lower: &Lower,
     root: &Attributes,
+    most: u64,
     sink: W,
 ) -> Result<W> {
     let mut walk = Walk {
         writer: Writer::new(sink, Style::Diff),
+        tally: Tally::up_to(most),
         lower,
         path: Vec::new(),
         links: HashMap::new(),
@@ -61,8 +64,14 @@ pub(crate) fn export<W: Fill>(
                 let level_path = level.path;
                 walk.path.truncate(level_path);
                 let shown = name.to_bytes().escape_ascii().to_string();
-                walk.entry(&name)
-                    .with_context(|| format!("cannot read {shown}"))?;
+                walk.entry(&name).map_err(|error| {
+                    // A fault says all that there is to say.
+                    if error.is::<Fault>() {
+                        error
+                    } else {
+                        error.context(format!("cannot read {shown}"))
+                    }
+                })?;
             }
             None => drop(walk.stack.pop()),
         }
@@ -82,11 +91,22 @@ struct Level {
 
 struct Walk<'a, W> {
     writer: Writer<W>,
+    tally: Tally,
     lower: &'a Lower,
     path: Vec<u8>,
-    /// Files with several names, by inode number: the first path, and how many names are left.
-    links: HashMap<u64, (Vec<u8>, u64)>,
+    /// Files with several names, by inode number.
+    links: HashMap<u64, Linked>,
     stack: Vec<Level>,
+}
+
+/// A file with several names.
+struct Linked {
+    /// The path under which it is in the tar.
+    first: Vec<u8>,
+    /// How many names are still to come.
+    left: u64,
+    /// Bytes of its extended attributes.
+    attributes: u64,
 }
 
 /// An open file with its attributes.
@@ -137,14 +157,15 @@ impl<W: Fill> Walk<'_, W> {
         if is_whiteout(&stat) || is_type(&stat, SFlag::S_IFSOCK) {
             return leave_out(level.dir.as_fd(), name);
         }
-        check_path(&self.path, name)?;
         if is_type(&stat, SFlag::S_IFDIR) {
             let node = Node::open(level.dir.as_fd(), name, tree::LIST)?;
             return self.directory(node, merged);
         }
-        if let Some(first) = self.first_name(&stat) {
-            let attributes = Attributes::from_stat(&stat, Vec::new());
-            return self.write(&EntryKind::Hardlink { target: first }, &attributes);
+        if let Some((target, bytes)) = self.first_name(&stat) {
+            let kind = EntryKind::Hardlink { target };
+            let added = self.tally.add_link(bytes);
+            added.map_err(|why| self.refuse(&kind, &why))?;
+            return self.write(&kind, &Attributes::from_stat(&stat, Vec::new()));
         }
         self.leaf(name, &stat)
     }
@@ -183,6 +204,14 @@ impl<W: Fill> Walk<'_, W> {
             "the file changed while it was read"
         );
         self.write(&kind, &node.attributes())?;
+        if stat.st_nlink > 1 {
+            let linked = Linked {
+                first: self.path.clone(),
+                left: stat.st_nlink - 1,
+                attributes: attribute_bytes(&node.xattrs),
+            };
+            self.links.insert(stat.st_ino, linked);
+        }
         if let EntryKind::File { size, .. } = kind {
             transport::copy(self.writer.out(), &mut File::from(node.file), size)?;
             self.writer.pad(size)?;
@@ -190,27 +219,58 @@ impl<W: Fill> Walk<'_, W> {
         Ok(())
     }
 
-    /// Writes the header of an entry at the current path.
+    /// Writes the header of an entry at the current path, if the layer can hold it.
     fn write(&mut self, kind: &EntryKind, attributes: &Attributes) -> Result<()> {
-        Ok(self.writer.header(&self.path, attributes, kind)?)
+        self.count(kind, attributes)
+            .map_err(|why| self.refuse(kind, &why))?;
+        self.writer.header(&self.path, attributes, kind)?;
+        // Now exactly, with the header. The data is not sent yet.
+        let fits = self.tally.reaches(self.writer.length());
+        fits.map_err(|why| self.refuse(kind, &why))
     }
 
-    /// The path under which a file with several names is in the tar already.
-    fn first_name(&mut self, stat: &FileStat) -> Option<Vec<u8>> {
+    fn count(&mut self, kind: &EntryKind, attributes: &Attributes) -> Result<(), Unfit> {
+        // What the host takes is usually less than what a layer can hold, so that is said first.
+        if let EntryKind::File { size, .. } = kind {
+            self.tally
+                .reaches(self.writer.length().saturating_add(*size))?;
+        }
+        self.tally.add(&self.path, attributes, kind)
+    }
+
+    /// The failure of a step that made something that no layer can hold.
+    fn refuse(&self, kind: &EntryKind, why: &Unfit) -> anyhow::Error {
+        let did = if *kind == EntryKind::Whiteout {
+            "removed"
+        } else {
+            "made"
+        };
+        let path = match self.path.get(..SHOWN) {
+            Some(begin) if self.path.len() > SHOWN => format!("{}…", begin.escape_ascii()),
+            Some(_) | None => self.path.escape_ascii().to_string(),
+        };
+        let text = format!("the step {did} /{path}: {why}; {}", why.advice());
+        if why.is_limit() {
+            fault::too_large(text)
+        } else {
+            fault::unfit(text)
+        }
+    }
+
+    /// The path under which a file with several names is in the tar already, and the bytes of its
+    /// extended attributes.
+    fn first_name(&mut self, stat: &FileStat) -> Option<(Vec<u8>, u64)> {
         if stat.st_nlink <= 1 {
             return None;
         }
-        let Some((first, left)) = self.links.get_mut(&stat.st_ino) else {
-            self.links
-                .insert(stat.st_ino, (self.path.clone(), stat.st_nlink - 1));
-            return None;
-        };
-        *left -= 1;
-        let (first, last) = (first.clone(), *left == 0);
+        let linked = self.links.get_mut(&stat.st_ino)?;
+        linked.left = linked.left.saturating_sub(1);
+        let (first, last) = (linked.first.clone(), linked.left == 0);
+        let attributes = linked.attributes;
         if last {
             self.links.remove(&stat.st_ino);
         }
-        Some(first)
+        Some((first, attributes))
     }
 }
 
@@ -264,31 +324,6 @@ impl Node {
     fn attributes(&self) -> Attributes {
         Attributes::from_stat(&self.stat, self.xattrs.clone())
     }
-}
-
-/// Checks that a layer can hold this path. If not, it is the step's own mistake.
-fn check_path(path: &[u8], name: &CStr) -> Result<()> {
-    let shown = || {
-        let end = path.len().min(SHOWN);
-        path.get(..end).unwrap_or_default().escape_ascii()
-    };
-    ensure!(
-        !is_reserved(name.to_bytes()),
-        fault::setup(format!(
-            "the step created /{}: names starting with .wh. are reserved for whiteouts; rename or remove it",
-            shown()
-        ))
-    );
-    ensure!(
-        path.len() <= MAX_PATH,
-        fault::setup(format!(
-            "the step created a path of {} bytes, but a layer can hold at most {}: /{}…",
-            path.len(),
-            MAX_PATH,
-            shown()
-        ))
-    );
-    Ok(())
 }
 
 /// Whether [`export`] writes the root directory into the tar.

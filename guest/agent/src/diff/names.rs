@@ -5,11 +5,14 @@
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use layer::Unfit;
+use layer::limits::MAX_ENTRIES;
 use nix::dir::Dir;
 use nix::fcntl::openat;
 use nix::sys::stat::Mode;
 
+use crate::fault;
 use crate::tree;
 
 /// An iterator over sorted names.
@@ -31,6 +34,15 @@ impl Names {
         for entry in Dir::from_fd(dir)?.iter() {
             let entry = entry?;
             if !tree::is_dot(entry.file_name()) {
+                // The rest would never be written, so there is no memory for it.
+                ensure!(
+                    names.starts.len() as u64 <= MAX_ENTRIES,
+                    fault::too_large(format!(
+                        "the step made too many files in one directory: {}; {}",
+                        Unfit::Entries,
+                        Unfit::Entries.advice()
+                    ))
+                );
                 names.starts.push(u32::try_from(names.bytes.len())?);
                 names
                     .bytes

@@ -1,5 +1,6 @@
 //! The format as its users see it.
 
+mod fit;
 mod golden;
 mod lookup;
 mod property;

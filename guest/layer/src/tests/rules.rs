@@ -177,7 +177,7 @@ fn names_that_cannot_be_are_refused() {
         vec![pax(&[("path", &[b'a'; 256])]), raw(b'0', b"x", b"")],
         "too long",
     );
-    let deep = "a/".repeat(2100);
+    let deep = "a/".repeat(2100) + "a";
     refused(
         vec![pax(&[("path", deep.as_bytes())]), raw(b'0', b"x", b"")],
         "too long",
@@ -188,10 +188,24 @@ fn names_that_cannot_be_are_refused() {
         taken(named(&longest), &[&format!("{longest} f0")]);
     }
     refused(named(&longest("bc")), "too long");
+    // A mark is about a path that can be; nobody makes its own name.
+    let marks = [
+        format!("{}.wh.b", "a/".repeat(2047)),
+        format!(".wh.{}", "a".repeat(255)),
+    ];
+    for (mark, shown) in marks.iter().zip([longest("b"), "a".repeat(255)]) {
+        taken(named(mark), &[&format!("{shown} w")]);
+        refused(named(&format!("{mark}b")), "too long");
+    }
+    let opaque = longest("b") + "/.wh..wh..opq";
+    taken(named(&opaque), &[&format!("{} o", longest("b"))]);
+    let dir = longest("b") + "//./";
+    let parts = vec![pax(&[("path", dir.as_bytes())]), raw(b'5', b"x", b"")];
+    taken(parts, &[&format!("{} d", longest("b"))]);
     let leads_to = |text: &[u8]| vec![pax(&[("linkpath", text)]), link(b'2', b"x", b"y")];
     let far = "b".repeat(4095);
     taken(leads_to(far.as_bytes()), &[&format!("x l {far}")]);
-    refused(leads_to(&[b'b'; 4096]), "target is invalid");
+    refused(leads_to(&[b'b'; 4096]), "target is too long");
     refused(leads_to(b"a\0b"), "target is invalid");
     refused(vec![raw(b'0', b"a/", b"")], "name is that of a directory");
     refused(vec![raw(b'0', b"./", b"")], "name is that of a directory");
@@ -206,7 +220,7 @@ fn numbers_that_make_no_sense_are_refused() {
     let file = || raw(b'0', b"a", b"");
     refused(
         vec![file().set(124, b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff")],
-        "more than",
+        "7.9 EiB long, and a file in a layer can have at most 1 TiB",
     );
     refused(
         vec![file().set(124, b"\x80\0\0\x01\0\0\0\0\0\0\0\0")],

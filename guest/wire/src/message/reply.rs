@@ -92,6 +92,11 @@ pub enum FailureKind {
     Violation,
     /// Any other failure in the guest.
     Internal,
+    /// The step made something that no layer can hold: a name, a path, an attribute. The user must
+    /// change something.
+    Unfit,
+    /// The step made more than a layer can hold, or more than the host takes.
+    TooLarge,
 }
 
 impl Failure {

@@ -43,6 +43,9 @@ pub enum Request {
         step: u64,
         /// The transfer to which the guest attaches to send.
         transfer: u64,
+        /// Most bytes that the host takes. Changes that come to more are refused as
+        /// [`FailureKind::TooLarge`](super::FailureKind::TooLarge), before their data is sent.
+        most: u64,
     },
     /// Commits the changes of an exited step as a layer. → [`Reply::Done`](super::Reply::Done)
     Commit {

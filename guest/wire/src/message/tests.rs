@@ -93,8 +93,9 @@ fn the_bytes_of_requests_are_pinned() {
         &Request::ExportDiff {
             step: 1,
             transfer: 2,
+            most: 300,
         },
-        &[4, 1, 2],
+        &[4, 1, 2, 0xac, 2],
     );
     check(
         &Request::Commit {
@@ -143,6 +144,8 @@ fn the_bytes_of_failures_are_pinned() {
         FailureKind::Cancelled,
         FailureKind::Violation,
         FailureKind::Internal,
+        FailureKind::Unfit,
+        FailureKind::TooLarge,
     ];
     for (number, kind) in (0..).zip(kinds) {
         check(&Failure::new(kind, "no"), &[number, 2, b'n', b'o']);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use dockerfile::DockerfileError;
 use exec::StepError;
 use oci::{ImageError, MAX_LAYERS, RegistryError};
-use store::{IngestError, StoreError};
+use store::{IngestError, LayerError, StoreError};
 use thiserror::Error;
 
 use crate::assemble::AssembleError;
@@ -22,7 +22,7 @@ use crate::rootfs::UserError;
 pub enum Class {
     /// A step failed, or the Dockerfile, the context or a digest is wrong.
     User,
-    /// A limit of memory, disk or time was exceeded.
+    /// A limit was exceeded: memory, disk, time, or what a layer can hold.
     Limit,
     /// The host, a registry or the VM failed.
     Host,
@@ -229,6 +229,9 @@ fn step_text(command: &str, source: &StepError) -> String {
         StepError::Failed { .. } => {
             format!("process \"{command}\" did not complete successfully: {source}")
         }
+        StepError::Unfit(_) => {
+            format!("cannot keep what \"{command}\" made: {source}")
+        }
         StepError::Setup(_) | StepError::Limit(_) | StepError::Cancelled | StepError::Host(_) => {
             format!("cannot run \"{command}\": {source}")
         }
@@ -237,10 +240,10 @@ fn step_text(command: &str, source: &StepError) -> String {
 
 /// An invalid layer is the fault of its author.
 fn ingest_class(err: &IngestError) -> Class {
-    if matches!(err, IngestError::Store(_)) {
-        Class::Host
-    } else {
-        Class::User
+    match err {
+        IngestError::Store(_) => Class::Host,
+        IngestError::Layer(LayerError::Unfit { why, .. }) if why.is_limit() => Class::Limit,
+        IngestError::Layer(_) => Class::User,
     }
 }
 
@@ -312,6 +315,7 @@ impl BuildError {
                 Class::Cancelled
             }
             Self::Copy { source, .. } if source.is_host() => Class::Host,
+            Self::Copy { source, .. } if source.is_limit() => Class::Limit,
             Self::Copy { .. } => Class::User,
             Self::Ingest { source, .. } => ingest_class(source),
             Self::Step { source, .. } => match source {
@@ -320,7 +324,7 @@ impl BuildError {
                     out_of_memory: Some(_),
                     ..
                 } => Class::Limit,
-                StepError::Failed { .. } | StepError::Setup(_) => Class::User,
+                StepError::Failed { .. } | StepError::Setup(_) | StepError::Unfit(_) => Class::User,
                 StepError::Cancelled => Class::Cancelled,
                 StepError::Host(_) => Class::Host,
             },

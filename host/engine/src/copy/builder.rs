@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use layer::Attributes;
+use layer::{Attributes, Unfit};
 
 use super::CopyError;
 use super::entry::{Body, NewEntry, PlannedBody, PlannedEntry, SameFile};
@@ -243,7 +243,7 @@ impl<'a> LayerBuilder<'a> {
     /// Refuses entries that mean something else in a layer.
     fn check(&self, node: &Node<'_>, item: &PlannedEntry) -> Result<(), CopyError> {
         if layer::path::is_reserved(&node.name) {
-            return Err(CopyError::Whiteout(path::show(&item.path)));
+            return Err(CopyError::unfit(&item.path, Unfit::Reserved));
         }
         // A directory in a layer does not hide the content of the directory below it.
         let hidden = || {

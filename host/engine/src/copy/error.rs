@@ -4,11 +4,15 @@ use std::fmt;
 use std::io;
 
 use exec::Stopped;
+use layer::{LayerError, Unfit};
 use store::{Digest, IngestError, StoreError};
 
 use crate::context::{BadPattern, ContextError, IgnoreError, IgnoredBy, Missing};
 use crate::download::{BadName, DownloadError};
-use crate::rootfs::{ReadError, ResolveError, UserError};
+use crate::rootfs::{ReadError, ResolveError, UserError, path};
+
+/// How much of a path that no layer can hold is shown, in bytes.
+const SHOWN: usize = 200;
 
 /// Why a COPY, ADD or WORKDIR fails. [`CopyError::is_host`] tells failures of the machine from mistakes
 /// of the user.
@@ -40,21 +44,13 @@ pub enum CopyError {
     /// A file would replace a directory.
     #[error("cannot replace to directory {0} with file")]
     OntoDirectory(String),
-    /// The name of a source is reserved in layers.
-    #[error(
-        "cannot copy to {0}: names that start with .wh. mark deleted files in a layer; rename the file"
-    )]
-    Whiteout(String),
-    /// An extended attribute cannot be stored in a layer.
-    #[error(
-        "cannot copy to {path}: layers cannot hold the extended attribute `{name}`, since its name has \
-         a `=`; remove it with setfattr --remove"
-    )]
-    Attribute {
+    /// No layer can hold it.
+    #[error("cannot copy to {path}: {why}; {}", .why.advice())]
+    Unfit {
         /// The destination.
         path: String,
-        /// The name of the attribute.
-        name: String,
+        /// Why not.
+        why: Unfit,
     },
     /// A directory of the image is replaced by a file and then by a directory.
     #[error(
@@ -186,8 +182,7 @@ impl CopyError {
             | Self::Flag(_)
             | Self::NonDirectory(_)
             | Self::OntoDirectory(_)
-            | Self::Whiteout(_)
-            | Self::Attribute { .. }
+            | Self::Unfit { .. }
             | Self::DirectoryAgain(_)
             | Self::Path(_)
             | Self::Mode(_)
@@ -206,6 +201,43 @@ impl CopyError {
 impl From<Stopped> for CopyError {
     fn from(_: Stopped) -> Self {
         Self::Cancelled
+    }
+}
+
+impl CopyError {
+    /// Whether there is too much of something.
+    #[must_use]
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::Unfit { why, .. } if why.is_limit())
+    }
+
+    /// A layer that cannot hold `path`.
+    pub(super) fn unfit(path: &[u8], why: Unfit) -> Self {
+        let path = match path.get(..SHOWN) {
+            Some(begin) if path.len() > SHOWN => path::show(begin) + "…",
+            Some(_) | None => path::show(path),
+        };
+        Self::Unfit { path, why }
+    }
+
+    /// The error of a write to a layer. If the store refused the layer, it says so inside.
+    pub(super) fn write(error: io::Error) -> Self {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        match inner.cloned() {
+            Some(refused) => Self::ingest(refused),
+            None => Self::Write(error),
+        }
+    }
+
+    /// The store's refusal of a layer.
+    pub(super) fn ingest(error: IngestError) -> Self {
+        match error {
+            IngestError::Layer(LayerError::Unfit {
+                entry: Some(path),
+                why,
+            }) => Self::unfit(&path, why),
+            refused @ (IngestError::Layer(_) | IngestError::Store(_)) => Self::Ingest(refused),
+        }
     }
 }
 

@@ -7,14 +7,13 @@
 use std::io::{Read, Write};
 
 use exec::Cancel;
-use layer::{Attributes, Style, Writer};
+use layer::{Attributes, Style, Tally, Writer};
 use store::{Digest, EntryKind, Hasher, Index, Layer, Store};
 
 use super::entry::{Body, Bytes, PlannedBody, PlannedEntry, entry_kind};
 use super::{CopyError, CopyPlan};
 use crate::context::stat::Stat;
 use crate::context::{Context, ContextError, OpenError, Opened, Reader};
-use crate::rootfs::path;
 
 /// Files up to this length are read completely before anything is written, so that they can be read
 /// again.
@@ -35,6 +34,7 @@ pub(super) struct Written {
 struct Writing<'p, 'w> {
     plan: &'p CopyPlan,
     tar: Writer<&'w mut dyn Write>,
+    tally: Tally,
     context: Option<(&'p Context, Reader<'p>)>,
     buffer: Vec<u8>,
     written: Vec<Written>,
@@ -57,7 +57,7 @@ impl CopyPlan {
                 return Err(error);
             }
         };
-        let layer = writer.finish().map_err(CopyError::Ingest)?;
+        let layer = writer.finish().map_err(CopyError::ingest)?;
         self.record_digests(&written, &*store.index(layer.diff_id)?);
         Ok(layer)
     }
@@ -94,6 +94,7 @@ impl CopyPlan {
         let mut writing = Writing {
             plan: self,
             tar,
+            tally: Tally::default(),
             context,
             buffer: vec![0; SMALL],
             written: Vec::new(),
@@ -102,7 +103,7 @@ impl CopyPlan {
         for (position, entry) in self.entries.iter().enumerate() {
             writing.entry(position, entry)?;
         }
-        writing.tar.finish().map_err(CopyError::Write)?;
+        writing.tar.finish().map_err(CopyError::write)?;
         Ok(writing.written)
     }
 }
@@ -119,7 +120,7 @@ impl Writing<'_, '_> {
                 self.tar
                     .write_all(data)
                     .and_then(|()| self.tar.pad(size))
-                    .map_err(CopyError::Write)
+                    .map_err(CopyError::write)
             }
             PlannedBody::New(Body::File(Bytes::Blob { digest, size })) => {
                 self.blob(item, *digest, *size)
@@ -131,7 +132,7 @@ impl Writing<'_, '_> {
                 };
                 let size = self.header(item, data.len())?;
                 self.copy(data, |error| CopyError::Layer(error.into()))?;
-                self.tar.pad(size).map_err(CopyError::Write)
+                self.tar.pad(size).map_err(CopyError::write)
             }
             PlannedBody::New(
                 Body::Directory
@@ -157,7 +158,7 @@ impl Writing<'_, '_> {
             store.evict_blob(digest)?;
             return Err(lost());
         }
-        self.tar.pad(size).map_err(CopyError::Write)
+        self.tar.pad(size).map_err(CopyError::write)
     }
 
     /// Writes a header; returns the size, for the padding.
@@ -171,18 +172,14 @@ impl Writing<'_, '_> {
         meta: &Attributes,
         size: u64,
     ) -> Result<u64, CopyError> {
-        let mut names = meta.xattrs.iter().map(|(name, _)| name);
-        if let Some(name) = names.find(|name| !layer::can_hold_xattr(name)) {
-            return Err(CopyError::Attribute {
-                path: path::show(&item.path),
-                name: name.escape_ascii().to_string(),
-            });
-        }
         let kind = entry_kind(&item.body, |_| Some((size, Digest::UNKNOWN)));
         let kind = kind.unwrap_or(EntryKind::Fifo);
+        // The store would refuse it too, but not say so in these words.
+        let fits = self.tally.add(&item.path, meta, &kind);
+        fits.map_err(|why| CopyError::unfit(&item.path, why))?;
         self.tar
             .header(&item.path, meta, &kind)
-            .map_err(CopyError::Write)?;
+            .map_err(CopyError::write)?;
         Ok(size)
     }
 
@@ -223,14 +220,14 @@ impl Writing<'_, '_> {
             if let Some(size) = small {
                 self.header_with(item, &meta, size as u64)?;
                 let data = self.buffer.get(..size).unwrap_or_default();
-                self.tar.write_all(data).map_err(CopyError::Write)?;
+                self.tar.write_all(data).map_err(CopyError::write)?;
             }
             self.written.push(Written {
                 node,
                 stat,
                 entry: position,
             });
-            return self.tar.pad(size).map_err(CopyError::Write);
+            return self.tar.pad(size).map_err(CopyError::write);
         }
         Err(self.changed(node))
     }
@@ -266,7 +263,7 @@ impl Writing<'_, '_> {
                 Ok(0) => break,
                 Ok(n_bytes) => {
                     let data = self.buffer.get(..n_bytes).unwrap_or_default();
-                    self.tar.write_all(data).map_err(CopyError::Write)?;
+                    self.tar.write_all(data).map_err(CopyError::write)?;
                 }
                 Err(error) => return Err(self.unreadable(node, error)),
             }
@@ -289,7 +286,7 @@ impl Writing<'_, '_> {
                 return Ok(());
             }
             let data = self.buffer.get(..n_bytes).unwrap_or_default();
-            self.tar.write_all(data).map_err(CopyError::Write)?;
+            self.tar.write_all(data).map_err(CopyError::write)?;
         }
     }
 

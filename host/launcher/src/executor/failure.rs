@@ -31,6 +31,8 @@ impl From<SessionError> for StepFailure {
             SessionError::Refused(failure) => match failure.kind {
                 FailureKind::Setup => StepError::Setup(failure.text),
                 FailureKind::Cancelled => StepError::Cancelled,
+                FailureKind::Unfit => StepError::Unfit(failure.text),
+                FailureKind::TooLarge => StepError::Limit(failure.text),
                 FailureKind::DiskFull => StepError::Limit(format!(
                     "the builder VM's disk is full, not the host disk: {}; use less space in this \
                      step and the layers below it",
@@ -45,13 +47,26 @@ impl From<SessionError> for StepFailure {
     }
 }
 
-/// The rejection of a layer by the store, if that is why it could not be received. Then the guest is
-/// at fault, since it did not send a valid layer.
+/// The rejection of a layer by the store, if that is why it could not be received.
 pub(super) fn rejection(error: &SessionError) -> Option<&IngestError> {
     let SessionError::Host { source, .. } = error else {
         return None;
     };
     let source = source.downcast_ref::<io::Error>()?.get_ref()?;
-    let refused = source.downcast_ref::<IngestError>()?;
-    matches!(refused, IngestError::Layer(LayerError::Rejected { .. })).then_some(refused)
+    source.downcast_ref::<IngestError>()
+}
+
+/// Why the changes of a step are no layer, if that is said in a way that a step can cause. The agent
+/// knows the same limits and says so itself, so here its guest does not tell the truth; but running
+/// the step again would not change what it made.
+pub(super) fn unfit(refused: &LayerError) -> Option<StepError> {
+    let LayerError::Unfit { why, .. } = refused else {
+        return None;
+    };
+    let text = format!("the step made {refused}; {}", why.advice());
+    Some(if why.is_limit() {
+        StepError::Limit(text)
+    } else {
+        StepError::Unfit(text)
+    })
 }

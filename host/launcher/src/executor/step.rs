@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use exec::{Cancel, Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{DiffId, IngestError, Layer, LayerError, LayerWriter, Store, VmSteps};
+use store::{DiffId, IngestError, Layer, LayerWriter, Store, VmSteps};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};
 
-use super::failure::{StepFailure, rejection};
+use super::failure::{StepFailure, rejection, unfit};
 use super::guest_layers::GuestLayers;
 use super::semaphore::{MAX_IMPORTS, Semaphores};
 use crate::session::{Lost, Session, SessionError};
@@ -211,7 +211,9 @@ impl Worker<'_> {
             left: self.max_written,
             exceeded: false,
         };
-        let exported = self.session.export_diff(number, &mut bounded, cancel);
+        let exported = self
+            .session
+            .export_diff(number, self.max_written, &mut bounded, cancel);
         drop(permit);
         let too_large = bounded.exceeded;
         if let Err(err) = exported {
@@ -225,21 +227,24 @@ impl Worker<'_> {
                 .into());
             }
             return Err(match rejection(&err) {
-                Some(refused) => self.rejected(refused),
+                Some(refused) => self.rejected(refused.clone()),
                 None => err.into(),
             });
         }
-        writer.finish().map_err(|err| match err {
-            IngestError::Layer(LayerError::Rejected { .. }) => self.rejected(&err),
-            IngestError::Layer(LayerError::TooLarge { .. }) => {
-                StepError::Limit(format!("the changes of this step are too large: {err}")).into()
-            }
-            IngestError::Store(err) => host(err.into()).into(),
-        })
+        writer.finish().map_err(|refused| self.rejected(refused))
     }
 
-    fn rejected(&self, refused: &IngestError) -> StepFailure {
-        let why = format!("it sent an invalid layer: {refused}");
+    /// What follows from the store's refusal of a layer: only a guest that is not ours any more sends
+    /// one that breaks the format.
+    fn rejected(&self, refused: IngestError) -> StepFailure {
+        let broken = match refused {
+            IngestError::Store(err) => return StepError::Host(err.into()).into(),
+            IngestError::Layer(broken) => broken,
+        };
+        if let Some(step) = unfit(&broken) {
+            return step.into();
+        }
+        let why = format!("it sent an invalid layer: {broken}");
         StepFailure::Lost(SessionError::Lost(self.session.lose(Lost::Violation(why))))
     }
 

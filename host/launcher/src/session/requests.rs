@@ -220,11 +220,13 @@ impl Session {
         }
     }
 
-    /// Receives the changes of a step that exited, as a layer tar, and returns its length in bytes.
+    /// Receives the changes of a step that exited, as a layer tar of at most `most` bytes, and
+    /// returns its length. The guest refuses to send more; that it does not is for `out` to see.
     /// Only then may the bytes in `out` be used.
     pub(crate) fn export_diff(
         &self,
         step: u64,
+        most: u64,
         out: &mut dyn Write,
         cancel: &Cancel,
     ) -> Result<u64, SessionError> {
@@ -233,6 +235,7 @@ impl Session {
         let pending = self.ask(&Request::ExportDiff {
             step,
             transfer: expected.id,
+            most,
         })?;
         let Some(connection) = expected.wait(Some(cancel), || pending.has_arrived())? else {
             let reply = pending.wait_or_lose("send a layer", self.limits().short)?;

@@ -113,7 +113,7 @@ fn a_layer_that_nobody_reads(build: &Build) {
         ..Gated::default()
     };
     thread::scope(|scope| {
-        let export = scope.spawn(|| session.export_diff(901, &mut nobody, &cancel));
+        let export = scope.spawn(|| session.export_diff(901, u64::MAX, &mut nobody, &cancel));
         gate.await_waiter();
         let said = run(902, "seq 1 10000", &Cancel::new()).unwrap();
         assert_eq!(said.lines().count(), 10_000);
@@ -141,7 +141,7 @@ fn a_layer_that_nobody_reads(build: &Build) {
     });
     // A cancelled export can be repeated.
     let all = session
-        .export_diff(901, &mut nobody, &Cancel::new())
+        .export_diff(901, u64::MAX, &mut nobody, &Cancel::new())
         .unwrap();
     assert!(all > 32 << 20);
     session.discard(901).unwrap();

@@ -62,7 +62,9 @@ const ASKS: [(&str, Ask); 8] = [
             .map(drop)
     }),
     ("export", |session, cancel| {
-        session.export_diff(1, &mut Vec::new(), cancel).map(drop)
+        session
+            .export_diff(1, u64::MAX, &mut Vec::new(), cancel)
+            .map(drop)
     }),
 ];
 

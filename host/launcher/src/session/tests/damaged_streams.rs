@@ -72,7 +72,7 @@ fn export_diff(bytes: &[u8], size: u64) -> Result<Vec<u8>, SessionError> {
     });
     let session = host.open().unwrap();
     let mut exported = Vec::new();
-    let result = session.export_diff(1, &mut exported, &Cancel::new());
+    let result = session.export_diff(1, u64::MAX, &mut exported, &Cancel::new());
     session.close();
     script.join().unwrap();
     result.map(|_| exported)
@@ -304,7 +304,9 @@ fn a_layer_with_a_slow_source_loses_nothing() {
         for _ in 0..TAKES {
             let mut taken = Vec::new();
             assert_eq!(
-                session.export_diff(1, &mut taken, &Cancel::new()).unwrap(),
+                session
+                    .export_diff(1, u64::MAX, &mut taken, &Cancel::new())
+                    .unwrap(),
                 5
             );
         }
@@ -362,7 +364,7 @@ fn a_layer_that_stalls_on_its_way_to_the_host_ends_within_a_limit() {
     });
     let mut out = Vec::new();
     check_lost(
-        session.export_diff(1, &mut out, &Cancel::new()),
+        session.export_diff(1, u64::MAX, &mut out, &Cancel::new()),
         "continue the transfer of a layer",
     );
     session.close();

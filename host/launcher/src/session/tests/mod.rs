@@ -144,7 +144,12 @@ fn an_honest_guest_serves_every_request() {
         ]
     );
     let mut exported = Vec::new();
-    assert_eq!(session.export_diff(1, &mut exported, &cancel).unwrap(), 7);
+    assert_eq!(
+        session
+            .export_diff(1, u64::MAX, &mut exported, &cancel)
+            .unwrap(),
+        7
+    );
     assert_eq!(exported, b"a layer");
     session.commit(1, [4; 32]).unwrap();
     session.remove(vec![[4; 32]]).unwrap();
@@ -308,7 +313,7 @@ fn export_diff(
         }
         guest.request()
     });
-    let result = session.export_diff(1, &mut Vec::new(), &Cancel::new());
+    let result = session.export_diff(1, u64::MAX, &mut Vec::new(), &Cancel::new());
     session.close();
     script.join().unwrap();
     result
@@ -442,7 +447,7 @@ fn a_store_that_fails_ends_the_transfer_but_not_the_guest() {
         guest.reply(id, &Reply::Done);
         guest
     });
-    let failed = session.export_diff(1, &mut Full, &Cancel::new());
+    let failed = session.export_diff(1, u64::MAX, &mut Full, &Cancel::new());
     assert!(
         matches!(failed, Err(SessionError::Host { .. })),
         "{failed:?}"

@@ -97,7 +97,12 @@ fn every_answer_may_come_an_hour_late() {
     session
         .import([1; 32], size as u64, &mut layer, &cancel)
         .unwrap();
-    assert_eq!(session.export_diff(1, &mut Vec::new(), &cancel).unwrap(), 0);
+    assert_eq!(
+        session
+            .export_diff(1, u64::MAX, &mut Vec::new(), &cancel)
+            .unwrap(),
+        0
+    );
     session.commit(1, [2; 32]).unwrap();
     session.quit(LIMIT).unwrap();
     script.join().unwrap();

@@ -1,7 +1,14 @@
 //! A layer that is unpacked over its parents shows what the step saw.
 
+mod limits;
+
 use super::*;
 use crate::testing::{Tree, unpack};
+
+/// As large as any layer may be.
+fn export<W: Fill>(upper: OwnedFd, lower: &Lower, root: &Attributes, sink: W) -> Result<W> {
+    super::export(upper, lower, root, u64::MAX, sink)
+}
 
 /// Exports the diff of `upper` over `lower` and unpacks it as a layer.
 fn round_trip(upper: &Tree, lower: &[&Tree]) -> Tree {
@@ -126,30 +133,4 @@ fn as_root_exporting_one_tree_twice_gives_the_same_bytes() {
         export(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap()
     };
     assert_eq!(bytes(), bytes());
-}
-
-#[test]
-#[ignore = "needs root"]
-fn as_root_files_that_a_layer_cannot_hold_are_the_fault_of_the_step() {
-    let refused = |upper: &Tree, said: &str| {
-        let root = Attributes::read(upper.open().as_fd()).unwrap();
-        let err = export(upper.open(), &Lower::new(Vec::new()), &root, Vec::new()).unwrap_err();
-        let failure = fault::failure(&err);
-        assert_eq!(failure.kind, wire::FailureKind::Setup, "{}", failure.text);
-        assert!(failure.text.contains(said), "{}", failure.text);
-    };
-    let upper = Tree::new();
-    upper.dir("etc", 0o755).file("etc/.wh.passwd", 0o644, b"");
-    refused(&upper, "/etc/.wh.passwd");
-    let upper = Tree::new();
-    upper.file("f", 0o644, b"").xattr("f", "user.a=b", b"x");
-    refused(&upper, "user.a=b");
-    let upper = Tree::new();
-    let name = "n".repeat(250);
-    let mut dir = upper.open();
-    for _ in 0..17 {
-        nix::sys::stat::mkdirat(&dir, name.as_str(), Mode::S_IRWXU).unwrap();
-        dir = openat(&dir, name.as_str(), tree::LIST, Mode::empty()).unwrap();
-    }
-    refused(&upper, "4266 bytes");
 }

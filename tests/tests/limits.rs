@@ -1,0 +1,84 @@
+//! What steps and contexts may make, up to the limits of a layer and beyond them.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use tests::{BUSYBOX, Bench};
+
+/// Makes directories until the path of the last has this many bytes, and goes there.
+fn deep(last: usize) -> String {
+    // 4 + 16 · 251 + 1 + last
+    let long = "d".repeat(250);
+    let dirs = format!("for _ in $(seq 16); do mkdir {long} && cd {long}; done");
+    format!(
+        "mkdir /deep && cd /deep && {dirs} && mkdir {}",
+        "e".repeat(last)
+    )
+}
+
+#[test]
+fn steps_at_the_limits_of_a_layer_are_kept_or_fail_once_in_their_own_words() {
+    let bench = Bench::new();
+    let name = "n".repeat(255);
+    bench.write(&name, "x");
+    let steps = [
+        format!("COPY {name} /copied/"),
+        format!("RUN cd / && echo x >{name}"),
+        format!("RUN rm /{name} /copied/{name}"),
+        format!("RUN {} && touch f && for i in $(seq 200); do ln f $i; done", deep(74)),
+        "RUN mkdir /odd && cd /odd && touch \"$(printf 'new\\nline')\" \"$(printf '\\377')\" \
+         && mknod dev c 4095 1048575 && mkfifo pipe && touch -d 1950-01-01 old && chown 4294967294 old"
+            .to_owned(),
+        // Every layer below is read again.
+        "RUN [ $(ls /odd | wc -l) -ge 5 ] && [ ! -e /copied/n* ] && rm -r /deep".to_owned(),
+    ];
+    let done = bench
+        .build(&format!("{BUSYBOX}{}\n", steps.join("\n")), &[])
+        .expect_status(0);
+    assert!(!done.stderr.contains("lost"), "{done:?}");
+
+    let refused = |step: &str, status, said: &[&str]| {
+        let done = bench.build(&format!("{BUSYBOX}RUN {step}\n"), &[]);
+        let done = done.expect_status(status);
+        done.says(&["Dockerfile:4"]).says(said);
+        // Nobody takes it for a fault of the VM and runs it again.
+        for word in ["lost", "rerunning"] {
+            assert!(!done.stderr.contains(word), "{done:?}");
+        }
+    };
+    let sparse = "dd if=/dev/null of=/sparse bs=1M seek=8388608";
+    refused(sparse, 124, &["/sparse", "8 TiB", "sparse file"]);
+    let said = [
+        "cannot keep what",
+        "4096 bytes",
+        "at most 4095",
+        "shorter names",
+    ];
+    refused(&deep(75), 1, &said);
+    bench.check_clean();
+}
+
+#[test]
+fn files_of_the_context_that_no_layer_can_hold_are_said_to_be_that() {
+    let bench = Bench::new();
+    bench.write("sparse", "");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(bench.context().join("sparse"))
+        .unwrap();
+    // As long as the file system allows, which is more than a layer.
+    let longest = [8_u64 << 40, 2 << 40]
+        .into_iter()
+        .find(|length| file.set_len(*length).is_ok());
+    if longest.is_some() {
+        let done = bench.build("FROM scratch\nCOPY sparse /\n", &[]);
+        let done = done.expect_status(124);
+        done.says(&["/sparse", " TiB long", "at most 1 TiB"]);
+    }
+    let name = "n".repeat(255);
+    let dest = vec![name; 16].join("/");
+    let done = bench.build(&format!("FROM scratch\nCOPY busybox /{dest}\n"), &[]);
+    let _kept = done.expect_status(0);
+    let done = bench.build(&format!("FROM scratch\nCOPY busybox /{dest}/\n"), &[]);
+    let done = done.expect_status(1);
+    done.says(&["4103 bytes", "at most 4095"]);
+    bench.check_clean();
+}
