@@ -19,6 +19,7 @@
 //! | `inner` | the IPv4 addresses within IPv6 addresses |
 //! | `own` | [`OwnAddresses`], the addresses of this machine |
 //! | `rule` | [`HostRule`], `HOST[:PORT]` as a user writes it |
+//! | `reach` | [`Reach`], a policy with the hosts that the user names |
 //!
 //! ```
 //! use net_policy::{AddressPolicy, Denied, HostRule};
@@ -38,8 +39,10 @@ mod inner;
 mod own;
 mod policy;
 mod ranges;
+mod reach;
 mod rule;
 
 pub use own::{FixedAddresses, Interfaces, OwnAddresses};
 pub use policy::{AddressPolicy, Denied};
+pub use reach::Reach;
 pub use rule::{HostRule, NotAHostRule};

@@ -71,6 +71,24 @@ impl HostRule {
         }
     }
 
+    /// Whether this names one host, and not a pattern of names.
+    #[must_use]
+    pub fn is_one_host(&self) -> bool {
+        match self.host {
+            Host::Name(_) | Host::Address(_) => true,
+            Host::Below(_) => false,
+        }
+    }
+
+    /// The same with only `port`, if this names all ports.
+    #[must_use]
+    pub fn or_port(self, port: u16) -> Self {
+        Self {
+            port: self.port.or(Some(port)),
+            ..self
+        }
+    }
+
     /// The only port that this names; `None` for all.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
