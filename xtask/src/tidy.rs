@@ -11,9 +11,15 @@ use cargo_metadata::MetadataCommand;
 /// contracts `wire`, `layer` and `virtio-vsock`.
 const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["layer", "vsock-driver", "wire"]),
-    ("cli", &["engine", "exec", "launcher", "oci", "store"]),
+    (
+        "cli",
+        &["engine", "exec", "launcher", "net-policy", "oci", "store"],
+    ),
     ("dockerfile", &[]),
-    ("engine", &["dockerfile", "exec", "layer", "oci", "store"]),
+    (
+        "engine",
+        &["dockerfile", "exec", "layer", "net-policy", "oci", "store"],
+    ),
     ("exec", &["store"]),
     (
         "fuzz",
@@ -32,7 +38,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("layer", &[]),
     ("net-policy", &[]),
-    ("oci", &["exec", "store"]),
+    ("oci", &["exec", "net-policy", "store"]),
     ("soak", &["engine", "exec", "oci", "store"]),
     ("store", &["layer"]),
     ("tests", &[]),

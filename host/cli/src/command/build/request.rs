@@ -13,6 +13,7 @@ use exec::StepNetwork;
 use oci::Platform;
 
 use super::args::{self, Args};
+use super::reach;
 use crate::exit::{Class, Failure};
 use crate::values::Pair;
 
@@ -30,6 +31,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
     let named_contexts = named_contexts?;
     // This comes last because it may read standard input.
     let (context, dockerfile) = sources(args)?;
+    let reach = reach::from(args, &build_args);
     Ok(BuildRequest {
         context,
         dockerfile,
@@ -51,6 +53,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
         named_contexts,
         hosts: args.hosts.clone(),
         network,
+        reach,
     })
 }
 
