@@ -49,10 +49,21 @@ fn a_base_image_that_does_not_exist_names_it_and_the_line() {
     // A registry that refuses connections: nothing listens on this port.
     refused(
         "FROM 127.0.0.1:1/no/such:tag\n",
-        &[],
+        &["--allow-host", "127.0.0.1:1"],
         125,
         &["Dockerfile:1", "127.0.0.1:1/no/such:tag"],
     );
+}
+
+#[test]
+fn a_server_on_this_machine_is_refused_with_the_option_that_allows_it() {
+    for dockerfile in [
+        "FROM localhost:1/app\n",
+        "FROM scratch\nADD http://localhost:1/f /\n",
+    ] {
+        let says = ["Dockerfile:", "localhost:1", "--allow-host localhost:1"];
+        refused(dockerfile, &[], 1, &says);
+    }
 }
 
 #[test]

@@ -11,9 +11,15 @@ use cargo_metadata::MetadataCommand;
 /// contracts `wire`, `layer` and `virtio-vsock`.
 const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["layer", "vsock-driver", "wire"]),
-    ("cli", &["engine", "exec", "launcher", "oci", "store"]),
+    (
+        "cli",
+        &["engine", "exec", "launcher", "net-policy", "oci", "store"],
+    ),
     ("dockerfile", &[]),
-    ("engine", &["dockerfile", "exec", "layer", "oci", "store"]),
+    (
+        "engine",
+        &["dockerfile", "exec", "layer", "net-policy", "oci", "store"],
+    ),
     ("exec", &["store"]),
     (
         "fuzz",
@@ -31,7 +37,8 @@ const EDGES: &[(&str, &[&str])] = &[
         &["exec", "store", "vmimage-manifest", "vsock-device", "wire"],
     ),
     ("layer", &[]),
-    ("oci", &["exec", "store"]),
+    ("net-policy", &[]),
+    ("oci", &["exec", "net-policy", "store"]),
     ("soak", &["engine", "exec", "oci", "store"]),
     ("store", &["layer"]),
     ("tests", &[]),

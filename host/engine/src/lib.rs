@@ -68,6 +68,7 @@
 //!     # named_contexts: Vec::new(),
 //!     # hosts: Vec::new(),
 //!     # network: StepNetwork::Default,
+//!     # reach: net_policy::Reach::default(),
 //!     # epoch: None,
 //! };
 //! let cancel = Cancel::new();

@@ -13,25 +13,14 @@ use std::time::{Duration, Instant};
 use engine::build::{BuildError, BuildRequest, BuildResult, Class, DockerfileSource, build, chain};
 use engine::event::{Event, Outcome, Reporter};
 use engine::rootfs::Rootfs;
-use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
-use store::{Entry, EntryKind, PruneOptions, TrustDomain};
+use exec::Cancel;
+use store::{Entry, EntryKind, PruneOptions};
+use support::builds::{VmForbidden, request};
 use support::http::{Answer, Asked, Server};
-use support::{TestStore, amd64, tar_with};
+use support::{TestStore, tar_with};
 
 /// Far more than it takes, even on a slow machine under load.
 const SOON: Duration = Duration::from_secs(60);
-
-struct VmForbidden;
-
-impl Executor for VmForbidden {
-    fn prepare(&self) {
-        panic!("a VM is started");
-    }
-
-    fn run(&self, _: &StepSpec, _: &mut dyn Output, _: &Cancel) -> Result<StepDone, StepError> {
-        panic!("a VM is used");
-    }
-}
 
 /// Keeps all that is told.
 #[derive(Default)]
@@ -65,35 +54,6 @@ struct Built {
     names: Vec<String>,
     /// All that was told, as text.
     told: String,
-}
-
-fn request(store: &TestStore, dockerfile: &str) -> BuildRequest {
-    let context = store.path("context");
-    std::fs::create_dir_all(&context).unwrap();
-    std::fs::write(context.join("Dockerfile"), dockerfile).unwrap();
-    BuildRequest {
-        context: Some(context),
-        dockerfile: DockerfileSource::Default,
-        build_args: Vec::new(),
-        target: None,
-        no_cache: false,
-        rebuild: None,
-        trust_domain: TrustDomain::new("test").unwrap(),
-        timeout: None,
-        step_timeout: None,
-        idle_timeout: None,
-        explain: true,
-        pull: false,
-        labels: Vec::new(),
-        tags: Vec::new(),
-        outputs: Vec::new(),
-        jobs: 4,
-        platform: amd64(),
-        named_contexts: Vec::new(),
-        hosts: Vec::new(),
-        network: StepNetwork::Default,
-        epoch: None,
-    }
 }
 
 fn run_as(store: &TestStore, request: &BuildRequest, cancel: &Cancel) -> Built {

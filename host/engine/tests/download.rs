@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use engine::download::{DownloadError, Fetched, Job, Limits, Origin, WebAddress, WebSource, fetch};
 use engine::event::Progress;
 use exec::Cancel;
+use oci::http::MinRate;
 use store::{Digest, Mtime, PruneOptions};
 use support::http::{Answer, Asked, Server};
-use support::{TestStore, noise};
+use support::{TestStore, noise, test_servers};
 
 /// Far more than it takes, even on a slow machine under load.
 const SOON: Duration = Duration::from_secs(60);
@@ -25,6 +26,7 @@ const LIMITS: Limits = Limits {
     bytes: 1 << 20,
     idle: Duration::from_millis(500),
     whole: Duration::from_secs(600),
+    rate: MinRate::USUAL,
 };
 
 fn source(url: &str, checksum: Option<Digest>) -> WebSource {
@@ -45,6 +47,7 @@ fn get_within(
     let job = Job {
         store,
         limits,
+        reach: Some(&test_servers()),
         progress: &|_| {},
         cancel,
     };
@@ -93,6 +96,7 @@ fn a_file_comes_with_its_digest_length_and_time() {
     let job = Job {
         store: &store,
         limits: LIMITS,
+        reach: Some(&test_servers()),
         progress: &|progress| seen.lock().unwrap().push(progress),
         cancel: &Cancel::new(),
     };
@@ -477,6 +481,37 @@ fn a_cancel_ends_a_wait_at_once() {
 }
 
 #[test]
+fn a_cancel_ends_a_download_of_which_bytes_keep_coming() {
+    let store = TestStore::new();
+    let server = Server::start(|_| Answer {
+        trickle: true,
+        claims: Some(1 << 20),
+        ..Answer::ok(b"begun")
+    });
+    let cancel = Cancel::new();
+    let limits = Limits {
+        idle: Duration::from_secs(600),
+        ..LIMITS
+    };
+    let job = Job {
+        store: &store,
+        limits,
+        reach: Some(&test_servers()),
+        progress: &|progress| {
+            if progress.current > 10 {
+                cancel.cancel();
+            }
+        },
+        cancel: &cancel,
+    };
+    let begun = Instant::now();
+    let err = fetch(&job, &source(&server.url("/f"), None)).unwrap_err();
+    assert!(matches!(err, DownloadError::Cancelled), "{err}");
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert_empty(&store);
+}
+
+#[test]
 fn a_server_that_falls_silent_is_given_up() {
     let store = TestStore::new();
     let server = Server::start(|_| Answer {
@@ -487,6 +522,32 @@ fn a_server_that_falls_silent_is_given_up() {
     let begun = Instant::now();
     let err = get(&store, &server.url("/f")).unwrap_err();
     assert!(matches!(err, DownloadError::Unreachable { .. }), "{err}");
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert_eq!(server.paths().len(), 4);
+    assert_empty(&store);
+}
+
+#[test]
+fn a_server_that_sends_a_byte_now_and_then_is_given_up() {
+    let store = TestStore::new();
+    let server = Server::start(|_| Answer {
+        trickle: true,
+        claims: Some(1000),
+        ..Answer::ok(b"begun")
+    });
+    let rate = MinRate {
+        bytes: 1 << 10,
+        window: Duration::from_millis(200),
+    };
+    let limits = Limits {
+        idle: Duration::from_secs(600),
+        rate,
+        ..LIMITS
+    };
+    let begun = Instant::now();
+    let err = get_within(&store, &server.url("/f"), None, limits, &Cancel::new()).unwrap_err();
+    assert!(matches!(err, DownloadError::Trickles { .. }), "{err}");
+    assert!(err.is_host());
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert_eq!(server.paths().len(), 4);
     assert_empty(&store);

@@ -8,7 +8,9 @@ use engine::pull::{ImageSource, PullError, resolve};
 use exec::Cancel;
 use oci::{ImageError, Platform};
 use store::Digest;
-use support::{Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, tar_with};
+use support::{
+    Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, options, tar_with,
+};
 
 #[test]
 fn every_form_of_layer_is_taken_in() {
@@ -74,6 +76,7 @@ fn the_platform_is_chosen_from_nested_indexes() {
             &layout.source(Some("multi")),
             &platform,
             false,
+            &options(),
             &|_| {},
             &Cancel::new(),
         )
@@ -256,6 +259,7 @@ fn a_cancelled_look_up_ends_and_keeps_nothing() {
         &layout.source(Some("v1")),
         &amd64(),
         false,
+        &options(),
         &|progress| {
             if progress.current > 1_000_000 {
                 cancel.cancel();

@@ -13,11 +13,15 @@ use std::time::{Duration, Instant};
 
 use engine::pull::{ImageSource, PullError, resolve};
 use exec::Cancel;
-use oci::ImageError;
+use net_policy::Reach;
+use oci::http::{ClientOptions, MinRate};
+use oci::{ImageError, ImageRef};
 use store::Digest;
 use support::http::{Answer, Server};
 use support::registry::{Registry, free_port};
-use support::{Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, tar_with};
+use support::{
+    Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, find_with, noise, options, tar_with,
+};
 
 fn named(name: &str) -> ImageSource {
     ImageSource::Named(name.to_owned())
@@ -79,6 +83,7 @@ fn a_pulled_image_needs_the_registry_no_more() {
         &named(&name),
         &amd64(),
         true,
+        &options(),
         &|_| {},
         &Cancel::new(),
     );
@@ -109,6 +114,7 @@ fn a_tag_that_moved_is_seen_when_asked_for() {
         &named(&name),
         &amd64(),
         true,
+        &options(),
         &|_| {},
         &Cancel::new(),
     )
@@ -145,6 +151,7 @@ fn the_platform_is_chosen_from_a_manifest_list() {
                 &named(&name),
                 &platform,
                 false,
+                &options(),
                 &|_| {},
                 &Cancel::new(),
             );
@@ -158,6 +165,7 @@ fn the_platform_is_chosen_from_a_manifest_list() {
         &named(&name),
         &riscv,
         false,
+        &options(),
         &|_| {},
         &Cancel::new(),
     );
@@ -299,6 +307,35 @@ fn a_broken_download_goes_on_where_it_broke() {
 }
 
 #[test]
+fn a_registry_that_sends_a_byte_now_and_then_is_given_up() {
+    let small = Small::new(100_000);
+    let store = TestStore::new();
+    let server = Server::start(move |asked| {
+        let mut answer = small.answer(&asked.path);
+        if small.is_layer(&asked.path) {
+            answer.claims = Some(answer.body.len() as u64);
+            answer.body.truncate(1000);
+            answer.trickle = true;
+        }
+        answer
+    });
+    let rate = MinRate {
+        bytes: 2000,
+        window: Duration::from_millis(200),
+    };
+    let options = ClientOptions {
+        min_rate: rate,
+        ..options()
+    };
+    let error = find_with(&store, &named(&server.name("app:1")), &options).unwrap_err();
+    assert!(chain(&error).contains("too slow"), "{}", chain(&error));
+    let layers = server.paths().into_iter();
+    let layers = layers.filter(|path| path.contains("/blobs/"));
+    // The configuration, and the layer as often as a broken blob is resumed.
+    assert_eq!(layers.count(), 5);
+}
+
+#[test]
 fn passing_trouble_is_waited_out_and_lasting_trouble_is_not() {
     let small = Small::new(10);
     let store = TestStore::new();
@@ -388,6 +425,7 @@ fn a_cancel_interrupts_a_registry_that_says_nothing() {
             &named(&server.name("app:1")),
             &amd64(),
             false,
+            &options(),
             &|_| {},
             &cancel,
         )
@@ -452,7 +490,9 @@ const TLS_IMAGE: &str = "COFFERDAM_TEST_TLS_IMAGE";
 fn helper_resolve_over_tls() {
     let name = std::env::var(TLS_IMAGE).unwrap();
     let store = TestStore::new();
-    let outcome = find(&store, &named(&name)).map_err(|error| chain(&error));
+    let own_name: ImageRef = name.parse().unwrap();
+    let options = ClientOptions::new(Reach::default().and(own_name.host_rule()));
+    let outcome = find_with(&store, &named(&name), &options).map_err(|error| chain(&error));
     print!("outcome: {:?}", outcome.map(|base| base.layers.len()));
 }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use net_policy::HostRule;
 use store::Digest;
 
 use crate::http::is_loopback;
@@ -70,6 +71,14 @@ impl ImageRef {
             None => self.registry.split(':').next(),
         };
         is_loopback(host.unwrap_or_default())
+    }
+
+    /// Exactly the registry, at the port at which it is used; for a user who names the image.
+    #[must_use]
+    pub fn host_rule(&self) -> Option<HostRule> {
+        let rule: HostRule = self.registry.parse().ok()?;
+        let usual = if self.is_local() { 80 } else { 443 };
+        Some(rule.or_port(usual))
     }
 }
 

@@ -7,6 +7,7 @@ use exec::CancelScope;
 use store::Digest;
 
 use crate::error::ImageError;
+use crate::http::ClientOptions;
 use crate::layout::Layout;
 use crate::manifest::Descriptor;
 use crate::reference::ImageRef;
@@ -18,10 +19,12 @@ use crate::registry::{self, RegistryError, Token};
 /// use std::io;
 ///
 /// use exec::{Cancel, CancelScope};
+/// use net_policy::Reach;
+/// use oci::http::ClientOptions;
 /// use oci::{ImageRef, Platform, Source};
 ///
 /// let image: ImageRef = "alpine:3.20".parse()?;
-/// let source = Source::registry(image);
+/// let source = Source::registry(image, ClientOptions::new(Reach::default()));
 /// let scope = CancelScope::new(&Cancel::new());
 ///
 /// let found = source.find(&Platform::linux("amd64"), &scope)?;
@@ -39,10 +42,18 @@ pub struct Source(Kind);
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// A repository of a registry, and the token for all connections to it.
-    Registry(ImageRef, Token),
+    Registry(Box<Registry>),
     /// A directory.
     Layout(Layout),
+}
+
+/// A repository of a registry.
+#[derive(Debug, Clone)]
+struct Registry {
+    image: ImageRef,
+    options: ClientOptions,
+    /// For all connections to it.
+    token: Token,
 }
 
 /// A way to read from a [`Source`], for one thread.
@@ -58,8 +69,12 @@ enum Open<'a> {
 impl Source {
     /// An image of a registry. Nothing is sent yet.
     #[must_use]
-    pub fn registry(image: ImageRef) -> Self {
-        Self(Kind::Registry(image, Token::default()))
+    pub fn registry(image: ImageRef, options: ClientOptions) -> Self {
+        Self(Kind::Registry(Box::new(Registry {
+            image,
+            options,
+            token: Token::default(),
+        })))
     }
 
     /// An image of a directory: by tag, by digest, or the only one. Nothing is read yet.
@@ -72,7 +87,7 @@ impl Source {
     #[must_use]
     pub fn name(&self) -> String {
         match &self.0 {
-            Kind::Registry(image, _) => image.to_string(),
+            Kind::Registry(registry) => registry.image.to_string(),
             Kind::Layout(layout) => layout.name(),
         }
     }
@@ -80,7 +95,7 @@ impl Source {
     /// The digest that the first document must have, if the name says so.
     pub(crate) fn pinned(&self) -> Option<Digest> {
         match &self.0 {
-            Kind::Registry(image, _) => image.digest(),
+            Kind::Registry(registry) => registry.image.digest(),
             // The first document is an index that is made from the one on the disk.
             Kind::Layout(_) => None,
         }
@@ -92,8 +107,13 @@ impl Source {
     /// If the client cannot be set up.
     pub fn connect(&self, scope: &CancelScope) -> Result<Connection<'_>, ImageError> {
         Ok(Connection(match &self.0 {
-            Kind::Registry(image, token) => {
-                let opened = registry::Connection::open(image, token, scope);
+            Kind::Registry(registry) => {
+                let Registry {
+                    image,
+                    options,
+                    token,
+                } = &**registry;
+                let opened = registry::Connection::open(image, token, options, scope);
                 let opened = opened.map_err(|error| registry_error(image, error))?;
                 Open::Registry(image, Box::new(opened))
             }

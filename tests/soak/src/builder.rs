@@ -136,6 +136,7 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
         named_contexts: Vec::new(),
         hosts: Vec::new(),
         network: StepNetwork::None,
+        reach: Default::default(),
         epoch: Some(0),
         explain: false,
         rebuild: None,

@@ -271,9 +271,12 @@ fn image_class(err: &ImageError) -> Class {
         | ImageError::Damaged { .. }
         | ImageError::Read { .. } => Class::User,
         ImageError::Registry { source, .. } => match source {
-            RegistryError::NotFound { .. } | RegistryError::Denied { .. } => Class::User,
+            RegistryError::NotFound { .. }
+            | RegistryError::Denied { .. }
+            | RegistryError::OutOfReach { .. } => Class::User,
             RegistryError::Cancelled => Class::Cancelled,
             RegistryError::Unreachable { .. }
+            | RegistryError::TooSlow { .. }
             | RegistryError::Failing { .. }
             | RegistryError::Protocol { .. }
             | RegistryError::Setup(_) => Class::Host,

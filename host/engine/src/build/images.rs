@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use oci::http::ClientOptions;
 use store::Layer;
 
 use super::error::{BuildError, Class, Location};
@@ -97,16 +98,19 @@ impl Build<'_> {
                 .rev()
                 .find(|(name, _)| name == context)
         });
-        let source = named.map_or_else(
-            || ImageSource::Named(want.key.name.clone()),
-            |(_, source)| source.clone(),
-        );
+        let reach = &self.request.reach;
+        let (source, reach) = match named {
+            None => (ImageSource::Named(want.key.name.clone()), reach.clone()),
+            // The user names the registry on the command line, and not the Dockerfile.
+            Some((_, source)) => (source.clone(), reach.and(source.registry())),
+        };
         let progress = |p: Progress| self.tracker.status(step, p.what, p.current, p.total);
         pull::resolve(
             self.store,
             &source,
             &want.key.platform,
             self.request.pull,
+            &ClientOptions::new(reach),
             &progress,
             self.cancel,
         )

@@ -9,6 +9,7 @@ use crate::event::{Comparison, Explanation, Outcome};
 use crate::export::OutputSpec;
 use crate::pull::ImageSource;
 use exec::StepNetwork;
+use net_policy::Reach;
 use oci::Platform;
 use store::TrustDomain;
 
@@ -75,8 +76,11 @@ pub struct BuildRequest {
     pub named_contexts: Vec<(String, ImageSource)>,
     /// Extra lines of `/etc/hosts` in RUN: address and name.
     pub hosts: Vec<(String, String)>,
-    /// Network of RUN steps without `--network`.
+    /// Network of RUN steps without `--network`. Without one, ADD downloads nothing either.
     pub network: StepNetwork,
+    /// Which servers the Dockerfile and the images that it names may make this process reach: with
+    /// FROM, `--from` and ADD, as token servers, and by redirections.
+    pub reach: Reach,
     /// `SOURCE_DATE_EPOCH`: latest time that the build writes, in seconds since 1970.
     pub epoch: Option<i64>,
 }

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use dockerfile::redact;
-use oci::http::is_loopback;
 use reqwest::Url;
 
 /// Name of a file whose address does not contain one.
@@ -89,12 +88,6 @@ impl WebAddress {
         url.set_username("").ok();
         url.set_password(None).ok();
         url.into()
-    }
-
-    /// Whether the server is on this machine.
-    pub(super) fn is_local(&self) -> bool {
-        let host = self.url.host_str().unwrap_or_default();
-        is_loopback(host.trim_start_matches('[').trim_end_matches(']'))
     }
 }
 
@@ -203,23 +196,5 @@ mod tests {
         );
         assert_eq!(secret.key(), "http://h:8080/f?v=1");
         assert_eq!(secret.url().password(), Some("hunter2"));
-    }
-
-    #[test]
-    fn servers_on_this_machine_are_known() {
-        for text in [
-            "http://localhost/",
-            "http://127.1.2.3:80/",
-            "http://[::1]/x",
-        ] {
-            assert!(address(text).is_local(), "{text}");
-        }
-        for text in [
-            "http://example.com/",
-            "http://10.0.0.1/",
-            "http://localhost.example/",
-        ] {
-            assert!(!address(text).is_local(), "{text}");
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use exec::Stopped;
-use oci::http::BoxError;
+use oci::http::{BoxError, HostDenied, TooSlow};
 use store::{Digest, StoreError};
 
 /// Why a download fails. Addresses are without secrets.
@@ -55,7 +55,34 @@ pub enum DownloadError {
         /// The address.
         url: String,
         /// What is wrong.
-        reason: String,
+        reason: &'static str,
+    },
+    /// A Dockerfile or an image must not reach the server, or one that it redirects to.
+    #[error("cannot download {url}")]
+    OutOfReach {
+        /// The address.
+        url: String,
+        /// Which server, and why.
+        #[source]
+        source: HostDenied,
+    },
+    /// The build has no network.
+    #[error(
+        "cannot download {url} in a build with --network none; download it into the build context and \
+         use COPY, or give its digest with --checksum after a build with the network"
+    )]
+    Offline {
+        /// The address.
+        url: String,
+    },
+    /// The server sends too little, in several attempts.
+    #[error("cannot download {url}; retry later")]
+    Trickles {
+        /// The address.
+        url: String,
+        /// What it sends.
+        #[source]
+        source: TooSlow,
     },
     /// It takes too long.
     #[error(
@@ -111,6 +138,7 @@ impl DownloadError {
         match self {
             Self::Failing { .. }
             | Self::TooSlow { .. }
+            | Self::Trickles { .. }
             | Self::Unreachable { .. }
             | Self::Setup(_)
             | Self::Store(_)
@@ -119,6 +147,8 @@ impl DownloadError {
             | Self::Mismatch { .. }
             | Self::TooLarge { .. }
             | Self::Redirect { .. }
+            | Self::OutOfReach { .. }
+            | Self::Offline { .. }
             | Self::Cancelled => false,
         }
     }

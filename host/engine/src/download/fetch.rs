@@ -4,12 +4,13 @@ use std::io;
 use std::time::Instant;
 
 use exec::{Cancel, CancelScope, Stopped};
-use oci::http::{self, ClientOptions, Http};
+use net_policy::Reach;
+use oci::http::{self, ClientOptions, Http, Request, RequestError, Response};
+use reqwest::StatusCode;
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     RANGE,
 };
-use reqwest::{Response, StatusCode};
 use store::{Digest, Store};
 
 use super::entry::Entry;
@@ -30,6 +31,8 @@ pub struct Job<'a> {
     pub store: &'a Store,
     /// The bounds.
     pub limits: Limits,
+    /// Which servers may be reached; `None` if none may be asked.
+    pub reach: Option<&'a Reach>,
     /// Receives progress.
     pub progress: &'a ProgressFn<'a>,
     /// Cancels the download.
@@ -57,18 +60,23 @@ pub fn fetch(job: &Job<'_>, source: &WebSource) -> Result<Fetched, DownloadError
         let entry = entry.unwrap_or_else(|| Entry::new(wanted, None, None));
         return Ok(fetched(&entry, size, Some(wanted), Origin::Store));
     }
+    let shown = source.address.to_string();
+    let Some(reach) = job.reach else {
+        return Err(DownloadError::Offline { url: shown });
+    };
     let before = entry.as_ref().map(Entry::content);
     let cached = job.cached(source, entry)?;
     let options = ClientOptions {
-        local: source.address.is_local(),
+        reach: reach.clone(),
         read_timeout: job.limits.idle,
+        min_rate: job.limits.rate,
     };
     let download = Download {
         job,
         source,
         cached,
         http: Http::open(options, &CancelScope::new(job.cancel)).map_err(DownloadError::Setup)?,
-        shown: source.address.to_string(),
+        shown,
         begun: Instant::now(),
     };
     let (entry, size, origin) = download.run()?;
@@ -174,15 +182,13 @@ impl Download<'_> {
         if left.is_zero() {
             return Err(self.too_slow());
         }
-        let mut request = self
-            .http
-            .get(self.source.address.url())
+        let mut request = Request::get(self.source.address.url())
             .header(ACCEPT, "*/*")
             .header(ACCEPT_ENCODING, "identity")
             .timeout(left);
         if let Some((begun, tag)) = begun.and_then(|begun| Some((begun, begun.strong_tag()?))) {
             request = request
-                .header(RANGE, format!("bytes={}-", begun.received))
+                .header(RANGE, &format!("bytes={}-", begun.received))
                 .header(IF_RANGE, tag);
         } else if let Some((entry, _)) = &self.cached {
             request = request.headers(conditions(entry));
@@ -267,19 +273,26 @@ impl Download<'_> {
     }
 
     /// The connection broke, or there was none.
-    fn broken(&self, error: reqwest::Error) -> Failure {
+    fn broken(&self, error: RequestError) -> Failure {
         if self.begun.elapsed() >= self.job.limits.whole {
             return self.too_slow();
         }
         let url = self.shown.clone();
-        // Its own text would show the address, and those of redirections.
-        let error = error.without_url();
-        if error.is_redirect() {
-            let reason = innermost(&error);
-            return Failure::Final(DownloadError::Redirect { url, reason });
+        match error {
+            RequestError::Denied(source) => {
+                Failure::Final(DownloadError::OutOfReach { url, source })
+            }
+            RequestError::Redirect(reason) => {
+                Failure::Final(DownloadError::Redirect { url, reason })
+            }
+            RequestError::TooSlow(source) => {
+                Failure::Transient(DownloadError::Trickles { url, source })
+            }
+            RequestError::Connection(_) => {
+                let source = Box::new(error);
+                Failure::Transient(DownloadError::Unreachable { url, source })
+            }
         }
-        let source = Box::new(error);
-        Failure::Transient(DownloadError::Unreachable { url, source })
     }
 
     fn cut(&self, received: u64, total: u64) -> Failure {
@@ -324,13 +337,4 @@ fn conditions(entry: &Entry) -> HeaderMap {
         Some((name, value))
     });
     pairs.collect()
-}
-
-/// The text of the innermost cause.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

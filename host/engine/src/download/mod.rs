@@ -17,7 +17,7 @@ mod partial;
 
 use std::time::Duration;
 
-use oci::http::READ_TIMEOUT;
+use oci::http::{MinRate, READ_TIMEOUT};
 use store::{Digest, Mtime, Store};
 
 pub use address::{BadAddress, BadName, WebAddress};
@@ -88,6 +88,8 @@ pub struct Limits {
     pub idle: Duration,
     /// Longest time for all attempts together.
     pub whole: Duration,
+    /// The least that a server must send.
+    pub rate: MinRate,
 }
 
 impl Limits {
@@ -96,6 +98,7 @@ impl Limits {
         bytes: 16 << 30,
         idle: READ_TIMEOUT,
         whole: Duration::from_secs(2 * 60 * 60),
+        rate: MinRate::USUAL,
     };
 }
 

@@ -6,7 +6,7 @@
 
 use std::io::{self, Write as _};
 
-use reqwest::Response;
+use oci::http::Response;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED};
 use store::{BlobWriter, Digest, Hasher, StoreError};
 

@@ -14,7 +14,8 @@ mod resolve;
 
 use std::path::PathBuf;
 
-use oci::ImageConfigFile;
+use net_policy::HostRule;
+use oci::{ImageConfigFile, ImageRef};
 use store::{DiffId, Digest};
 
 pub use error::PullError;
@@ -47,4 +48,14 @@ pub enum ImageSource {
     },
     /// A name: an image of the store, or of a registry.
     Named(String),
+}
+
+impl ImageSource {
+    /// Exactly the registry that this names, if it names one.
+    pub(crate) fn registry(&self) -> Option<HostRule> {
+        match self {
+            Self::OciLayout { .. } => None,
+            Self::Named(name) => name.parse::<ImageRef>().ok()?.host_rule(),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use exec::{Cancel, CancelScope};
+use oci::http::ClientOptions;
 use oci::{Descriptor, Document, FoundImage, ImageConfigFile, ImageRef, Platform, Source};
 use store::{DiffId, Digest, Store};
 
@@ -20,7 +21,7 @@ const PULLED: &str = "pulled";
 ///
 /// A name is first looked up among the images that were built or pulled here, unless `pull` asks for
 /// the registry; so a build that has all it needs does not use the network. Layers that the store
-/// has are not fetched again.
+/// has are not fetched again. `options` say how registries are reached.
 ///
 /// # Errors
 /// See [`PullError`].
@@ -29,6 +30,7 @@ pub fn resolve(
     source: &ImageSource,
     platform: &Platform,
     pull: bool,
+    options: &ClientOptions,
     progress: &ProgressFn<'_>,
     cancel: &Cancel,
 ) -> Result<BaseImage, PullError> {
@@ -50,7 +52,7 @@ pub fn resolve(
             if !pull && let Some(found) = request.in_store(&image)? {
                 return Ok(found);
             }
-            let base = request.take(&Source::registry(image))?;
+            let base = request.take(&Source::registry(image, options.clone()))?;
             let manifest = base.manifest_digest.to_string();
             store.set_fact(PULLED, &request.key(), &manifest)?;
             Ok(base)

@@ -284,6 +284,7 @@ impl Bench {
             named_contexts: Vec::new(),
             hosts: Vec::new(),
             network: StepNetwork::Default,
+            reach: Default::default(),
             epoch: None,
         }
     }

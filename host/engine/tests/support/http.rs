@@ -32,6 +32,8 @@ pub struct Answer {
     pub hang: bool,
     /// After the body, wait until the other side gives up.
     pub stall: bool,
+    /// After the body, send a byte now and then until the other side gives up.
+    pub trickle: bool,
     /// Announce no length, and send the body again and again until the other side gives up.
     pub endless: bool,
 }
@@ -45,6 +47,7 @@ impl Answer {
             claims: None,
             hang: false,
             stall: false,
+            trickle: false,
             endless: false,
         }
     }
@@ -137,6 +140,9 @@ fn serve(stream: TcpStream, asked: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Asked) -
     let mut stream = stream;
     stream.write_all(format!("{head}\r\n").as_bytes()).ok();
     while stream.write_all(&answer.body).is_ok() && answer.endless {}
+    while answer.trickle && stream.write_all(b"x").is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     if answer.stall {
         reader.read_line(&mut String::new()).ok();
     }

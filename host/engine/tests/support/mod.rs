@@ -7,6 +7,7 @@
     reason = "each test program uses a part of it, and a test that cannot go on fails"
 )]
 
+pub mod builds;
 pub mod exports;
 pub mod http;
 pub mod registry;
@@ -19,6 +20,8 @@ use std::process::{Command, Output};
 
 use engine::pull::{BaseImage, ImageSource, PullError, resolve};
 use exec::Cancel;
+use net_policy::Reach;
+use oci::http::ClientOptions;
 use oci::{Descriptor, ImageIndex, Manifest, Platform};
 use store::{Digest, OpenOptions, Store};
 use tempfile::TempDir;
@@ -296,9 +299,29 @@ pub fn amd64() -> Platform {
     Platform::linux("amd64")
 }
 
+/// What the user of the tests names: servers on the usual loopback address, at any port.
+pub fn test_servers() -> Reach {
+    Reach::default().and(["127.0.0.1".parse().unwrap()])
+}
+
+/// How registries of the tests are reached.
+pub fn options() -> ClientOptions {
+    ClientOptions::new(test_servers())
+}
+
 /// Resolves for amd64 without progress.
 pub fn find(store: &Store, source: &ImageSource) -> Result<BaseImage, PullError> {
-    resolve(store, source, &amd64(), false, &|_| {}, &Cancel::new())
+    find_with(store, source, &options())
+}
+
+/// The same with other limits.
+pub fn find_with(
+    store: &Store,
+    source: &ImageSource,
+    options: &ClientOptions,
+) -> Result<BaseImage, PullError> {
+    let cancel = Cancel::new();
+    resolve(store, source, &amd64(), false, options, &|_| {}, &cancel)
 }
 
 /// The text of an error and its causes, as the command line shows them.

@@ -2,11 +2,11 @@
 
 use std::io::{self, Read};
 
-use reqwest::{Response, StatusCode};
+use reqwest::StatusCode;
 use store::Digest;
 
 use super::{Connection, RegistryError};
-use crate::http::RETRY_DELAYS;
+use crate::http::{RETRY_DELAYS, Response};
 
 /// Reads one blob. Errors are [`RegistryError`]s inside [`io::Error`]s.
 ///

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use exec::CancelScope;
 use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode};
+use reqwest::{StatusCode, Url};
 use store::Digest;
 
 use super::blob::BlobReader;
 use super::token::{self, Challenge};
 use super::{RegistryError, RegistryMessage, Token};
-use crate::http::{self, ClientOptions, Http, READ_TIMEOUT, is_loopback};
+use crate::http::{self, ClientOptions, Http, Request, RequestError, Response};
 use crate::manifest::MAX_JSON;
 use crate::media_type;
 use crate::reference::ImageRef;
@@ -30,7 +30,6 @@ pub(crate) struct Connection {
     http: Http,
     image: ImageRef,
     token: Token,
-    scope: CancelScope,
 }
 
 type Failure = http::Failure<RegistryError>;
@@ -40,13 +39,13 @@ impl Connection {
     pub(crate) fn open(
         image: &ImageRef,
         token: &Token,
+        options: &ClientOptions,
         scope: &CancelScope,
     ) -> Result<Self, RegistryError> {
         Ok(Self {
-            http: client(image.is_local(), scope)?,
+            http: Http::open(options.clone(), scope).map_err(RegistryError::Setup)?,
             image: image.clone(),
             token: token.clone(),
-            scope: scope.clone(),
         })
     }
 
@@ -62,7 +61,7 @@ impl Connection {
         let path = format!("manifests/{reference}");
         self.retry(|| {
             let response = self.try_get(&path, &accept, 0)?;
-            self.body(&self.http, response, MAX_JSON, "manifest")
+            self.body(response, MAX_JSON, "manifest")
         })
     }
 
@@ -79,17 +78,8 @@ impl Connection {
 
     /// The next bytes of an answer; `None` at its end.
     pub(super) fn chunk(&self, response: &mut Response) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.chunk_by(&self.http, response)
-    }
-
-    /// The same by the client that sent the request.
-    fn chunk_by(
-        &self,
-        http: &Http,
-        response: &mut Response,
-    ) -> Result<Option<Vec<u8>>, RegistryError> {
-        let chunk = http.chunk(response)?;
-        chunk.map_err(|error| self.unreachable(error))
+        let chunk = self.http.chunk(response)?;
+        chunk.map_err(|error| self.broken(error))
     }
 
     /// Name of the registry, for messages.
@@ -121,42 +111,41 @@ impl Connection {
     }
 
     fn send(&self, path: &str, accept: &str, from: u64) -> Result<Response, Failure> {
-        let mut request = self.http.get(self.url(path)).header(ACCEPT, accept);
+        let url = Url::parse(&self.url(path));
+        let url = url.map_err(|error| Failure::Final(self.unreachable(error)))?;
+        let mut request = Request::get(url).header(ACCEPT, accept);
         if let Some(token) = self.token.get() {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            request = request.header(AUTHORIZATION, &format!("Bearer {token}"));
         }
         if from > 0 {
-            request = request.header(RANGE, format!("bytes={from}-"));
+            request = request.header(RANGE, &format!("bytes={from}-"));
         }
-        self.http
-            .send(request)
+        self.answer(request)
+    }
+
+    fn answer(&self, request: Request) -> Result<Response, Failure> {
+        let answer = self.http.send(request);
+        answer
             .map_err(|stopped| Failure::Final(stopped.into()))?
-            .map_err(|error| Failure::Transient(self.unreachable(error)))
+            .map_err(|error| failure(self.broken(error)))
     }
 
     /// Whether the registry itself sent this, and not another server that it redirects to.
     fn is_own(&self, response: &Response) -> bool {
-        let own = reqwest::Url::parse(&self.url(""));
+        let own = Url::parse(&self.url(""));
         own.is_ok_and(|own| own.host() == response.url().host())
     }
 
     /// Gets a token from the server that the registry names.
     fn authenticate(&self, challenge: &Challenge) -> Result<(), Failure> {
         let url = challenge.url(self.image.repository());
-        let host = url.host_str().unwrap_or_default();
-        let local = is_loopback(host.trim_start_matches('[').trim_end_matches(']'));
-        let http = client(local, &self.scope).map_err(Failure::Final)?;
-        let request = http.get(url).timeout(TOKEN_TIMEOUT);
-        let response = http
-            .send(request)
-            .map_err(|stopped| Failure::Final(stopped.into()))?
-            .map_err(|error| Failure::Transient(self.unreachable(error)))?;
+        let response = self.answer(Request::get(url).timeout(TOKEN_TIMEOUT))?;
         let status = response.status();
         if status != StatusCode::OK {
             let reason = format!("its token server answered with status {status}");
             return Err(Failure::Transient(self.unreachable(reason)));
         }
-        let body = self.body(&http, response, MAX_TOKEN_BODY, "token")?;
+        let body = self.body(response, MAX_TOKEN_BODY, "token")?;
         let token = token::parse_answer(&body).ok_or_else(|| {
             Failure::Transient(self.unreachable("its token server did not send a token"))
         })?;
@@ -210,7 +199,7 @@ impl Connection {
 
     /// The message of an error answer. If it cannot be read, the status must do.
     fn message(&self, response: Response) -> Result<RegistryMessage, Failure> {
-        match self.body(&self.http, response, MAX_ERROR_BODY, "message") {
+        match self.body(response, MAX_ERROR_BODY, "message") {
             Ok(body) => Ok(RegistryMessage::parse(&body)),
             Err(Failure::Final(error)) if matches!(error, RegistryError::Cancelled) => {
                 Err(Failure::Final(error))
@@ -220,15 +209,9 @@ impl Connection {
     }
 
     /// Reads a short answer to its end.
-    fn body(
-        &self,
-        http: &Http,
-        mut response: Response,
-        limit: u64,
-        what: &str,
-    ) -> Result<Vec<u8>, Failure> {
+    fn body(&self, mut response: Response, limit: u64, what: &str) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
-        while let Some(chunk) = self.chunk_by(http, &mut response).map_err(failure)? {
+        while let Some(chunk) = self.chunk(&mut response).map_err(failure)? {
             if body.len().saturating_add(chunk.len()) as u64 > limit {
                 return Err(Failure::Final(RegistryError::Protocol {
                     registry: self.registry(),
@@ -238,6 +221,16 @@ impl Connection {
             body.extend_from_slice(&chunk);
         }
         Ok(body)
+    }
+
+    /// The request has no answer, or no whole one.
+    fn broken(&self, error: RequestError) -> RegistryError {
+        let registry = self.registry();
+        match error {
+            RequestError::Denied(source) => RegistryError::OutOfReach { registry, source },
+            RequestError::TooSlow(source) => RegistryError::TooSlow { registry, source },
+            RequestError::Redirect(_) | RequestError::Connection(_) => self.unreachable(error),
+        }
     }
 
     fn unreachable(
@@ -271,15 +264,6 @@ impl Connection {
     }
 }
 
-/// A client for one server.
-fn client(local: bool, scope: &CancelScope) -> Result<Http, RegistryError> {
-    let options = ClientOptions {
-        local,
-        read_timeout: READ_TIMEOUT,
-    };
-    Http::open(options, scope).map_err(RegistryError::Setup)
-}
-
 /// What the answer asks for, if it is a bearer token.
 fn challenge(response: &Response) -> Option<Challenge> {
     let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
@@ -288,9 +272,12 @@ fn challenge(response: &Response) -> Option<Challenge> {
         .find_map(Challenge::parse)
 }
 
-/// While an answer is read, everything but a cancel may be transient.
+/// Everything but a cancel and a server that must not be reached may be transient.
 fn failure(error: RegistryError) -> Failure {
-    if matches!(error, RegistryError::Cancelled) {
+    if matches!(
+        error,
+        RegistryError::Cancelled | RegistryError::OutOfReach { .. }
+    ) {
         Failure::Final(error)
     } else {
         Failure::Transient(error)

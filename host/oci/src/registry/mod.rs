@@ -18,6 +18,8 @@ pub(crate) use token::Token;
 
 use exec::Stopped;
 
+use crate::http::{HostDenied, TooSlow};
+
 /// Why a registry did not give what was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -53,6 +55,24 @@ pub enum RegistryError {
         /// The last failure.
         #[source]
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// It sends too little, after several attempts.
+    #[error("registry {registry} is too slow; retry later")]
+    TooSlow {
+        /// The registry.
+        registry: String,
+        /// What it sends.
+        #[source]
+        source: TooSlow,
+    },
+    /// It, its token server or a server that it redirects to must not be reached.
+    #[error("registry {registry} is out of reach")]
+    OutOfReach {
+        /// The registry.
+        registry: String,
+        /// Which server, and why.
+        #[source]
+        source: HostDenied,
     },
     /// It answered, after several attempts, that it cannot serve the request now.
     #[error(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use engine::export::OutputSpec;
 use launcher::{Accel, Transport, VsockBackend};
+use net_policy::HostRule;
 use oci::{ImageRef, Platform};
 
 use crate::progress::Mode;
@@ -128,9 +129,29 @@ pub(in crate::command) struct Args {
     /// Add a host-to-IP mapping to /etc/hosts of RUN steps; repeatable
     #[arg(long = "add-host", value_name = "HOST:IP", value_parser = host, value_delimiter = ',')]
     pub(super) hosts: Vec<(String, String)>,
-    /// Network of RUN steps without --network: default or none
+    /// Network of RUN steps without --network: default, or none; with none, ADD downloads nothing
     #[arg(long, value_name = "NETWORK", default_value = "default")]
     pub(super) network: String,
+    /// Let FROM and ADD reach HOST[:PORT] whatever its address, for example localhost:5000; repeatable
+    ///
+    /// This machine makes the requests of FROM, COPY --from and ADD. What a Dockerfile or an image
+    /// names there, and what a registry or server redirects to, must not have an address of this
+    /// machine (such as localhost), a link-local address or that of a cloud's metadata service.
+    /// Hosts that are named here are exempt; `*.example.com` is every name below example.com. So are
+    /// hosts that other options name: the registry of --build-context NAME=docker-image://REF, and
+    /// HOST:PORT at the beginning of a --build-arg. With a proxy in the environment, the proxy
+    /// resolves names and decides.
+    #[arg(
+        long = "allow-host",
+        value_name = "HOST[:PORT]",
+        env = "COFFERDAM_ALLOW_HOST",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub(super) allow_hosts: Vec<HostRule>,
+    /// Do not let FROM and ADD reach private addresses, such as 10.0.0.0/8 and fc00::/7
+    #[arg(long)]
+    pub(super) deny_private: bool,
     /// Write the image ID to FILE
     #[arg(long, value_name = "FILE")]
     pub(super) iidfile: Option<PathBuf>,

@@ -1,11 +1,12 @@
 //! `cofferdam build`.
 //!
-//! [`args`] defines the options, [`request`] turns them into a request for the engine, [`vm`] starts the
-//! VM when the engine needs it, [`free_space`] reports how disk space is kept free, [`trust`] names
-//! the trust domain, and [`results`] writes the result files.
+//! [`args`] defines the options, [`request`] turns them into a request for the engine, [`reach`] says
+//! which servers that may reach, [`trust`] names the trust domain, [`vm`] starts the VM when the engine
+//! needs it, [`free_space`] reports how disk space is kept free, and [`results`] writes the result files.
 
 mod args;
 mod free_space;
+mod reach;
 mod request;
 mod results;
 mod trust;

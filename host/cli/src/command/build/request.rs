@@ -13,7 +13,7 @@ use exec::StepNetwork;
 use oci::Platform;
 
 use super::args::{self, Args};
-use super::trust;
+use super::{reach, trust};
 use crate::exit::{Class, Failure};
 use crate::values::Pair;
 
@@ -38,6 +38,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
         &dockerfile,
         home.as_deref(),
     )?;
+    let reach = reach::from(args, &build_args);
     Ok(BuildRequest {
         context,
         dockerfile,
@@ -63,6 +64,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
         named_contexts,
         hosts: args.hosts.clone(),
         network,
+        reach,
     })
 }
 

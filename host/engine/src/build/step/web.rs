@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 
+use exec::StepNetwork;
+
 use super::{StepContext, Steps};
 use crate::copy::{CopyError, CopySource, CopySpec};
 use crate::download::{self, Downloads, Fetched, Job, Limits, WebSource};
@@ -32,6 +34,10 @@ impl Steps<'_> {
         let job = Job {
             store: self.store,
             limits: Limits::USUAL,
+            reach: match self.request.network {
+                StepNetwork::Default => Some(&self.request.reach),
+                StepNetwork::None => None,
+            },
             progress: &progress,
             cancel: self.cancel,
         };
