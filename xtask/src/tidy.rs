@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &["exec", "store", "vmimage-manifest", "vsock-device", "wire"],
     ),
     ("layer", &[]),
+    ("net-policy", &[]),
     ("oci", &["exec", "store"]),
     ("soak", &["engine", "exec", "oci", "store"]),
     ("store", &["layer"]),
