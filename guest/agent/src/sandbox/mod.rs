@@ -109,12 +109,12 @@ impl Sandboxes {
     pub(crate) fn address(&self, network: Network) -> Result<Option<Address<'_>>> {
         match network {
             Network::None => return Ok(None),
-            Network::Default if self.uplink.is_none() => {
+            Network::Default { .. } if self.uplink.is_none() => {
                 return Err(fault::setup(
                     "the step needs network access, but this VM has no network device",
                 ));
             }
-            Network::Default => {}
+            Network::Default { .. } => {}
         }
         let mut all = self
             .addresses

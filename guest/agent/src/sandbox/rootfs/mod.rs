@@ -232,7 +232,7 @@ fn files(step: &RunStep) -> Vec<StepFile> {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
     let servers = match step.network {
-        Network::Default => format!("nameserver {NAMESERVER}\n"),
+        Network::Default { .. } => format!("nameserver {NAMESERVER}\n"),
         Network::None => String::new(),
     };
     let file = |at: &str, text| StepFile {
