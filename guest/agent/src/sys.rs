@@ -8,11 +8,12 @@
 )]
 
 use std::ffi::CStr;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::Pid;
 use seccompiler::sock_filter;
 
@@ -208,6 +209,78 @@ pub(crate) fn clear_immutable(file: BorrowedFd<'_>) -> Result<(), Errno> {
     flags &= !PROTECTED;
     // SAFETY: the kernel reads an int from the pointer.
     unsafe { request::set_flags(file.as_raw_fd(), &raw const flags) }.map(drop)
+}
+
+/// Makes a TUN device of this name, which `file` of /dev/net/tun reads and writes from now on. Packets
+/// have a header of virtio, and need no checksums.
+pub(crate) fn make_tun(file: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    const TUN_F_CSUM: libc::c_ulong = 1;
+    #[repr(C)]
+    struct Interface {
+        name: [u8; 16],
+        flags: libc::c_short,
+        rest: [u8; 22],
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut interface = Interface {
+        name: [0; 16],
+        flags: flags.try_into().map_err(|_| Errno::EINVAL)?,
+        rest: [0; 22],
+    };
+    // The last byte stays zero.
+    let (field, _) = interface.name.split_at_mut(15);
+    if name.len() > field.len() {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    field
+        .iter_mut()
+        .zip(name.bytes())
+        .for_each(|(to, byte)| *to = byte);
+    // SAFETY: the kernel reads and writes a `struct ifreq`, whose size and layout `interface` has.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut interface) };
+    Errno::result(done)?;
+    // SAFETY: a plain number.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, TUN_F_CSUM) };
+    Errno::result(done).map(drop)
+}
+
+/// Sends descriptors in a message of one byte.
+pub(crate) fn send_files<const N: usize>(
+    socket: BorrowedFd<'_>,
+    files: [BorrowedFd<'_>; N],
+) -> Result<(), Errno> {
+    let numbers = files.map(|file| file.as_raw_fd());
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let (byte, flags) = ([IoSlice::new(b"f")], MsgFlags::MSG_NOSIGNAL);
+    sendmsg::<()>(socket.as_raw_fd(), &byte, &rights, flags, None).map(drop)
+}
+
+/// Receives descriptors that [`send_files`] sent. `None`: the socket was closed.
+pub(crate) fn receive_files<const N: usize>(
+    socket: BorrowedFd<'_>,
+) -> Result<Option<[OwnedFd; N]>, Errno> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([RawFd; N]);
+    let mut received = Vec::new();
+    let mut data = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            done => break done?,
+        }
+    };
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            // SAFETY: the kernel has just made these descriptors for us alone.
+            let owned = |number| unsafe { OwnedFd::from_raw_fd(number) };
+            received.extend(numbers.into_iter().map(owned));
+        }
+    }
+    if message.bytes == 0 {
+        return Ok(None);
+    }
+    received.try_into().map(Some).map_err(|_| Errno::EBADMSG)
 }
 
 /// Socket options of vsock, at the level of its address family.

@@ -55,6 +55,13 @@ pub(crate) fn set_up(memory: u64) -> Result<()> {
     write(Path::new(STEPS), "pids.max", &(threads / 4 * 3).to_string())
 }
 
+/// Creates the cgroup of the process that takes the packets of steps: its memory is theirs.
+pub(crate) fn network() -> Result<File> {
+    let path = Path::new(STEPS).join("net");
+    make(&path)?;
+    Ok(File::open(path)?)
+}
+
 fn make(dir: &Path) -> Result<()> {
     match fs::create_dir(dir) {
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -7,7 +7,7 @@
 //! something fails. The pipe closes when the step's program starts.
 
 use std::convert::Infallible;
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,33 +25,33 @@ use wire::{Reply, Request, RunStep, frame, message};
 use super::{exec, implicit, privileges, rootfs};
 use crate::disk;
 use crate::fault;
-use crate::network;
+use crate::network::{self, StepNetwork};
 use crate::sys;
 
 /// The name under which the agent starts itself as this program.
 pub(crate) const NAME: &str = "sandbox-init";
 
-/// Descriptors that it is given besides the standard ones: the step and the pipe for reports, and
-/// with a network the namespace of the network device.
+/// The argument with which it sets up a network.
+pub(super) const NETWORK: &CStr = c"network";
+
+/// Descriptors that it is given besides the standard ones: the step and the pipe for reports, and for
+/// a network the socket of the process that serves it and the step's stream.
 const FIRST_FD: i32 = 3;
-const UPLINK_FD: i32 = 5;
+const NETWORK_FD: i32 = 5;
 
 /// Where the root file system is assembled, in the mount namespace of the step.
 const STAGING: &str = "/mnt";
 
-/// The main function. Its only argument is the number of the step's network address, or `-` for
-/// none.
+/// The main function. Its only argument says whether the step has a network.
 pub(crate) fn main(network: Option<&OsStr>) -> ! {
     let [spec, errors] = sys::inherited(FIRST_FD);
-    let network = network
-        .and_then(OsStr::to_str)
-        .and_then(|number| number.parse().ok());
-    let uplink = network.map(|number| {
-        let [uplink] = sys::inherited(UPLINK_FD);
-        (uplink, number)
+    let network = network.filter(|word| word.as_bytes() == NETWORK.to_bytes());
+    let network = network.map(|_| {
+        let [control, theirs] = sys::inherited(NETWORK_FD);
+        StepNetwork { control, theirs }
     });
     let mut errors = File::from(errors);
-    let err = match run(spec, uplink, &mut errors) {
+    let err = match run(spec, network, &mut errors) {
         Err(err) => err,
         Ok(never) => match never {},
     };
@@ -66,7 +66,7 @@ fn report(errors: &mut File, err: &anyhow::Error) {
     }
 }
 
-fn run(spec: OwnedFd, uplink: Option<(OwnedFd, u8)>, report: &mut File) -> Result<Infallible> {
+fn run(spec: OwnedFd, network: Option<StepNetwork>, report: &mut File) -> Result<Infallible> {
     sys::close_on_exec_from(FIRST_FD).context("cannot close descriptors")?;
     let step = read_spec(File::from(spec))?;
     // When memory runs out, the kernel may kill a step, but not the agent.
@@ -75,12 +75,7 @@ fn run(spec: OwnedFd, uplink: Option<(OwnedFd, u8)>, report: &mut File) -> Resul
     // Entered from inside the cgroup, so that it shows this cgroup as the root.
     unshare(CloneFlags::CLONE_NEWCGROUP).context("cannot enter a new cgroup namespace")?;
     sethostname(&step.hostname).context("cannot set the host name")?;
-    network::set_up_step(
-        uplink
-            .as_ref()
-            .map(|(uplink, number)| (uplink.as_fd(), *number)),
-    )?;
-    drop(uplink);
+    network::set_up_step(network)?;
     make_staging(&step)?;
     rootfs::apply(&rootfs::plan(&step), |merged| {
         implicit::apply(&step, merged)

@@ -43,7 +43,7 @@ pub(super) fn give_up(step: &RunStep) -> Result<()> {
         setrlimit(resource, soft, hard).context("cannot set a resource limit")?;
     }
     sys::join_new_keyring().context("cannot create a keyring")?;
-    drop_bounding()?;
+    drop_bounding(&KEPT)?;
     for filter in &filters {
         sys::load_filter(filter).context("cannot load the seccomp filter")?;
     }
@@ -61,8 +61,9 @@ pub(super) fn give_up(step: &RunStep) -> Result<()> {
     sys::set_capabilities(mask).context("cannot give up capabilities")
 }
 
-fn drop_bounding() -> Result<()> {
-    for capability in (0..64).filter(|number| !KEPT.contains(number)) {
+/// Gives up all capabilities but these, for all programs that this process will execute.
+pub(crate) fn drop_bounding(kept: &[u32]) -> Result<()> {
+    for capability in (0..64).filter(|number| !kept.contains(number)) {
         match sys::drop_bounding(capability) {
             // The kernel has no capability with this number or above.
             Err(Errno::EINVAL) => break,

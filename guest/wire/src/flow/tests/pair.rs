@@ -78,7 +78,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// The byte at a position of a flow.
 fn byte(flow: u64, side: usize, at: u64) -> u8 {
-    (flow.wrapping_mul(31) ^ at.wrapping_mul(7) ^ side as u64) as u8
+    (flow.wrapping_mul(31) ^ at.wrapping_mul(7) ^ side as u64).to_le_bytes()[0]
 }
 
 impl Pair {

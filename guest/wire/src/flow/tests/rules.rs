@@ -198,10 +198,10 @@ proptest! {
             let kind = Kind::try_from(*kind).unwrap();
             let frame = Frame { kind, flags: 0, id: *id, offset: *offset, body, check: 0 };
             let _good_or_bad = guest.handle(&frame).is_ok();
-            if let Ok(FlowEvent::Open { flow, .. }) = host.handle(&frame) {
-                if accept {
-                    host.accept(flow).unwrap();
-                }
+            if let Ok(FlowEvent::Open { flow, .. }) = host.handle(&frame)
+                && accept
+            {
+                host.accept(flow).unwrap();
             }
             let _credit = host.consumed(*id, body.len());
         }
