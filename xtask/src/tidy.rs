@@ -11,8 +11,12 @@ use cargo_metadata::MetadataCommand;
 /// contracts `wire`, `layer` and `virtio-vsock`.
 const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["layer", "vsock-driver", "wire"]),
-    ("cli", &["engine", "exec", "launcher", "oci", "store"]),
+    (
+        "cli",
+        &["egress", "engine", "exec", "launcher", "oci", "store"],
+    ),
     ("dockerfile", &[]),
+    ("egress", &["net-policy", "wire"]),
     ("engine", &["dockerfile", "exec", "layer", "oci", "store"]),
     ("exec", &["store"]),
     (
@@ -28,7 +32,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "launcher",
-        &["exec", "store", "vmimage-manifest", "vsock-device", "wire"],
+        &[
+            "egress",
+            "exec",
+            "store",
+            "vmimage-manifest",
+            "vsock-device",
+            "wire",
+        ],
     ),
     ("layer", &[]),
     ("net-policy", &[]),
