@@ -9,10 +9,10 @@
 //! migration, a new version, and a new fixture for `tests/versions.rs`.
 
 /// The schema version that this program reads and writes.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// The migrations; the one at index *n* leads from version *n* to *n + 1*.
-pub(super) const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
+pub(super) const MIGRATIONS: [&str; 3] = [FIRST, SECOND, CONNECTIONS];
 
 const FIRST: &str = "
 CREATE TABLE store (
@@ -164,6 +164,33 @@ CREATE TABLE failure (
     at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX failure_at ON failure (at);
+";
+
+const CONNECTIONS: &str = "
+-- What the steps of a build connected to, and how many connections more there were.
+CREATE TABLE connection (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    build INTEGER NOT NULL REFERENCES build (id) ON DELETE RESTRICT,
+    step INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    took INTEGER NOT NULL,
+    protocol TEXT NOT NULL,
+    name TEXT,
+    address TEXT,
+    port INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    reason TEXT,
+    sent INTEGER NOT NULL,
+    received INTEGER NOT NULL
+) STRICT;
+CREATE INDEX connection_build ON connection (build);
+
+CREATE TABLE connection_left_out (
+    build INTEGER NOT NULL REFERENCES build (id) ON DELETE RESTRICT,
+    step INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (build, step)
+) STRICT, WITHOUT ROWID;
 ";
 
 #[cfg(test)]
