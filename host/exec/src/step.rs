@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use store::DiffId;
+use store::{Connections, DiffId};
 
 use crate::cancel::Cancel;
 
@@ -61,7 +61,7 @@ impl StepScript {
 pub enum StepNetwork {
     /// Loopback only.
     None,
-    /// The outside, but not the host's loopback.
+    /// What the executor lets it reach.
     Default,
 }
 
@@ -78,6 +78,12 @@ pub enum Stream {
 pub trait Output: Send {
     /// A piece of output, cut anywhere.
     fn write(&mut self, stream: Stream, data: &[u8]);
+
+    /// What the step connected to, at its end; also if it failed. A step that ran in two VMs tells it
+    /// for each.
+    fn connections(&mut self, connections: Connections) {
+        drop(connections);
+    }
 }
 
 /// What a step that succeeded left behind.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use egress::{Egress, Policy};
+
 use crate::accel::Accel;
 use crate::guest_image::GuestImage;
 use crate::monitor::qemu::PROGRAM;
@@ -38,8 +40,8 @@ pub struct Options {
     pub disk_size: u64,
     /// Guest disks that stay when their VMs have ended.
     pub disks_kept: usize,
-    /// Whether the VM has a network at all. Without it no step reaches anything.
-    pub network: bool,
+    /// What steps with network access reach. The VM itself has no network device.
+    pub egress: Egress,
     /// How this program is started again to become a monitor.
     pub trampoline: Trampoline,
     /// Receives notices about the VM.
@@ -63,7 +65,7 @@ impl Options {
             cpus: None,
             disk_size: DISK_SIZE,
             disks_kept: DISKS_KEPT,
-            network: true,
+            egress: Egress::new(Policy::default()),
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
             #[cfg(test)]

@@ -136,7 +136,6 @@ fn start_monitor(
         cmdline: &cmdline,
         disk,
         vsock,
-        network: context.options.network,
     };
     let path = dir.join("lock");
     let unborn = Resource::Monitor {
