@@ -30,8 +30,8 @@ pub(crate) const NAME: &str = "net";
 /// The descriptor on which steps arrive.
 const CONTROL_FD: i32 = 3;
 
-/// A user and group that own nothing.
-const NOBODY: u32 = 65_533;
+/// A user and group that own nothing, and that no image has.
+const NOBODY: u32 = 0x7000_cfda;
 
 /// Where the empty root is assembled.
 const STAGING: &str = "/mnt";
@@ -69,13 +69,17 @@ fn run(control: &OwnedFd) -> Result<()> {
 /// Gives up everything that steps' packets need not.
 fn confine() -> Result<()> {
     leave_root().context("cannot enter an empty root directory")?;
+    give_up()
+}
+
+/// Gives up resources, identity, capabilities and system calls.
+fn give_up() -> Result<()> {
     let files = 2 * MAX_STEPS as u64 + 16;
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_FSIZE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
         (Resource::RLIMIT_NOFILE, files),
-        (Resource::RLIMIT_NPROC, MAX_STEPS as u64 + 1),
     ] {
         setrlimit(resource, most, most).context("cannot set a resource limit")?;
     }
@@ -105,4 +109,70 @@ fn leave_root() -> Result<(), Errno> {
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::ErrorKind;
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::signal::kill;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    /// Gives up everything, as the process does, and then tries what it should not be able to do.
+    #[test]
+    #[ignore = "a process of another test"]
+    fn helper_gives_up_everything() {
+        if std::env::var_os("HELPER_GIVES_UP").is_none() {
+            return;
+        }
+        let tries = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let null = File::open("/dev/null").unwrap();
+            leave_root().unwrap();
+            assert_eq!(fs::read_dir("/").unwrap().count(), 0);
+            assert_eq!(
+                File::create("/x").unwrap_err().kind(),
+                ErrorKind::ReadOnlyFilesystem
+            );
+            give_up().unwrap();
+            let denied = ErrorKind::PermissionDenied;
+            assert_eq!(File::open("/").unwrap_err().kind(), denied);
+            assert!(Command::new("/x").spawn().is_err());
+            assert_eq!(setresuid(0.into(), 0.into(), 0.into()), Err(Errno::EPERM));
+            assert_eq!(kill(Pid::from_raw(1), None), Err(Errno::EPERM));
+            for family in [
+                AddressFamily::Inet,
+                AddressFamily::Vsock,
+                AddressFamily::Unix,
+            ] {
+                let made = socket(family, SockType::Stream, SockFlag::empty(), None);
+                assert_eq!(made.unwrap_err(), Errno::EPERM);
+            }
+            // What it does need is left.
+            let sum = thread::spawn(|| vec![1_u64; 4 << 20].iter().sum::<u64>());
+            assert_eq!(sum.join().unwrap(), 4 << 20);
+            drop(null);
+        });
+        tries.join().unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn as_root_the_process_net_gives_up_everything() {
+        let name = "network::child::tests::helper_gives_up_everything";
+        let done = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", name, "--test-threads=1"])
+            .env("HELPER_GIVES_UP", "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success(), "{said}");
+        assert!(said.contains("1 passed"), "{said}");
+    }
 }

@@ -172,3 +172,80 @@ fn down(mut connection: Box<dyn Connection>, mut socket: &UnixStream) {
         connection.consume(n);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::transport::Socket;
+
+    /// A pump, the process `net`'s end, the host's end, and what is told when it kills.
+    fn start() -> (Pump, UnixStream, UnixStream, Receiver<()>) {
+        let (socket, net) = UnixStream::pair().unwrap();
+        let (guest, host) = UnixStream::pair().unwrap();
+        let (tell, killed) = bounded(2);
+        let connection = Box::new(Socket::from(OwnedFd::from(guest)));
+        let kill = move || tell.send(()).unwrap();
+        (
+            Pump::start(socket, connection, kill).unwrap(),
+            net,
+            host,
+            killed,
+        )
+    }
+
+    fn bytes(from: u8) -> Vec<u8> {
+        (0..3_000_000_u32)
+            .map(|at| from ^ (at % 251).to_le_bytes()[0])
+            .collect()
+    }
+
+    #[test]
+    fn bytes_pass_both_ways_and_the_last_ones_before_the_end() {
+        let (pump, mut net, mut host, killed) = start();
+        let mut to_net = host.try_clone().unwrap();
+        let sending = thread::spawn(move || to_net.write_all(&bytes(1)).unwrap());
+        let mut got = vec![0; bytes(1).len()];
+        net.read_exact(&mut got).unwrap();
+        assert!(got == bytes(1));
+        sending.join().unwrap();
+        let serving = thread::spawn(move || {
+            // The step is over; the process `net` sends what is left.
+            assert_eq!(net.read(&mut [0]).unwrap(), 0);
+            net.write_all(&bytes(2)).unwrap();
+        });
+        let hosting = thread::spawn(move || {
+            let mut got = Vec::new();
+            host.read_to_end(&mut got).unwrap();
+            assert!(got == bytes(2));
+        });
+        pump.end().unwrap();
+        serving.join().unwrap();
+        hosting.join().unwrap();
+        assert!(killed.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_step_whose_network_is_lost_at_either_end_is_killed_and_fails() {
+        for host_is_lost in [false, true] {
+            let (pump, net, host, killed) = start();
+            let left = if host_is_lost {
+                drop(host);
+                net
+            } else {
+                drop(net);
+                host
+            };
+            killed.recv_timeout(Duration::from_secs(20)).unwrap();
+            // The other end learns of it, too: here it closes when it does.
+            let following = thread::spawn(move || {
+                let mut left = left;
+                left.read_to_end(&mut Vec::new()).ok();
+            });
+            let err = pump.end().unwrap_err();
+            assert_eq!(err.to_string(), "the network of the step was lost");
+            following.join().unwrap();
+        }
+    }
+}

@@ -14,7 +14,7 @@ use wire::flow::MAX_FLOW_DATA;
 use wire::frame;
 
 use super::stack::Stack;
-use super::tun::Tun;
+use super::tun::{self, Tun};
 
 /// Most packets that are taken before frames are looked at again.
 const BATCH: usize = 64;
@@ -30,6 +30,7 @@ pub(super) fn serve(tun: Tun, stream: UnixStream, seed: u64) -> Result<()> {
     stream.set_nonblocking(true)?;
     let mut step = Step {
         tun: Some(tun),
+        packet: tun::new_buffer(),
         stream,
         stack: Stack::new(seed),
         inbox: Inbox::default(),
@@ -48,6 +49,8 @@ fn now(start: time::Instant) -> Instant {
 struct Step {
     /// `None` once the namespace of the step is gone.
     tun: Option<Tun>,
+    /// The packet that was received last.
+    packet: Vec<u8>,
     stream: UnixStream,
     stack: Stack,
     inbox: Inbox,
@@ -94,7 +97,9 @@ impl Step {
     }
 
     fn timeout(&self) -> PollTimeout {
-        let Some(at) = self.stack.poll_at() else {
+        // Without a device, time makes no difference any more.
+        let at = self.tun.as_ref().and_then(|_| self.stack.poll_at());
+        let Some(at) = at else {
             return PollTimeout::NONE;
         };
         let now = now(self.start);
@@ -113,11 +118,8 @@ impl Step {
         let now = now(self.start);
         for _ in 0..BATCH {
             let Some(tun) = &mut self.tun else { return };
-            match tun.receive() {
-                Ok(Some(packet)) => {
-                    let packet = packet.to_vec();
-                    self.stack.packet(now, &packet, tun);
-                }
+            match tun.receive(&mut self.packet) {
+                Ok(Some(packet)) => self.stack.packet(now, packet, tun),
                 Ok(None) => return,
                 Err(err) => {
                     // The namespace is gone, and the step with it. PID 1 will say so.

@@ -29,7 +29,6 @@ const NEEDS_CHECKSUM: u8 = 1;
 #[derive(Debug)]
 pub(super) struct Tun {
     file: File,
-    received: Vec<u8>,
     /// A packet that is being made, with its header.
     packet: Vec<u8>,
 }
@@ -43,6 +42,11 @@ pub(super) fn create(name: &str) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// A buffer for one packet with its header.
+pub(super) fn new_buffer() -> Vec<u8> {
+    vec![0; HEADER + MTU]
+}
+
 impl Tun {
     /// Takes the file of a device.
     pub(super) fn new(file: OwnedFd) -> Result<Self> {
@@ -50,16 +54,15 @@ impl Tun {
         fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         Ok(Self {
             file: File::from(file),
-            received: vec![0; HEADER + MTU],
-            packet: vec![0; HEADER + MTU],
+            packet: new_buffer(),
         })
     }
 
-    /// The next packet of the step's kernel. `None`: there is none now.
-    pub(super) fn receive(&mut self) -> io::Result<Option<&[u8]>> {
+    /// Reads the next packet of the step's kernel into a [`new_buffer`]. `None`: there is none now.
+    pub(super) fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
         loop {
-            match self.file.read(&mut self.received) {
-                Ok(n) => return Ok(self.received.get(HEADER.min(n)..n)),
+            match (&self.file).read(buffer) {
+                Ok(n) => return Ok(buffer.get(HEADER.min(n)..n)),
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(err) => return Err(err),

@@ -60,7 +60,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Finds it. This works only before the agent leaves the initramfs, or from there.
+    /// Opens both, once `/proc` and `/dev` are mounted.
     pub(crate) fn find() -> Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let file = open("/proc/self/exe", flags, Mode::empty())?;

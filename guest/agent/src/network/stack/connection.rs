@@ -3,8 +3,6 @@
 //! Each connection has a whole TCP/IP stack of its own, of one socket with the address that the step
 //! wants to reach. A stack of many sockets would look at each of them for every packet.
 
-use std::collections::VecDeque;
-
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -27,8 +25,8 @@ pub(super) struct Connection {
     socket: SocketHandle,
     /// Size of each of the two buffers of the socket, in bytes.
     pub(super) buffer: usize,
-    /// What the host has sent and the socket has no room for, with how much of the first is done.
-    to_step: VecDeque<Vec<u8>>,
+    /// What the host has sent and the socket had no room for, and how much of that is done.
+    to_step: Vec<u8>,
     done: usize,
     /// The host sends nothing more.
     host_ended: bool,
@@ -79,7 +77,7 @@ impl Connection {
             sockets,
             socket,
             buffer,
-            to_step: VecDeque::new(),
+            to_step: Vec::new(),
             done: 0,
             host_ended: false,
             step_ended: false,
@@ -106,9 +104,8 @@ impl Connection {
         } else {
             0
         };
-        if let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-            self.to_step.push_back(rest.to_vec());
-        }
+        self.to_step
+            .extend_from_slice(bytes.get(sent..).unwrap_or_default());
         sent
     }
 
@@ -177,16 +174,16 @@ impl Connection {
 
     fn pump_to_step(&mut self, flow: u64, table: &mut FlowTable, frames: &mut Frames) {
         let socket = self.sockets.get_mut::<Socket<'static>>(self.socket);
-        while let Some(piece) = self.to_step.front() {
-            let rest = piece.get(self.done..).unwrap_or_default();
+        if !self.to_step.is_empty() {
+            let rest = self.to_step.get(self.done..).unwrap_or_default();
             let sent = socket.send_slice(rest).unwrap_or(0);
             frames.push(table.consumed(flow, sent));
-            if sent < rest.len() {
-                self.done += sent;
-                return;
+            self.done += sent;
+            if self.done < self.to_step.len() {
+                return self.make_room();
             }
-            self.done = 0;
-            self.to_step.pop_front();
+            // Memory is for those that need it now.
+            (self.to_step, self.done) = (Vec::new(), 0);
         }
         if self.host_ended {
             socket.close();
@@ -194,6 +191,14 @@ impl Connection {
                 // The host knows nothing of it any more. The kernel of the step answers at once.
                 socket.set_timeout(Some(FAREWELL));
             }
+        }
+    }
+
+    /// Frees what is done, when that is worth the copy of the rest.
+    fn make_room(&mut self) {
+        if self.done > self.to_step.len() / 2 {
+            self.to_step.drain(..self.done);
+            self.done = 0;
         }
     }
 

@@ -46,6 +46,9 @@ const BUDGET: u64 = 16 << 20;
 /// Longest SYN that is held, in bytes: headers with all options. One with data is sent again without.
 const MAX_SYN: usize = 160;
 
+/// Longest datagram for the step, in bytes: a longer one is in no packet.
+const MAX_DATAGRAM: usize = 65_507;
+
 /// Most flows of which anything is known here. Some are over for the host, while the last segments
 /// are on their way to the step.
 const MAX_KNOWN: usize = 2 * MAX_FLOWS;
@@ -300,7 +303,9 @@ impl Stack {
             }
             Some(Kind::Datagrams(datagrams)) => {
                 datagrams.used(now);
-                send_datagram(sink, datagrams.route, bytes);
+                if bytes.len() <= MAX_DATAGRAM {
+                    send_datagram(sink, datagrams.route, bytes);
+                }
                 bytes.len()
             }
             Some(Kind::Opening { .. }) | None => bytes.len(),

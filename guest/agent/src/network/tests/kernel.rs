@@ -17,7 +17,8 @@ use super::host::{
 use crate::network::netlink::Netlink;
 use crate::network::serve::serve;
 use crate::network::tun::Tun;
-use crate::network::{LOOPBACK, make_device};
+use crate::network::{LOOPBACK, calls, make_device};
+use crate::sys;
 
 /// Runs `step` where a step would run, against a fake host. It returns how many flows it leaves open;
 /// all others must be over soon after.
@@ -29,6 +30,8 @@ fn with_network(step: impl FnOnce(&Mutex<FakeHost>) -> usize + Send + 'static) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let serving = thread::spawn(move || {
             let _abort = AbortOnPanic;
+            // As in the process `net`: whatever it needs beyond that must show.
+            sys::load_filter(&calls::filter().unwrap()).unwrap();
             serve(tun, theirs, 1)
         });
         let host = Arc::new(Mutex::new(FakeHost::new()));
@@ -273,8 +276,9 @@ fn as_root_a_connection_that_either_side_breaks_off_is_over_for_the_other() {
 }
 
 #[test]
-#[ignore = "needs root"]
-fn by_hand_as_root_throughput_of_the_stack() {
+#[ignore = "measures, as root"]
+#[expect(clippy::print_stderr, reason = "figures for people")]
+fn by_hand_throughput_of_the_stack() {
     with_network(|_| {
         for (name, address) in [("v4", v4(SOURCE)), ("v6", v6(SOURCE))] {
             let start = Instant::now();
