@@ -41,7 +41,8 @@ pub(crate) struct Spawn<'a> {
 
 /// Starts a program in a cgroup and new namespaces. Its environment is empty.
 pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
-    if spawn.files.iter().any(|file| file.as_raw_fd() < SPAWN_FDS) {
+    let mut files = spawn.files.iter().chain([&spawn.program]);
+    if files.any(|file| file.as_raw_fd() < SPAWN_FDS) {
         return Err(Errno::EBADF);
     }
     // Everything that the child reads is prepared before the fork, since the child may not allocate.

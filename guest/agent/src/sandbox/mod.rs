@@ -64,6 +64,8 @@ impl Program {
     pub(crate) fn find() -> Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let file = open("/proc/self/exe", flags, Mode::empty())?;
+        // At boot the numbers that a child's files get are still free, and must not be its program's.
+        let file = sys::duplicate_above(file.as_fd())?;
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         let null = sys::duplicate_above(null.as_fd())?;
         Ok(Self { file, null })
