@@ -13,9 +13,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["layer", "vsock-driver", "wire"]),
     (
         "cli",
-        &["engine", "exec", "launcher", "net-policy", "oci", "store"],
+        &["egress", "engine", "exec", "launcher", "net-policy", "oci", "store"],
     ),
     ("dockerfile", &[]),
+    ("egress", &["net-policy", "wire"]),
     (
         "engine",
         &["dockerfile", "exec", "layer", "net-policy", "oci", "store"],
@@ -34,7 +35,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "launcher",
-        &["exec", "store", "vmimage-manifest", "vsock-device", "wire"],
+        &[
+            "egress",
+            "exec",
+            "store",
+            "vmimage-manifest",
+            "vsock-device",
+            "wire",
+        ],
     ),
     ("layer", &[]),
     ("net-policy", &[]),

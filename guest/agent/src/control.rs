@@ -116,7 +116,14 @@ impl<H: RequestHandler> Server<H> {
             | Kind::Attach
             | Kind::Data
             | Kind::End
-            | Kind::Abort => bail!(
+            | Kind::Abort
+            | Kind::FlowOpen
+            | Kind::FlowOpened
+            | Kind::FlowRefused
+            | Kind::FlowData
+            | Kind::FlowCredit
+            | Kind::FlowEnd
+            | Kind::FlowReset => bail!(
                 "unexpected {:?} frame on the control connection",
                 frame.kind
             ),

@@ -57,17 +57,19 @@ use anyhow::{Context as _, Result};
 
 use crate::disk::Disk;
 use crate::modules::{ModuleGroups, Modules};
-use crate::network::Uplink;
+use crate::network::Net;
 use crate::reap::Reaper;
 use crate::requests::Guest;
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{Program, Sandboxes};
 use crate::steps::Steps;
 use crate::transport::{DriverChoice, Transfers};
 
 fn main() {
     let mut args = std::env::args_os();
-    if args.next().is_some_and(|name| name == sandbox::init::NAME) {
-        sandbox::init::main(args.next().as_deref());
+    match args.next() {
+        Some(name) if name == sandbox::init::NAME => sandbox::init::main(args.next().as_deref()),
+        Some(name) if name == network::child::NAME => network::child::main(),
+        Some(_) | None => {}
     }
     if std::process::id() == 1 {
         console::install();
@@ -79,11 +81,12 @@ fn main() {
 const LATE: Duration = Duration::from_secs(20);
 
 /// Sets up the guest disk and the network.
-fn devices(modules: Modules) -> Result<(Disk, Option<Uplink>)> {
+fn devices(modules: Modules, program: &Program, reaper: &Reaper) -> Result<(Disk, Net)> {
     modules.load()?;
+    let network = Net::start(program, reaper)?;
     let disk = Disk::attach()?;
     sandbox::make_skeleton(Path::new(disk::SKELETON)).context("cannot create the lowest layer")?;
-    Ok((disk, Uplink::set_up()?))
+    Ok((disk, network))
 }
 
 /// Logs where in the kernel each thread is, to find out why a VM hangs.
@@ -105,23 +108,25 @@ fn serve() -> Result<Infallible> {
     let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
     let choice = DriverChoice::from_cmdline(&cmdline);
     let reaper = Reaper::start()?;
+    let program = Arc::new(Program::find()?);
     // Disk and network are set up while host and agent greet each other.
     let (tell, ready) = mpsc::sync_channel(1);
     let later = modules.later;
+    let (starts, reaps) = (Arc::clone(&program), reaper.clone());
     thread::Builder::new()
         .name("devices".into())
-        .spawn(move || tell.send(devices(later)))?;
+        .spawn(move || tell.send(devices(later, &starts, &reaps)))?;
     let (connect, features) = transport::choose(choice, modules.ring, modules.fallback)?;
     let mut connection = connect.connect()?;
     let nonce = control::greet(&mut *connection, features).context("cannot greet the host")?;
-    let (disk, uplink) = match ready.recv_timeout(LATE) {
+    let (disk, network) = match ready.recv_timeout(LATE) {
         Err(RecvTimeoutError::Timeout) => {
             log_thread_stacks();
             ready.recv().context("cannot set up the devices")?
         }
         devices => devices.context("cannot set up the devices")?,
     }?;
-    let (disk, sandboxes) = (Arc::new(disk), Sandboxes::new(uplink, reaper)?);
+    let (disk, sandboxes) = (Arc::new(disk), Sandboxes::new(program, network, reaper));
     let transfers = Arc::new(Transfers::new(connect, nonce));
     let steps = Steps::new(Arc::clone(&disk), sandboxes, Arc::clone(&transfers));
     let guest = Guest::new(disk, transfers, steps);

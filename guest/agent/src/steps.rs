@@ -19,16 +19,17 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use wire::limits::MAX_STEPS;
-use wire::{Exit, LayerName, RunStep};
+use wire::{Exit, LayerName, Network, RunStep};
 
 use crate::attributes::{Attributes, OnDisk as _};
 use crate::diff::{self, Lower};
 use crate::disk::Disk;
 use crate::fault;
 use crate::layers::{Chain, Implicit};
+use crate::network::{Pump, StepNetwork};
 use crate::output;
 use crate::reap::Ended;
-use crate::sandbox::{Address, Cgroup, Running, Sandboxes, wait_for_start};
+use crate::sandbox::{Cgroup, Running, Sandboxes, wait_for_start};
 use crate::transport::{Outgoing, Transfers};
 
 /// Most cancelled steps that are remembered without ever having been run.
@@ -146,7 +147,7 @@ impl Steps {
     fn run_to_end(&self, step: &RunStep) -> Result<(Exit, Changes)> {
         let chain = self.disk.layers.chain(&step.layers)?;
         let output = self.transfers.send(step.output)?;
-        let (root, address, cgroup) = match self.prepare(step, &chain) {
+        let (root, cgroup) = match self.prepare(step, &chain) {
             Ok(ready) => ready,
             Err(err) => {
                 // The reply has the same failure, so the host need not receive this one.
@@ -154,26 +155,18 @@ impl Steps {
                 return Err(err);
             }
         };
-        let exit = self.start_and_watch(step, address.as_ref(), &cgroup, output);
+        let exit = self.start_and_watch(step, &cgroup, output);
         let removed = cgroup.remove();
         let exit = exit?;
         removed?;
         Ok((exit, Changes { chain, root }))
     }
 
-    fn prepare(
-        &self,
-        step: &RunStep,
-        chain: &Chain,
-    ) -> Result<(Attributes, Option<Address<'_>>, Arc<Cgroup>)> {
+    fn prepare(&self, step: &RunStep, chain: &Chain) -> Result<(Attributes, Arc<Cgroup>)> {
         self.disk.make_step(step.step)?;
         let root = self.prepare_root(step, chain)?;
-        let address = self.sandboxes.address(step.network)?;
-        Ok((
-            root,
-            address,
-            Arc::new(Cgroup::create(step.step, step.limits)?),
-        ))
+        let cgroup = Cgroup::create(step.step, step.limits)?;
+        Ok((root, Arc::new(cgroup)))
     }
 
     /// Prepares the root of the upper directory, which is the root directory that the step sees: it
@@ -189,16 +182,40 @@ impl Steps {
     fn start_and_watch(
         &self,
         step: &RunStep,
-        address: Option<&Address<'_>>,
         cgroup: &Arc<Cgroup>,
         output: Outgoing,
     ) -> Result<Exit> {
-        let running = self.sandboxes.start(step, address, cgroup)?;
-        let ended = self.watch(step.step, running, cgroup, output);
+        let (pump, network) = self.connect(step.network, cgroup)?.unzip();
+        let running = self.sandboxes.start(step, network, cgroup);
+        let ended = running.and_then(|running| self.watch(step.step, running, cgroup, output));
         // The end of its first process ends the namespace. This is for processes that the kernel is slow
         // to kill, and for a step that could not be watched.
-        cgroup.kill_and_wait()?;
-        Ok(exit(ended?, cgroup))
+        let killed = cgroup.kill_and_wait();
+        let network = pump.map_or(Ok(()), Pump::end);
+        killed?;
+        let ended = ended?;
+        network?;
+        Ok(exit(ended, cgroup))
+    }
+
+    /// Connects the network of a step with the host. If either end of it is lost, the step is killed.
+    fn connect(
+        &self,
+        network: Network,
+        cgroup: &Arc<Cgroup>,
+    ) -> Result<Option<(Pump, StepNetwork)>> {
+        let Network::Default { flows } = network else {
+            return Ok(None);
+        };
+        let connection = self.transfers.attach(flows)?;
+        let (ours, network) = self.sandboxes.network().connect()?;
+        let killer = Arc::clone(cgroup);
+        let kill = move || {
+            if let Err(err) = killer.kill() {
+                log::error!("cannot kill a step without network: {err:#}");
+            }
+        };
+        Ok(Some((Pump::start(ours, connection, kill)?, network)))
     }
 
     fn watch(

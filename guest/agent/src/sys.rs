@@ -8,12 +8,13 @@
 )]
 
 use std::ffi::CStr;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::sock_filter;
 use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::Pid;
 
 /// First descriptor number that is free in a program started by [`spawn`]: those below are passed to
@@ -40,7 +41,8 @@ pub(crate) struct Spawn<'a> {
 
 /// Starts a program in a cgroup and new namespaces. Its environment is empty.
 pub(crate) fn spawn(spawn: &Spawn<'_>) -> Result<(Pid, OwnedFd), Errno> {
-    if spawn.files.iter().any(|file| file.as_raw_fd() < SPAWN_FDS) {
+    let mut files = spawn.files.iter().chain([&spawn.program]);
+    if files.any(|file| file.as_raw_fd() < SPAWN_FDS) {
         return Err(Errno::EBADF);
     }
     // Everything that the child reads is prepared before the fork, since the child may not allocate.
@@ -231,6 +233,78 @@ pub(crate) fn has_vsock() -> bool {
     // SAFETY: the kernel has just returned this new descriptor to us alone.
     drop(unsafe { OwnedFd::from_raw_fd(socket) });
     true
+}
+
+/// Makes a TUN device of this name, which `file` of /dev/net/tun reads and writes from now on. Packets
+/// have a header of virtio, and need no checksums.
+pub(crate) fn make_tun(file: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    const TUN_F_CSUM: libc::c_ulong = 1;
+    #[repr(C)]
+    struct Interface {
+        name: [u8; 16],
+        flags: libc::c_short,
+        rest: [u8; 22],
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut interface = Interface {
+        name: [0; 16],
+        flags: flags.try_into().map_err(|_| Errno::EINVAL)?,
+        rest: [0; 22],
+    };
+    // The last byte stays zero.
+    let (field, _) = interface.name.split_at_mut(15);
+    if name.len() > field.len() {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    field
+        .iter_mut()
+        .zip(name.bytes())
+        .for_each(|(to, byte)| *to = byte);
+    // SAFETY: the kernel reads and writes a `struct ifreq`, whose size and layout `interface` has.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut interface) };
+    Errno::result(done)?;
+    // SAFETY: a plain number.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, TUN_F_CSUM) };
+    Errno::result(done).map(drop)
+}
+
+/// Sends descriptors in a message of one byte.
+pub(crate) fn send_files<const N: usize>(
+    socket: BorrowedFd<'_>,
+    files: [BorrowedFd<'_>; N],
+) -> Result<(), Errno> {
+    let numbers = files.map(|file| file.as_raw_fd());
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let (byte, flags) = ([IoSlice::new(b"f")], MsgFlags::MSG_NOSIGNAL);
+    sendmsg::<()>(socket.as_raw_fd(), &byte, &rights, flags, None).map(drop)
+}
+
+/// Receives descriptors that [`send_files`] sent. `None`: the socket was closed.
+pub(crate) fn receive_files<const N: usize>(
+    socket: BorrowedFd<'_>,
+) -> Result<Option<[OwnedFd; N]>, Errno> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([RawFd; N]);
+    let mut received = Vec::new();
+    let mut data = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            done => break done?,
+        }
+    };
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = part {
+            // SAFETY: the kernel has just made these descriptors for us alone.
+            let owned = |number| unsafe { OwnedFd::from_raw_fd(number) };
+            received.extend(numbers.into_iter().map(owned));
+        }
+    }
+    if message.bytes == 0 {
+        return Ok(None);
+    }
+    received.try_into().map(Some).map_err(|_| Errno::EBADMSG)
 }
 
 /// Socket options of vsock, at the level of its address family.

@@ -11,6 +11,7 @@
 //! | [`frame`] | the frame: a header of 32 bytes, a body, a checksum over both |
 //! | [`message`] | the bodies of control frames: greetings, requests, replies, failures |
 //! | [`transfer`] | the frames of one transfer: [`Sender`] and [`Receiver`] as state machines |
+//! | [`flow`] | the network of a step: [`flow::FlowTable`] as a state machine |
 //! | [`limits`] | a limit for every number that a peer chooses |
 //!
 //! # Connections
@@ -24,9 +25,12 @@
 //! * **transfer**: the guest opens one for each transfer that a request announced, and names it with
 //!   [`Kind::Attach`] (nonce and transfer number). Then [`Kind::Data`] frames follow in the
 //!   direction of the transfer, and exactly one [`Kind::End`] or [`Kind::Abort`].
+//! * **flows**: the guest opens one for each step with network access, as for a transfer. Then come
+//!   the frames of [`flow`], in both directions, until one side closes the connection.
 //!
 //! Each transfer has a connection of its own so that vsock's credit is the only flow control: there
-//! is no demultiplexer with a queue that could overflow.
+//! is no demultiplexer with a queue that could overflow. Flows are too many for that, so each has a
+//! credit of its own on the connection of its step.
 //!
 //! # Frames
 //!
@@ -67,6 +71,7 @@
 //! [`transfer`] has an example of a transfer.
 #![forbid(unsafe_code)]
 
+pub mod flow;
 pub mod frame;
 pub mod limits;
 pub mod message;

@@ -62,3 +62,26 @@ pub const HEARTBEAT_MS: u64 = 2_000;
 /// How long a heartbeat may stay unanswered before the guest counts as lost, in milliseconds.
 /// Generous, since an emulated guest on a loaded host answers late.
 pub const HEARTBEAT_LOST_MS: u64 = 60_000;
+
+/// Most flows of a step at once. More than a browser-like program or a parallel download opens.
+pub const MAX_FLOWS: usize = 4_096;
+
+/// Longest piece of a flow in one frame, in bytes: longer than the longest datagram, and short, so
+/// that one flow does not keep the others waiting.
+pub const MAX_FLOW_DATA: u32 = 64 << 10;
+
+/// Largest window of a flow, in bytes: what is on its way in a round trip between two busy ends.
+pub const MAX_FLOW_WINDOW: u32 = 1 << 20;
+
+/// Smallest window that a new flow is given, in bytes: a few datagrams.
+pub const MIN_FLOW_WINDOW: u32 = 4 << 10;
+
+/// What a datagram costs besides its length, in bytes, so that empty ones have a bound, too.
+pub const DATAGRAM_COST: u32 = 64;
+
+/// Longest body of a `FlowOpen` frame, in bytes: an address, a port and a window.
+pub const MAX_FLOW_OPEN: u32 = 64;
+
+/// Most frames without data that one end of a connection of flows owes the other: for each flow its
+/// beginning, its two ends and a dozen credits.
+pub const MAX_BACKLOG: usize = 16 * MAX_FLOWS;

@@ -267,9 +267,19 @@ impl Receiver {
                     .map(Event::Abort)
                     .map_err(Violation::BadAbort)
             }
-            Kind::Hello | Kind::Request | Kind::Reply | Kind::Ping | Kind::Pong | Kind::Attach => {
-                Err(Violation::Misplaced(frame.kind))
-            }
+            Kind::Hello
+            | Kind::Request
+            | Kind::Reply
+            | Kind::Ping
+            | Kind::Pong
+            | Kind::Attach
+            | Kind::FlowOpen
+            | Kind::FlowOpened
+            | Kind::FlowRefused
+            | Kind::FlowData
+            | Kind::FlowCredit
+            | Kind::FlowEnd
+            | Kind::FlowReset => Err(Violation::Misplaced(frame.kind)),
         }
     }
 

@@ -33,7 +33,8 @@ pub(crate) fn assignment(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Parses `HOST:IP` or `HOST=IP`; an IPv6 address may be in brackets. Returns address and name, in
+/// Parses `HOST:IP` or `HOST=IP`; an IPv6 address may be in brackets, and `host-gateway` is this
+/// machine. Returns address and name, in
 /// the order of `/etc/hosts`.
 pub(crate) fn host(text: &str) -> Result<(String, String), String> {
     let (name, address) = text
@@ -44,13 +45,11 @@ pub(crate) fn host(text: &str) -> Result<(String, String), String> {
         .strip_prefix('[')
         .and_then(|inner| inner.strip_suffix(']'))
         .unwrap_or(address);
-    if address == "host-gateway" {
-        return Err(
-            "`host-gateway` is not supported: steps run in a VM that cannot reach the host".into(),
-        );
-    }
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(format!("`{name}` is not a valid host name"));
+    }
+    if address == "host-gateway" {
+        return Ok((egress::host_address().to_string(), name.to_owned()));
     }
     let parsed: std::net::IpAddr = address
         .parse()
@@ -79,7 +78,8 @@ mod tests {
         assert_eq!(host("db=10.0.0.1"), ok("10.0.0.1", "db"));
         assert_eq!(host("db:::1"), ok("::1", "db"));
         assert_eq!(host("db:[::1]"), ok("::1", "db"));
-        for wrong in ["db", "db:x", ":10.0.0.1", "db:host-gateway", "d b:10.0.0.1"] {
+        assert_eq!(host("db:host-gateway"), ok("10.0.2.2", "db"));
+        for wrong in ["db", "db:x", ":10.0.0.1", "db:gateway", "d b:10.0.0.1"] {
             assert!(host(wrong).is_err(), "{wrong}");
         }
     }

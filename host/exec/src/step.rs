@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use store::{DiffId, Provenance, StepKey};
+use store::{Connections, DiffId, Provenance, StepKey};
 
 use crate::cancel::Cancel;
 
@@ -63,7 +63,7 @@ impl StepScript {
 pub enum StepNetwork {
     /// Loopback only.
     None,
-    /// The outside, but not the host's loopback.
+    /// What the executor lets it reach.
     Default,
 }
 
@@ -80,6 +80,12 @@ pub enum Stream {
 pub trait Output: Send {
     /// A piece of output, cut anywhere.
     fn write(&mut self, stream: Stream, data: &[u8]);
+
+    /// What the step connected to, at its end; also if it failed. A step that ran in two VMs tells it
+    /// for each.
+    fn connections(&mut self, connections: Connections) {
+        drop(connections);
+    }
 }
 
 /// What a step that succeeded left behind.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use exec::Cancel;
+use egress::{Egress, Policy};
 
 use crate::accel::Accel;
 use crate::guest_image::GuestImage;
@@ -34,8 +35,8 @@ pub struct Options {
     pub cpus: Option<usize>,
     /// Size of the guest disk in bytes. It bounds what one build may write.
     pub disk_size: u64,
-    /// Whether the VM has a network at all. Without it no step reaches anything.
-    pub network: bool,
+    /// What steps with network access reach. The VM itself has no network device.
+    pub egress: Egress,
     /// How this program is started again to become a monitor.
     pub trampoline: Trampoline,
     /// Receives notices about the VM.
@@ -64,7 +65,7 @@ impl Options {
             memory_mib: None,
             cpus: None,
             disk_size: DISK_SIZE,
-            network: true,
+            egress: Egress::new(Policy::default()),
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),
             cancel: Cancel::new(),

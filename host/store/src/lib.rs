@@ -102,8 +102,8 @@ pub use digest::{ContentId, Hasher, StepKey, sha256};
 pub use disk::Removal;
 pub use error::{IngestError, StoreError};
 pub use history::{
-    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Event, LogFrame, LogReader, Run,
-    StepLog,
+    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Connection, Connections, Event,
+    LogFrame, LogReader, Run, StepLog,
 };
 pub use housekeeping::{
     CheckReport, Filter, FilterError, Finding, FreeSpaceEvent, FreeSpaceGuard, FreeSpaceHooks,

@@ -111,7 +111,7 @@ fn boot_bare(
 }
 
 /// The machine that the launcher makes, without the devices that only the agent needs.
-fn qemu(kernel: &Path, initramfs: &Path, cmdline: &str, accelerator: &str) -> Command {
+pub(super) fn qemu(kernel: &Path, initramfs: &Path, cmdline: &str, accelerator: &str) -> Command {
     let mut command = shell::command("qemu-system-x86_64", ["-M", "q35", "-m", "2048"]);
     command.args([
         "-nodefaults",

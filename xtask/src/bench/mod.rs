@@ -5,6 +5,7 @@
 
 mod boot;
 mod cached;
+mod net;
 mod record;
 mod store;
 mod table;
@@ -53,6 +54,8 @@ enum Name {
     Boot,
     /// Builds that find everything in the store.
     Cached,
+    /// The network of steps against QEMU's user network.
+    Net,
     /// The store with few and with many objects, and how fast bytes come in.
     Store,
     /// A large context through COPY and RUN: time and peak memory of both sides.
@@ -105,6 +108,7 @@ impl Name {
         match self {
             Self::Boot => boot::run(&bench),
             Self::Cached => cached::run(&bench),
+            Self::Net => net::run(workspace, &bench),
             Self::Store => store::run(workspace, &bench),
             Self::Transfer => transfer::run(&bench),
             Self::Transport => transport::run(workspace, &bench),

@@ -123,6 +123,15 @@ pub(crate) fn with_program(workspace: &Workspace, program: &Path, out: &Path) ->
     })
 }
 
+/// The kernel of guest images, and these modules of it with what they need, in load order.
+pub(crate) fn kernel_with(workspace: &Workspace, names: &[&str]) -> Result<(PathBuf, Vec<Module>)> {
+    let kernel = Kernel::debian(&workspace.target.join("kernel"), false)?;
+    let tree = kernel.modules()?;
+    let modules = vmimage::in_load_order(names.iter().copied(), |name| tree.find(name))
+        .with_context(|| format!("modules of kernel {}", kernel.version))?;
+    Ok((kernel.image, modules))
+}
+
 fn describe(parts: &Parts, kernel: &Kernel, agent: &agent::Agent, recipe: &Recipe) -> Manifest {
     Manifest {
         format: Manifest::FORMAT,

@@ -1,230 +1,199 @@
 //! The network of steps.
 //!
 //! ```text
-//!   step's namespace          uplink namespace                        monitor
-//!   ┌──────────────┐ veth ┌──────────────────────────┐ virtio-net ┌────────────────────┐
-//!   │ eth0 .32+n   ├──────┤ step-n            eth0 .15├────────────┤ user networking    │
-//!   └──────────────┘      └──────────────────────────┘            │ .2 host, .3 names  │
-//!                                                                 └────────────────────┘
+//!  step's namespace        process "net"              PID 1                 host
+//!  ┌──────────────┐ TUN ┌─────────────────┐ stream ┌────────┐  vsock  ┌────────────┐
+//!  │ eth0, routes ├─────┤ stack: packets  ├────────┤ pump:  ├─────────┤ dials what │
+//!  └──────────────┘     │ become flows    │        │ bytes  │         │ is allowed │
+//!                       └─────────────────┘        └────────┘         └────────────┘
 //! ```
 //!
-//! Each step has a network namespace of its own, with loopback and, if it has network access, one end
-//! of a veth pair. The network device of the VM is in a namespace without processes, which only
-//! forwards.
+//! The VM has no network device. Each step has a network namespace of its own, with loopback and, if
+//! it has network access, a TUN device that takes every packet. The packets end in one unprivileged
+//! process, which turns them into flows ([`wire::flow`]); the host decides about each and makes the
+//! connections.
 //!
-//! **Law:** the routing table of that namespace decides what a step can reach. No step can change it,
-//! and nothing that a step sends gets around it. The monitor's own addresses are prohibited except
-//! for its name server: 10.0.2.2 would be the host's loopback. Steps cannot reach each other.
+//! **Laws:** PID 1 reads no packet and no frame of a flow. A step reaches nothing but its device: not
+//! the process `net`, nor other steps, nor anything else in the VM. Without the process `net` the VM
+//! ends.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`child`], [`calls`] | the process `net`, and what it may do |
+//! | [`serve`] | its thread for one step |
+//! | [`stack`] | packets become flows, without I/O |
+//! | [`tun`] | the device |
+//! | [`pump`] | PID 1's part |
+//! | [`netlink`] | addresses and routes of a step |
 
+mod calls;
+pub(crate) mod child;
 mod netlink;
+mod pump;
+mod serve;
+mod stack;
+#[cfg(test)]
+mod tests;
+mod tun;
 
-use std::fs;
-use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::thread;
 
-use anyhow::{Context as _, Result, anyhow};
-use nix::sched::{CloneFlags, setns, unshare};
+use anyhow::{Context as _, Result};
+use nix::fcntl::OFlag;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::pipe2;
+use wire::flow::STEP_ADDRESSES;
 
-use netlink::{InterfaceChange, Netlink, Route, Table};
+use crate::console;
+use crate::reap::Reaper;
+use crate::sandbox::{self, Program};
+use crate::sys;
+use netlink::Netlink;
 
-/// The monitor's network, with the addresses that QEMU and similar monitors use.
-const NETWORK: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 2, 0), 24);
+pub(crate) use pump::Pump;
 
-/// The address of the VM in it.
-const UPLINK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// The longest packet, which is the longest there is: few packets for many bytes.
+const MTU: usize = 65_535;
 
-/// The monitor's name server. It also serves as the gateway, since the monitor handles every packet
-/// that reaches it.
-pub(crate) const NAMESERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// Packets of the step's kernel that may wait, so that a thousand connections that begin at once lose
+/// none.
+const QUEUE: u32 = 5_000;
 
-/// The gateway as steps see it: an address that no machine has. Steps have a neighbour entry for it.
-const STEP_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-
-/// Last byte of the first step's address.
-const FIRST_STEP: u8 = 32;
-
-/// Hardware addresses of the two ends of a veth pair: locally administered, and the same for all
-/// pairs, since no two pairs are connected.
-const UPLINK_MAC: [u8; 6] = [0x02, 0xcf, 0xda, 0, 0, 1];
-const STEP_MAC: [u8; 6] = [0x02, 0xcf, 0xda, 0, 0, 2];
+/// The name of the device, as in other containers.
+const DEVICE: &str = "eth0";
 
 /// Index of the loopback interface in every namespace.
 const LOOPBACK: u32 = 1;
 
-/// The network namespace with the network device of the VM.
+/// How much of what the process `net` says is kept for the console, in bytes.
+const LAST_WORDS: u64 = 4 << 10;
+
+/// Namespaces of the process `net`.
+const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWNET;
+
+/// The process `net`, as PID 1 knows it.
 #[derive(Debug)]
-pub(crate) struct Uplink(OwnedFd);
+pub(crate) struct Net {
+    /// Steps are sent to it on this socket.
+    control: OwnedFd,
+}
 
-impl Uplink {
-    /// Moves the network device, if there is one, into a namespace of its own.
-    pub(crate) fn set_up() -> Result<Option<Self>> {
-        let Some(device) = device()? else {
-            return Ok(None);
+/// What a step's first program needs to set up its network.
+#[derive(Debug)]
+pub(crate) struct StepNetwork {
+    /// Where the process `net` takes steps.
+    pub(crate) control: OwnedFd,
+    /// The end of the stream that is for the process `net`.
+    pub(crate) theirs: OwnedFd,
+}
+
+impl Net {
+    /// Starts the process `net`. If it ends, so does the VM.
+    pub(crate) fn start(program: &Program, reaper: &Reaper) -> Result<Self> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        let (words, stderr) = pipe2(OFlag::O_CLOEXEC)?;
+        let null = program.null();
+        let stderr = sys::duplicate_above(stderr.as_fd())?;
+        let theirs = sys::duplicate_above(theirs.as_fd())?;
+        let name = CString::new(child::NAME)?;
+        let cgroup = sandbox::network_cgroup()?;
+        let spawn = sys::Spawn {
+            program: program.file(),
+            args: &[&name],
+            files: &[null, null, stderr.as_fd(), theirs.as_fd()],
+            cgroup: cgroup.as_fd(),
+            namespaces: NAMESPACES,
         };
-        // A thread has a namespace of its own; that of the agent must not change.
-        let thread = thread::Builder::new()
-            .name("uplink".into())
-            .spawn(move || isolate(&device))?;
-        let uplink = thread
-            .join()
-            .map_err(|_| anyhow!("the uplink thread panicked"))?;
-        uplink
-            .map(|uplink| Some(Self(uplink)))
-            .context("cannot set up the network")
+        let started = reaper.spawn(|| sys::spawn(&spawn));
+        let (child, _pidfd) = started.context("cannot start the process net")?;
+        let watch = move || {
+            let mut last = Vec::new();
+            let mut words = File::from(words);
+            // What is lost here is lost to an error report.
+            words.by_ref().take(LAST_WORDS).read_to_end(&mut last).ok();
+            std::io::copy(&mut words, &mut std::io::sink()).ok();
+            let ended = child.wait();
+            let words = last.escape_ascii();
+            console::print(&format!(
+                "agent: the process net has ended: {ended:?}: {words}"
+            ));
+            console::power_off()
+        };
+        thread::Builder::new().name("net".into()).spawn(watch)?;
+        Ok(Self { control: ours })
     }
 
-    /// The namespace, for a step that is being set up.
-    pub(crate) fn namespace(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+    /// Makes the stream of a step. Returns PID 1's end, and what the step's first program needs.
+    pub(crate) fn connect(&self) -> Result<(UnixStream, StepNetwork)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let network = StepNetwork {
+            control: sys::duplicate_above(self.control.as_fd())?,
+            theirs: sys::duplicate_above(theirs.as_fd())?,
+        };
+        Ok((ours, network))
     }
 }
 
-/// The name of the network interface that is not loopback.
-fn device() -> Result<Option<String>> {
-    for entry in fs::read_dir("/sys/class/net").context("cannot list the network interfaces")? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name != "lo" {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
+/// Takes the next step: its device and its stream. `None`: PID 1 is gone.
+fn receive_step(control: BorrowedFd<'_>) -> Result<Option<[OwnedFd; 2]>> {
+    sys::receive_files(control).context("cannot receive a step")
 }
 
-fn own_namespace() -> Result<OwnedFd> {
-    Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
-}
-
-fn isolate(device: &str) -> Result<OwnedFd> {
-    let mut outside = Netlink::open()?;
-    let index = index_of(device)?;
-    unshare(CloneFlags::CLONE_NEWNET)?;
-    let namespace = own_namespace()?;
-    outside.change(&InterfaceChange {
-        index,
-        namespace: Some(namespace.as_raw_fd()),
-        ..InterfaceChange::default()
-    })?;
-    for (path, value) in SYSCTLS {
-        set(path, value)?;
-    }
-    let mut inside = Netlink::open()?;
-    let index = index_of(device)?;
-    inside.up(LOOPBACK)?;
-    set(&format!("ipv4/conf/{device}/proxy_arp"), "1")?;
-    // The monitor asks for the hardware addresses of steps from an address that steps cannot reach. The
-    // reverse path filter would take that for forged and drop the question.
-    set(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
-    set(&format!("ipv4/neigh/{device}/proxy_delay"), "0")?;
-    inside.address(index, UPLINK)?;
-    inside.up(index)?;
-    // Packets from steps are routed by a table of their own, which prohibits what steps must not reach.
-    // Packets from the device are routed by the main table, which has a route to each step.
-    for table in [Table::Main, Table::Steps] {
-        inside.route(&Route {
-            table,
-            to: (NAMESERVER, 32),
-            via: None,
-            device: index,
-        })?;
-        inside.route(&Route {
-            table,
-            to: ANYWHERE,
-            via: Some(NAMESERVER),
-            device: index,
-        })?;
-    }
-    inside.prohibit(Table::Steps, NETWORK)?;
-    inside.rule(100, Some(device), Table::Main)?;
-    inside.rule(101, Some("lo"), Table::Main)?;
-    inside.rule(102, None, Table::Steps)?;
-    Ok(namespace)
-}
-
-const ANYWHERE: (Ipv4Addr, u8) = (Ipv4Addr::UNSPECIFIED, 0);
-
-/// Settings of the uplink namespace.
-const SYSCTLS: &[(&str, &str)] = &[
-    ("ipv6/conf/all/disable_ipv6", "1"),
-    ("ipv6/conf/default/disable_ipv6", "1"),
-    ("ipv4/ip_forward", "1"),
-    // Drops packets that a step sends from another step's address. The interfaces of steps start with
-    // `default`; `all` would affect the device as well.
-    ("ipv4/conf/all/rp_filter", "0"),
-    ("ipv4/conf/default/rp_filter", "1"),
-    ("ipv4/conf/all/accept_source_route", "0"),
-    ("ipv4/conf/all/accept_redirects", "0"),
-    ("ipv4/conf/all/send_redirects", "0"),
-    ("ipv4/conf/default/send_redirects", "0"),
-];
-
-fn set(path: &str, value: &str) -> Result<()> {
-    let path = format!("/proc/sys/net/{path}");
-    fs::write(&path, value).with_context(|| format!("cannot set {path}"))
-}
-
-fn index_of(name: &str) -> Result<u32> {
-    nix::net::if_::if_nametoindex(name).with_context(|| format!("no network interface {name}"))
-}
-
-/// Sets up the network of the calling process, which is alone in a new network namespace. With an
-/// uplink, it gets the address with this number.
-pub(crate) fn set_up_step(uplink: Option<(BorrowedFd<'_>, u8)>) -> Result<()> {
+/// Sets up the network of the calling process, which is alone in a new network namespace. With
+/// `network`, it gets a device, which the process `net` serves.
+pub(crate) fn set_up_step(network: Option<StepNetwork>) -> Result<()> {
     // As with other builders, neither ping nor low ports need a privilege.
     set("ipv4/ping_group_range", "0 2147483647")?;
     set("ipv4/ip_unprivileged_port_start", "0")?;
-    // IPv6 on loopback only: through the monitor it would lead to the host's loopback.
-    set("ipv6/conf/default/disable_ipv6", "1")?;
-    if let Some((uplink, number)) = uplink {
-        connect(uplink, number).context("cannot connect the step to the network")?;
+    if let Some(network) = network {
+        connect(network).context("cannot connect the step to the network")?;
     }
     Netlink::open()?.up(LOOPBACK)
 }
 
-fn connect(uplink: BorrowedFd<'_>, number: u8) -> Result<()> {
-    let address = step_address(number)?;
-    let ours = own_namespace()?;
-    // The kernel may still have the interface of an earlier step, so the name has the process id, which
-    // is new each time.
-    let name = format!("step{}", outer_pid()?);
-    setns(uplink, CloneFlags::CLONE_NEWNET)?;
-    let mut outside = Netlink::open()?;
-    outside.make_veth((&name, UPLINK_MAC), ("eth0", STEP_MAC), ours.as_fd())?;
-    let index = index_of(&name)?;
-    outside.up(index)?;
-    outside.neighbour(index, address, STEP_MAC)?;
-    outside.route(&Route {
-        table: Table::Main,
-        to: (address, 32),
-        via: None,
-        device: index,
-    })?;
-    setns(ours.as_fd(), CloneFlags::CLONE_NEWNET)?;
-    let mut inside = Netlink::open()?;
-    let index = index_of("eth0")?;
-    inside.address(index, address)?;
-    inside.up(index)?;
-    inside.neighbour(index, STEP_GATEWAY, UPLINK_MAC)?;
-    inside.route(&Route {
-        table: Table::Main,
-        to: ANYWHERE,
-        via: Some(STEP_GATEWAY),
-        device: index,
-    })
+fn connect(network: StepNetwork) -> Result<()> {
+    let device = make_device()?;
+    let files = [device.as_fd(), network.theirs.as_fd()];
+    sys::send_files(network.control.as_fd(), files).context("cannot reach the process net")
 }
 
-/// The process id of this process outside its namespace, from the /proc that is mounted there.
-fn outer_pid() -> Result<String> {
-    let link = fs::read_link("/proc/self").context("cannot read /proc/self")?;
-    Ok(link.to_string_lossy().into_owned())
+/// Makes the device of this network namespace, with addresses and routes.
+fn make_device() -> Result<OwnedFd> {
+    // There are no neighbours and no routers to look for.
+    set("ipv6/conf/default/accept_ra", "0")?;
+    set("ipv6/conf/default/addr_gen_mode", "1")?;
+    let file = tun::create(DEVICE)?;
+    let index = nix::net::if_::if_nametoindex(DEVICE)?;
+    let mut netlink = Netlink::open()?;
+    netlink.size(index, u32::try_from(MTU)?, QUEUE)?;
+    let (v4, v6) = STEP_ADDRESSES;
+    let addresses = [IpAddr::V4(v4), IpAddr::V6(v6)];
+    for address in addresses {
+        netlink.address(index, address)?;
+    }
+    netlink.up(index)?;
+    for address in addresses {
+        netlink.default_route(index, address)?;
+    }
+    Ok(file)
 }
 
-fn step_address(number: u8) -> Result<Ipv4Addr> {
-    let last = FIRST_STEP.checked_add(number).filter(|last| *last < 255);
-    Ok(Ipv4Addr::new(
-        10,
-        0,
-        2,
-        last.context("too many concurrent steps with network access")?,
-    ))
+fn set(path: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/{path}");
+    fs::write(&path, value).with_context(|| format!("cannot set {path}"))
 }

@@ -5,8 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -22,8 +21,6 @@ mod constants {
     pub(super) const RTM_NEWLINK: u16 = 16;
     pub(super) const RTM_NEWADDR: u16 = 20;
     pub(super) const RTM_NEWROUTE: u16 = 24;
-    pub(super) const RTM_NEWNEIGH: u16 = 28;
-    pub(super) const RTM_NEWRULE: u16 = 32;
 
     pub(super) const NLMSG_ERROR: u16 = 2;
     pub(super) const NLM_F_REQUEST: u16 = 0x1;
@@ -31,75 +28,30 @@ mod constants {
     pub(super) const NLM_F_REPLACE: u16 = 0x100;
     pub(super) const NLM_F_CREATE: u16 = 0x400;
 
-    pub(super) const IFLA_ADDRESS: u16 = 1;
-    pub(super) const IFLA_IFNAME: u16 = 3;
-    pub(super) const IFLA_LINKINFO: u16 = 18;
-    pub(super) const IFLA_NET_NS_FD: u16 = 28;
-    pub(super) const IFLA_INFO_KIND: u16 = 1;
-    pub(super) const IFLA_INFO_DATA: u16 = 2;
-    pub(super) const VETH_INFO_PEER: u16 = 1;
+    pub(super) const IFLA_MTU: u16 = 4;
+    pub(super) const IFLA_TXQLEN: u16 = 13;
     pub(super) const IFF_UP: u32 = 1;
 
     pub(super) const IFA_ADDRESS: u16 = 1;
     pub(super) const IFA_LOCAL: u16 = 2;
+    pub(super) const IFA_F_NODAD: u8 = 2;
 
-    pub(super) const NDA_DST: u16 = 1;
-    pub(super) const NDA_LLADDR: u16 = 2;
-    pub(super) const NUD_PERMANENT: u16 = 0x80;
-
-    pub(super) const RTA_DST: u16 = 1;
     pub(super) const RTA_OIF: u16 = 4;
-    pub(super) const RTA_GATEWAY: u16 = 5;
-    pub(super) const RTNH_F_ONLINK: u32 = 4;
     pub(super) const RTPROT_STATIC: u8 = 4;
     pub(super) const RTN_UNICAST: u8 = 1;
-    pub(super) const RTN_PROHIBIT: u8 = 8;
+    pub(super) const RT_TABLE_MAIN: u8 = 254;
     pub(super) const RT_SCOPE_UNIVERSE: u8 = 0;
     pub(super) const RT_SCOPE_LINK: u8 = 253;
 
-    pub(super) const FRA_IIFNAME: u16 = 3;
-    pub(super) const FRA_PRIORITY: u16 = 6;
-    pub(super) const FR_ACT_TO_TBL: u8 = 1;
-
     pub(super) const AF_INET: u8 = 2;
+    pub(super) const AF_INET6: u8 = 10;
 }
 use constants::{
-    AF_INET, FR_ACT_TO_TBL, FRA_IIFNAME, FRA_PRIORITY, IFA_ADDRESS, IFA_LOCAL, IFF_UP,
-    IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_NET_NS_FD,
-    NDA_DST, NDA_LLADDR, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR,
-    NUD_PERMANENT, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE, RTN_PROHIBIT, RTN_UNICAST, RTNH_F_ONLINK,
-    RTPROT_STATIC, VETH_INFO_PEER,
+    AF_INET, AF_INET6, IFA_ADDRESS, IFA_F_NODAD, IFA_LOCAL, IFF_UP, IFLA_MTU, IFLA_TXQLEN,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_OIF, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST,
+    RTPROT_STATIC,
 };
-
-/// A routing table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Table {
-    /// The kernel's main table.
-    Main = 254,
-    /// The table for packets that steps send.
-    Steps = 100,
-}
-
-/// A route to a network.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Route {
-    pub(super) table: Table,
-    pub(super) to: (Ipv4Addr, u8),
-    pub(super) via: Option<Ipv4Addr>,
-    pub(super) device: u32,
-}
-
-/// A change of a network interface.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct InterfaceChange {
-    /// The interface.
-    pub(super) index: u32,
-    /// Brings it up.
-    pub(super) up: bool,
-    /// Moves it to this network namespace.
-    pub(super) namespace: Option<RawFd>,
-}
 
 /// An rtnetlink socket. It acts on the network namespace in which it was opened.
 #[derive(Debug)]
@@ -119,112 +71,46 @@ impl Netlink {
         })
     }
 
+    /// Brings an interface up.
     pub(super) fn up(&mut self, index: u32) -> Result<()> {
-        self.change(&InterfaceChange {
-            index,
-            up: true,
-            namespace: None,
-        })
-        .context("cannot bring up a network interface")
-    }
-
-    pub(super) fn change(&mut self, change: &InterfaceChange) -> Result<()> {
         let mut message = Message::new(RTM_NEWLINK, 0);
-        let flags = if change.up { IFF_UP } else { 0 };
-        message.interface(change.index, flags);
-        if let Some(namespace) = change.namespace {
-            message.attribute(IFLA_NET_NS_FD, &namespace.to_le_bytes());
-        }
+        message.interface(index, IFF_UP);
         self.request(message)
+            .context("cannot bring up a network interface")
     }
 
-    /// Creates a veth pair: one end here, the other in another namespace.
-    pub(super) fn make_veth(
-        &mut self,
-        here: (&str, [u8; 6]),
-        there: (&str, [u8; 6]),
-        namespace: BorrowedFd<'_>,
-    ) -> Result<()> {
-        let mut message = Message::new(RTM_NEWLINK, CREATE);
-        message.interface(0, 0);
-        message.device(here);
-        message.nested(IFLA_LINKINFO, |info| {
-            info.attribute(IFLA_INFO_KIND, b"veth");
-            info.nested(IFLA_INFO_DATA, |data| {
-                data.nested(VETH_INFO_PEER, |peer| {
-                    peer.interface(0, 0);
-                    peer.device(there);
-                    peer.attribute(IFLA_NET_NS_FD, &namespace.as_raw_fd().to_le_bytes());
-                });
-            });
-        });
-        self.request(message).context("cannot create a veth pair")
+    /// Sets the longest packet of an interface, and how many may wait for its reader.
+    pub(super) fn size(&mut self, index: u32, mtu: u32, queue: u32) -> Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, 0);
+        message.interface(index, 0);
+        message.attribute(IFLA_MTU, &mtu.to_le_bytes());
+        message.attribute(IFLA_TXQLEN, &queue.to_le_bytes());
+        self.request(message)
+            .context("cannot set the sizes of a network interface")
     }
 
-    /// Gives an interface an address with a prefix length of 32: it has no neighbours of its own.
-    pub(super) fn address(&mut self, index: u32, address: Ipv4Addr) -> Result<()> {
+    /// Gives an interface an address that has no neighbours.
+    pub(super) fn address(&mut self, index: u32, address: IpAddr) -> Result<()> {
         let mut message = Message::new(RTM_NEWADDR, CREATE);
+        let (number, prefix, bytes) = family(address);
         // ifaddrmsg: family, prefix length, flags, scope, index
-        message.bytes(&[AF_INET, 32, 0, RT_SCOPE_UNIVERSE]);
+        message.bytes(&[number, prefix, IFA_F_NODAD, RT_SCOPE_UNIVERSE]);
         message.bytes(&index.to_le_bytes());
-        message.attribute(IFA_LOCAL, &address.octets());
-        message.attribute(IFA_ADDRESS, &address.octets());
+        message.attribute(IFA_LOCAL, &bytes);
+        message.attribute(IFA_ADDRESS, &bytes);
         self.request(message).context("cannot set an address")
     }
 
-    /// Adds a permanent entry for the hardware address of a neighbour.
-    pub(super) fn neighbour(&mut self, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Result<()> {
-        let mut message = Message::new(RTM_NEWNEIGH, CREATE);
-        // ndmsg: family, padding, index, state, flags, type
-        message.bytes(&[AF_INET, 0, 0, 0]);
-        message.bytes(&index.to_le_bytes());
-        message.bytes(&NUD_PERMANENT.to_le_bytes());
-        message.bytes(&[0, 0]);
-        message.attribute(NDA_DST, &address.octets());
-        message.attribute(NDA_LLADDR, &mac);
-        self.request(message).context("cannot add a neighbour")
-    }
-
-    pub(super) fn route(&mut self, route: &Route) -> Result<()> {
+    /// Sends every packet of a family, that of `like`, to an interface.
+    pub(super) fn default_route(&mut self, index: u32, like: IpAddr) -> Result<()> {
         let mut message = Message::new(RTM_NEWROUTE, CREATE);
-        let scope = if route.via.is_some() {
-            RT_SCOPE_UNIVERSE
-        } else {
-            RT_SCOPE_LINK
-        };
-        let flags = if route.via.is_some() {
-            RTNH_F_ONLINK
-        } else {
-            0
-        };
-        message.route(route.to.1, route.table, scope, RTN_UNICAST, flags);
-        message.attribute(RTA_DST, &route.to.0.octets());
-        message.attribute(RTA_OIF, &route.device.to_le_bytes());
-        if let Some(via) = route.via {
-            message.attribute(RTA_GATEWAY, &via.octets());
-        }
-        self.request(message).context("cannot add a route")
-    }
-
-    /// Prohibits packets to a network.
-    pub(super) fn prohibit(&mut self, table: Table, to: (Ipv4Addr, u8)) -> Result<()> {
-        let mut message = Message::new(RTM_NEWROUTE, CREATE);
-        message.route(to.1, table, RT_SCOPE_UNIVERSE, RTN_PROHIBIT, 0);
-        message.attribute(RTA_DST, &to.0.octets());
-        self.request(message).context("cannot prohibit a network")
-    }
-
-    /// Routes packets that arrive on an interface, or all packets, by a table.
-    pub(super) fn rule(&mut self, priority: u32, from: Option<&str>, table: Table) -> Result<()> {
-        let mut message = Message::new(RTM_NEWRULE, CREATE);
-        // fib_rule_hdr: family, lengths, tos, table, two reserved, action, flags
-        message.bytes(&[AF_INET, 0, 0, 0, table as u8, 0, 0, FR_ACT_TO_TBL]);
+        let (number, ..) = family(like);
+        // rtmsg: family, two lengths, tos, table, protocol, scope, type, flags
+        message.bytes(&[number, 0, 0, 0, RT_TABLE_MAIN]);
+        message.bytes(&[RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST]);
         message.bytes(&0_u32.to_le_bytes());
-        message.attribute(FRA_PRIORITY, &priority.to_le_bytes());
-        if let Some(from) = from {
-            message.attribute(FRA_IIFNAME, &[from.as_bytes(), b"\0"].concat());
-        }
-        self.request(message).context("cannot add a routing rule")
+        message.attribute(RTA_OIF, &index.to_le_bytes());
+        self.request(message).context("cannot add a route")
     }
 
     /// Sends a request and waits for its acknowledgement.
@@ -234,6 +120,14 @@ impl Netlink {
         let mut answer = [0; 4096];
         let n = self.socket.read(&mut answer)?;
         acknowledged(answer.get(..n).unwrap_or_default(), self.sequence)
+    }
+}
+
+/// Number of the family of an address, length in bits, and the address itself.
+fn family(address: IpAddr) -> (u8, u8, Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => (AF_INET, 32, address.octets().to_vec()),
+        IpAddr::V6(address) => (AF_INET6, 128, address.octets().to_vec()),
     }
 }
 
@@ -300,26 +194,6 @@ impl Message {
         for word in [index, flags, flags] {
             self.bytes(&word.to_le_bytes());
         }
-    }
-
-    fn device(&mut self, (name, mac): (&str, [u8; 6])) {
-        self.attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
-        self.attribute(IFLA_ADDRESS, &mac);
-    }
-
-    /// rtmsg: family, two lengths, tos, table, protocol, scope, type, flags.
-    fn route(&mut self, prefix: u8, table: Table, scope: u8, kind: u8, flags: u32) {
-        self.bytes(&[
-            AF_INET,
-            prefix,
-            0,
-            0,
-            table as u8,
-            RTPROT_STATIC,
-            scope,
-            kind,
-        ]);
-        self.bytes(&flags.to_le_bytes());
     }
 
     fn attribute(&mut self, kind: u16, value: &[u8]) {

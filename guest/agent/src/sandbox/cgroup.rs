@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use wire::StepLimits;
+use wire::limits::MAX_STEPS;
 
 /// Where the cgroup file system is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
@@ -53,6 +54,15 @@ pub(crate) fn set_up(memory: u64) -> Result<()> {
         fs::read_to_string("/proc/sys/kernel/threads-max").context("cannot read threads-max")?;
     let threads: u64 = threads.trim().parse().context("cannot read threads-max")?;
     write(Path::new(STEPS), "pids.max", &(threads / 4 * 3).to_string())
+}
+
+/// Creates the cgroup of the process that takes the packets of steps. Its memory is theirs, and it has
+/// a thread for each.
+pub(crate) fn network() -> Result<File> {
+    let path = Path::new(STEPS).join("net");
+    make(&path)?;
+    write(&path, "pids.max", &(MAX_STEPS + 1).to_string())?;
+    Ok(File::open(path)?)
 }
 
 fn make(dir: &Path) -> Result<()> {

@@ -11,7 +11,7 @@
 //! something fails. The pipe closes when the step's program starts.
 
 use std::convert::Infallible;
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,33 +29,34 @@ use wire::{Reply, Request, RunStep, frame, message};
 use super::{exec, implicit, privileges, rootfs};
 use crate::disk;
 use crate::fault;
-use crate::network;
+use crate::network::{self, StepNetwork};
 use crate::sys;
 
 /// The name under which the agent starts itself as this program.
 pub(crate) const NAME: &str = "sandbox-init";
 
+/// The argument with which it sets up a network.
+pub(super) const NETWORK: &CStr = c"network";
+
 /// Descriptors that it is given besides the standard ones: the step, the pipe for reports and the
-/// mount of its own program, and with a network the namespace of the network device.
+/// mount of its own program, and for a network the socket of the process that serves it and the step's
+/// stream.
 const FIRST_FD: i32 = 3;
-const UPLINK_FD: i32 = 6;
+const NETWORK_FD: i32 = 6;
 
 /// Where the root file system is assembled, in the mount namespace of the step.
 const STAGING: &str = "/mnt";
 
-/// The main function. Its only argument is the number of the step's network address, or `-` for
-/// none.
+/// The main function. Its only argument says whether the step has a network.
 pub(crate) fn main(network: Option<&OsStr>) -> ! {
     let [spec, errors, program] = sys::inherited(FIRST_FD);
-    let network = network
-        .and_then(OsStr::to_str)
-        .and_then(|number| number.parse().ok());
-    let uplink = network.map(|number| {
-        let [uplink] = sys::inherited(UPLINK_FD);
-        (uplink, number)
+    let network = network.filter(|word| word.as_bytes() == NETWORK.to_bytes());
+    let network = network.map(|_| {
+        let [control, theirs] = sys::inherited(NETWORK_FD);
+        StepNetwork { control, theirs }
     });
     let mut errors = File::from(errors);
-    let err = match run(spec, program, uplink, &mut errors) {
+    let err = match run(spec, program, network, &mut errors) {
         Err(err) => err,
         Ok(never) => match never {},
     };
@@ -73,10 +74,10 @@ fn report(errors: &mut File, err: &anyhow::Error) {
 fn run(
     spec: OwnedFd,
     program: OwnedFd,
-    uplink: Option<(OwnedFd, u8)>,
+    network: Option<StepNetwork>,
     report: &mut File,
 ) -> Result<Infallible> {
-    let end = UPLINK_FD + i32::from(uplink.is_some());
+    let end = NETWORK_FD + if network.is_some() { 2 } else { 0 };
     sys::close_from(end).context("cannot close descriptors")?;
     sys::close_on_exec_from(FIRST_FD).context("cannot close descriptors")?;
     lock_out(program)?;
@@ -87,12 +88,7 @@ fn run(
     // Entered from inside the cgroup, so that it shows this cgroup as the root.
     unshare(CloneFlags::CLONE_NEWCGROUP).context("cannot enter a new cgroup namespace")?;
     sethostname(&step.hostname).context("cannot set the host name")?;
-    network::set_up_step(
-        uplink
-            .as_ref()
-            .map(|(uplink, number)| (uplink.as_fd(), *number)),
-    )?;
-    drop(uplink);
+    network::set_up_step(network)?;
     make_staging(&step)?;
     rootfs::apply(&rootfs::plan(&step), |merged| {
         implicit::apply(&step, merged)

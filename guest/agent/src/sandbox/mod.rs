@@ -25,23 +25,26 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{OFlag, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
-use wire::limits::MAX_STEPS;
-use wire::{Kind, Network, Request, RunStep, frame, message};
+use wire::{Kind, Request, RunStep, frame, message};
 
 use crate::fault;
-use crate::network::Uplink;
+use crate::network::{Net, StepNetwork};
 use crate::reap::{Child, Reaper};
 use crate::sys;
 
-pub(crate) use cgroup::{Cgroup, MOUNT as CGROUP_MOUNT, set_up as set_up_cgroups};
+pub(crate) use cgroup::{
+    Cgroup, MOUNT as CGROUP_MOUNT, network as network_cgroup, set_up as set_up_cgroups,
+};
+pub(crate) use privileges::drop_bounding;
 pub(crate) use rootfs::make_skeleton;
+pub(crate) use seccomp::bpf;
 
 /// New namespaces of a step. The cgroup namespace is entered later, from inside the cgroup.
 const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
@@ -50,14 +53,41 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWNET;
 
+/// The agent's own program, with which it starts others.
+#[derive(Debug)]
+pub(crate) struct Program {
+    file: OwnedFd,
+    null: OwnedFd,
+}
+
+impl Program {
+    /// Opens both, once `/proc` and `/dev` are mounted.
+    pub(crate) fn find() -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let file = open("/proc/self/exe", flags, Mode::empty())?;
+        // At boot the numbers that a child's files get are still free, and must not be its program's.
+        let file = sys::duplicate_above(file.as_fd())?;
+        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+        let null = sys::duplicate_above(null.as_fd())?;
+        Ok(Self { file, null })
+    }
+
+    /// The program.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A file that is empty and takes everything, for the standard descriptors of a program.
+    pub(crate) fn null(&self) -> BorrowedFd<'_> {
+        self.null.as_fd()
+    }
+}
+
 /// Starts sandboxes.
 #[derive(Debug)]
 pub(crate) struct Sandboxes {
-    program: OwnedFd,
-    null: OwnedFd,
-    uplink: Option<Uplink>,
-    /// Which network addresses are in use.
-    addresses: Mutex<[bool; MAX_STEPS]>,
+    program: Arc<Program>,
+    network: Net,
     reaper: Reaper,
 }
 
@@ -71,69 +101,26 @@ pub(crate) struct Running {
     pub(crate) report: File,
 }
 
-/// A network address that is reserved as long as the step runs.
-#[derive(Debug)]
-pub(crate) struct Address<'a> {
-    all: &'a Mutex<[bool; MAX_STEPS]>,
-    number: u8,
-}
-
-impl Drop for Address<'_> {
-    fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(used) = all.get_mut(usize::from(self.number)) {
-            *used = false;
-        }
-    }
-}
-
 impl Sandboxes {
-    /// Starts sandboxes with this network device, if the VM has one.
-    pub(crate) fn new(uplink: Option<Uplink>, reaper: Reaper) -> Result<Self> {
-        let program = open(
-            "/proc/self/exe",
-            OFlag::O_PATH | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self {
+    /// Starts sandboxes, whose packets this process takes.
+    pub(crate) const fn new(program: Arc<Program>, network: Net, reaper: Reaper) -> Self {
+        Self {
             program,
-            null: sys::duplicate_above(null.as_fd())?,
-            uplink,
-            addresses: Mutex::new([false; MAX_STEPS]),
+            network,
             reaper,
-        })
+        }
     }
 
-    /// Reserves a network address for a step that needs one.
-    pub(crate) fn address(&self, network: Network) -> Result<Option<Address<'_>>> {
-        match network {
-            Network::None => return Ok(None),
-            Network::Default if self.uplink.is_none() => {
-                return Err(fault::setup(
-                    "the step needs network access, but this VM has no network device",
-                ));
-            }
-            Network::Default => {}
-        }
-        let mut all = self
-            .addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let free = all.iter_mut().zip(0..).find(|(used, _)| !**used);
-        let (used, number) = free.context("all network addresses are in use")?;
-        *used = true;
-        Ok(Some(Address {
-            all: &self.addresses,
-            number,
-        }))
+    /// The process that takes the packets of steps.
+    pub(crate) const fn network(&self) -> &Net {
+        &self.network
     }
 
     /// Starts a step in its cgroup. Its directories on the guest disk must exist.
     pub(crate) fn start(
         &self,
         step: &RunStep,
-        address: Option<&Address<'_>>,
+        network: Option<StepNetwork>,
         cgroup: &Cgroup,
     ) -> Result<Running> {
         let spec = sys::duplicate_above(spec(step)?.as_fd())?;
@@ -141,19 +128,19 @@ impl Sandboxes {
         let (stderr, to_stderr) = pipe()?;
         let (report, to_report) = pipe()?;
         // A mount of its own, so that the step's first process can lock itself out of it.
-        let program = sys::duplicate_above(sys::copy_mount(self.program.as_fd())?.as_fd())?;
-        let mut files = vec![
-            &self.null, &to_stdout, &to_stderr, &spec, &to_report, &program,
-        ];
-        let number = CString::new(address.map_or_else(|| "-".into(), |a| a.number.to_string()))?;
-        let uplink = match (&self.uplink, address) {
-            (Some(uplink), Some(_)) => Some(sys::duplicate_above(uplink.namespace())?),
-            _ => None,
-        };
-        files.extend(&uplink);
+        let program = sys::duplicate_above(sys::copy_mount(self.program.file())?.as_fd())?;
+        let ours = [&to_stdout, &to_stderr, &spec, &to_report, &program];
+        let theirs = network.iter().flat_map(|net| [&net.control, &net.theirs]);
+        let files: Vec<BorrowedFd<'_>> = std::iter::once(self.program.null())
+            .chain(ours.into_iter().chain(theirs).map(AsFd::as_fd))
+            .collect();
         let name = CString::new(init::NAME)?;
-        let args: [&CStr; 2] = [&name, &number];
-        let files: Vec<BorrowedFd<'_>> = files.into_iter().map(AsFd::as_fd).collect();
+        let network = if network.is_some() {
+            init::NETWORK
+        } else {
+            c"-"
+        };
+        let args: [&CStr; 2] = [&name, network];
         let spawn = sys::Spawn {
             program: program.as_fd(),
             args: &args,

@@ -48,7 +48,7 @@ pub(super) fn set_limits() -> Result<()> {
 pub(super) fn give_up(step: &RunStep) -> Result<()> {
     let filter = seccomp::filter(sys::has_vsock())?;
     sys::join_new_keyring().context("cannot create a keyring")?;
-    drop_bounding()?;
+    drop_bounding(&KEPT)?;
     sys::load_filter(&filter).context("cannot load the seccomp filter")?;
     let groups: Vec<Gid> = step
         .groups
@@ -64,8 +64,9 @@ pub(super) fn give_up(step: &RunStep) -> Result<()> {
     sys::set_capabilities(mask).context("cannot give up capabilities")
 }
 
-fn drop_bounding() -> Result<()> {
-    for capability in (0..64).filter(|number| !KEPT.contains(number)) {
+/// Gives up all capabilities but these, for all programs that this process will execute.
+pub(crate) fn drop_bounding(kept: &[u32]) -> Result<()> {
+    for capability in (0..64).filter(|number| !kept.contains(number)) {
         match sys::drop_bounding(capability) {
             // The kernel has no capability with this number or above.
             Err(Errno::EINVAL) => break,

@@ -30,7 +30,8 @@ impl Transfers {
         Ok(Outgoing::new(self.attach(transfer)?, transfer))
     }
 
-    fn attach(&self, transfer: u64) -> Result<Box<dyn Connection>> {
+    /// Attaches to a transfer, and leaves what follows to the caller.
+    pub(crate) fn attach(&self, transfer: u64) -> Result<Box<dyn Connection>> {
         let mut connection = self.connect.connect()?;
         let attach = message::encode(
             transfer,

@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute};
 
-use crate::limits::{MAX_ATTACH, MAX_BODY, MAX_FAILURE, MAX_MESSAGE};
+use crate::limits::{MAX_ATTACH, MAX_BODY, MAX_FAILURE, MAX_FLOW_DATA, MAX_FLOW_OPEN, MAX_MESSAGE};
 
 pub use body::Body;
 pub use read::{ReadError, read, read_body, read_header};
@@ -69,6 +69,20 @@ pub enum Kind {
     End = 8,
     /// The sender gives up the transfer: [`crate::Failure`].
     Abort = 9,
+    /// The guest asks for a flow: [`crate::flow::FlowOpen`]; `id` is its number.
+    FlowOpen = 10,
+    /// The host has connected it: [`crate::flow::FlowOpened`].
+    FlowOpened = 11,
+    /// The host has not: [`crate::flow::FlowRefused`].
+    FlowRefused = 12,
+    /// Data of a flow; `offset` is the position of its first byte.
+    FlowData = 13,
+    /// The receiver of a flow has room for `offset` bytes more. No body.
+    FlowCredit = 14,
+    /// One direction of a flow ends after `offset` bytes. No body.
+    FlowEnd = 15,
+    /// A flow is over at once. No body.
+    FlowReset = 16,
 }
 
 impl Kind {
@@ -78,7 +92,9 @@ impl Kind {
         match self {
             Self::Hello | Self::Request | Self::Reply => MAX_MESSAGE,
             Self::Attach => MAX_ATTACH,
-            Self::Ping | Self::Pong => 0,
+            Self::Ping | Self::Pong | Self::FlowCredit | Self::FlowEnd | Self::FlowReset => 0,
+            Self::FlowOpen | Self::FlowOpened | Self::FlowRefused => MAX_FLOW_OPEN,
+            Self::FlowData => MAX_FLOW_DATA,
             Self::Data => MAX_BODY,
             Self::End => END_BODY,
             Self::Abort => MAX_FAILURE,
@@ -99,6 +115,13 @@ impl TryFrom<u8> for Kind {
             7 => Self::Data,
             8 => Self::End,
             9 => Self::Abort,
+            10 => Self::FlowOpen,
+            11 => Self::FlowOpened,
+            12 => Self::FlowRefused,
+            13 => Self::FlowData,
+            14 => Self::FlowCredit,
+            15 => Self::FlowEnd,
+            16 => Self::FlowReset,
             unknown => return Err(FrameError::UnknownKind(unknown)),
         })
     }
@@ -168,7 +191,7 @@ pub struct Header {
     pub flags: u8,
     /// Length of the body, at most [`Kind::max_body`].
     pub len: u32,
-    /// Request, heartbeat or transfer number.
+    /// Request, heartbeat, transfer or flow number.
     pub id: u64,
     /// Offset within a transfer.
     pub offset: u64,
@@ -254,7 +277,7 @@ pub struct Frame<'a> {
     pub kind: Kind,
     /// Meaning depends on the kind. For the output of a step, bit 0 is set for stderr.
     pub flags: u8,
-    /// Request, heartbeat or transfer number.
+    /// Request, heartbeat, transfer or flow number.
     pub id: u64,
     /// Offset within a transfer.
     pub offset: u64,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::limits::MAX_BODY;
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 16] = [
     Kind::Hello,
     Kind::Request,
     Kind::Reply,
@@ -16,6 +16,13 @@ const KINDS: [Kind; 9] = [
     Kind::Data,
     Kind::End,
     Kind::Abort,
+    Kind::FlowOpen,
+    Kind::FlowOpened,
+    Kind::FlowRefused,
+    Kind::FlowData,
+    Kind::FlowCredit,
+    Kind::FlowEnd,
+    Kind::FlowReset,
 ];
 
 #[track_caller]

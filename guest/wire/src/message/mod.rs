@@ -102,7 +102,7 @@ pub struct Limit {
     pub limit: usize,
 }
 
-const fn at_most(what: &'static str, got: usize, limit: usize) -> Result<(), Limit> {
+pub(crate) const fn at_most(what: &'static str, got: usize, limit: usize) -> Result<(), Limit> {
     if got > limit {
         Err(Limit { what, got, limit })
     } else {

@@ -165,8 +165,11 @@ pub struct Script {
 pub enum Network {
     /// Loopback only.
     None,
-    /// Outside access through the monitor's user networking, without the host's loopback.
-    Default,
+    /// Connections to what the host allows.
+    Default {
+        /// The transfer to which the guest attaches with the flows of the step; see [`crate::flow`].
+        flows: u64,
+    },
 }
 
 /// Resource limits of a step; zero means the guest's default.

@@ -34,7 +34,7 @@ fn step() -> RunStep {
         groups: vec![4],
         hostname: "h".into(),
         hosts: vec![("::1".into(), "l".into())],
-        network: Network::Default,
+        network: Network::Default { flows: 300 },
         limits: StepLimits { memory: 5, pids: 6 },
         script: Some(Script {
             name: "E".into(),
@@ -85,7 +85,7 @@ fn the_bytes_of_requests_are_pinned() {
             1, 2, b's', b'h', 1, 3, b'A', b'=', b'b', 1, b'/', 3, 0xac, 2, 1, 4, 1, b'h',
         ],
         &[
-            1, 3, b':', b':', b'1', 1, b'l', 1, 5, 6, 1, 1, b'E', 2, 7, 8,
+            1, 3, b':', b':', b'1', 1, b'l', 1, 0xac, 2, 5, 6, 1, 1, b'E', 2, 7, 8,
         ],
     ];
     check(&Request::Run(step()), &run.concat());

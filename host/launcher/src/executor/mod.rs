@@ -218,6 +218,7 @@ impl Executor for VmExecutor {
                 record: &guest.record,
                 layers: &guest.layers,
                 semaphores: &guest.semaphores,
+                egress: &self.shared.options.egress,
                 max_written: self.shared.options.disk_size,
             };
             match worker.run(number, step, output, cancel) {

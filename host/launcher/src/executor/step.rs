@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use egress::Egress;
 use exec::{Cancel, Output, StepDone, StepError, StepNetwork, StepSpec};
 use store::{DiffId, IngestError, Layer, LayerWriter, Store, VmSteps};
 use wire::{Exit, FailureKind, LayerName, Network, RunStep, StepLimits};
@@ -28,6 +29,8 @@ pub(super) struct Worker<'a> {
     pub(super) record: &'a VmSteps,
     pub(super) layers: &'a GuestLayers,
     pub(super) semaphores: &'a Semaphores,
+    /// What steps with network access reach.
+    pub(super) egress: &'a Egress,
     /// Greatest size of a step's changes, in bytes.
     pub(super) max_written: u64,
 }
@@ -66,9 +69,13 @@ impl Worker<'_> {
         cancel: &Cancel,
     ) -> Result<StepDone, StepFailure> {
         let permit = self.semaphores.steps.acquire(cancel)?;
+        let egress = match spec.network {
+            StepNetwork::None => None,
+            StepNetwork::Default => Some(self.egress),
+        };
         let exit = self
             .session
-            .run(wire_step(number, spec, chain), output, cancel)?;
+            .run(wire_step(number, spec, chain), egress, output, cancel)?;
         drop(permit);
         check_exit(exit).map_err(|err| self.explain_full_disk(err))?;
         let layer = self.export_diff(number, spec, cancel)?;
@@ -308,10 +315,7 @@ pub(super) fn wire_step(number: u64, spec: &StepSpec, layers: Vec<LayerName>) ->
         groups: spec.groups.clone(),
         hostname: spec.hostname.clone(),
         hosts: spec.hosts.clone(),
-        network: match spec.network {
-            StepNetwork::None => Network::None,
-            StepNetwork::Default => Network::Default,
-        },
+        network: Network::None, // decided by the session
         limits: StepLimits::default(),
         script: spec.script.as_ref().map(|script| wire::Script {
             name: script.name.clone(),

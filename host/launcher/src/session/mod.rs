@@ -16,6 +16,7 @@
 //! | `watch` | keeps the heartbeat, checks cancels and time limits, and does nothing else |
 //! | `listener` | accepts transfers |
 //! | `attach` | one for each new connection, until that has named its transfer |
+//! | `flows`, … | serve the network of a step; see [`egress`] |
 //!
 //! The work itself is done on the callers' threads.
 //!
@@ -25,6 +26,7 @@
 mod config;
 mod connection;
 mod error;
+mod flows;
 mod heartbeat;
 mod limits;
 mod output;

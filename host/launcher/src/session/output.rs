@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use exec::{Output, Stream};
+use exec::Stream;
 
 use super::Session;
 use super::connection::GuestConnection;
 use super::error::Lost;
+use super::flows::SharedOutput;
 use super::shared::lock;
 use super::transfer::ReceiveError;
 use crate::time_budget::{Clock, TimeBudget};
@@ -84,7 +85,7 @@ impl Session {
         &self,
         connection: &Arc<dyn GuestConnection>,
         id: u64,
-        output: &mut dyn Output,
+        output: &SharedOutput<'_>,
         clock: &OutputClock,
     ) -> Result<(), ReceiveError> {
         let shared = &self.shared;
@@ -94,7 +95,7 @@ impl Session {
             } else {
                 Stream::Stderr
             };
-            clock.piece(|| output.write(stream, bytes));
+            clock.piece(|| lock(output).write(stream, bytes));
             Ok(())
         })?;
         Ok(())

@@ -1,20 +1,55 @@
 //! The requests that the host sends to a guest, each to its end.
 
 use std::io::{Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Instant;
 
+use egress::Egress;
 use exec::{Cancel, Output};
-use wire::{Exit, LayerName, Reply, Request, RunStep, Stat};
+use store::Connections;
+use wire::{Exit, LayerName, Network, Reply, Request, RunStep, Stat};
 
 use super::Session;
 use super::connection::GuestConnection;
 use super::error::{Lost, SessionError};
+use super::flows::{Flows, SharedOutput};
 use super::output::OutputClock;
 use super::reply::{Pending, Waited};
+use super::shared::lock;
 use super::transfer::{ExpectedTransfer, ReceiveError, SendError, send_all};
+
+/// A step that was requested.
+#[derive(Debug)]
+struct Running {
+    number: u64,
+    pending: Pending,
+    clock: OutputClock,
+    /// The step never began, so there is no output to wait for.
+    refused: AtomicBool,
+}
+
+/// Ends the flows of a step.
+struct EndOnDrop<'a, 'b>(Option<&'a Flows<'b>>);
+
+impl Drop for EndOnDrop<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(flows) = self.0 {
+            flows.end();
+        }
+    }
+}
+
+/// What a thread that serves the network of a step comes to.
+fn joined(
+    thread: std::io::Result<ScopedJoinHandle<'_, Result<Connections, SessionError>>>,
+) -> Result<Connections, SessionError> {
+    let what = "cannot serve the network of a step";
+    let thread = thread.map_err(|err| SessionError::host(what, err))?;
+    let panicked = |_| Err(SessionError::host(what, "a thread panicked"));
+    thread.join().unwrap_or_else(panicked)
+}
 
 impl Session {
     /// The layers that are committed on the guest disk.
@@ -130,36 +165,85 @@ impl Session {
         }
     }
 
-    /// Runs a step to its end. Its output is complete when this returns.
+    /// Runs a step to its end. Its output is complete when this returns, and nothing of it is connected
+    /// any more. It has network access if `egress` is given.
     ///
     /// A cancel kills the step; a guest that does not manage that in time is lost.
     pub(crate) fn run(
         &self,
         mut step: RunStep,
+        egress: Option<&Egress>,
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<Exit, SessionError> {
         let expected = self.shared.expect();
+        let flows = egress.map(|egress| Flows::new(egress, self.shared.expect()));
         let number = step.step;
         step.output = expected.id;
+        step.network = match &flows {
+            Some(flows) => Network::Default { flows: flows.id() },
+            None => Network::None,
+        };
         let pending = self.ask(&Request::Run(step))?;
-        let clock = OutputClock::new(self.shared.clock.clone());
-        // The step never began, so there is no output to wait for.
-        let refused = AtomicBool::new(false);
+        let running = Running {
+            number,
+            pending,
+            clock: OutputClock::new(self.shared.clock.clone()),
+            refused: AtomicBool::new(false),
+        };
+        let shown = Mutex::new(output);
+        let (exit, connections) = thread::scope(|scope| {
+            let network = flows.as_ref().map(|flows| {
+                let serve = || self.serve_flows(flows, &shown);
+                let thread = thread::Builder::new().name("flows-in".into());
+                thread.spawn_scoped(scope, serve)
+            });
+            // They end however this scope is left.
+            let over = EndOnDrop(flows.as_ref());
+            let exit = self.run_with_output(&running, &expected, &shown, cancel, over);
+            (exit, network.map_or(Ok(Connections::default()), joined))
+        });
+        let (connections, network) = match connections {
+            Ok(connections) => (connections, Ok(())),
+            Err(err) => (Connections::default(), Err(err)),
+        };
+        if !connections.is_empty() {
+            lock(&shown).connections(connections);
+        }
+        let exit = exit?;
+        network.map(|()| exit)
+    }
+
+    /// Waits for the end of a step, and passes on its output meanwhile.
+    fn run_with_output(
+        &self,
+        running: &Running,
+        expected: &ExpectedTransfer,
+        output: &SharedOutput<'_>,
+        cancel: &Cancel,
+        network: EndOnDrop<'_, '_>,
+    ) -> Result<Exit, SessionError> {
+        let Running {
+            number,
+            pending,
+            clock,
+            refused,
+        } = running;
         thread::scope(|scope| {
             let pump = thread::Builder::new()
                 .name("output".into())
                 .spawn_scoped(scope, || {
                     let needless = || pending.has_arrived() || refused.load(Ordering::Acquire);
-                    self.pump_expected(&expected, needless, output, &clock)
+                    self.pump_expected(expected, needless, output, clock)
                 });
             let pump = pump.map_err(|err| {
                 self.lose(Lost::Connection(std::io::Error::other("no thread")));
                 SessionError::host("cannot start a thread", err)
             })?;
-            let exit = self.wait_for_exit(number, &pending, &clock, cancel);
+            let exit = self.wait_for_exit(*number, pending, clock, cancel);
             refused.store(exit.is_err(), Ordering::Release);
-            self.wait_for_output(&clock, || pump.is_finished());
+            drop(network);
+            self.wait_for_output(clock, || pump.is_finished());
             let pumped = pump.join().unwrap_or_else(|_| {
                 let what = "cannot show the output of a step";
                 Err(SessionError::host(what, "a thread panicked").into())
@@ -180,7 +264,7 @@ impl Session {
         &self,
         expected: &ExpectedTransfer,
         needless: impl Fn() -> bool,
-        output: &mut dyn Output,
+        output: &SharedOutput<'_>,
         clock: &OutputClock,
     ) -> Result<(), ReceiveError> {
         match expected.wait(None, needless)? {

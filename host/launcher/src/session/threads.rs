@@ -21,8 +21,8 @@ use crate::time_budget::{TimeBudget, active_time};
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Connections that may be naming their transfers at the same time. An honest guest opens one per
-/// transfer, and each step has two.
-const MAX_ATTACHING: u64 = 2 * wire::limits::MAX_STEPS as u64;
+/// transfer; each step has two, and one for its network.
+const MAX_ATTACHING: u64 = 3 * wire::limits::MAX_STEPS as u64;
 
 pub(super) fn start_watch(
     shared: &Arc<Shared>,
@@ -185,7 +185,14 @@ impl Shared {
             | Kind::Attach
             | Kind::Data
             | Kind::End
-            | Kind::Abort => Err(Lost::Violation(format!(
+            | Kind::Abort
+            | Kind::FlowOpen
+            | Kind::FlowOpened
+            | Kind::FlowRefused
+            | Kind::FlowData
+            | Kind::FlowCredit
+            | Kind::FlowEnd
+            | Kind::FlowReset => Err(Lost::Violation(format!(
                 "{:?} frame on the control connection",
                 frame.kind
             ))),

@@ -157,7 +157,6 @@ fn plan_monitor(
         cmdline: &cmdline,
         disk,
         vsock,
-        network: options.network,
     };
     let confinement = Confinement {
         walls,
@@ -165,8 +164,6 @@ fn plan_monitor(
         devices,
         // The guest's memory is a file too.
         file_size: fs::metadata(disk)?.len().max(context.memory_mib << 20),
-        // QEMU's user network dials out itself.
-        tcp: options.network,
     };
     Ok((machine.arguments(), confinement))
 }

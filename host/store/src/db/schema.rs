@@ -224,6 +224,31 @@ CREATE TABLE claim (
 ) STRICT;
 CREATE INDEX claim_instance ON claim (instance);
 CREATE INDEX claim_vm ON claim (vm) WHERE vm IS NOT NULL;
+
+-- What the steps of a build connected to, and how many connections more there were.
+CREATE TABLE connection (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    build INTEGER NOT NULL REFERENCES build (id) ON DELETE RESTRICT,
+    step INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    took INTEGER NOT NULL,
+    protocol TEXT NOT NULL,
+    name TEXT,
+    address TEXT,
+    port INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    reason TEXT,
+    sent INTEGER NOT NULL,
+    received INTEGER NOT NULL
+) STRICT;
+CREATE INDEX connection_build ON connection (build);
+
+CREATE TABLE connection_left_out (
+    build INTEGER NOT NULL REFERENCES build (id) ON DELETE RESTRICT,
+    step INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (build, step)
+) STRICT, WITHOUT ROWID;
 ";
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! History is bounded, and keeps no object alive.
 
 mod build;
+mod connections;
 pub(crate) mod events;
 mod log;
 
@@ -18,6 +19,7 @@ use crate::lock::Lock;
 use crate::{Removal, Store, StoreError, disk, time};
 
 pub use build::{Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Run};
+pub use connections::{Connection, Connections};
 pub use events::Event;
 pub use log::{LogFrame, LogReader, StepLog};
 
@@ -338,6 +340,7 @@ impl Store {
         let removal = disk::remove_tree(logs);
         if removal == Removal::Gone {
             self.write(commit, |tx| {
+                connections::delete(tx, id)?;
                 tx.prepare_cached("DELETE FROM build WHERE id = ?1")?
                     .execute([id.0])?;
                 Ok(())

@@ -8,7 +8,8 @@ use crate::failpoint::{IoOperation, with_hook};
 use crate::history::{HistoryLimits, TRIM_INTERVAL, events};
 use crate::lock::Lock;
 use crate::{
-    Build, BuildId, BuildInfo, BuildState, LogReader, ResourceKind, Run, StepLog, StoreError,
+    Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Connection, Connections, LogReader,
+    ResourceKind, Run, StepLog, StoreError,
 };
 
 fn ids(store: &Store) -> Vec<i64> {
@@ -327,4 +328,57 @@ fn a_build_that_was_told_to_stop_counts_as_cancelled_unless_its_end_is_recorded(
     for id in [before, done] {
         assert!(matches!(state(id), BuildState::Ended(_, outcome) if outcome == ENDED));
     }
+}
+fn connection(port: u16) -> Connection {
+    Connection {
+        at: 1_700_000_000_123,
+        took: 7,
+        protocol: "tcp".to_owned(),
+        name: (port % 2 == 0).then(|| "a.org".to_owned()),
+        address: Some("2001:db8::1".parse().unwrap()),
+        port,
+        verdict: "denied".to_owned(),
+        reason: Some("--allow-net does not name it".to_owned()),
+        sent: u64::MAX >> 1,
+        received: 0,
+    }
+}
+
+#[test]
+fn connections_are_kept_with_their_build_and_go_with_it() {
+    let root = Root::new();
+    let store = root.open();
+    let ended = |build| {
+        let outcome = BuildOutcome {
+            class: Class::Success,
+            status: 0,
+            message: String::new(),
+            image: None,
+        };
+        store.end_build(build, &outcome).unwrap();
+    };
+    let [first, second] = [(); 2].map(|()| store.start_build(&BuildInfo::default()).unwrap());
+    let of = |ports: &[u16], left_out| Connections {
+        list: ports.iter().map(|port| connection(*port)).collect(),
+        left_out,
+    };
+    // A step that ran in two VMs tells twice.
+    store.record_connections(first, 5, &of(&[1, 2], 3)).unwrap();
+    store.record_connections(first, 5, &of(&[3], 4)).unwrap();
+    store.record_connections(first, 2, &of(&[9], 0)).unwrap();
+    store.record_connections(second, 1, &of(&[], 1)).unwrap();
+    assert_eq!(
+        store.connections(first).unwrap(),
+        [(2, of(&[9], 0)), (5, of(&[1, 2, 3], 7))]
+    );
+    assert_eq!(store.connections(second).unwrap(), [(1, of(&[], 1))]);
+    let missing = BuildId(second.0 + 1);
+    store
+        .record_connections(missing, 1, &of(&[1], 0))
+        .unwrap_err();
+    ended(first);
+    store.remove_build(first).unwrap();
+    assert_eq!(store.connections(first).unwrap(), []);
+    assert_eq!(store.connections(second).unwrap().len(), 1);
+    assert!(store.check(false).unwrap().is_clean());
 }

@@ -16,9 +16,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use nix::mount::MsFlags;
+use wire::flow::NAMESERVERS;
 use wire::{Network, RunStep};
-
-use crate::network::NAMESERVER;
 
 pub(super) use apply::{apply, enter_cwd};
 
@@ -266,7 +265,7 @@ fn files(step: &RunStep) -> Vec<StepFile> {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
     let servers = match step.network {
-        Network::Default => format!("nameserver {NAMESERVER}\n"),
+        Network::Default { .. } => format!("nameserver {}\n", NAMESERVERS.0),
         Network::None => String::new(),
     };
     let file = |at: &str, text| StepFile {

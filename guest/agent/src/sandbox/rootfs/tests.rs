@@ -113,7 +113,7 @@ fn a_step_writes_only_to_the_files_that_describe_its_network() {
 #[test]
 fn hosts_and_name_servers_follow_the_specification() {
     let text = |network| files(&step(network)).map_texts();
-    let [hosts, servers] = text(Network::Default);
+    let [hosts, servers] = text(Network::Default { flows: 1 });
     assert!(
         hosts.ends_with("10.1.1.1\tdb\n127.0.1.1\tbuilder\n"),
         "{hosts}"

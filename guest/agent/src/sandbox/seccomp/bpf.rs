@@ -1,4 +1,4 @@
-//! The little of an assembler that the filter needs.
+//! The little of an assembler that filters of system calls need.
 //!
 //! Programs are built from the end: a part that is jumped over is made first, so that its length is
 //! known. Conditional jumps reach 255 instructions, so [`branch`] goes farther by an unconditional one.
@@ -9,18 +9,21 @@ use libc::{
 };
 
 /// A part of a program.
-pub(super) type Code = Vec<sock_filter>;
+pub(crate) type Code = Vec<sock_filter>;
 
 /// Offsets in the kernel's `seccomp_data`.
-pub(super) const NUMBER: u32 = 0;
-pub(super) const ARCHITECTURE: u32 = 4;
+pub(crate) const NUMBER: u32 = 0;
+pub(crate) const ARCHITECTURE: u32 = 4;
 
 /// Offsets of the low and the high half of the first argument. This is for little-endian machines.
-pub(super) const FIRST_ARGUMENT: [u32; 2] = [16, 20];
+pub(crate) const FIRST_ARGUMENT: [u32; 2] = [16, 20];
+
+/// Offset of the low half of the second argument.
+pub(crate) const SECOND_ARGUMENT: u32 = 24;
 
 /// A comparison of what was loaded.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Test {
+pub(crate) enum Test {
     Equal(u32),
     AtLeast(u32),
 }
@@ -36,22 +39,22 @@ fn instruction(code: u32, k: u32) -> sock_filter {
 }
 
 /// Loads a word of the system call's data.
-pub(super) fn load(offset: u32) -> sock_filter {
+pub(crate) fn load(offset: u32) -> sock_filter {
     instruction(BPF_LD | BPF_W | BPF_ABS, offset)
 }
 
 /// Keeps some bits of what was loaded.
-pub(super) fn mask(bits: u32) -> sock_filter {
+pub(crate) fn mask(bits: u32) -> sock_filter {
     instruction(BPF_ALU | BPF_AND | BPF_K, bits)
 }
 
 /// Ends with this action.
-pub(super) fn answer(action: u32) -> sock_filter {
+pub(crate) fn answer(action: u32) -> sock_filter {
     instruction(BPF_RET | BPF_K, action)
 }
 
 /// Goes on with one of two parts. Both must end with an answer.
-pub(super) fn branch(test: Test, then: Code, otherwise: Code) -> Code {
+pub(crate) fn branch(test: Test, then: Code, otherwise: Code) -> Code {
     let (operation, value) = match test {
         Test::Equal(value) => (BPF_JEQ, value),
         Test::AtLeast(value) => (BPF_JGE, value),

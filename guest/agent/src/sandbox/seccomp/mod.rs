@@ -12,7 +12,7 @@
 //! the kernel evaluates a filter for every number when it is loaded, and again for each call whose
 //! verdict depends on arguments.
 
-mod bpf;
+pub(crate) mod bpf;
 mod calls;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use egress::Rule;
 use engine::export::OutputSpec;
 use launcher::{Accel, Transport, VsockBackend};
 use net_policy::HostRule;
@@ -30,6 +31,8 @@ Examples:
   cofferdam build -o out .                        export the files of the image to out/
   cofferdam build -o type=oci,dest=app.tar .      export an OCI archive
   cofferdam build -q . > image-id                 print only the image ID
+  cofferdam build --allow-net deb.debian.org --allow-net '*.crates.io:443' .
+                                                  let steps reach these hosts only
   cofferdam build --explain .                     show why steps are or are not cached
   cofferdam build --rebuild .                     check that cached steps are reproducible
   cofferdam build - < Dockerfile                  build without a context
@@ -126,12 +129,30 @@ pub(in crate::command) struct Args {
     /// repeatable
     #[arg(long = "build-context", value_name = "NAME=VALUE", value_parser = assignment)]
     pub(super) build_contexts: Vec<(String, String)>,
-    /// Add a host-to-IP mapping to /etc/hosts of RUN steps; repeatable
+    /// Add a host-to-IP mapping to /etc/hosts of RUN steps; the IP `host-gateway` is this machine, if
+    /// --allow-net names `localhost`; repeatable
     #[arg(long = "add-host", value_name = "HOST:IP", value_parser = host, value_delimiter = ',')]
     pub(super) hosts: Vec<(String, String)>,
     /// Network of RUN steps without --network: default, or none; with none, ADD downloads nothing
+    ///
+    /// With `none` a step reaches nothing. With `default` it reaches the network, but not this machine:
+    /// loopback, link-local, multicast and metadata addresses and the addresses of this machine are
+    /// denied unless --allow-net names them.
     #[arg(long, value_name = "NETWORK", default_value = "default")]
     pub(super) network: String,
+    /// Let RUN steps connect to HOST only: a name, *.NAME, an address or a range; repeatable
+    ///
+    /// Without it RUN steps reach everything that --network says. With it nothing else resolves or
+    /// connects. HOST is a name (`deb.debian.org`), the names below one (`*.debian.org`), an address
+    /// (`10.1.2.3`, `[2001:db8::1]:443`), a range (`10.1.0.0/16`), `localhost`, or `*` for all that is
+    /// open without this option. A name opens the addresses that it resolves to, as long as the answer
+    /// lives; other names at the same address are open then, too.
+    ///
+    /// An address or range that is written out may also be one that is denied otherwise. `localhost`
+    /// is this machine, which a step reaches as host.docker.internal (10.0.2.2). Cached results are
+    /// used whatever they connected to when they were made; see --no-cache.
+    #[arg(long = "allow-net", value_name = "HOST[:PORT]")]
+    pub(super) allow_net: Vec<Rule>,
     /// Let FROM and ADD reach HOST[:PORT] whatever its address, for example localhost:5000; repeatable
     ///
     /// This machine makes the requests of FROM, COPY --from and ADD. What a Dockerfile or an image
@@ -149,7 +170,7 @@ pub(in crate::command) struct Args {
         value_delimiter = ','
     )]
     pub(super) allow_hosts: Vec<HostRule>,
-    /// Do not let FROM and ADD reach private addresses, such as 10.0.0.0/8 and fc00::/7
+    /// Let neither RUN steps nor FROM and ADD reach private addresses, such as 10.0.0.0/8 and fc00::/7
     #[arg(long)]
     pub(super) deny_private: bool,
     /// Write the image ID to FILE

@@ -4,8 +4,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::store::Store;
+use egress::{Egress, Policy};
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec};
 use launcher::{GuestImage, Options, TransferTotals, VmExecutor, VmReport, Watcher};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -69,13 +71,35 @@ impl<'a> LazyVm<'a> {
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
         options.cancel = self.cancel.clone();
+        options.egress = Egress::new(self.network());
+        allow_files();
         let progress = Arc::clone(&self.progress);
         options.watcher = Watcher::new(move |notice| progress.note(notice.to_string()));
         Ok(options)
     }
 
+    /// What steps with network access reach.
+    fn network(&self) -> Policy {
+        let mut policy = Policy::default();
+        policy.addresses.allow_private = !self.args.deny_private;
+        policy.rules.clone_from(&self.args.allow_net);
+        policy
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Arc<VmExecutor>>> {
         self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets this process have as many files as it may: each connection of a step is one.
+fn allow_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        log::debug!("cannot raise the limit of open files: {error}");
     }
 }
 

@@ -141,6 +141,8 @@ impl<'a> Steps<'a> {
             warned: false,
             tracker: self.tracker,
             number: step.number,
+            store: self.store,
+            build: self.build,
         })
     }
 

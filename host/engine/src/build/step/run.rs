@@ -1,7 +1,7 @@
 //! RUN: looked up by key, run by the executor.
 
 use exec::{Output, StepDone, StepError, StepSpec, Stream};
-use store::{Claim, ContentId, Layer, Lookup, StepKey, StepLog};
+use store::{BuildId, Claim, Connections, ContentId, Layer, Lookup, StepKey, StepLog, Store};
 
 use super::{Finished, StepAttempt, StepContext, Steps, contents, explain, ids};
 use crate::build::error::BuildError;
@@ -250,6 +250,8 @@ pub(super) struct Tee<'a> {
     pub(super) warned: bool,
     pub(super) tracker: &'a Tracker<'a>,
     pub(super) number: StepId,
+    pub(super) store: &'a Store,
+    pub(super) build: BuildId,
 }
 
 impl Output for Tee<'_> {
@@ -267,5 +269,14 @@ impl Output for Tee<'_> {
             self.tracker.warn(text, None);
         }
         self.tracker.log(self.number, stream, data);
+    }
+
+    fn connections(&mut self, connections: Connections) {
+        let (build, step) = (self.build, self.number);
+        // What the step made does not depend on it, but the user may.
+        if let Err(error) = self.store.record_connections(build, step, &connections) {
+            let text = format!("cannot record what step {step} connected to: {error}");
+            self.tracker.warn(text, None);
+        }
     }
 }

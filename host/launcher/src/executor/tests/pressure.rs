@@ -99,7 +99,9 @@ fn a_layer_that_nobody_reads(build: &Build) {
             vec![build.base.digest().0],
         );
         let mut heard = Heard::default();
-        session.run(spec, &mut heard, cancel).map(|_| heard.text())
+        session
+            .run(spec, None, &mut heard, cancel)
+            .map(|_| heard.text())
     };
     run(
         901,

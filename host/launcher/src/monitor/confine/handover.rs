@@ -42,7 +42,6 @@ impl Handover {
             }
         }
         say("file-size", confinement.file_size.to_string().into());
-        say("tcp", u8::from(confinement.tcp).to_string().into());
         args.push("--".into());
         args.push(self.program.into());
         args.extend(self.args);
@@ -79,10 +78,6 @@ impl Handover {
                 }
                 "file-size" => {
                     confinement.file_size = number(&value)?;
-                    continue;
-                }
-                "tcp" => {
-                    confinement.tcp = value == "1";
                     continue;
                 }
                 "read" => Source::Read(value.into()),
@@ -146,7 +141,6 @@ mod tests {
                 ],
                 devices: vec!["/dev/kvm".into()],
                 file_size: u64::MAX,
-                tcp: true,
             },
             program: "/usr/bin/qemu".into(),
             args: vec!["-m".into(), "--".into(), odd.into()],

@@ -75,22 +75,15 @@ pub(super) fn version() -> u8 {
 
 /// The rules for a monitor with this program. They are in force after [`enforce`].
 pub(super) fn rules(confinement: &Confinement, program: &Path) -> io::Result<RulesetCreated> {
-    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(VERSION));
-    if !confinement.tcp {
-        rules = rules.and_then(|rules| rules.handle_access(AccessNet::from_all(VERSION)));
-    }
+    let rules = Ruleset::default().handle_access(AccessFs::from_all(VERSION));
+    let rules = rules.and_then(|rules| rules.handle_access(AccessNet::from_all(VERSION)));
     let rules = rules.and_then(|rules| rules.scope(Scope::from_all(VERSION)));
     let rules = rules.and_then(Ruleset::create).map_err(io::Error::other)?;
     let load = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
     let system = SYSTEM.iter().map(|path| (PathBuf::from(path), load));
     let facts = AccessFs::ReadFile | AccessFs::ReadDir;
-    // QEMU's user network asks the servers that are named there.
-    let names = confinement.tcp.then_some(&"/etc/resolv.conf");
-    let facts = FACTS
-        .iter()
-        .chain(names)
-        .map(|path| (PathBuf::from(path), facts));
+    let facts = FACTS.iter().map(|path| (PathBuf::from(path), facts));
     let devices = confinement.devices.iter().map(PathBuf::as_path);
     let devices = devices.chain([Path::new("/dev/null")]);
     let devices = devices.map(|path| (path.to_owned(), device));

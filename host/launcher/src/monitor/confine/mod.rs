@@ -132,8 +132,6 @@ pub(crate) struct Confinement {
     pub(crate) devices: Vec<PathBuf>,
     /// No file that it writes grows beyond this, in bytes.
     pub(crate) file_size: u64,
-    /// Whether it may use TCP.
-    pub(crate) tcp: bool,
 }
 
 /// A descriptor that the trampoline opens, with the number that it gets.

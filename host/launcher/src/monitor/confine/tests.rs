@@ -45,7 +45,6 @@ fn start(dir: &Path, script: &str, walls: Walls, inherited: Vec<Inherited>) -> M
             inherited,
             devices: Vec::new(),
             file_size: FILE_SIZE,
-            tcp: false,
         },
     };
     Monitor::start(spec, &trampoline()).unwrap()

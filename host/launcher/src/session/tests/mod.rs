@@ -1,11 +1,13 @@
 //! Sessions against scripted guests: honest ones and others, over socket pairs.
 //!
 //! Here is what a session does with one guest; `cancelled_build` is about what a guest owes when the
-//! build is cancelled, `damaged_streams` cuts and changes what a guest sends, `loss` is about requests at the moment at which it is lost, `slow_host` and `stopped_host` are
+//! build is cancelled, `damaged_streams` cuts and changes what a guest sends, `flows` is about the
+//! network of a step, `loss` is about requests at the moment at which it is lost, `slow_host` and `stopped_host` are
 //! about time that the guest does not pay for.
 
 mod cancelled_build;
 mod damaged_streams;
+mod flows;
 mod loss;
 mod slow_host;
 mod stopped_host;
@@ -135,7 +137,10 @@ fn an_honest_guest_serves_every_request() {
         .import([3; 32], tar.len() as u64, &mut Cursor::new(&tar), &cancel)
         .unwrap();
     let mut output = Written::default();
-    assert_eq!(session.run(step(1), &mut output, &cancel).unwrap(), EXIT);
+    assert_eq!(
+        session.run(step(1), None, &mut output, &cancel).unwrap(),
+        EXIT
+    );
     assert_eq!(
         output.0,
         [
@@ -218,7 +223,7 @@ fn a_guest_that_stops_answering_heartbeats_is_lost_which_wakes_all_waiters() {
     let heartbeat = Heartbeat::new(Duration::from_millis(50), Duration::from_millis(300));
     let session = host.open_with(Limits::native(), heartbeat).unwrap();
     check_lost(
-        session.run(step(1), &mut Written::default(), &Cancel::new()),
+        session.run(step(1), None, &mut Written::default(), &Cancel::new()),
         "did not answer",
     );
     script.join().unwrap();
@@ -241,7 +246,7 @@ fn a_guest_that_answers_heartbeats_may_take_its_time_for_a_step() {
     let heartbeat = Heartbeat::new(Duration::from_millis(50), Duration::from_millis(300));
     let session = host.open_with(short_limits(), heartbeat).unwrap();
     session
-        .run(step(1), &mut Written::default(), &Cancel::new())
+        .run(step(1), None, &mut Written::default(), &Cancel::new())
         .unwrap();
     script.join().unwrap();
 }
@@ -254,7 +259,8 @@ fn loss_of_the_control_connection_ends_all_waits() {
         }
     });
     thread::scope(|scope| {
-        let run = scope.spawn(|| session.run(step(1), &mut Written::default(), &Cancel::new()));
+        let run =
+            scope.spawn(|| session.run(step(1), None, &mut Written::default(), &Cancel::new()));
         let import =
             scope.spawn(|| session.import([1; 32], 3, &mut Cursor::new(b"abc"), &Cancel::new()));
         check_lost(run.join().unwrap(), "control connection");
@@ -518,7 +524,7 @@ fn a_step_that_cannot_begin_has_no_output_and_a_reason() {
         );
         guest
     });
-    let refused = session.run(step(1), &mut Written::default(), &Cancel::new());
+    let refused = session.run(step(1), None, &mut Written::default(), &Cancel::new());
     assert!(
         matches!(refused, Err(SessionError::Refused(failure)) if failure.text == "no such program")
     );
@@ -538,7 +544,7 @@ fn the_output_of_a_step_that_could_not_begin_may_be_incomplete() {
         );
         guest
     });
-    let refused = session.run(step(1), &mut Written::default(), &Cancel::new());
+    let refused = session.run(step(1), None, &mut Written::default(), &Cancel::new());
     assert!(
         matches!(refused, Err(SessionError::Refused(_))),
         "{refused:?}"
@@ -556,7 +562,7 @@ fn a_step_that_exited_without_the_end_of_its_output_loses_the_guest() {
         guest
     });
     check_lost(
-        session.run(step(1), &mut Written::default(), &Cancel::new()),
+        session.run(step(1), None, &mut Written::default(), &Cancel::new()),
         "without its end mark",
     );
     script.join().unwrap();
@@ -569,7 +575,7 @@ fn a_request_that_is_too_large_is_refused_before_it_is_sent() {
         args: vec![vec![b'x'; 200 << 10]],
         ..step(1)
     };
-    let refused = session.run(huge, &mut Written::default(), &Cancel::new());
+    let refused = session.run(huge, None, &mut Written::default(), &Cancel::new());
     assert!(
         matches!(refused, Err(SessionError::Refused(failure)) if failure.kind == FailureKind::Setup)
     );
@@ -602,7 +608,7 @@ fn a_cancelled_step_is_killed_by_the_guest() {
             cancel.cancel();
         });
         let mut output = Written::default();
-        let result = session.run(step(1), &mut output, &cancel);
+        let result = session.run(step(1), None, &mut output, &cancel);
         assert!(matches!(result, Err(SessionError::Cancelled)), "{result:?}");
         assert_eq!(output.0.len(), 1);
     });
@@ -617,7 +623,7 @@ fn a_guest_that_cannot_kill_a_step_is_lost_within_a_limit() {
     cancel.cancel();
     let began = Instant::now();
     check_lost(
-        session.run(step(1), &mut Written::default(), &cancel),
+        session.run(step(1), None, &mut Written::default(), &cancel),
         "kill a step",
     );
     assert!(began.elapsed() < Duration::from_secs(5));
@@ -635,7 +641,7 @@ fn a_guest_that_never_ends_the_output_of_a_dead_step_is_lost() {
         drop(connection);
     });
     check_lost(
-        session.run(step(1), &mut Written::default(), &Cancel::new()),
+        session.run(step(1), None, &mut Written::default(), &Cancel::new()),
         "output",
     );
     session.close();

@@ -39,7 +39,7 @@ impl Output for Busy {
 }
 
 fn run(session: &Session, output: &mut Busy, cancel: &Cancel) -> Result<Exit, SessionError> {
-    session.run(step(1), output, cancel)
+    session.run(step(1), None, output, cancel)
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn the_output_of_a_dead_step_may_end_an_hour_late() {
         connection.write_all(&end).unwrap();
         guest
     });
-    let exit = session.run(step(1), &mut Written::default(), &Cancel::new());
+    let exit = session.run(step(1), None, &mut Written::default(), &Cancel::new());
     assert_eq!(exit.unwrap(), EXIT);
     script.join().unwrap();
 }
@@ -139,7 +139,7 @@ fn a_step_may_be_dead_an_hour_late() {
     });
     let cancel = Cancel::new();
     cancel.cancel();
-    let result = session.run(step(1), &mut Written::default(), &cancel);
+    let result = session.run(step(1), None, &mut Written::default(), &cancel);
     assert!(matches!(result, Err(SessionError::Cancelled)), "{result:?}");
     assert!(session.lost().is_none());
     script.join().unwrap();

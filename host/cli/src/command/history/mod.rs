@@ -1,5 +1,7 @@
 //! `cofferdam history`: past builds, how they ended, and the logs of their steps.
 
+mod inspect;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -24,7 +26,9 @@ Examples:
   cofferdam history                    list builds, newest first
   cofferdam history logs               print the logs of the last build
   cofferdam history logs ^1            print the logs of the build before it
-  cofferdam history inspect 17         show details of build 17
+  cofferdam history inspect 17         show details of build 17 as JSON
+  cofferdam history inspect --format table
+                                       show what the steps of the last build connected to
   cofferdam history rm 17              remove build 17 and its logs
   cofferdam history events             list steps with different results, and damaged objects
 
@@ -53,11 +57,14 @@ enum Action {
         #[arg(default_value = "^0")]
         build: BuildRef,
     },
-    /// Show details of a build as JSON
+    /// Show details of a build, with what its steps connected to
     Inspect {
         /// Build number, or ^N for the Nth build before the last
         #[arg(default_value = "^0")]
         build: BuildRef,
+        /// Output format
+        #[arg(long, value_enum, default_value_t = Format::Json)]
+        format: Format,
     },
     /// Remove builds and their logs
     Rm {
@@ -116,9 +123,8 @@ fn act(action: Option<Action>, store: &Store) -> Result<ExitCode, Failure> {
         None => list(&builds()?, Format::Table),
         Some(Action::Ls { format }) => list(&builds()?, format),
         Some(Action::Logs { build }) => logs(store, find(&builds()?, build)?),
-        Some(Action::Inspect { build }) => {
-            let object = object(find(&builds()?, build)?);
-            print(|out| writeln!(out, "{}", sanitize::json(&format_args!("{object:#}"))))
+        Some(Action::Inspect { build, format }) => {
+            inspect::run(store, find(&builds()?, build)?, format)
         }
         Some(Action::Rm { builds: which }) => remove(store, &builds()?, &which),
         Some(Action::Events { format }) => events(&store.events().map_err(Failure::host)?, format),
