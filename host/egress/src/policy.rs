@@ -248,16 +248,15 @@ mod tests {
 
     #[track_caller]
     fn denies(rules: &[&str], to: &str, why: Refusal, options: &str) {
-        match route(&policy(rules), to) {
-            Route::Denied(denial) => {
-                assert_eq!(
-                    (denial.why, denial.options.as_str()),
-                    (why, options),
-                    "{to}"
-                );
-            }
-            other => panic!("{rules:?} {to}: {other:?}"),
-        }
+        let routed = route(&policy(rules), to);
+        let Route::Denied(denial) = routed else {
+            panic!("{rules:?} {to}: {routed:?}");
+        };
+        assert_eq!(
+            (denial.why, denial.options.as_str()),
+            (why, options),
+            "{to}"
+        );
     }
 
     #[test]

@@ -178,12 +178,10 @@ impl fmt::Display for Rule {
                     true => range.addr().to_string(),
                     false => range.to_string(),
                 };
-                match self.host {
-                    Host::Range(IpNet::V6(_)) if self.port.is_some() => {
-                        write!(f, "[{range}]{port}")
-                    }
-                    _ => write!(f, "{range}{port}"),
+                if range.contains(':') && self.port.is_some() {
+                    return write!(f, "[{range}]{port}");
                 }
+                write!(f, "{range}{port}")
             }
         }
     }

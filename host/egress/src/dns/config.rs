@@ -17,15 +17,10 @@ const PORT: u16 = 53;
 /// The name servers of this machine; the file is read again when it has changed.
 #[derive(Debug)]
 pub(crate) struct NameServers {
-    source: Source,
-    read: Option<(Stamp, Vec<SocketAddr>)>,
-}
-
-#[derive(Debug)]
-enum Source {
-    File(PathBuf),
-    #[cfg(test)]
-    Fixed(Vec<SocketAddr>),
+    /// The file; without one the servers never change.
+    path: Option<PathBuf>,
+    read: Option<Stamp>,
+    servers: Vec<SocketAddr>,
 }
 
 /// What changes when the file does.
@@ -45,40 +40,37 @@ impl Default for NameServers {
 impl NameServers {
     fn of(path: PathBuf) -> Self {
         Self {
-            source: Source::File(path),
+            path: Some(path),
             read: None,
+            servers: Vec::new(),
         }
     }
 
     #[cfg(test)]
     pub(crate) fn fixed(servers: Vec<SocketAddr>) -> Self {
         Self {
-            source: Source::Fixed(servers),
+            path: None,
             read: None,
+            servers,
         }
     }
 
     /// The servers now, in the order in which to ask.
     pub(crate) fn now(&mut self) -> Vec<SocketAddr> {
-        let path = match &self.source {
-            Source::File(path) => path,
-            #[cfg(test)]
-            Source::Fixed(servers) => return servers.clone(),
+        let Some(path) = &self.path else {
+            return self.servers.clone();
         };
-        let stamp = fs::metadata(path).map(|metadata| Stamp {
+        let stamp = fs::metadata(path).ok().map(|metadata| Stamp {
             inode: metadata.ino(),
             length: metadata.len(),
             changed: (metadata.mtime(), metadata.mtime_nsec()),
         });
-        match (stamp, &self.read) {
-            (Ok(stamp), Some((read, servers))) if *read == stamp => servers.clone(),
-            (Ok(stamp), _) => {
-                let servers = parse(&read(path).unwrap_or_default());
-                self.read = Some((stamp, servers.clone()));
-                servers
-            }
-            (Err(_), _) => parse(""),
+        // A file that is not there is looked for again.
+        if stamp.is_none() || stamp != self.read {
+            self.servers = parse(&read(path).unwrap_or_default());
+            self.read = stamp;
         }
+        self.servers.clone()
     }
 }
 

@@ -67,8 +67,8 @@ impl Query {
     }
 
     /// The question with another identifier, for a name server.
-    pub(super) fn with_id(&self, id: u16) -> Vec<u8> {
-        with_id(&self.bytes, id.to_be_bytes())
+    pub(super) fn with_id(&self, id: [u8; 2]) -> Vec<u8> {
+        with_id(&self.bytes, id)
     }
 
     /// An answer of a name server, with the identifier that the step chose.
@@ -150,15 +150,15 @@ pub(super) fn addresses(answer: &[u8]) -> Vec<(IpAddr, Duration)> {
     };
     let is_final = |owner: &ParsedName<&[u8]>| *owner == name;
     // The aliases on the way end the life of the answer too.
-    let aliases = records.clone().limit_to_in::<Cname<ParsedName<&[u8]>>>();
+    let aliases = records.limit_to_in::<Cname<ParsedName<&[u8]>>>();
     let aliases = aliases.flatten().map(|record| record.ttl().as_secs()).min();
     let life =
         |ttl: Ttl| Duration::from_secs(ttl.as_secs().min(aliases.unwrap_or(u32::MAX)).into());
-    let v4 = records.clone().limit_to_in::<A>().flatten();
-    let v4 = v4.filter(|record| is_final(&record.owner()));
+    let v4 = records.limit_to_in::<A>().flatten();
+    let v4 = v4.filter(|record| is_final(record.owner()));
     let v4 = v4.map(|record| (IpAddr::V4(record.data().addr()), life(record.ttl())));
     let v6 = records.limit_to_in::<Aaaa>().flatten();
-    let v6 = v6.filter(|record| is_final(&record.owner()));
+    let v6 = v6.filter(|record| is_final(record.owner()));
     let v6 = v6.map(|record| (IpAddr::V6(record.data().addr()), life(record.ttl())));
     v4.chain(v6).collect()
 }
@@ -230,7 +230,7 @@ pub(crate) mod tests {
         let bytes = question("Deb.Debian.ORG", Rtype::A);
         let query = Query::read(&bytes).unwrap();
         assert_eq!(query.name, "deb.debian.org");
-        let sent = query.with_id(7);
+        let sent = query.with_id([0, 7]);
         assert_eq!((&sent[..2], &sent[2..]), (&[0, 7][..], &bytes[2..]));
         let got = answer(&sent, &[], &[]);
         assert!(answers(&sent, &got) && !answers(&bytes, &got));

@@ -125,7 +125,7 @@ impl From<Vec<u8>> for Answered {
 async fn ask_one(server: SocketAddr, query: &Query, way: Way) -> io::Result<Vec<u8>> {
     let id = getrandom::u32().map_err(io::Error::other)?;
     let [a, b, ..] = id.to_le_bytes();
-    let question = query.with_id(u16::from_le_bytes([a, b]));
+    let question = query.with_id([a, b]);
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     if way == Way::Udp {
         let answer = timeout(PATIENCE, ask_by_udp(server, &question));

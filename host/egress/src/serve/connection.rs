@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use wire::Frame;
@@ -30,6 +31,8 @@ pub(super) struct Connection {
     state: Mutex<State>,
     /// Something waits to be sent, or the connection is over.
     outgoing: Condvar,
+    /// Something of the guest was sent on, or a flow is over.
+    sent: Condvar,
     /// The queue got shorter, or the connection is over.
     drained: Notify,
 }
@@ -57,6 +60,8 @@ struct Queued {
 #[derive(Debug)]
 struct Mailbox {
     incoming: Incoming,
+    /// Bytes that came and are not sent on.
+    unsent: usize,
     ended: bool,
     wakers: Arc<Wakers>,
 }
@@ -108,6 +113,7 @@ impl Connection {
                 closed: false,
             }),
             outgoing: Condvar::new(),
+            sent: Condvar::new(),
             drained: Notify::new(),
         }
     }
@@ -184,6 +190,16 @@ impl Connection {
         Some(frames)
     }
 
+    /// Waits until what came from the guest is sent on, but no longer than `limit`.
+    pub(super) fn flush(&self, limit: Duration) {
+        let unsent = |state: &mut State| state.flows.values().any(|flow| flow.unsent > 0);
+        let waited = self
+            .sent
+            .wait_timeout_while(lock(&self.state), limit, unsent);
+        // What is left then is lost with its connection.
+        drop(waited);
+    }
+
     /// Ends the connection: nothing is sent any more, and every flow is gone.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
@@ -210,6 +226,7 @@ impl State {
                 Protocol::Tcp => Incoming::Stream(Vec::new()),
                 Protocol::Udp => Incoming::Datagrams(VecDeque::new()),
             },
+            unsent: 0,
             ended: false,
             wakers: Arc::clone(&wakers),
         };
@@ -221,6 +238,7 @@ impl State {
         let Some(mailbox) = self.flows.get_mut(&flow) else {
             return;
         };
+        mailbox.unsent += bytes.len();
         match &mut mailbox.incoming {
             Incoming::Stream(stream) => stream.extend_from_slice(bytes),
             Incoming::Datagrams(datagrams) => datagrams.push_back(bytes.to_vec()),
@@ -332,6 +350,10 @@ impl Flow {
     /// So much of what the guest sent is on its way.
     pub(super) fn consumed(&self, len: usize) {
         let mut state = self.connection.lock();
+        if let Some(mailbox) = state.flows.get_mut(&self.number) {
+            mailbox.unsent = mailbox.unsent.saturating_sub(len);
+        }
+        self.connection.sent.notify_all();
         if let Some(frame) = state.table.consumed(self.number, len) {
             self.owe(state, frame.to_vec());
         }
@@ -407,6 +429,7 @@ impl Drop for Flow {
     fn drop(&mut self) {
         let mut state = self.connection.lock();
         state.flows.remove(&self.number);
+        self.connection.sent.notify_all();
         if let Some(frame) = state.table.reset(self.number) {
             self.owe(state, frame.to_vec());
         }

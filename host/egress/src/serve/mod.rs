@@ -43,6 +43,8 @@ const MAX_TASKS: usize = MAX_FLOWS + 64;
 const MAX_DIALS: usize = 256;
 /// Most questions for names that are being answered at the same time; others are dropped.
 const MAX_QUESTIONS: usize = 64;
+/// How long the last bytes of a step that has ended may take to leave.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// Bytes that are read from the guest at a time, at most. The longest frame fits in.
 const READ: usize = HEADER_LEN + wire::limits::MAX_FLOW_DATA as usize;
 
@@ -199,10 +201,13 @@ impl Step {
             let room = buf.get_mut(filled..).unwrap_or_default();
             match stream.read(room) {
                 Ok(0) if filled > 0 => return Err(Violation::Cut),
-                // An end that is no orderly one is the end of the step, or loses the guest anyway.
-                Ok(0) => return Ok(()),
+                Ok(0) => {
+                    connection.flush(FAREWELL);
+                    return Ok(());
+                }
                 Ok(n) => filled += n.min(room.len()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // An end that is no orderly one is the end of the step, or loses the guest anyway.
                 Err(_) => return Ok(()),
             }
             let mut rest = buf.get(..filled).unwrap_or_default();

@@ -97,17 +97,18 @@ async fn dial(to: &[SocketAddr]) -> io::Result<(TcpStream, SocketAddr)> {
 }
 
 fn refuse(flow: Flow, error: &io::Error, recording: &mut Recording) {
-    let (refusal, verdict) = match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+    let is = |kind| error.kind() == kind;
+    let (refusal, verdict) =
+        if is(io::ErrorKind::ConnectionRefused) || is(io::ErrorKind::ConnectionReset) {
             (Refusal::Refused, Verdict::Refused)
-        }
-        io::ErrorKind::TimedOut => (Refusal::TimedOut, Verdict::TimedOut),
-        _ if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) => {
+        } else if is(io::ErrorKind::TimedOut) {
+            (Refusal::TimedOut, Verdict::TimedOut)
+        } else if matches!(error.raw_os_error(), Some(EMFILE | ENFILE)) {
             log::warn!("a connection of a step is refused: {error}");
             (Refusal::Limit, Verdict::Limit)
-        }
-        _ => (Refusal::Unreachable, Verdict::Unreachable),
-    };
+        } else {
+            (Refusal::Unreachable, Verdict::Unreachable)
+        };
     recording.record.verdict = verdict;
     flow.refuse(refusal);
 }

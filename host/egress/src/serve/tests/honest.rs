@@ -39,7 +39,8 @@ fn closed_port() -> SocketAddr {
 }
 
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n * 31 % 251) as u8).collect()
+    let byte = |n| u8::try_from(n * 31 % 251).unwrap();
+    (0..len).map(byte).collect()
 }
 
 #[track_caller]
@@ -320,6 +321,23 @@ fn thousands_of_short_connections_leave_nothing() {
         assert!(guest.table.is_empty());
     }
     assert_eq!(guest.finish().connections.len(), 2_000);
+}
+
+#[test]
+fn what_a_step_sent_before_it_ended_still_arrives() {
+    let (told, tell) = std::sync::mpsc::sync_channel(1);
+    let server = server(move |mut stream| {
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        told.send(got).unwrap();
+    });
+    let mut guest = guest();
+    let flow = guest.connect(Protocol::Tcp, by_gateway(server));
+    let sent = pattern(500_000);
+    guest.send(flow, &sent);
+    guest.end(flow);
+    guest.finish();
+    assert!(tell.recv().unwrap() == sent);
 }
 
 #[test]
