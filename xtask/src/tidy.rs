@@ -13,7 +13,15 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["layer", "vsock-driver", "wire"]),
     (
         "cli",
-        &["egress", "engine", "exec", "launcher", "net-policy", "oci", "store"],
+        &[
+            "egress",
+            "engine",
+            "exec",
+            "launcher",
+            "net-policy",
+            "oci",
+            "store",
+        ],
     ),
     ("dockerfile", &[]),
     ("egress", &["net-policy", "wire"]),

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use exec::Cancel;
 use egress::{Egress, Policy};
+use exec::Cancel;
 
 use crate::accel::Accel;
 use crate::guest_image::GuestImage;

@@ -31,7 +31,7 @@ fn with_network(step: impl FnOnce(&Mutex<FakeHost>) -> usize + Send + 'static) {
         let serving = thread::spawn(move || {
             let _abort = AbortOnPanic;
             // As in the process `net`: whatever it needs beyond that must show.
-            sys::load_filter(&calls::filter().unwrap()).unwrap();
+            sys::load_filter(&calls::filter()).unwrap();
             serve(tun, theirs, 1)
         });
         let host = Arc::new(Mutex::new(FakeHost::new()));

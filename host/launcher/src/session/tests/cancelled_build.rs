@@ -58,7 +58,7 @@ const ASKS: [(&str, Ask); 8] = [
     ("quit", |session, _| session.quit(Duration::from_secs(600))),
     ("run", |session, cancel| {
         session
-            .run(step(1), &mut Written::default(), cancel)
+            .run(step(1), None, &mut Written::default(), cancel)
             .map(drop)
     }),
     ("export", |session, cancel| {
@@ -133,7 +133,7 @@ fn the_output_that_a_step_leaves_open_delays_no_cancel() {
             output
         });
     thread::scope(|scope| {
-        let step = scope.spawn(|| session.run(step(1), &mut Written::default(), &cancel));
+        let step = scope.spawn(|| session.run(step(1), None, &mut Written::default(), &cancel));
         is_asked.recv().unwrap();
         cancel.cancel();
         assert!(step.join().unwrap().is_err());
