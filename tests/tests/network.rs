@@ -1,9 +1,16 @@
 //! The network of steps, in whole builds: what they reach, what they do not, and what is recorded.
 //!
 //! The servers are this test's own, on the loopback of this machine, which a step reaches as 10.0.2.2
-//! where `--allow-net` names it.
+//! where `--allow-net` names it. The busybox in them is linked statically, and of its programs only `nc`
+//! and `nslookup` work without the libraries that the C library loads for the others.
 
-use std::io::{Read as _, Write as _};
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +19,7 @@ use std::thread;
 use serde_json::Value;
 use tests::{BUSYBOX, Bench, run};
 
-/// A server that gives this body to whoever asks by HTTP.
+/// A server that gives this body to whoever connects.
 struct Server {
     port: u16,
     asked: Arc<AtomicUsize>,
@@ -28,22 +35,8 @@ impl Server {
             for stream in listener.incoming() {
                 count.fetch_add(1, Ordering::SeqCst);
                 let (mut stream, body) = (stream.unwrap(), Arc::clone(&body));
-                thread::spawn(move || {
-                    let (mut request, mut piece) = (Vec::new(), [0; 1024]);
-                    while !request.ends_with(b"\r\n\r\n") {
-                        match stream.read(&mut piece) {
-                            Ok(0) | Err(_) => return,
-                            Ok(n) => request.extend_from_slice(&piece[..n]),
-                        }
-                    }
-                    let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-                    // The other end may be gone already.
-                    drop(
-                        stream
-                            .write_all(head.as_bytes())
-                            .and_then(|()| stream.write_all(&body)),
-                    );
-                });
+                // The other end may be gone already.
+                thread::spawn(move || drop(stream.write_all(&body)));
             }
         });
         Self { port, asked }
@@ -69,10 +62,10 @@ fn a_step_reaches_this_machine_where_allow_net_says_so_and_the_history_tells() {
         Server::of(b"no\n".to_vec()),
     );
     let dockerfile = format!(
-        "{BUSYBOX}RUN test \"$(wget -T 20 -q -O - http://10.0.2.2:{0}/)\" = hello \\\n\
- && test \"$(wget -T 20 -q -O - http://host.docker.internal:{0}/)\" = hello \\\n\
- && test \"$(wget -T 20 -q -O - http://builder:{0}/)\" = hello \\\n\
- && ! wget -T 20 -q -O - http://10.0.2.2:{1}/\n",
+        "{BUSYBOX}RUN test \"$(nc -w 20 10.0.2.2 {0} </dev/null)\" = hello \\\n\
+ && nslookup -type=a host.docker.internal | grep -q 'Address: 10.0.2.2' \\\n\
+ && grep -q '^10.0.2.2.builder$' /etc/hosts \\\n\
+ && ! nc -w 20 10.0.2.2 {1} </dev/null\n",
         open.port, shut.port
     );
     let allowed = format!("localhost:{}", open.port);
@@ -98,7 +91,7 @@ fn a_step_reaches_this_machine_where_allow_net_says_so_and_the_history_tells() {
     };
     assert_eq!(
         (with(open.port, "allowed"), with(shut.port, "denied")),
-        (3, 1)
+        (1, 1)
     );
     let first = connections
         .iter()
@@ -106,7 +99,7 @@ fn a_step_reaches_this_machine_where_allow_net_says_so_and_the_history_tells() {
         .unwrap();
     assert_eq!(first["address"], "127.0.0.1");
     assert_eq!(first["name"], "host.docker.internal");
-    assert!(first["received"].as_u64().unwrap() > 6, "{first}");
+    assert!(first["received"].as_u64().unwrap() >= 6, "{first}");
     let text = run(bench.cofferdam(["history", "inspect", "--format", "table"])).expect_status(0);
     assert!(
         text.stdout.contains("host.docker.internal"),
@@ -121,7 +114,7 @@ fn without_network_a_step_reaches_nothing_at_all() {
     let bench = Bench::new();
     let server = Server::of(b"no\n".to_vec());
     let dockerfile = format!(
-        "{BUSYBOX}RUN test \"$(ls /sys/class/net)\" = lo && ! wget -T 5 -q -O - http://10.0.2.2:{}/\n",
+        "{BUSYBOX}RUN test \"$(ls /sys/class/net)\" = lo && ! nc -w 5 10.0.2.2 {} </dev/null\n",
         server.port
     );
     let args = ["--network", "none", "--allow-net", "localhost"];
@@ -137,8 +130,8 @@ fn by_default_a_step_reaches_neither_this_machine_nor_metadata_and_is_told() {
     let server = Server::of(b"no\n".to_vec());
     let port = server.port;
     let dockerfile = format!(
-        "{BUSYBOX}RUN for to in 10.0.2.2:{port} 169.254.169.254 169.254.1.1 224.0.0.1; do \\\n\
- if wget -T 20 -q -O - http://$to/; then exit 1; fi; done\n"
+        "{BUSYBOX}RUN for to in \"10.0.2.2 {port}\" \"169.254.169.254 80\" \"169.254.1.1 80\" \"224.0.0.1 80\"; do \\\n\
+ if nc -w 20 $to </dev/null; then exit 1; fi; done\n"
     );
     let done = bench.build(&dockerfile, &[]).expect_status(0);
     done.says(&[
@@ -174,12 +167,12 @@ fn with_allow_net_other_names_do_not_resolve() {
 fn what_a_step_downloads_arrives_whole_on_many_connections_at_once() {
     let bench = Bench::new();
     let body: Vec<u8> = (0..4_u32 << 20)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[2])
         .collect();
     bench.write("body", &body);
     let server = Server::of(body);
     let dockerfile = format!(
-        "{BUSYBOX}COPY body /\nRUN for n in 1 2 3 4; do wget -T 60 -q -O /got.$n http://10.0.2.2:{}/ & done; wait; \\\n\
+        "{BUSYBOX}COPY body /\nRUN for n in 1 2 3 4; do nc -w 60 10.0.2.2 {} </dev/null >/got.$n & done; wait; \\\n\
  for n in 1 2 3 4; do cmp /body /got.$n || exit 1; done; rm /got.*\n",
         server.port
     );
@@ -190,6 +183,6 @@ fn what_a_step_downloads_arrives_whole_on_many_connections_at_once() {
         .iter()
         .filter_map(|c| c["received"].as_u64())
         .sum();
-    assert!(received > 16 << 20, "{received}");
+    assert_eq!(received, 16 << 20);
     bench.check_clean();
 }

@@ -15,6 +15,7 @@ use crate::workspace::{self, Workspace};
 /// Targets, and the feature of `fuzz` that a target needs.
 const TARGETS: &[(&str, Option<&str>)] = &[
     ("frames", None),
+    ("flows", None),
     ("rings", None),
     ("device", None),
     ("driver", None),

@@ -16,6 +16,7 @@
 
 pub mod connections;
 pub mod dockerfiles;
+pub mod flows;
 pub mod frames;
 #[cfg(feature = "ignores")]
 pub mod ignores;
@@ -43,6 +44,11 @@ pub const TARGETS: &[Target] = &[
         name: "frames",
         run: frames::run,
         seeds: frames::seeds,
+    },
+    Target {
+        name: "flows",
+        run: flows::run,
+        seeds: flows::seeds,
     },
     Target {
         name: "rings",

@@ -50,6 +50,11 @@ fn frames() {
 }
 
 #[test]
+fn flows() {
+    replay("flows");
+}
+
+#[test]
 fn rings() {
     replay("rings");
 }

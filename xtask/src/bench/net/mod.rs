@@ -89,7 +89,7 @@ fn script(servers: &Servers, mib: u64, connections: u32, rounds: u32) -> String 
     let Servers { down, up, many, .. } = servers;
     format!(
         "set -e\nr=0\nwhile [ $r -lt {rounds} ]; do\n\
-         wget -q -O /dev/null http://10.0.2.2:{down}/\n\
+         nc 10.0.2.2 {down} </dev/null >/dev/null\n\
          dd if=/dev/zero bs=65536 count={blocks} 2>/dev/null | nc 10.0.2.2 {up}\n\
          n=0\nwhile [ $n -lt {connections} ]; do nc 10.0.2.2 {many} </dev/null; n=$((n+1)); done\n\
          r=$((r+1))\ndone\n",
