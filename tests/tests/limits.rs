@@ -1,5 +1,4 @@
 //! What steps and contexts may make, up to the limits of a layer and beyond them.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use tests::{BUSYBOX, Bench};
 
