@@ -408,7 +408,7 @@ mod tests {
         check(MAX_LAYER - 511, 0, too_long(MAX_LAYER + 1));
         // A file that is too large is refused before its data has come.
         check(0, MAX_LAYER - 512, None);
-        check(0, MAX_LAYER - 511, too_long(MAX_LAYER + 1));
+        check(0, MAX_LAYER - 511, too_long(MAX_LAYER + 512));
         check(0, MAX_FILE + 1, Some(Unfit::File(MAX_FILE + 1)));
         let extension = |size| refusal(Parser::new(), LONG_NAME, size);
         assert_eq!(extension(MAX_EXTENSION), None);

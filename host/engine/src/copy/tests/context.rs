@@ -168,7 +168,7 @@ fn paths_may_be_longer_than_the_system_takes_at_once() {
     file.write_all(b"text").expect("data");
     let mut archive = Vec::new();
     // A layer can hold what is left of the path.
-    let from = vec![name.as_str(); 5].join("/");
+    let from = [name.as_str(); 5].join("/");
     kit.plan(&format!("COPY {from} /"))
         .expect("a plan")
         .write(&mut archive, &Cancel::new())
