@@ -90,13 +90,8 @@ fn open_and_look_up(root: &Path) {
         let bytes = tar(1, 1 + layers.len());
         let (layer, time) = timed(|| take_in(&store, &bytes));
         times.push(time);
-        layers.push(
-            claim
-                .commit(&layer, &[], &Provenance::default(), false)
-                .unwrap()
-                .layer
-                .diff_id,
-        );
+        let made = claim.commit(&layer, &[], &Provenance::default(), false);
+        layers.push(made.unwrap().layer.diff_id);
     }
     show("a small layer, from nothing to committed", times);
     let (manifest, time) = timed(|| store.put_blob(b"manifest", "manifest").unwrap());
@@ -111,10 +106,8 @@ fn open_and_look_up(root: &Path) {
         opens.push(time);
         let ((), time) = timed(|| {
             for key in &keys {
-                assert!(matches!(
-                    store.lookup(*key, Trust::Host).unwrap(),
-                    Lookup::Hit(_)
-                ));
+                let found = store.lookup(*key, Trust::Host).unwrap();
+                assert!(matches!(found, Lookup::Hit(_)));
             }
             store.put_blob(b"manifest", "manifest").unwrap();
             store

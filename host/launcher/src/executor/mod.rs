@@ -286,9 +286,10 @@ impl Shared {
             .map_err(VmUnavailable::Boot)?;
         // The first answer shows that the guest works.
         if let Err(err) = vm.session().stat() {
-            let why = match err {
-                SessionError::Cancelled => VmUnavailable::Boot(BootError::Cancelled),
-                err => VmUnavailable::Lost(explain(&vm, &err)),
+            let why = if let SessionError::Cancelled = err {
+                VmUnavailable::Boot(BootError::Cancelled)
+            } else {
+                VmUnavailable::Lost(explain(&vm, &err))
             };
             vm.end();
             return Err(why);

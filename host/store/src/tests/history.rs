@@ -334,7 +334,7 @@ fn connection(port: u16) -> Connection {
         at: 1_700_000_000_123,
         took: 7,
         protocol: "tcp".to_owned(),
-        name: (port % 2 == 0).then(|| "a.org".to_owned()),
+        name: port.is_multiple_of(2).then(|| "a.org".to_owned()),
         address: Some("2001:db8::1".parse().unwrap()),
         port,
         verdict: "denied".to_owned(),

@@ -25,10 +25,10 @@ impl Builder {
     }
 
     fn claim(&self, store: &Store, name: &str) -> Claim {
-        match store.lookup(key(name), self.trust()).unwrap() {
-            Lookup::Claimed(claim) => claim,
-            other => panic!("{other:?}"),
-        }
+        let Lookup::Claimed(claim) = store.lookup(key(name), self.trust()).unwrap() else {
+            panic!("{name} is not free");
+        };
+        claim
     }
 
     fn peek(&self, store: &Store, name: &str) -> Option<Layer> {

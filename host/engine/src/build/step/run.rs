@@ -61,6 +61,18 @@ impl Steps<'_> {
             };
             return Err(self.step_error(step, op, &tee.log, source));
         }
+        self.run_here(step, op, key, claim)
+    }
+
+    /// Runs a step that has no result, or none that counts.
+    fn run_here(
+        &self,
+        step: &StepContext<'_>,
+        op: &RunOp,
+        key: StepKey,
+        claim: Claim,
+    ) -> StepAttempt {
+        let force = self.request.no_cache;
         self.publish_run(step, &claim)?;
         self.explain(step, force, || match claim.distrusted() {
             Some(result) => explain::distrusted(result),

@@ -12,13 +12,14 @@ use super::*;
 
 /// Which host the step reaches, and under which number the guest attaches.
 fn flows_of(request: &Request) -> u64 {
-    match request {
-        Request::Run(RunStep {
-            network: Network::Default { flows },
-            ..
-        }) => *flows,
-        other => panic!("{other:?}"),
-    }
+    let Request::Run(RunStep {
+        network: Network::Default { flows },
+        ..
+    }) = request
+    else {
+        panic!("{request:?}")
+    };
+    *flows
 }
 
 #[derive(Default)]
@@ -57,11 +58,12 @@ fn open(table: &mut FlowTable, wire: &mut UnixStream, to: (IpAddr, u16)) -> Resu
     let frame = frame::read(&mut buf, |buf| wire.read(buf))
         .unwrap()
         .unwrap();
-    match table.handle(&frame).unwrap() {
-        FlowEvent::Opened { .. } => Ok(flow),
-        FlowEvent::Refused { refusal, .. } => Err(refusal),
-        other => panic!("{other:?}"),
+    let event = table.handle(&frame).unwrap();
+    if let FlowEvent::Refused { refusal, .. } = event {
+        return Err(refusal);
     }
+    assert!(matches!(event, FlowEvent::Opened { .. }), "{event:?}");
+    Ok(flow)
 }
 
 #[test]

@@ -137,17 +137,11 @@ fn an_honest_guest_serves_every_request() {
         .import([3; 32], tar.len() as u64, &mut Cursor::new(&tar), &cancel)
         .unwrap();
     let mut output = Written::default();
-    assert_eq!(
-        session.run(step(1), None, &mut output, &cancel).unwrap(),
-        EXIT
-    );
-    assert_eq!(
-        output.0,
-        [
-            (Stream::Stdout, b"out".to_vec()),
-            (Stream::Stderr, b"err".to_vec())
-        ]
-    );
+    let exit = session.run(step(1), None, &mut output, &cancel);
+    assert_eq!(exit.unwrap(), EXIT);
+    let [out, err] = [(Stream::Stdout, "out"), (Stream::Stderr, "err")];
+    let expected = [out, err].map(|(stream, text)| (stream, text.as_bytes().to_vec()));
+    assert_eq!(output.0, expected);
     let mut exported = Vec::new();
     let size = session.export_diff(1, 9, &mut exported, &cancel);
     assert_eq!(size.unwrap(), 7);
