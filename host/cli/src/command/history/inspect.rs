@@ -20,9 +20,12 @@ pub(super) fn run(store: &Store, build: &Build, format: Format) -> Result<ExitCo
     print(|out| match format {
         Format::Json => {
             let mut object = super::object(build);
-            object["connections"] = steps.iter().flat_map(objects).collect();
             let left_out: u64 = steps.iter().map(|(_, step)| step.left_out).sum();
-            object["connections_left_out"] = left_out.into();
+            if let Value::Object(fields) = &mut object {
+                let connections = steps.iter().flat_map(objects).collect();
+                fields.insert("connections".to_owned(), connections);
+                fields.insert("connections_left_out".to_owned(), left_out.into());
+            }
             writeln!(out, "{object:#}")
         }
         Format::Table => text(out, build, &steps),
