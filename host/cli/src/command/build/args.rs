@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::store::StepLog;
 use clap::ValueEnum;
 use engine::export::OutputSpec;
 use launcher::{Accel, Transport, VsockBackend};
@@ -161,6 +162,16 @@ pub(in crate::command) struct Args {
         value_parser = limit
     )]
     pub(super) idle_timeout: Option<Duration>,
+    /// Text that the log of each RUN step keeps, at least 64k; the middle of a longer one is left out
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_LOG_LIMIT",
+        hide_env_values = true,
+        default_value = "1g",
+        value_parser = log_limit
+    )]
+    pub(super) log_limit: u64,
     /// Memory of the VM, for example 2g
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
@@ -218,6 +229,15 @@ pub(in crate::command) struct Args {
         default_value = "embedded"
     )]
     pub(super) vsock: VsockBackend,
+}
+
+/// Parses the limit of a log.
+fn log_limit(text: &str) -> Result<u64, String> {
+    let limit = size::parse(text)?;
+    if limit < StepLog::LEAST_LIMIT {
+        return Err("a log keeps at least 64k".to_owned());
+    }
+    Ok(limit)
 }
 
 /// Parses a time limit.
