@@ -172,6 +172,17 @@ pub(in crate::command) struct Args {
         value_parser = log_limit
     )]
     pub(super) log_limit: u64,
+    /// Size that the changes of each RUN step may have, sparse files counted in full, up to the 64g of
+    /// the VM's disk and to what is free at the store
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_STEP_DISK",
+        hide_env_values = true,
+        default_value = "16g",
+        value_parser = size::parse
+    )]
+    pub(super) step_disk: u64,
     /// Memory of the VM, for example 2g
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
@@ -187,8 +198,8 @@ pub(in crate::command) struct Args {
         hide_env_values = true
     )]
     pub(super) vm_image: Option<PathBuf>,
-    /// Prune unused cache when free space drops below SIZE; 0 disables this [default: 5% of the file
-    /// system, at most 2g]
+    /// Keep SIZE of disk space free: prune unused cache, and end this build if that is not enough; 0
+    /// disables this [default: 5% of the file system, at most 2g]
     #[arg(
         long,
         value_name = "SIZE",
