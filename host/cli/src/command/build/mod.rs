@@ -1,13 +1,14 @@
 //! `cofferdam build`.
 //!
 //! [`args`] defines the options, [`request`] turns them into a request for the engine, [`vm`] starts the
-//! VM when the engine needs it, [`free_space`] reports how disk space is kept free, [`trust`] names
-//! the trust domain, and [`results`] writes the result files.
+//! VM when the engine needs it, [`free_space`] reports how disk space is kept free, [`running`] ends
+//! steps that fill the disk, [`trust`] names the trust domain, and [`results`] writes the result files.
 
 mod args;
 mod free_space;
 mod request;
 mod results;
+mod running;
 mod trust;
 mod vm;
 
@@ -66,7 +67,7 @@ fn build(
     let vm = LazyVm::new(args, &store, Arc::clone(progress));
     let mut report = None;
     let guard = FreeSpaceGuard::new(&store, args.min_free_space);
-    let hooks = free_space::Hooks::new(progress, cancel);
+    let hooks = free_space::Hooks::new(progress, cancel, &store, vm.running());
     let built = guard.run(&hooks, || {
         // The history records success only after all other results are written.
         build_and_report(request, &store, &vm, &**progress, cancel, |built| {

@@ -9,6 +9,7 @@ use launcher::{GuestImage, Options, TransferTotals, VmExecutor, VmReport, Watche
 use serde_json::{Value, json};
 
 use super::args::Args;
+use super::running::RunningSteps;
 use crate::directories;
 use crate::progress::Progress;
 
@@ -18,6 +19,7 @@ pub(super) struct LazyVm<'a> {
     store: &'a Store,
     progress: Arc<Progress>,
     executor: Mutex<Option<Arc<VmExecutor>>>,
+    running: RunningSteps,
 }
 
 impl<'a> LazyVm<'a> {
@@ -27,6 +29,7 @@ impl<'a> LazyVm<'a> {
             store,
             progress,
             executor: Mutex::default(),
+            running: RunningSteps::default(),
         }
     }
 
@@ -39,6 +42,11 @@ impl<'a> LazyVm<'a> {
                 .note(format!("cannot clean up after the VM: {error}"));
         }
         executor.report().as_ref().map(described)
+    }
+
+    /// The steps that run now.
+    pub(super) fn running(&self) -> &RunningSteps {
+        &self.running
     }
 
     fn executor(&self) -> Result<Arc<VmExecutor>, StepError> {
@@ -61,6 +69,7 @@ impl<'a> LazyVm<'a> {
         options.vsock = self.args.vsock.clone();
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
         options.cpus = self.args.cpus.map(usize::from);
+        options.step_disk = self.args.step_disk;
         let progress = Arc::clone(&self.progress);
         options.watcher = Watcher::new(move |notice| progress.note(notice.to_string()));
         Ok(options)
@@ -99,6 +108,10 @@ impl Executor for LazyVm<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, StepError> {
-        self.executor()?.run(step, output, cancel)
+        self.running.run(
+            || self.store.low_space(),
+            cancel,
+            |cancel| self.executor()?.run(step, output, cancel),
+        )
     }
 }
