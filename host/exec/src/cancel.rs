@@ -16,7 +16,7 @@ struct Inner {
     cancelled: Mutex<bool>,
     changed: Condvar,
     /// Cancelled with this one.
-    children: Mutex<Vec<Weak<Inner>>>,
+    children: Mutex<Vec<Weak<Self>>>,
 }
 
 impl Inner {
