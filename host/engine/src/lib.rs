@@ -61,6 +61,7 @@
 //!     # timeout: None,
 //!     # step_timeout: None,
 //!     # idle_timeout: None,
+//!     # log_limit: store::StepLog::DEFAULT_LIMIT,
 //!     # pull: false,
 //!     # labels: Vec::new(),
 //!     # outputs: Vec::new(),

@@ -16,6 +16,9 @@ use crate::vsock::VsockBackend;
 /// Size of the guest disk in bytes. The file is sparse, so it takes only what is written to it.
 pub const DISK_SIZE: u64 = 64 << 30;
 
+/// How many bytes the changes of one step may have, unless another limit is set.
+pub const STEP_DISK: u64 = 16 << 30;
+
 /// How to make builder VMs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -35,6 +38,9 @@ pub struct Options {
     pub cpus: Option<usize>,
     /// Size of the guest disk in bytes. It bounds what one build may write.
     pub disk_size: u64,
+    /// How many bytes the changes of one step may have, sparse files counted with their full length. They
+    /// are copied to the store, so what is free there counts, too.
+    pub step_disk: u64,
     /// What steps with network access reach. The VM itself has no network device.
     pub egress: Egress,
     /// How this program is started again to become a monitor.
@@ -65,6 +71,7 @@ impl Options {
             memory_mib: None,
             cpus: None,
             disk_size: DISK_SIZE,
+            step_disk: STEP_DISK,
             egress: Egress::new(Policy::default()),
             trampoline: Trampoline::default(),
             watcher: Watcher::default(),

@@ -30,6 +30,9 @@ pub enum StoreError {
         /// What could not be written.
         path: PathBuf,
     },
+    /// There is less free space than is to be kept free, so nothing large is written.
+    #[error("{0}")]
+    LowSpace(#[source] LowSpace),
     /// The store is damaged, or the caller passed something that it cannot store.
     #[error("{what}")]
     Corrupt {
@@ -105,6 +108,10 @@ pub enum StoreError {
 impl StoreError {
     /// Classifies an error of the operating system.
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+        let below = source.get_ref().and_then(|inner| inner.downcast_ref());
+        if let Some(low) = below {
+            return Self::LowSpace(*low);
+        }
         if is_full(&source) {
             return Self::Full {
                 path: path.to_owned(),
@@ -130,6 +137,21 @@ impl StoreError {
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into() }
     }
+}
+
+/// The free space of the store's file system has fallen below what is to be kept free, and nothing more
+/// can be pruned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "only {} MiB of disk space are left at the store, {} MiB are to be kept free (--min-free-space), and \
+     nothing more can be pruned; free disk space or use another --store",
+    free >> 20, floor >> 20
+)]
+pub struct LowSpace {
+    /// Free bytes when this was last looked at.
+    pub free: u64,
+    /// Bytes that are to be kept free.
+    pub floor: u64,
 }
 
 /// Whether the file system is full, or the user's quota is used up.

@@ -100,7 +100,7 @@ pub use blob::BlobWriter;
 pub use content::content_id;
 pub use digest::{ContentId, Hasher, StepKey, sha256};
 pub use disk::Removal;
-pub use error::{IngestError, StoreError};
+pub use error::{IngestError, LowSpace, StoreError};
 pub use history::{
     Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Connection, Connections, Event,
     LogFrame, LogReader, Run, StepLog,

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Transaction};
 use crate::db::{Commit, Db};
 use crate::instance::InstanceHandle;
 use crate::layout::Layout;
-use crate::{DiffId, Index, InstanceId, StoreError};
+use crate::{DiffId, Index, InstanceId, LowSpace, StoreError};
 
 /// An open store. Clones share one instance.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub(crate) struct Inner {
     pub(crate) instance: InstanceHandle,
     read_only: bool,
     closed: AtomicBool,
+    /// Set while nothing large may be written.
+    low_space: Mutex<Option<LowSpace>>,
     /// Indexes that were read or made.
     indexes: Mutex<HashMap<DiffId, Arc<Index>>>,
 }
@@ -46,6 +48,7 @@ impl Store {
             instance,
             read_only,
             closed: AtomicBool::new(false),
+            low_space: Mutex::default(),
             indexes: Mutex::default(),
         };
         Self {
@@ -70,6 +73,19 @@ impl Store {
     #[must_use]
     pub fn scratch(&self) -> &Path {
         self.inner.instance.scratch()
+    }
+
+    /// Why this process writes nothing large to the store, if a [`crate::FreeSpaceGuard`] has found that
+    /// there is too little free space.
+    #[must_use]
+    pub fn low_space(&self) -> Option<LowSpace> {
+        let low = self.inner.low_space.lock();
+        *low.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_low_space(&self, low: Option<LowSpace>) {
+        let current = self.inner.low_space.lock();
+        *current.unwrap_or_else(PoisonError::into_inner) = low;
     }
 
     pub(crate) fn layout(&self) -> &Layout {

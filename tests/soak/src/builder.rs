@@ -144,6 +144,7 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
         timeout: None,
         step_timeout: None,
         idle_timeout: None,
+        log_limit: store::StepLog::DEFAULT_LIMIT,
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use dockerfile::DockerfileError;
 use exec::StepError;
 use oci::{ImageError, MAX_LAYERS, RegistryError};
-use store::{IngestError, LayerError, StoreError};
+use store::{IngestError, LayerError, LowSpace, StoreError};
 use thiserror::Error;
 
 use crate::assemble::AssembleError;
@@ -238,6 +238,21 @@ fn step_text(command: &str, source: &StepError) -> String {
     }
 }
 
+/// Whether the store wrote nothing more because of `--min-free-space`, whatever it was to write.
+fn is_low_space(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // What an I/O error wraps is not its source.
+        let wrapped = error.downcast_ref::<std::io::Error>();
+        let wrapped = wrapped.and_then(std::io::Error::get_ref);
+        if error.is::<LowSpace>() || wrapped.is_some_and(|inner| inner.is::<LowSpace>()) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 /// An invalid layer is the fault of its author.
 fn ingest_class(err: &IngestError) -> Class {
     match err {
@@ -306,6 +321,9 @@ impl BuildError {
     /// Whose fault it is.
     #[must_use]
     pub fn class(&self) -> Class {
+        if is_low_space(self) {
+            return Class::Limit;
+        }
         match self {
             Self::NoDockerfile { .. }
             | Self::Dockerfile(_)
@@ -359,5 +377,47 @@ impl BuildError {
             | Self::Cancelled => return None,
         };
         Some(&location.excerpt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn too_little_free_space_is_a_limit_whatever_was_to_be_written() {
+        let low = LowSpace { free: 1, floor: 2 };
+        let store = || StoreError::LowSpace(low);
+        let location = || Location::boxed("Dockerfile", b"FROM a\n", 1, 1);
+        let copy = |source| BuildError::Copy {
+            location: location(),
+            source: Box::new(source),
+        };
+        let rejected = io::Error::other(IngestError::Store(store()));
+        let errors = [
+            BuildError::Store(store()),
+            BuildError::Ingest {
+                location: location(),
+                source: Box::new(IngestError::Store(store())),
+            },
+            BuildError::Image {
+                location: location(),
+                name: "a".into(),
+                stage: None,
+                source: Box::new(PullError::Store(store())),
+            },
+            BuildError::Assemble(Box::new(AssembleError::Store(store()))),
+            copy(CopyError::Store(store())),
+            copy(CopyError::Ingest(IngestError::Store(store()))),
+            copy(CopyError::Write(rejected)),
+            copy(CopyError::Write(io::Error::other(low))),
+        ];
+        for error in errors {
+            assert_eq!(error.class(), Class::Limit, "{error:?}");
+        }
+        let full = StoreError::Full { path: "a".into() };
+        assert_eq!(BuildError::Store(full).class(), Class::Host);
     }
 }

@@ -58,6 +58,8 @@ pub struct BuildRequest {
     pub step_timeout: Option<Duration>,
     /// How long a RUN step may print nothing.
     pub idle_timeout: Option<Duration>,
+    /// How many bytes of text the log of each RUN step keeps; of a longer one, the middle is left out.
+    pub log_limit: u64,
     /// Report why each step is cached or not.
     pub explain: bool,
     /// Ask registries even for images that are in the store.

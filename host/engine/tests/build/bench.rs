@@ -274,6 +274,7 @@ impl Bench {
             timeout: None,
             step_timeout: None,
             idle_timeout: None,
+            log_limit: store::StepLog::DEFAULT_LIMIT,
             explain: false,
             pull: false,
             labels: Vec::new(),

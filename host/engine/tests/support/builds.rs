@@ -36,6 +36,7 @@ pub fn request(store: &TestStore, dockerfile: &str) -> BuildRequest {
         timeout: None,
         step_timeout: None,
         idle_timeout: None,
+        log_limit: store::StepLog::DEFAULT_LIMIT,
         explain: true,
         pull: false,
         labels: Vec::new(),

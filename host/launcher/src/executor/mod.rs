@@ -219,7 +219,7 @@ impl Executor for VmExecutor {
                 layers: &guest.layers,
                 semaphores: &guest.semaphores,
                 egress: &self.shared.options.egress,
-                max_written: self.shared.options.disk_size,
+                max_written: self.shared.max_written(),
             };
             match worker.run(number, step, output, cancel) {
                 Ok(done) => return Ok(done),
@@ -239,6 +239,14 @@ impl Executor for VmExecutor {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Greatest size of a step's changes. A sparse file takes no space in the guest, but its whole length
+    /// on this host: what it does not have is not received.
+    fn max_written(&self) -> u64 {
+        let options = &self.options;
+        let free = self.store.space().map_or(u64::MAX, |space| space.free);
+        options.step_disk.min(options.disk_size).min(free)
     }
 
     /// Starts a boot on a thread of its own, if there is no VM and none is being started.

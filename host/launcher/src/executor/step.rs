@@ -227,9 +227,10 @@ impl Worker<'_> {
             writer.abandon();
             if too_large {
                 return Err(StepError::Limit(format!(
-                    "the changes of this step are larger than the builder VM's disk ({} GiB), \
-                     counting sparse files with their full length; write less in this step",
-                    self.max_written >> 30
+                    "the changes of this step are larger than {} MiB, counting sparse files with their \
+                     full length; write less in this step, or raise the limit (--step-disk), which is \
+                     at most what is free on the host's disk",
+                    self.max_written >> 20
                 ))
                 .into());
             }

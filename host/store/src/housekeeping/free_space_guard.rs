@@ -1,8 +1,10 @@
 //! Keeping disk space free during a build.
 //!
-//! Once a second a thread checks the free space. If it is below the low mark, the thread prunes until
-//! twice the mark is free: unused objects of the store, oldest first. What this build and others use is leased, and stays. A
-//! prune that could not free enough is reported once, and tried again only after a pause.
+//! The law: a build neither fills the disk nor lets others pay for what it writes. Once a second, and
+//! more often near the low mark, a thread checks the free space. If it is below the mark, the thread
+//! prunes until twice the mark is free: unused objects of the store, oldest first. What this build and
+//! others use is leased, and stays. If that does not free enough, nothing large is written to the store
+//! any more ([`Store::low_space`]); this is reported once, and a prune is tried again after a pause.
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
@@ -10,10 +12,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::{PruneEnd, PruneOptions, PruneReport};
-use crate::{Store, StoreError};
+use crate::{LowSpace, Store, StoreError};
 
 /// Time between two checks.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while less than this many times the low mark is free.
+const INTERVAL_NEAR: Duration = Duration::from_millis(100);
+const NEAR: u64 = 4;
 
 /// Checks that are skipped while another process prunes.
 const SKIP_WHILE_PRUNED: u32 = 5;
@@ -40,7 +46,8 @@ pub enum FreeSpaceEvent<'a> {
         /// Removed bytes.
         freed: u64,
     },
-    /// There is still less free space than the low mark, and nothing more can be removed.
+    /// There is still less free space than the low mark, and nothing more can be removed: from now on
+    /// nothing large is written to the store.
     Low {
         /// Free bytes.
         free: u64,
@@ -76,9 +83,10 @@ impl<'a> FreeSpaceGuard<'a> {
             ended,
             skip: 0,
             was_low: false,
+            interval: INTERVAL,
         };
         checks.check();
-        thread::scope(|scope| {
+        let done = thread::scope(|scope| {
             let thread = thread::Builder::new().name("free-space".into());
             if let Err(error) = thread.spawn_scoped(scope, || checks.run()) {
                 log::warn!("cannot watch the free disk space during this build: {error}");
@@ -87,7 +95,9 @@ impl<'a> FreeSpaceGuard<'a> {
             // The thread ends when it sees this, also in the middle of a prune.
             drop(end);
             done
-        })
+        });
+        self.store.set_low_space(None);
+        done
     }
 }
 
@@ -97,29 +107,27 @@ struct Checks<'a> {
     hooks: &'a dyn FreeSpaceHooks,
     /// Disconnected when the work is done.
     ended: Receiver<()>,
-    /// Checks to skip.
+    /// Checks that look only at the free space.
     skip: u32,
     was_low: bool,
+    /// Time to the next check.
+    interval: Duration,
 }
 
 impl Checks<'_> {
     fn run(mut self) {
-        while self.ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        while self.ended.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
             self.check();
         }
     }
 
-    /// One check, unless it is to be skipped.
+    /// One check.
     fn check(&mut self) {
-        if self.skip > 0 {
-            self.skip -= 1;
-            return;
-        }
         match self.free_if_low() {
             Ok(is_low) => self.was_low = is_low,
             Err(why) => {
                 self.skip = SKIP_AFTER_FAILURE;
-                log::warn!("cannot free disk space for this build: {why}");
+                log::warn!("cannot look for free disk space: {why}");
             }
         }
     }
@@ -129,22 +137,40 @@ impl Checks<'_> {
         let store = self.guard.store;
         let space = store.space().map_err(with_causes)?;
         let mark = self.guard.min_free.unwrap_or_else(|| space.low_mark());
+        self.interval = if space.free < mark.saturating_mul(NEAR) {
+            INTERVAL_NEAR
+        } else {
+            INTERVAL
+        };
+        if space.free >= mark {
+            store.set_low_space(None);
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Ok(self.was_low && space.free < mark);
+        }
         if space.free >= mark {
             return Ok(false);
         }
-        let report = self.prune(mark.saturating_mul(2))?;
+        // The floor holds also while the database cannot be used.
+        let report = self.prune(mark.saturating_mul(2)).unwrap_or_else(|why| {
+            log::warn!("cannot free disk space for this build: {why}");
+            PruneReport::default()
+        });
         if report.freed > 0 {
             let (free, freed) = (space.free, report.freed);
             self.hooks.report(FreeSpaceEvent::Freed { free, freed });
         }
         if report.end == PruneEnd::AlreadyRunning {
             self.skip = SKIP_WHILE_PRUNED;
-            return Ok(false);
+            return Ok(self.was_low);
         }
         let free = store.space().map_err(with_causes)?.free;
         if free >= mark {
+            store.set_low_space(None);
             return Ok(false);
         }
+        store.set_low_space(Some(LowSpace { free, floor: mark }));
         self.skip = SKIP_AFTER_FAILURE;
         if !self.was_low {
             let report = &report;
@@ -181,8 +207,11 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use nix::errno::Errno;
+
     use super::*;
     use crate::OpenOptions;
+    use crate::failpoint::{IoOperation, with_hook};
     use crate::lock::Lock;
 
     /// More than any disk has free.
@@ -240,7 +269,68 @@ mod tests {
             ended,
             skip: 0,
             was_low: false,
+            interval: INTERVAL,
         }
+    }
+
+    #[test]
+    fn below_the_mark_nothing_large_is_written_and_the_database_still_is() {
+        use std::io::Write as _;
+        let (_root, store) = store_with(&[]);
+        let hooks = Recorder::default();
+        let large = vec![7; 3 << 20];
+        let written = FreeSpaceGuard::new(&store, ALWAYS_LOW).run(&hooks, || {
+            store.put_blob(b"small", "test").unwrap();
+            store.start_build(&crate::BuildInfo::default()).unwrap();
+            let mut writer = store.blob_writer("test").unwrap();
+            match writer.write_all(&large) {
+                Ok(()) => writer.finish().map(|_| ()),
+                Err(error) => Err(StoreError::io("write", store.root(), error)),
+            }
+        });
+        assert!(
+            matches!(written, Err(StoreError::LowSpace(_))),
+            "{written:?}"
+        );
+        // The guard of one build is not that of the next one.
+        let mut writer = store.blob_writer("test").unwrap();
+        writer.write_all(&large).unwrap();
+        writer.finish().unwrap();
+        store.close().unwrap();
+    }
+
+    #[test]
+    fn a_prune_that_fails_does_not_lift_the_floor() {
+        let (_root, store) = store_with(&[b"unused"]);
+        let hooks = Recorder::default();
+        let (_end, ended) = sync_channel(0);
+        let mut checks = checks(&store, &hooks, ended);
+        let broken = |operation: IoOperation<'_>| match operation {
+            IoOperation::BeginWrite | IoOperation::BeginRead => Err(Errno::EIO.into()),
+            _ => Ok(()),
+        };
+        with_hook(broken, || checks.check());
+        assert!(store.low_space().is_some());
+        assert_eq!(hooks.reports(), ["low"]);
+        store.close().unwrap();
+    }
+
+    #[test]
+    fn with_enough_space_again_everything_is_written_and_near_the_mark_checks_are_frequent() {
+        let (_root, store) = store_with(&[]);
+        let hooks = Recorder::default();
+        let (_end, ended) = sync_channel(0);
+        let mut checks = checks(&store, &hooks, ended);
+        checks.check();
+        assert!(store.low_space().is_some());
+        assert_eq!(checks.interval, INTERVAL_NEAR);
+        // Also during the pause between two prunes.
+        assert!(checks.skip > 0);
+        checks.guard.min_free = Some(1);
+        checks.check();
+        assert_eq!(store.low_space(), None);
+        assert_eq!(checks.interval, INTERVAL);
+        store.close().unwrap();
     }
 
     #[test]

@@ -153,6 +153,11 @@ impl Worker {
                 hooks.install();
                 let mut hasher = Hasher::new();
                 for mut piece in next {
+                    // What is shorter than a piece is always written: results of others and metadata
+                    // are not what fills a disk.
+                    if let Some(low) = output.store.low_space() {
+                        return Err(io::Error::other(low));
+                    }
                     output.write(&piece)?;
                     hasher.update(&piece);
                     piece.clear();

@@ -284,11 +284,11 @@ fn output_lost_to_a_full_disk_is_reported_in_the_log_later() {
     with_hook(full, || {
         log.append(1, b"lost");
         log.append(1, b" as well");
-        log.report_dropped();
+        log.finish();
     });
     assert_eq!(log.dropped(), 12);
-    log.report_dropped();
-    log.report_dropped();
+    log.finish();
+    log.finish();
     let mut reader = LogReader::open(log.path()).unwrap();
     let mut frames = Vec::new();
     while let Some(frame) = reader.next_frame().unwrap() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::store::StepLog;
 use clap::ValueEnum;
 use egress::Rule;
 use engine::export::OutputSpec;
@@ -209,6 +210,27 @@ pub(in crate::command) struct Args {
         value_parser = limit
     )]
     pub(super) idle_timeout: Option<Duration>,
+    /// Text that the log of each RUN step keeps, at least 64k; the middle of a longer one is left out
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_LOG_LIMIT",
+        hide_env_values = true,
+        default_value = "1g",
+        value_parser = log_limit
+    )]
+    pub(super) log_limit: u64,
+    /// Size that the changes of each RUN step may have, sparse files counted in full, up to the 64g of
+    /// the VM's disk and to what is free at the store
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_STEP_DISK",
+        hide_env_values = true,
+        default_value = "16g",
+        value_parser = size::parse
+    )]
+    pub(super) step_disk: u64,
     /// Memory of the VM, for example 2g
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
@@ -224,8 +246,8 @@ pub(in crate::command) struct Args {
         hide_env_values = true
     )]
     pub(super) vm_image: Option<PathBuf>,
-    /// Prune unused cache when free space drops below SIZE; 0 disables this [default: 5% of the file
-    /// system, at most 2g]
+    /// Keep SIZE of disk space free: prune unused cache, and end this build if that is not enough; 0
+    /// disables this [default: 5% of the file system, at most 2g]
     #[arg(
         long,
         value_name = "SIZE",
@@ -266,6 +288,15 @@ pub(in crate::command) struct Args {
         default_value = "embedded"
     )]
     pub(super) vsock: VsockBackend,
+}
+
+/// Parses the limit of a log.
+fn log_limit(text: &str) -> Result<u64, String> {
+    let limit = size::parse(text)?;
+    if limit < StepLog::LEAST_LIMIT {
+        return Err("a log keeps at least 64k".to_owned());
+    }
+    Ok(limit)
 }
 
 /// Parses a time limit.

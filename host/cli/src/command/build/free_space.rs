@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use ::store::{FreeSpaceEvent, FreeSpaceHooks, PruneEnd, PruneOptions, PruneReport, Store};
 use exec::Cancel;
 
+use super::running::RunningSteps;
 use crate::command::prune;
 use crate::exit::{self, Failure};
 use crate::progress::Progress;
@@ -14,11 +15,23 @@ use crate::size;
 pub(super) struct Hooks<'a> {
     progress: &'a Progress,
     cancel: &'a Cancel,
+    store: &'a Store,
+    running: &'a RunningSteps,
 }
 
 impl<'a> Hooks<'a> {
-    pub(super) fn new(progress: &'a Progress, cancel: &'a Cancel) -> Self {
-        Self { progress, cancel }
+    pub(super) fn new(
+        progress: &'a Progress,
+        cancel: &'a Cancel,
+        store: &'a Store,
+        running: &'a RunningSteps,
+    ) -> Self {
+        Self {
+            progress,
+            cancel,
+            store,
+            running,
+        }
     }
 }
 
@@ -28,6 +41,9 @@ impl FreeSpaceHooks for Hooks<'_> {
     }
 
     fn report(&self, event: FreeSpaceEvent<'_>) {
+        if let (FreeSpaceEvent::Low { .. }, Some(low)) = (event, self.store.low_space()) {
+            self.running.stop(low);
+        }
         self.progress.note(match event {
             FreeSpaceEvent::Freed { free, freed } => format!(
                 "only {} of disk space was left; pruned {} of unused cache",
@@ -35,8 +51,8 @@ impl FreeSpaceHooks for Hooks<'_> {
                 size::show(freed)
             ),
             FreeSpaceEvent::Low { free, report } => format!(
-                "only {} of disk space is left and nothing more can be pruned{}; free disk space or use \
-                 another --store",
+                "only {} of disk space is left and nothing more can be pruned{}; steps that run end, and \
+                 nothing large is stored; free disk space or use another --store",
                 size::show(free),
                 in_use(report)
             ),

@@ -2,13 +2,15 @@
 //!
 //! [`args`] defines the options, [`request`] turns them into a request for the engine, [`reach`] says
 //! which servers that may reach, [`trust`] names the trust domain, [`vm`] starts the VM when the engine
-//! needs it, [`free_space`] reports how disk space is kept free, and [`results`] writes the result files.
+//! needs it, [`free_space`] reports how disk space is kept free, [`running`] ends steps that fill the
+//! disk, and [`results`] writes the result files.
 
 mod args;
 mod free_space;
 mod reach;
 mod request;
 mod results;
+mod running;
 mod trust;
 mod vm;
 
@@ -75,7 +77,7 @@ fn build(
     let vm = LazyVm::new(args, &store, Arc::clone(progress), cancel);
     let mut report = None;
     let guard = FreeSpaceGuard::new(&store, args.min_free_space);
-    let hooks = free_space::Hooks::new(progress, cancel);
+    let hooks = free_space::Hooks::new(progress, cancel, &store, vm.running());
     let built = guard.run(&hooks, || {
         // The history records success only after all other results are written.
         build_and_report(request, &store, &vm, &**progress, cancel, |built| {

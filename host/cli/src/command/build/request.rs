@@ -54,6 +54,7 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
         timeout: args.timeout,
         step_timeout: args.step_timeout,
         idle_timeout: args.idle_timeout,
+        log_limit: args.log_limit,
         explain: args.explain,
         pull: args.pull,
         labels: labels(&args.labels),

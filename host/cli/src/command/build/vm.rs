@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use super::args::Args;
+use super::running::RunningSteps;
 use crate::directories;
 use crate::progress::Progress;
 
@@ -21,6 +22,7 @@ pub(super) struct LazyVm<'a> {
     progress: Arc<Progress>,
     cancel: &'a Cancel,
     executor: Mutex<Option<Arc<VmExecutor>>>,
+    running: RunningSteps,
 }
 
 impl<'a> LazyVm<'a> {
@@ -36,6 +38,7 @@ impl<'a> LazyVm<'a> {
             progress,
             cancel,
             executor: Mutex::default(),
+            running: RunningSteps::default(),
         }
     }
 
@@ -48,6 +51,11 @@ impl<'a> LazyVm<'a> {
                 .note(format!("cannot clean up after the VM: {error}"));
         }
         executor.report().as_ref().map(described)
+    }
+
+    /// The steps that run now.
+    pub(super) fn running(&self) -> &RunningSteps {
+        &self.running
     }
 
     fn executor(&self) -> Result<Arc<VmExecutor>, StepError> {
@@ -73,6 +81,7 @@ impl<'a> LazyVm<'a> {
         options.cancel = self.cancel.clone();
         options.egress = Egress::new(self.network());
         allow_files();
+        options.step_disk = self.args.step_disk;
         let progress = Arc::clone(&self.progress);
         options.watcher = Watcher::new(move |notice| progress.note(notice.to_string()));
         Ok(options)
@@ -131,6 +140,10 @@ impl Executor for LazyVm<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, StepError> {
-        self.executor()?.run(step, output, cancel)
+        self.running.run(
+            || self.store.low_space(),
+            cancel,
+            |cancel| self.executor()?.run(step, output, cancel),
+        )
     }
 }

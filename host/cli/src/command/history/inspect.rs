@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::super::format::Format;
 use crate::exit::Failure;
 use crate::output::print;
-use crate::sanitize::sanitize;
+use crate::sanitize::{self, sanitize};
 use crate::size;
 use crate::table::{self, Align};
 
@@ -26,7 +26,7 @@ pub(super) fn run(store: &Store, build: &Build, format: Format) -> Result<ExitCo
                 fields.insert("connections".to_owned(), connections);
                 fields.insert("connections_left_out".to_owned(), left_out.into());
             }
-            writeln!(out, "{object:#}")
+            writeln!(out, "{}", sanitize::json(&format_args!("{object:#}")))
         }
         Format::Table => text(out, build, &steps),
     })

@@ -266,11 +266,23 @@ fn show(out: &mut dyn Write, step: u32, mut log: LogReader, is_running: bool) ->
     let mut lines = LineBuffer::default();
     let mut began = None;
     let mut time = String::new();
+    let mut rest = None;
     while let Some(frame) = log.next_frame()? {
         let began = *began.get_or_insert(frame.at);
         time = log_time(Duration::from_millis(frame.at.saturating_sub(began)));
         match frame.stream {
             StepLog::NAME => writeln!(out, "#{step} {}", sanitize(&frame.data))?,
+            StepLog::LEFT_OUT => {
+                lines.finish(|line| rest = Some(line));
+                if let Some(line) = rest.take() {
+                    writeln!(out, "#{step} {time} {line}")?;
+                }
+                let missing = sanitize(&frame.data);
+                writeln!(
+                    out,
+                    "#{step} {time} [{missing} bytes left out: the log is longer than --log-limit]"
+                )?;
+            }
             StepLog::DROPPED => {
                 let lost = sanitize(&frame.data);
                 writeln!(out, "#{step} {time} [{lost} bytes lost: the disk was full]")?;
@@ -284,7 +296,6 @@ fn show(out: &mut dyn Write, step: u32, mut log: LogReader, is_running: bool) ->
             }
         }
     }
-    let mut rest = None;
     lines.finish(|line| rest = Some(line));
     if let Some(line) = rest {
         writeln!(out, "#{step} {time} {line}")?;
@@ -311,6 +322,25 @@ fn remove(store: &Store, builds: &[Build], which: &[BuildRef]) -> Result<ExitCod
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_shows_where_its_middle_was_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &::store::OpenOptions::default()).unwrap();
+        let build = store.start_build(&::store::BuildInfo::default()).unwrap();
+        let log = store.step_log(build, 1, "RUN yes").unwrap();
+        let mut log = log.with_limit(StepLog::LEAST_LIMIT);
+        log.append(1, &b"a line of text\n".repeat(100_000));
+        log.finish();
+        let mut shown = Vec::new();
+        show(&mut shown, 1, LogReader::open(log.path()).unwrap(), false).unwrap();
+        let shown = String::from_utf8(shown).unwrap();
+        let marks = shown.lines().filter(|line| line.ends_with("--log-limit]"));
+        assert_eq!(marks.count(), 1);
+        assert!(shown.starts_with("#1 RUN yes\n") && shown.ends_with("a line of text\n"));
+        assert!(shown.len() < 200_000, "{}", shown.len());
+        store.close().unwrap();
+    }
 
     #[test]
     fn builds_are_named_by_number_or_relative_to_the_last() {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 
 use exec::{Output, Stream};
-use store::{Claim, Failure, LogReader, Owner, Run};
+use store::{Claim, Failure, LogReader, Owner, Run, StepLog};
 
 use super::{StepContext, Steps};
 use crate::build::error::BuildError;
@@ -120,6 +120,12 @@ impl<'a> Steps<'a> {
             let stream = match frame.stream {
                 1 => Stream::Stdout,
                 2 => Stream::Stderr,
+                StepLog::DROPPED | StepLog::LEFT_OUT => {
+                    let mut tee = self.tee(step, followed.tee.take())?;
+                    tee.log.append(frame.stream, &frame.data);
+                    followed.tee = Some(tee);
+                    continue;
+                }
                 _ => continue,
             };
             let tee = self.tee(step, followed.tee.take())?;
@@ -137,7 +143,7 @@ impl<'a> Steps<'a> {
             .store
             .step_log(self.build, step.number, &step.planned.display)?;
         Ok(Tee {
-            log,
+            log: log.with_limit(self.request.log_limit),
             warned: false,
             tracker: self.tracker,
             number: step.number,

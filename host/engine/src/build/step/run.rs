@@ -140,7 +140,7 @@ impl Steps<'_> {
             };
             self.executor.run(&spec, &mut output, &cancel)
         });
-        output.log.report_dropped();
+        output.log.finish();
         let run = match expired {
             Some(limit) if run.is_err() && !self.cancel.is_cancelled() => {
                 Err(StepError::Limit(limit.to_string()))
