@@ -90,11 +90,11 @@ impl Connection {
         self.sockets.get_mut(self.socket)
     }
 
-    /// Takes a packet of the step.
+    /// Takes a packet of the step. It is acknowledged by [`Self::pump`], together with those after it.
     pub(super) fn receive(&mut self, now: Instant, packet: &[u8], sink: &mut impl PacketSink) {
-        let packet = Some(packet);
+        let (packet, sockets) = (Some(packet), &mut self.sockets);
         let mut link = Link { packet, sink };
-        self.interface.poll(now, &mut link, &mut self.sockets);
+        self.interface.poll_ingress_single(now, &mut link, sockets);
     }
 
     /// Takes bytes of the host. Returns how many of them went to the socket at once.
@@ -185,7 +185,8 @@ impl Connection {
             // Memory is for those that need it now.
             (self.to_step, self.done) = (Vec::new(), 0);
         }
-        if self.host_ended {
+        // A socket that ends before it was acknowledged gets its numbers wrong, and waits for a timer.
+        if self.host_ended && socket.state() != State::SynReceived {
             socket.close();
             if self.step_ended {
                 // The host knows nothing of it any more. The kernel of the step answers at once.
