@@ -10,15 +10,14 @@ use wire::flow::{FlowEvent, FlowTable, GATEWAYS, Protocol, Refusal, Target};
 
 use super::*;
 
-/// Which host the step reaches, and under which number the guest attaches.
+/// The number under which the guest attaches the flows of a `Run` request.
 fn flows_of(request: &Request) -> u64 {
-    match request {
-        Request::Run(RunStep {
-            network: Network::Default { flows },
-            ..
-        }) => *flows,
-        other => panic!("{other:?}"),
+    if let Request::Run(step) = request
+        && let Network::Default { flows } = step.network
+    {
+        return flows;
     }
+    panic!("{request:?}")
 }
 
 #[derive(Default)]
@@ -57,11 +56,12 @@ fn open(table: &mut FlowTable, wire: &mut UnixStream, to: (IpAddr, u16)) -> Resu
     let frame = frame::read(&mut buf, |buf| wire.read(buf))
         .unwrap()
         .unwrap();
-    match table.handle(&frame).unwrap() {
-        FlowEvent::Opened { .. } => Ok(flow),
-        FlowEvent::Refused { refusal, .. } => Err(refusal),
-        other => panic!("{other:?}"),
+    let event = table.handle(&frame).unwrap();
+    if let FlowEvent::Refused { refusal, .. } = event {
+        return Err(refusal);
     }
+    assert_eq!(event, FlowEvent::Opened { flow });
+    Ok(flow)
 }
 
 #[test]

@@ -136,10 +136,8 @@ fn an_honest_guest_serves_every_request() {
         .import([3; 32], tar.len() as u64, &mut Cursor::new(&tar), &cancel)
         .unwrap();
     let mut output = Written::default();
-    assert_eq!(
-        session.run(step(1), None, &mut output, &cancel).unwrap(),
-        EXIT
-    );
+    let exit = session.run(step(1), None, &mut output, &cancel);
+    assert_eq!(exit.unwrap(), EXIT);
     assert_eq!(
         output.0,
         [
