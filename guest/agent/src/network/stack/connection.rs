@@ -17,6 +17,10 @@ use super::packet::{PacketSink, Route};
 /// How long the step's kernel may be silent about the last segments of a connection.
 const FAREWELL: Duration = Duration::from_secs(30);
 
+/// How long an acknowledgement may wait for more to acknowledge. A program that writes in small pieces
+/// gets them into one packet meanwhile; longer, and one that writes twice before it reads would notice.
+const ACK_DELAY: Duration = Duration::from_millis(2);
+
 /// A TCP connection.
 pub(super) struct Connection {
     pub(super) route: Route,
@@ -57,7 +61,7 @@ impl Connection {
         let mut socket = Socket::new(new_buffer(buffer), new_buffer(buffer));
         // The host sends when it has something, and programs wait for each other's answers.
         socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
+        socket.set_ack_delay(Some(ACK_DELAY));
         socket.listen(route.target).ok()?;
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;

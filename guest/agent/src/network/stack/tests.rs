@@ -223,6 +223,9 @@ fn packets_that_come_together_are_acknowledged_together() {
         world.stack.packet(world.now, &packet, &mut world.sent);
     }
     world.settle();
+    assert!(world.segments().is_empty(), "more may follow");
+    world.now = world.stack.poll_at().unwrap();
+    world.settle();
     let acks = world.segments();
     assert_eq!(acks.len(), 1, "{acks:?}");
     assert_eq!(acks[0].ack_number, Some(TcpSeqNumber(111)));
