@@ -17,6 +17,10 @@ use super::packet::{PacketSink, Route};
 /// How long the step's kernel may be silent about the last segments of a connection.
 const FAREWELL: Duration = Duration::from_secs(30);
 
+/// How long an acknowledgement may wait for more to acknowledge. A program that writes in small pieces
+/// gets them into one packet meanwhile; longer, and one that writes twice before it reads would notice.
+const ACK_DELAY: Duration = Duration::from_millis(2);
+
 /// A TCP connection.
 pub(super) struct Connection {
     pub(super) route: Route,
@@ -57,7 +61,7 @@ impl Connection {
         let mut socket = Socket::new(new_buffer(buffer), new_buffer(buffer));
         // The host sends when it has something, and programs wait for each other's answers.
         socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
+        socket.set_ack_delay(Some(ACK_DELAY));
         socket.listen(route.target).ok()?;
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
@@ -90,11 +94,11 @@ impl Connection {
         self.sockets.get_mut(self.socket)
     }
 
-    /// Takes a packet of the step.
+    /// Takes a packet of the step. It is acknowledged by [`Self::pump`], together with those after it.
     pub(super) fn receive(&mut self, now: Instant, packet: &[u8], sink: &mut impl PacketSink) {
-        let packet = Some(packet);
+        let (packet, sockets) = (Some(packet), &mut self.sockets);
         let mut link = Link { packet, sink };
-        self.interface.poll(now, &mut link, &mut self.sockets);
+        self.interface.poll_ingress_single(now, &mut link, sockets);
     }
 
     /// Takes bytes of the host. Returns how many of them went to the socket at once.
@@ -185,7 +189,8 @@ impl Connection {
             // Memory is for those that need it now.
             (self.to_step, self.done) = (Vec::new(), 0);
         }
-        if self.host_ended {
+        // A socket that ends before it was acknowledged gets its numbers wrong, and waits for a timer.
+        if self.host_ended && socket.state() != State::SynReceived {
             socket.close();
             if self.step_ended {
                 // The host knows nothing of it any more. The kernel of the step answers at once.

@@ -8,7 +8,7 @@ use wire::frame;
 
 use super::*;
 use crate::network::tests::FakeHost;
-use crate::network::tests::host::{ECHO, LATER, REFUSED, SINK};
+use crate::network::tests::host::{ECHO, ENDS, LATER, REFUSED, SINK};
 
 /// Packets to the step.
 #[derive(Default)]
@@ -193,6 +193,46 @@ fn a_connection_goes_its_whole_way_and_leaves_nothing() {
     assert_eq!(last.control, TcpControl::Fin);
     world.packet(&to(TcpControl::None, 107, ours.wrapping_add(1), b""));
     world.check_empty();
+}
+
+#[test]
+fn a_host_that_ends_at_once_ends_after_the_step_has_connected() {
+    let mut world = World::new();
+    let route = route(1_000, ENDS);
+    world.packet(&syn(route));
+    let answers = world.segments();
+    let kinds: Vec<TcpControl> = answers.iter().map(|answer| answer.control).collect();
+    assert_eq!(kinds, [TcpControl::Syn]);
+    let ours = answers[0].seq_number.0.wrapping_add(1);
+    world.packet(&segment(route, TcpControl::None, 101, Some(ours), b""));
+    let end = world.segments().pop().unwrap();
+    assert_eq!((end.control, end.seq_number.0), (TcpControl::Fin, ours));
+    let ours = ours.wrapping_add(1);
+    world.packet(&segment(route, TcpControl::Fin, 101, Some(ours), b""));
+    world.check_empty();
+}
+
+#[test]
+fn packets_that_come_together_are_acknowledged_together() {
+    let mut world = World::new();
+    let route = route(1_000, SINK);
+    world.packet(&syn(route));
+    let ours = world.segments()[0].seq_number.0.wrapping_add(1);
+    for at in 0..10 {
+        let packet = segment(route, TcpControl::Psh, 101 + at, Some(ours), &byte(at));
+        world.stack.packet(world.now, &packet, &mut world.sent);
+    }
+    world.settle();
+    assert!(world.segments().is_empty(), "more may follow");
+    world.now = world.stack.poll_at().unwrap();
+    world.settle();
+    let acks = world.segments();
+    assert_eq!(acks.len(), 1, "{acks:?}");
+    assert_eq!(acks[0].ack_number, Some(TcpSeqNumber(111)));
+}
+
+fn byte(at: i32) -> [u8; 1] {
+    [crate::network::tests::host::byte(at.unsigned_abs().into())]
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub(in crate::network) const SINK: u16 = 9;
 pub(in crate::network) const SOURCE: u16 = 19;
 /// Takes everything until that ends, and then sends how much it was.
 pub(in crate::network) const COUNT: u16 = 20;
+/// Ends as soon as it is connected.
+pub(in crate::network) const ENDS: u16 = 24;
 /// Reads nothing.
 pub(in crate::network) const STUCK: u16 = 21;
 /// Breaks off after the first bytes.
@@ -113,8 +115,8 @@ impl FakeHost {
         let service = self.services.get_mut(&flow).unwrap();
         if service.target.port == SOURCE {
             service.reply = (0..SOURCE_LEN).map(byte).collect();
-            service.last = true;
         }
+        service.last = matches!(service.target.port, SOURCE | ENDS);
         self.pump(flow);
     }
 

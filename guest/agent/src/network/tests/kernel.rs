@@ -12,7 +12,7 @@ use wire::frame;
 
 use super::FakeHost;
 use super::host::{
-    BREAKS, COUNT, DENIED, ECHO, REFUSED, SINK, SOURCE, SOURCE_LEN, STUCK, UNREACHABLE, byte,
+    BREAKS, COUNT, DENIED, ECHO, ENDS, REFUSED, SINK, SOURCE, SOURCE_LEN, STUCK, UNREACHABLE, byte,
 };
 use crate::network::netlink::Netlink;
 use crate::network::serve::serve;
@@ -243,6 +243,23 @@ fn as_root_a_thousand_idle_connections_do_not_slow_one_down() {
 
 #[test]
 #[ignore = "needs root"]
+fn as_root_a_server_that_ends_at_once_keeps_nobody_waiting() {
+    with_network(|_| {
+        let start = Instant::now();
+        for _ in 0..100 {
+            assert!(read_all(&TcpStream::connect(v4(ENDS)).unwrap()).is_empty());
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            start.elapsed()
+        );
+        0
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn as_root_ten_thousand_short_connections_leave_nothing() {
     with_network(|host| {
         for number in 0..10_000_u32 {
@@ -297,6 +314,15 @@ fn by_hand_throughput_of_the_stack() {
         read_all(&stream);
         let rate = sent.len() as f64 / start.elapsed().as_secs_f64() / 1e6;
         eprintln!("up: {rate:.0} MB/s");
+        let start = Instant::now();
+        let mut stream = TcpStream::connect(v4(ECHO + 100)).unwrap();
+        for piece in sent.chunks(1_024) {
+            stream.write_all(piece).unwrap();
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+        read_all(&stream);
+        let rate = sent.len() as f64 / start.elapsed().as_secs_f64() / 1e6;
+        eprintln!("up in pieces of 1 KiB: {rate:.0} MB/s");
         let start = Instant::now();
         for _ in 0..2_000 {
             drop(TcpStream::connect(v4(SINK)).unwrap());
