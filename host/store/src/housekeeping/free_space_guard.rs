@@ -305,9 +305,11 @@ mod tests {
         let hooks = Recorder::default();
         let (_end, ended) = sync_channel(0);
         let mut checks = checks(&store, &hooks, ended);
-        let broken = |operation: IoOperation<'_>| match operation {
-            IoOperation::BeginWrite | IoOperation::BeginRead => Err(Errno::EIO.into()),
-            _ => Ok(()),
+        let broken = |operation: IoOperation<'_>| {
+            if matches!(operation, IoOperation::BeginWrite | IoOperation::BeginRead) {
+                return Err(Errno::EIO.into());
+            }
+            Ok(())
         };
         with_hook(broken, || checks.check());
         assert!(store.low_space().is_some());
