@@ -177,6 +177,9 @@ fn make_device() -> Result<OwnedFd> {
     // There are no neighbours and no routers to look for.
     set("ipv6/conf/default/accept_ra", "0")?;
     set("ipv6/conf/default/addr_gen_mode", "1")?;
+    // The usual buffers hold one of the longest packets; with several, both ends work at once.
+    set("ipv4/tcp_rmem", "4096 1048576 6291456")?;
+    set("ipv4/tcp_wmem", "4096 262144 4194304")?;
     let file = tun::create(DEVICE)?;
     let index = nix::net::if_::if_nametoindex(DEVICE)?;
     let mut netlink = Netlink::open()?;
