@@ -154,7 +154,7 @@ pub(in crate::command) struct Args {
     /// used whatever they connected to when they were made; see --no-cache.
     #[arg(long = "allow-net", value_name = "HOST[:PORT]")]
     pub(super) allow_net: Vec<Rule>,
-    /// Let FROM and ADD reach HOST[:PORT] whatever its address, for example localhost:5000; repeatable
+    /// Let FROM and ADD reach HOST, or HOST:PORT, whatever its address, for example localhost:5000; repeatable
     ///
     /// This machine makes the requests of FROM, COPY --from and ADD. What a Dockerfile or an image
     /// names there, and what a registry or server redirects to, must not have an address of this
