@@ -243,7 +243,13 @@ fn mount_small(bench: &Bench, size: &str) {
     fs::create_dir(bench.store()).unwrap();
     let mut mount = Command::new("mount");
     mount
-        .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
+        .args([
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={size},mode=700"),
+            "none",
+        ])
         .arg(bench.store());
     let _mounted = run(mount).expect_status(0);
 }
@@ -364,7 +370,7 @@ fn a_sparse_file_beyond_the_limit_of_a_step_ends_it_and_keeps_nothing() {
     let sparse = format!("{BUSYBOX}RUN dd if=/dev/zero of=/big bs=1 count=1 seek=900G\n");
     let done = bench.build(&sparse, &["--step-disk", "1m"]);
     assert_eq!(done.status, Some(124), "{done:?}");
-    done.says(&["larger than 1 MiB", "--step-disk"]);
+    done.says(&["at most 1 MiB", "--step-disk"]);
     let check = run(bench.cofferdam(["store", "check"]));
     assert_eq!(check.status, Some(0), "{check:?}");
 }

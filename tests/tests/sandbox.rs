@@ -466,8 +466,9 @@ fn a_step_is_confined_as_a_container_of_docker() {
     write_programs(&bench);
     let mut wanted = write_rows(&bench);
     let out = bench.out().join("tree");
+    let output = format!("type=local,dest={},setuid=true", out.display());
     let dockerfile = format!("{BUSYBOX}{STEPS}");
-    let done = bench.build(&dockerfile, &["-o", out.to_str().unwrap()]);
+    let done = bench.build(&dockerfile, &["-o", &output]);
     let done = done.expect_status(0);
     let mut failed = Vec::new();
     let lines = done.stderr.lines();

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use exec::{Cancel, Output, Stream, TICK, TimeBudget};
+use store::Connections;
 
 /// The limits of one piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +74,10 @@ impl Output for ActiveOutput<'_> {
     fn write(&mut self, stream: Stream, data: &[u8]) {
         self.activity.sign();
         self.inner.write(stream, data);
+    }
+
+    fn connections(&mut self, connections: Connections) {
+        self.inner.connections(connections);
     }
 }
 

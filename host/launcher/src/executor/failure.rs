@@ -32,7 +32,10 @@ impl From<SessionError> for StepFailure {
                 FailureKind::Setup => StepError::Setup(failure.text),
                 FailureKind::Cancelled => StepError::Cancelled,
                 FailureKind::Unfit => StepError::Unfit(failure.text),
-                FailureKind::TooLarge => StepError::Limit(failure.text),
+                FailureKind::TooLarge => StepError::Limit(format!(
+                    "{}; --step-disk sets how many bytes the changes of a step may have",
+                    failure.text
+                )),
                 FailureKind::DiskFull => StepError::Limit(format!(
                     "the builder VM's disk is full, not the host disk: {}; use less space in this \
                      step and the layers below it",

@@ -3,6 +3,7 @@
 mod archives;
 mod context;
 mod flags;
+mod limits;
 mod measure;
 mod model;
 mod places;
