@@ -35,10 +35,10 @@ const IPV4: &[V4] = &[
     ([192, 0, 0, 9], 32, None),
     ([192, 0, 0, 10], 32, None),
     ([192, 0, 0, 0], 24, Some(Denied::Reserved)),
-    // Documentation.
-    ([192, 0, 2, 0], 24, Some(Denied::Reserved)),
-    ([198, 51, 100, 0], 24, Some(Denied::Reserved)),
-    ([203, 0, 113, 0], 24, Some(Denied::Reserved)),
+    // Documentation; in use by gateways that stand for the servers of the internet.
+    ([192, 0, 2, 0], 24, Some(Denied::Private)),
+    ([198, 51, 100, 0], 24, Some(Denied::Private)),
+    ([203, 0, 113, 0], 24, Some(Denied::Private)),
     // Relays of 6to4, given up.
     ([192, 88, 99, 0], 24, Some(Denied::Reserved)),
     ([192, 168, 0, 0], 16, Some(Denied::Private)),

@@ -33,7 +33,7 @@ impl From<SessionError> for StepFailure {
                 FailureKind::Cancelled => StepError::Cancelled,
                 FailureKind::Unfit => StepError::Unfit(failure.text),
                 FailureKind::TooLarge => StepError::Limit(format!(
-                    "{}; --step-disk sets how many bytes the changes of a step may have",
+                    "{}; that is the limit of --step-disk, or what is free on the host's disk",
                     failure.text
                 )),
                 FailureKind::DiskFull => StepError::Limit(format!(

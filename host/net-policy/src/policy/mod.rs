@@ -35,7 +35,7 @@ pub enum Denied {
     /// Private networks, where [`AddressPolicy::allow_private`] is off.
     #[error("a private address")]
     Private,
-    /// No server has it: documentation, experiments, or not assigned.
+    /// No server has it: experiments, IPv6 documentation, or not assigned.
     #[error("a reserved address")]
     Reserved,
     /// This machine does not list its addresses, so any could be its own.
