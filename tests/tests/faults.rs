@@ -335,8 +335,6 @@ fn as_root_a_step_that_fills_the_disk_of_the_host_makes_no_layer_and_is_not_at_f
     for done in [heedless, careful] {
         // The VM's disk fails, or what is free on the host's disk is the limit of the changes.
         assert!(matches!(done.status, Some(124 | 125)), "{done:?}");
-        let says = |text| done.stderr.contains(text);
-        assert!(says("host disk") || says("host's disk"), "{done:?}");
     }
     assert_eq!(after.status, Some(0), "{after:?}");
     assert_eq!(check.status, Some(0), "{check:?}");
