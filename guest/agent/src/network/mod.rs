@@ -74,13 +74,6 @@ const LOOPBACK: u32 = 1;
 /// How much of what the process `net` says is kept for the console, in bytes.
 const LAST_WORDS: u64 = 4 << 10;
 
-/// Namespaces of the process `net`.
-const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWNET;
-
 /// The process `net`, as PID 1 knows it.
 #[derive(Debug)]
 pub(crate) struct Net {
@@ -117,7 +110,7 @@ impl Net {
             args: &[&name],
             files: &[null, null, stderr.as_fd(), theirs.as_fd()],
             cgroup: cgroup.as_fd(),
-            namespaces: NAMESPACES,
+            namespaces: sandbox::NAMESPACES,
         };
         let started = reaper.spawn(|| sys::spawn(&spawn));
         let (child, _pidfd) = started.context("cannot start the process net")?;

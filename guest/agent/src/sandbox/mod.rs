@@ -46,8 +46,9 @@ pub(crate) use privileges::drop_bounding;
 pub(crate) use rootfs::make_skeleton;
 pub(crate) use seccomp::bpf;
 
-/// New namespaces of a step. The cgroup namespace is entered later, from inside the cgroup.
-const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
+/// New namespaces of a step, and of the process `net`. A step enters its cgroup namespace later, from
+/// inside the cgroup.
+pub(crate) const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
