@@ -10,7 +10,6 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -22,9 +21,6 @@ use crate::transport::{Connection, retry};
 
 /// Most concurrent requests: all steps, and a few requests about each.
 const MAX_REQUESTS: usize = 256;
-
-/// How long the host may take to read the last reply before the VM powers off.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Carries out requests.
 pub(crate) trait RequestHandler: Send + Sync + 'static {
@@ -73,7 +69,7 @@ impl Replies {
     }
 }
 
-/// Serves the connection until it is lost or the host asks to quit.
+/// Serves the connection until it is lost.
 pub(crate) fn serve(
     mut connection: Box<dyn Connection>,
     handler: Arc<impl RequestHandler>,
@@ -143,7 +139,6 @@ impl<H: RequestHandler> Server<H> {
             .spawn(move || {
                 let bulk = matches!(request, Request::Import { .. } | Request::ExportDiff { .. });
                 let permit = bulk.then(|| transfers.acquire());
-                let quit = request == Request::Quit;
                 let reply = handler.handle(request).unwrap_or_else(|err| {
                     log::warn!("request {id}: {err:#}");
                     Reply::Failed(fault::failure(&err))
@@ -153,9 +148,6 @@ impl<H: RequestHandler> Server<H> {
                     // The reader notices that the connection is gone, and ends the VM.
                     log::warn!("cannot reply to request {id}: {err:#}");
                 }
-                if quit {
-                    replies.farewell();
-                }
             });
         if let Err(err) = started {
             let text = format!("cannot start a thread for this request: {err}");
@@ -163,17 +155,6 @@ impl<H: RequestHandler> Server<H> {
             return self.replies.reply(id, &Reply::Failed(failure));
         }
         Ok(())
-    }
-}
-
-impl Replies {
-    /// Ends our direction, and then the whole connection after the host had time to read everything.
-    /// The host waits for the first and usually closes the connection itself.
-    fn farewell(&self) {
-        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        connection.finish();
-        thread::sleep(FAREWELL);
-        connection.close();
     }
 }
 
@@ -343,16 +324,6 @@ mod tests {
             serving.join().unwrap(),
             "unexpected Data frame on the control connection"
         );
-    }
-
-    #[test]
-    fn after_quit_the_reply_arrives_before_the_end() {
-        let (mut host, _tell, serving) = start();
-        host.send(8, &Request::Quit);
-        assert_eq!(host.next(), Some((8, Some(Reply::Done))));
-        assert_eq!(host.next(), None);
-        drop(host);
-        serving.join().unwrap();
     }
 
     #[test]

@@ -6,11 +6,9 @@
 //! /disk/steps/<n>/{upper,work}   the changes of steps
 //! /disk/skeleton                 the lowest layer of every step
 //! /disk/graves                   the trash: trees that are being deleted
-//! /disk/old                      leftovers of an earlier boot
 //! ```
 //!
-//! **Law:** the disk is a cache and never the truth. Whatever an earlier VM left uncommitted is
-//! deleted, and a disk that cannot be mounted is for the host to replace.
+//! **Law:** the disk belongs to this VM alone. It comes with an empty file system and goes with the VM.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -50,13 +48,9 @@ pub(crate) const SKELETON: &str = "/disk/skeleton";
 const STEPS: &str = "/disk/steps";
 const SCRATCH: &str = "/disk/tmp";
 const TRASH: &str = "/disk/graves";
-const OLD: &str = "/disk/old";
 
 /// How long the device may take to appear after its driver was loaded.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long the kernel may take to release the disk after all steps are dead.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Required block size of the file system, in bytes. With smaller blocks, growing stops early and
 /// still reports success.
@@ -86,8 +80,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Mounts the disk, grows its file system to the size of the device, and deletes everything that
-    /// is not committed.
+    /// Mounts the disk and grows its file system to the size of the device.
     pub(crate) fn attach() -> Result<Self> {
         let mut device = wait_for_device()?;
         let size = device
@@ -111,24 +104,13 @@ impl Disk {
         Self::open(root)
     }
 
-    /// Recreates the directories that hold nothing committed.
+    /// Makes the directories.
     fn open(root: OwnedFd) -> Result<Self> {
-        fs::create_dir_all(LAYERS)?;
-        fs::create_dir_all(OLD)?;
-        for dir in [STEPS, SCRATCH, TRASH, SKELETON] {
-            move_aside(Path::new(dir), Path::new(OLD))?;
+        for dir in [LAYERS, STEPS, SCRATCH, TRASH, SKELETON] {
             fs::create_dir(dir)?;
         }
         let trash = Arc::new(Trash::new(open_dir(TRASH)?));
         let layers = Layers::new(open_dir(LAYERS)?, open_dir(SCRATCH)?, Arc::clone(&trash));
-        layers.sweep()?;
-        let old = Trash::new(open_dir(OLD)?);
-        // Nothing uses these names any more, so nobody has to wait until the bytes are gone.
-        thread::Builder::new().name("sweep".into()).spawn(move || {
-            if let Err(err) = old.sweep() {
-                log::warn!("cannot remove the leftovers of an earlier boot: {err:#}");
-            }
-        })?;
         Ok(Self {
             root,
             trash,
@@ -162,23 +144,6 @@ impl Disk {
         let stat = fstatvfs(&self.root)?;
         let unit = stat.fragment_size();
         Ok((stat.blocks() * unit, stat.blocks_available() * unit))
-    }
-
-    /// Syncs the disk and makes it read-only.
-    pub(crate) fn detach(&self) -> Result<()> {
-        syncfs(&self.root).context("cannot sync the guest disk")?;
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let remount = || mount(None::<&str>, MOUNT, None::<&str>, flags, None::<&str>);
-        let deadline = Instant::now() + RELEASE_TIMEOUT;
-        loop {
-            match remount() {
-                // The kernel unmounts what a dead step had mounted in its own time.
-                Err(Errno::EBUSY) if Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                done => return done.context("cannot remount the guest disk read-only"),
-            }
-        }
     }
 }
 
@@ -216,37 +181,4 @@ fn grow(root: &OwnedFd, size: u64) -> Result<()> {
         "it has {got} bytes on a device of {size} bytes"
     );
     Ok(())
-}
-
-/// Moves a directory, if it exists, to a free name in another one.
-fn move_aside(dir: &Path, old: &Path) -> Result<()> {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    for number in 0..u32::MAX {
-        match fs::rename(dir, old.join(format!("{name}-{number}"))) {
-            Ok(()) => return Ok(()),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(err) => return Err(err).context("cannot move a directory aside"),
-        }
-    }
-    bail!("cannot move a directory aside: no name is free")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn directories_are_moved_aside_to_free_names() {
-        let temp = tempfile::tempdir().unwrap();
-        let (dir, old) = (temp.path().join("steps"), temp.path().join("old"));
-        fs::create_dir(&old).unwrap();
-        move_aside(&dir, &old).unwrap();
-        for _ in 0..3 {
-            fs::create_dir_all(dir.join("1/upper")).unwrap();
-            move_aside(&dir, &old).unwrap();
-            assert!(!dir.exists());
-        }
-        assert_eq!(fs::read_dir(&old).unwrap().count(), 3);
-    }
 }

@@ -27,20 +27,12 @@ impl Guest {
             steps,
         }
     }
-
-    /// Leaves no step running and no data unwritten.
-    fn quit(&self) -> Result<()> {
-        // A step that does not die must not keep the disk from being synced.
-        let killed = self.steps.cancel_all();
-        self.disk.detach().and(killed)
-    }
 }
 
 impl RequestHandler for Guest {
     fn handle(&self, request: Request) -> Result<Reply> {
         let layers = &self.disk.layers;
         let done = match request {
-            Request::List => return layers.list().map(Reply::Layers),
             Request::Import {
                 layer,
                 transfer,
@@ -65,7 +57,6 @@ impl RequestHandler for Guest {
             Request::Discard { step } => self.steps.discard(step),
             Request::Cancel { step } => self.steps.cancel(step),
             Request::Stat => return stat::stat(&self.disk).map(Reply::Stat),
-            Request::Quit => self.quit(),
         };
         done.map(|()| Reply::Done)
     }

@@ -369,13 +369,6 @@ impl Steps {
         self.phases().remove(&step);
         Ok(())
     }
-
-    /// Kills all steps and waits for their end.
-    pub(crate) fn cancel_all(&self) -> Result<()> {
-        let steps: Vec<u64> = self.phases().keys().copied().collect();
-        let done: Vec<Result<()>> = steps.iter().map(|step| self.cancel(*step)).collect();
-        done.into_iter().collect()
-    }
 }
 
 fn exit(ended: Ended, cgroup: &Cgroup) -> Exit {

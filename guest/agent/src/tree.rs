@@ -52,14 +52,6 @@ impl Trash {
         Ok(())
     }
 
-    /// Removes what an earlier boot left in the trash.
-    pub(crate) fn sweep(&self) -> Result<()> {
-        for name in names(self.dir.as_fd())? {
-            self.remove(self.dir.as_fd(), &name)?;
-        }
-        Ok(())
-    }
-
     /// Unlinks an entry, or moves it into the trash if it is a directory that is not empty.
     fn unlink_or_move(
         &self,
@@ -222,16 +214,6 @@ mod tests {
             dir = openat(&dir, c"deeper", LIST, Mode::empty()).unwrap();
         }
         trash.remove(work.as_fd(), c"deeper").unwrap();
-        assert_clean(temp.path());
-    }
-
-    #[test]
-    fn the_trash_of_an_earlier_boot_is_swept() {
-        let (temp, trash, _work) = set_up();
-        for n in 0..3 {
-            fs::create_dir_all(temp.path().join(format!("trash/tree-{n}/x/y"))).unwrap();
-        }
-        trash.sweep().unwrap();
         assert_clean(temp.path());
     }
 

@@ -56,14 +56,14 @@
 //!     nonce: [7; 16],
 //! };
 //! let mut stream = message::encode(0, &hello)?;
-//! stream.extend(message::encode(1, &Request::List)?);
+//! stream.extend(message::encode(1, &Request::Stat)?);
 //!
 //! // … and the guest reads both.
 //! let (first, rest) = frame::decode(&stream)?.expect("a whole frame");
 //! assert_eq!(message::decode::<Hello>(&first)?, hello);
 //! let (second, rest) = frame::decode(rest)?.expect("a whole frame");
 //! assert_eq!((second.kind, second.id), (Kind::Request, 1));
-//! assert_eq!(message::decode::<Request>(&second)?, Request::List);
+//! assert_eq!(message::decode::<Request>(&second)?, Request::Stat);
 //! assert!(rest.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

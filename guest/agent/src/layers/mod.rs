@@ -92,23 +92,6 @@ pub(crate) fn file_name(layer: &LayerName) -> Result<CString> {
     Ok(CString::new(hex)?)
 }
 
-/// The layer whose directory has this name.
-fn parse_name(name: &[u8]) -> Option<LayerName> {
-    let text = str::from_utf8(name).ok().filter(|text| text.len() == 64)?;
-    let mut layer = LayerName::default();
-    for (at, byte) in layer.iter_mut().enumerate() {
-        let digits = text.get(2 * at..2 * at + 2)?;
-        if digits
-            .bytes()
-            .any(|digit| !matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-        {
-            return None;
-        }
-        *byte = u8::from_str_radix(digits, 16).ok()?;
-    }
-    Some(layer)
-}
-
 impl Layers {
     /// Uses these directories, which nothing else writes to. The scratch directory must be empty.
     pub(crate) fn new(committed: OwnedFd, scratch: OwnedFd, trash: Arc<Trash>) -> Self {
@@ -123,15 +106,6 @@ impl Layers {
 
     fn used(&self) -> MutexGuard<'_, HashMap<LayerName, usize>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The names of the committed layers.
-    pub(crate) fn list(&self) -> Result<Vec<LayerName>> {
-        let names = tree::names(self.committed.as_fd())?;
-        Ok(names
-            .iter()
-            .filter_map(|name| parse_name(name.to_bytes()))
-            .collect())
     }
 
     /// Keeps a chain of layers on the disk.
@@ -240,24 +214,6 @@ impl Layers {
             self.trash.remove(self.committed.as_fd(), file)?;
             self.trash
                 .remove(self.committed.as_fd(), &Implicit::file_name(file)?)?;
-        }
-        Ok(())
-    }
-
-    /// Removes everything that an earlier boot left in `layers/` and that is not a committed layer.
-    pub(crate) fn sweep(&self) -> Result<()> {
-        let names = tree::names(self.committed.as_fd())?;
-        let layers: Vec<&CString> = names
-            .iter()
-            .filter(|name| parse_name(name.to_bytes()).is_some())
-            .collect();
-        for name in &names {
-            let belongs = layers.iter().any(|layer| {
-                *layer == name || Implicit::file_name(layer).is_ok_and(|n| n == *name)
-            });
-            if !belongs {
-                self.trash.remove(self.committed.as_fd(), name)?;
-            }
         }
         Ok(())
     }

@@ -6,13 +6,13 @@
 //! use wire::{Kind, Reply, Request, frame, message};
 //!
 //! // The host sends request 7 …
-//! let bytes = message::encode(7, &Request::List)?;
+//! let bytes = message::encode(7, &Request::Stat)?;
 //!
 //! // … and the guest reads it.
 //! let (frame, rest) = frame::decode(&bytes)?.expect("a whole frame");
 //! assert_eq!((frame.kind, frame.id), (Kind::Request, 7));
 //! assert!(rest.is_empty());
-//! assert_eq!(message::decode::<Request>(&frame)?, Request::List);
+//! assert_eq!(message::decode::<Request>(&frame)?, Request::Stat);
 //!
 //! // A frame of one kind is never read as a message of another.
 //! assert!(message::decode::<Reply>(&frame).is_err());

@@ -2,17 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LayerName, Limit, Message, at_most};
+use super::{Limit, Message, at_most};
 use crate::frame::Kind;
-use crate::limits::{MAX_FAILURE_TEXT, MAX_NAMES};
+use crate::limits::MAX_FAILURE_TEXT;
 
 /// The answer to a [`Request`](super::Request).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The request was carried out.
     Done,
-    /// Answer to [`Request::List`](super::Request::List).
-    Layers(Vec<LayerName>),
     /// Answer to [`Request::Run`](super::Request::Run).
     Exited(Exit),
     /// Answer to [`Request::ExportDiff`](super::Request::ExportDiff): the whole tar was sent,
@@ -31,7 +29,6 @@ impl Message for Reply {
     const KIND: Kind = Kind::Reply;
     fn check(&self) -> Result<(), Limit> {
         match self {
-            Self::Layers(layers) => at_most("layers", layers.len(), MAX_NAMES),
             Self::Failed(failure) => failure.check(),
             Self::Done | Self::Exited(_) | Self::Exported { .. } | Self::Stat(_) => Ok(()),
         }

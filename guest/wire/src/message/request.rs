@@ -17,8 +17,6 @@ use crate::limits::{
     reason = "a request is made, sent and dropped; there is never a collection of them"
 )]
 pub enum Request {
-    /// Lists the layers on the guest disk. → [`Reply::Layers`](super::Reply::Layers)
-    List,
     /// Receives the tar of a layer on `transfer` (host to guest), unpacks it and commits it.
     /// → [`Reply::Done`](super::Reply::Done)
     Import {
@@ -68,9 +66,6 @@ pub enum Request {
     },
     /// Reports disk and memory use. → [`Reply::Stat`](super::Reply::Stat)
     Stat,
-    /// Kills all steps, syncs and unmounts the guest disk, replies
-    /// [`Reply::Done`](super::Reply::Done) and powers off.
-    Quit,
 }
 
 impl Message for Request {
@@ -79,14 +74,12 @@ impl Message for Request {
         match self {
             Self::Run(step) => step.check(),
             Self::Remove { layers } => at_most("layers", layers.len(), MAX_NAMES),
-            Self::List
-            | Self::Import { .. }
+            Self::Import { .. }
             | Self::ExportDiff { .. }
             | Self::Commit { .. }
             | Self::Discard { .. }
             | Self::Cancel { .. }
-            | Self::Stat
-            | Self::Quit => Ok(()),
+            | Self::Stat => Ok(()),
         }
     }
 }

@@ -52,18 +52,6 @@ fn joined(
 }
 
 impl Session {
-    /// The layers that are committed on the guest disk.
-    #[cfg(test)]
-    pub(crate) fn list(&self) -> Result<Vec<LayerName>, SessionError> {
-        let reply = self
-            .ask(&Request::List)?
-            .wait_or_lose("list its layers", self.limits().short)?;
-        let Reply::Layers(layers) = reply else {
-            return Err(self.unexpected("List", &reply));
-        };
-        Ok(layers)
-    }
-
     /// The guest's disk and memory usage.
     pub(crate) fn stat(&self) -> Result<Stat, SessionError> {
         let reply = self
@@ -94,17 +82,6 @@ impl Session {
         let pending = self.ask(&Request::Commit { step, layer })?;
         let reply = pending.wait_or_lose("commit a layer", self.limits().files)?;
         self.expect_done("Commit", &reply)
-    }
-
-    /// Powers the guest off in order: it has synced and unmounted its disk when this returns.
-    #[cfg(test)]
-    pub(crate) fn quit(&self, limit: std::time::Duration) -> Result<(), SessionError> {
-        self.shared.quitting.store(true, Ordering::Release);
-        let pending = self.ask(&Request::Quit)?;
-        let reply = pending.wait_or_lose("power off", limit)?;
-        self.expect_done("Quit", &reply)?;
-        self.lose(Lost::Ended);
-        Ok(())
     }
 
     /// Sends a layer of `size` bytes, which the guest unpacks and commits.
@@ -298,7 +275,7 @@ impl Session {
         match reply {
             Reply::Exited(exit) => Ok(exit),
             Reply::Failed(failure) => Err(SessionError::Refused(failure)),
-            Reply::Done | Reply::Layers(_) | Reply::Exported { .. } | Reply::Stat(_) => {
+            Reply::Done | Reply::Exported { .. } | Reply::Stat(_) => {
                 Err(self.unexpected("Run", &reply))
             }
         }
@@ -380,7 +357,6 @@ impl Session {
     fn unexpected(&self, request: &str, reply: &Reply) -> SessionError {
         let reply = match reply {
             Reply::Done => "Done",
-            Reply::Layers(_) => "Layers",
             Reply::Exited(_) => "Exited",
             Reply::Exported { .. } => "Exported",
             Reply::Stat(_) => "Stat",

@@ -1,7 +1,7 @@
 //! The state of a session that its threads and its callers share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,6 @@ pub(super) struct Shared {
     lost: Mutex<Option<Arc<Lost>>>,
     /// Cancelled when the session ends; its threads check it.
     pub(super) closed: Cancel,
-    /// The guest was told to power off, so the end of its connection is not a loss.
-    pub(super) quitting: AtomicBool,
     /// Connections that have not named their transfer yet.
     pub(super) attaching: AtomicU64,
     watches: AtomicU64,
@@ -84,7 +82,6 @@ impl Shared {
             heartbeat: Mutex::new(config.heartbeat),
             lost: Mutex::default(),
             closed: Cancel::new(),
-            quitting: AtomicBool::new(false),
             attaching: AtomicU64::new(0),
             watches: AtomicU64::new(0),
         }
@@ -100,9 +97,6 @@ impl Shared {
             if let Some(first) = lost.as_ref() {
                 return Arc::clone(first);
             }
-            let ended = matches!(why, Lost::Closed | Lost::Connection(_))
-                && self.quitting.load(Ordering::Acquire);
-            let why = if ended { Lost::Ended } else { why };
             Arc::clone(lost.insert(Arc::new(why)))
         };
         if !matches!(*why, Lost::Ended) {

@@ -234,11 +234,7 @@ fn boot_and_look(torn_down: &[Wall]) -> Vec<Wall> {
     assert_eq!(Observed::of(pid).ok(), vm.report().confinement);
     let visible = Wall::ALL.into_iter().filter(|wall| *wall != Wall::Landlock);
     let shown = visible.filter(|wall| shows(*wall, pid)).collect();
-    assert_eq!(
-        vm.session().list().unwrap(),
-        [[0; 32]; 0],
-        "the guest works"
-    );
+    vm.session().stat().expect("the guest works");
     let problems = vm.end();
     assert!(problems.is_empty(), "{problems:?}");
     registry.check_clean();

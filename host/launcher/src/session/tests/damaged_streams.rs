@@ -12,7 +12,7 @@ use exec::Cancel;
 use wire::frame::{self, Kind};
 use wire::{Attach, Failure, FailureKind, Reply, Request, message, transfer};
 
-use super::{check_lost, with};
+use super::{STAT, check_lost, with};
 use crate::session::testing::scripted_guest::{Guest, NONCE, pair, short_limits};
 use crate::session::{Heartbeat, Lost, Session, SessionError};
 
@@ -163,7 +163,7 @@ fn frames_that_do_not_belong_to_a_transfer_lose_the_guest() {
 
 #[test]
 fn a_control_connection_that_is_cut_after_any_byte_ends_the_session() {
-    let reply = message::encode(1, &Reply::Layers(vec![[1; 32]])).unwrap();
+    let reply = message::encode(1, &Reply::Stat(STAT)).unwrap();
     for_each_below(reply.len(), |cut| {
         let (host, mut guest) = pair();
         let bytes = reply[..cut].to_vec();
@@ -173,7 +173,7 @@ fn a_control_connection_that_is_cut_after_any_byte_ends_the_session() {
             guest.control.write_all(&bytes).unwrap();
         });
         let session = host.open().unwrap();
-        check_lost(session.list(), "");
+        check_lost(session.stat(), "");
         script.join().unwrap();
     });
 }
@@ -215,7 +215,7 @@ fn import_cut(read: usize, layer: &[u8]) -> (Result<(), SessionError>, Session) 
         let failure = Failure::new(FailureKind::Violation, "the transfer has no end");
         guest.reply(id, &Reply::Failed(failure));
         while let Some((id, _)) = guest.request() {
-            guest.reply(id, &Reply::Layers(vec![]));
+            guest.reply(id, &Reply::Stat(STAT));
         }
     });
     let session = host.open().unwrap();
@@ -242,7 +242,7 @@ fn a_layer_whose_connection_is_cut_anywhere_is_refused_and_the_guest_is_not_lost
                 matches!(&import, Err(SessionError::Refused(failure)) if failure.text.contains("no end")),
                 "{import:?}"
             );
-            session.list().unwrap();
+            session.stat().unwrap();
         });
     }
 }

@@ -23,7 +23,7 @@ fn a_request_that_meets_the_loss_of_its_guest_ends() {
         }
         // It now waits for the transfers, or will.
         thread::sleep(Duration::from_millis(50));
-        let asked = shared.ask(&Request::List);
+        let asked = shared.ask(&Request::Stat);
         drop(transfers);
         loser.join().unwrap();
         let ended = asked.and_then(|pending| pending.wait(None, Some(Duration::from_secs(10))));

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use exec::{Cancel, Output, Stream};
 use wire::frame::{self, Kind};
-use wire::{Exit, Failure, FailureKind, Network, Reply, Request, RunStep, StepLimits, transfer};
+use wire::{
+    Exit, Failure, FailureKind, Network, Reply, Request, RunStep, Stat, StepLimits, transfer,
+};
 
 use super::limits::Limits;
 use super::{Heartbeat, Lost, Session, SessionError};
@@ -29,6 +31,16 @@ const EXIT: Exit = Exit {
     signal: None,
     out_of_memory: false,
     peak_memory: 1,
+};
+
+/// What a guest reports that has nothing.
+const STAT: Stat = Stat {
+    disk_size: 0,
+    disk_free: 0,
+    memory_size: 0,
+    memory_free: 0,
+    agent_memory: 0,
+    agent_memory_peak: 0,
 };
 
 /// Opens a session with a guest whose script begins after the hello.
@@ -101,7 +113,7 @@ fn an_honest_guest_serves_every_request() {
         let mut imported = Vec::new();
         while let Some((id, request)) = guest.request() {
             let reply = match request {
-                Request::List => Reply::Layers(vec![[1; 32], [2; 32]]),
+                Request::Stat => Reply::Stat(STAT),
                 Request::Import { transfer, size, .. } => {
                     imported = guest.receive(transfer);
                     assert_eq!(imported.len() as u64, size);
@@ -115,15 +127,10 @@ fn an_honest_guest_serves_every_request() {
                     guest.send(transfer, &[(0, b"a layer")]);
                     Reply::Exported { size: 7 }
                 }
-                Request::Quit => {
-                    guest.reply(id, &Reply::Done);
-                    break;
-                }
                 Request::Commit { .. }
                 | Request::Remove { .. }
                 | Request::Discard { .. }
-                | Request::Cancel { .. }
-                | Request::Stat => Reply::Done,
+                | Request::Cancel { .. } => Reply::Done,
             };
             guest.reply(id, &reply);
         }
@@ -131,7 +138,7 @@ fn an_honest_guest_serves_every_request() {
     });
     let cancel = Cancel::new();
     assert_eq!(session.software, "agent of a test");
-    assert_eq!(session.list().unwrap(), [[1; 32], [2; 32]]);
+    assert_eq!(session.stat().unwrap(), STAT);
     let tar: Vec<u8> = (0..9_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     session
         .import([3; 32], tar.len() as u64, &mut Cursor::new(&tar), &cancel)
@@ -148,7 +155,7 @@ fn an_honest_guest_serves_every_request() {
     assert_eq!(exported, b"a layer");
     session.commit(1, [4; 32]).unwrap();
     session.remove(vec![[4; 32]]).unwrap();
-    session.quit(Duration::from_secs(5)).unwrap();
+    session.close();
     assert!(script.join().unwrap() == tar);
     assert!(
         matches!(*session.lost().unwrap(), Lost::Ended),
@@ -257,7 +264,7 @@ fn loss_of_the_control_connection_ends_all_waits() {
         check_lost(import.join().unwrap(), "control connection");
     });
     script.join().unwrap();
-    check_lost(session.list(), "control connection");
+    check_lost(session.stat(), "control connection");
 }
 
 #[test]
@@ -279,7 +286,7 @@ fn broken_frames_on_the_control_connection_lose_the_guest() {
             guest.control.write_all(&bytes).unwrap();
             guest
         });
-        check_lost(session.list(), text);
+        check_lost(session.stat(), text);
         script.join().unwrap();
     }
 }
@@ -291,7 +298,7 @@ fn a_reply_that_does_not_fit_its_request_loses_the_guest() {
         guest.reply(id, &Reply::Exported { size: 1 });
         guest
     });
-    check_lost(session.list(), "the reply to List is Exported");
+    check_lost(session.stat(), "the reply to Stat is Exported");
     script.join().unwrap();
 }
 
@@ -650,7 +657,7 @@ fn a_bulk_transfer_that_nobody_reads_delays_nothing_else() {
             if let Request::Import { transfer, .. } = request {
                 stuck.push(guest.attach(transfer, NONCE));
             } else {
-                guest.reply(id, &Reply::Layers(vec![]));
+                guest.reply(id, &Reply::Stat(STAT));
             }
         }
     });
@@ -665,7 +672,7 @@ fn a_bulk_transfer_that_nobody_reads_delays_nothing_else() {
             }
         });
         for _ in 0..20 {
-            session.list().unwrap();
+            session.stat().unwrap();
         }
         cancel.cancel();
         assert!(matches!(
@@ -682,5 +689,5 @@ fn closing_a_session_ends_its_threads_and_the_guest_notices() {
     let (session, script) = with(|mut guest| guest.request());
     session.close();
     assert_eq!(script.join().unwrap(), None);
-    check_lost(session.list(), "was shut down");
+    check_lost(session.stat(), "was shut down");
 }
