@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+pub mod attempts;
 pub mod programs;
 
 use std::borrow::BorrowMut;

@@ -1,5 +1,6 @@
 //! `cargo xtask test` and `cargo xtask vm-test`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,7 +17,7 @@ use crate::setup;
 use crate::shell::{self, say};
 use crate::soak;
 use crate::tools;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, make_dir};
 
 /// VMs at the same time: each emulated one keeps a processor busy.
 const VMS: &str = "2";
@@ -45,6 +46,44 @@ struct Bench {
     vm_image: PathBuf,
 }
 
+/// What became of attempts to get through a wall, as the tests of `tests/tests/hostile` write it down.
+struct Attempts(PathBuf);
+
+impl Attempts {
+    /// An empty directory for them.
+    fn new(workspace: &Workspace) -> Result<Self> {
+        let dir = workspace.target.join("attempts");
+        if dir.exists() {
+            fs::remove_dir_all(&dir).context("cannot remove the attempts of an earlier run")?;
+        }
+        make_dir(&dir)?;
+        Ok(Self(dir))
+    }
+
+    /// Names those that failed, and then says how many there were, if any.
+    fn print(&self) -> Result<()> {
+        let (mut contained, mut failed) = (0, 0);
+        for file in fs::read_dir(&self.0).context("cannot read the attempts")? {
+            let lines = fs::read_to_string(file?.path()).context("cannot read the attempts")?;
+            for line in lines.lines() {
+                if line.starts_with("contained ") {
+                    contained += 1;
+                } else {
+                    failed += 1;
+                    say(line);
+                }
+            }
+        }
+        let all = contained + failed;
+        if all > 0 {
+            say(format!(
+                "\n{all} attempts, {contained} contained, {failed} failed"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Everything; the builds in VMs come last.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
@@ -56,7 +95,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         workspace,
     };
     let mut totals = Totals::default();
-    let done = all(&bench, args, &mut totals);
+    let attempts = Attempts::new(&bench.workspace)?;
+    let done = all(&bench, args, &attempts, &mut totals);
+    attempts.print()?;
     if !args.full {
         say("\n(`cargo xtask test --full` also runs what is too long for every change)");
     }
@@ -74,18 +115,20 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
         workspace,
     };
     let mut totals = Totals::default();
-    let done = builds_in_vms(&bench, args, &mut totals);
+    let attempts = Attempts::new(&bench.workspace)?;
+    let done = builds_in_vms(&bench, args, &attempts, &mut totals);
     totals.print();
+    attempts.print()?;
     done
 }
 
 /// A failure does not hide what comes after it. The first one is returned.
-fn all(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
+fn all(bench: &Bench, args: &Args, attempts: &Attempts, totals: &mut Totals) -> Result<()> {
     let outcomes = [
         tests_of_crates(bench, args, totals),
         examples(bench, args, totals),
         random_builds(bench, args),
-        builds_in_vms(bench, args, totals),
+        builds_in_vms(bench, args, attempts, totals),
     ];
     outcomes.into_iter().collect()
 }
@@ -126,7 +169,12 @@ fn examples(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
     totals.run(&mut cargo_test(bench, args, &words))
 }
 
-fn builds_in_vms(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> {
+fn builds_in_vms(
+    bench: &Bench,
+    args: &Args,
+    attempts: &Attempts,
+    totals: &mut Totals,
+) -> Result<()> {
     let accelerator = accelerator(&bench.workspace, &bench.cofferdam, &bench.vm_image)?;
     let mut command = cargo_test(bench, args, &["--package", "tests"]);
     command.args(["--", "--test-threads", VMS]);
@@ -135,11 +183,23 @@ fn builds_in_vms(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()> 
         .args(harness_arguments())
         .env("COFFERDAM_BIN", &bench.cofferdam)
         .env("COFFERDAM_ACCEL", accelerator)
+        .env("COFFERDAM_ATTEMPTS", &attempts.0)
+        .env("COFFERDAM_HOSTILE_IMAGE", hostile_image(&bench.workspace)?)
         .env(
             "COFFERDAM_STOCK_DEVICE",
             tools::STOCK_DEVICE.obtain(&bench.workspace)?,
         );
     totals.run(&mut command)
+}
+
+/// The guest image whose agent is hostile.
+fn hostile_image(workspace: &Workspace) -> Result<PathBuf> {
+    let guest = image::compile_static(workspace, &["--package", "hostile-guest"])?;
+    let args = image::Args::of(
+        guest.join("hostile-guest"),
+        workspace.target.join("hostile"),
+    );
+    image::build(workspace, &args)
 }
 
 /// `cargo test` with these words. What is wanted behind `--` is the caller's.

@@ -41,6 +41,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
+    ("hostile-guest", &["vsock-guest", "wire"]),
     (
         "launcher",
         &[

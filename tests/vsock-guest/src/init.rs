@@ -50,7 +50,11 @@ pub fn end() -> Errno {
     errno
 }
 
-fn load_modules(groups: &[&str]) -> Outcome<()> {
+/// Loads the modules of these groups of the initramfs.
+///
+/// # Errors
+/// If one cannot be loaded.
+pub fn load_modules(groups: &[&str]) -> Outcome<()> {
     let modules = Path::new("/modules");
     for line in fs::read_to_string(modules.join("order"))?.lines() {
         let Some((group, name)) = line.split_once(' ') else {

@@ -40,6 +40,17 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
+impl Args {
+    /// The guest image that has this program as its agent, in this directory.
+    pub(crate) fn of(agent: PathBuf, out: PathBuf) -> Self {
+        Self {
+            agent: Some(agent),
+            out: Some(out),
+            ..Self::default()
+        }
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let workspace = Workspace::find()?;
