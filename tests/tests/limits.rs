@@ -1,5 +1,6 @@
 //! What steps and contexts may make, up to the limits of a layer and beyond them.
 
+use tests::programs::set_xattr;
 use tests::{BUSYBOX, Bench};
 
 /// Makes directories until the path of the last has this many bytes, and goes there.
@@ -18,7 +19,14 @@ fn steps_at_the_limits_of_a_layer_are_kept_or_fail_once_in_their_own_words() {
     let bench = Bench::new();
     let name = "n".repeat(255);
     bench.write(&name, "x");
+    // More than a block of the guest's file system.
+    bench.write(
+        "attribute",
+        set_xattr("/large", "user.large", &[b'v'; 60_000]),
+    );
+    bench.chmod("attribute", 0o755);
     let steps = [
+        "COPY attribute /\nRUN touch /large && /attribute".to_owned(),
         format!("COPY {name} /copied/"),
         format!("RUN cd / && echo x >{name}"),
         format!("RUN rm /{name} /copied/{name}"),
@@ -29,10 +37,17 @@ fn steps_at_the_limits_of_a_layer_are_kept_or_fail_once_in_their_own_words() {
         // Every layer below is read again.
         "RUN [ $(ls /odd | wc -l) -ge 5 ] && [ ! -e /copied/n* ] && cd / && rm -r deep".to_owned(),
     ];
+    let out = bench.out().join("tree");
+    let output = format!("type=local,dest={}", out.display());
     let done = bench
-        .build(&format!("{BUSYBOX}{}\n", steps.join("\n")), &[])
+        .build(
+            &format!("{BUSYBOX}{}\n", steps.join("\n")),
+            &["-o", &output],
+        )
         .expect_status(0);
     assert!(!done.stderr.contains("lost"), "{done:?}");
+    let large = xattr::get(out.join("large"), "user.large").unwrap();
+    assert_eq!(large.map(|value| value.len()), Some(60_000));
 
     let refused = |step: &str, status, said: &[&str]| {
         let done = bench.build(&format!("{BUSYBOX}RUN {step}\n"), &[]);

@@ -218,6 +218,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     use super::*;
     use crate::transport::Socket;

@@ -20,13 +20,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::errno::Errno;
+use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::open;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::syncfs;
 use wire::LayerName;
 
 use crate::layers::{Layers, file_name};

@@ -141,20 +141,6 @@ pub(crate) fn is_dot(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
-/// The names in a directory, in no order. Only for the agent's own directories, which are small.
-pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<CString>> {
-    let mut names = Vec::new();
-    // Opened again: a duplicate of the descriptor would share its position in the listing.
-    let dir = openat(dir, c".", LIST, Mode::empty())?;
-    for entry in Dir::from_fd(dir)?.iter() {
-        let entry = entry?;
-        if !is_dot(entry.file_name()) {
-            names.push(entry.file_name().to_owned());
-        }
-    }
-    Ok(names)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -182,7 +182,14 @@ fn a_hostile_context_leads_nowhere() {
     let control = whole.has("all/real/secret");
     place.note("whole-context", &whole, control);
 
-    // A link in the image is a link of the image.
+    place.finish();
+}
+
+#[test]
+fn a_hostile_link_in_an_image_stays_in_the_image() {
+    let mut place = Place::new("links");
+    let (context, outside) = (place.context(), place.outside.clone());
+    place.bench.write("inside", "inside\n");
     let target = outside.to_str().unwrap();
     fs::create_dir(context.join("links")).unwrap();
     symlink(&outside, context.join("links/way")).unwrap();
@@ -255,7 +262,13 @@ fn a_hostile_dockerfile_costs_no_more_than_a_limit() {
         let ended = place.build_text(&text);
         place.note_refused(name, &ended, control);
     }
-    // Patterns of an ignore file against a deep tree: no refusal, but in time.
+    place.finish();
+}
+
+/// It refuses nothing, and ends in time.
+#[test]
+fn a_hostile_ignore_file_takes_no_longer_than_others() {
+    let mut place = Place::new("ignore-file");
     let deep = (0..14)
         .map(|_| "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa")
         .collect::<Vec<_>>();
@@ -285,7 +298,9 @@ fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
         header.set_entry_type(*kind);
         header.set_mode(if kind.is_dir() { 0o755 } else { 0o6755 });
         header.set_size(data.len() as u64);
-        (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         if kind.is_character_special() {
             header.set_device_major(1).unwrap();
             header.set_device_minor(8).unwrap();
@@ -494,7 +509,14 @@ fn a_hostile_dockerfile_makes_the_host_ask_nobody() {
             .attempts
             .note(&format!("add-{host}"), contained, control, &details);
     }
-    // A server that the user names leads to one that he does not.
+    place.finish();
+}
+
+#[test]
+fn a_hostile_server_or_registry_makes_the_host_ask_nobody() {
+    let mut place = Place::new("servers");
+    let (port, asked) = server();
+    // A server that the user names leads to one that the user does not name.
     let named = format!("localhost:{port}");
     place.build_text(&format!("FROM scratch\nADD http://{named}/away /s\n"));
     let redirected = place.build(&["--allow-host", &named]);
@@ -562,66 +584,70 @@ impl Layout {
     }
 }
 
+/// Changes a layout. The path is that of a secret of the host.
+type Change = fn(&Layout, &Path);
+
+/// What can be wrong with a base image.
+const CHANGES: &[(&str, Change)] = &[
+    ("intact", |_, _| {}),
+    ("another-manifest", |layout, _| {
+        fs::write(&layout.blobs()[0], "{}").unwrap();
+    }),
+    ("another-config", |layout, _| {
+        fs::write(&layout.blobs()[1], "{}").unwrap();
+    }),
+    ("another-layer", |layout, _| {
+        let last = layout.blobs().pop().unwrap();
+        fs::write(last, [0; 4096]).unwrap();
+    }),
+    ("missing-layer", |layout, _| {
+        fs::remove_file(layout.blobs().pop().unwrap()).unwrap();
+    }),
+    ("link-in-place-of-a-layer", |layout, secret| {
+        let last = layout.blobs().pop().unwrap();
+        fs::remove_file(&last).unwrap();
+        symlink(secret, last).unwrap();
+    }),
+    ("pipe-in-place-of-a-layer", |layout, _| {
+        let last = layout.blobs().pop().unwrap();
+        fs::remove_file(&last).unwrap();
+        nix::unistd::mkfifo(&last, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }),
+    ("link-in-place-of-the-index", |layout, secret| {
+        fs::remove_file(layout.dir.join("index.json")).unwrap();
+        symlink(secret, layout.dir.join("index.json")).unwrap();
+    }),
+    ("nested-index", |layout, _| {
+        let text = "[".repeat(1_000_000);
+        fs::write(layout.dir.join("index.json"), text).unwrap();
+    }),
+    ("endless-index", |layout, _| {
+        let file = fs::File::create(layout.dir.join("index.json")).unwrap();
+        file.set_len(1 << 40).unwrap();
+    }),
+    ("digest-with-a-path", |layout, secret| {
+        let text = format!(
+            "{{\"schemaVersion\":2,\"manifests\":[{{\"mediaType\":\
+             \"application/vnd.oci.image.manifest.v1+json\",\"size\":20,\
+             \"digest\":\"sha256:../../../{}\"}}]}}",
+            secret.display()
+        );
+        fs::write(layout.dir.join("index.json"), text).unwrap();
+    }),
+    ("index-of-itself", |layout, _| {
+        let text = "{\"schemaVersion\":2,\"manifests\":[{\"mediaType\":\
+             \"application/vnd.oci.image.index.v1+json\",\"size\":-1,\
+             \"digest\":\"sha256:0000000000000000000000000000000000000000000000000000000000000000\"}]}";
+        fs::write(layout.dir.join("index.json"), text).unwrap();
+    }),
+];
+
 #[test]
 fn a_hostile_base_image_is_refused() {
     let mut place = Place::new("images");
     let secret = place.outside.join("secret");
-    type Change = fn(&Layout, &Path);
-    let changes: &[(&str, Change)] = &[
-        ("intact", |_, _| {}),
-        ("another-manifest", |layout, _| {
-            fs::write(&layout.blobs()[0], "{}").unwrap()
-        }),
-        ("another-config", |layout, _| {
-            fs::write(&layout.blobs()[1], "{}").unwrap()
-        }),
-        ("another-layer", |layout, _| {
-            let last = layout.blobs().pop().unwrap();
-            fs::write(last, [0; 4096]).unwrap();
-        }),
-        ("missing-layer", |layout, _| {
-            fs::remove_file(layout.blobs().pop().unwrap()).unwrap()
-        }),
-        ("link-in-place-of-a-layer", |layout, secret| {
-            let last = layout.blobs().pop().unwrap();
-            fs::remove_file(&last).unwrap();
-            symlink(secret, last).unwrap();
-        }),
-        ("pipe-in-place-of-a-layer", |layout, _| {
-            let last = layout.blobs().pop().unwrap();
-            fs::remove_file(&last).unwrap();
-            nix::unistd::mkfifo(&last, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        }),
-        ("link-in-place-of-the-index", |layout, secret| {
-            fs::remove_file(layout.dir.join("index.json")).unwrap();
-            symlink(secret, layout.dir.join("index.json")).unwrap();
-        }),
-        ("nested-index", |layout, _| {
-            let text = "[".repeat(1_000_000);
-            fs::write(layout.dir.join("index.json"), text).unwrap();
-        }),
-        ("endless-index", |layout, _| {
-            let file = fs::File::create(layout.dir.join("index.json")).unwrap();
-            file.set_len(1 << 40).unwrap();
-        }),
-        ("digest-with-a-path", |layout, secret| {
-            let text = format!(
-                "{{\"schemaVersion\":2,\"manifests\":[{{\"mediaType\":\
-                 \"application/vnd.oci.image.manifest.v1+json\",\"size\":20,\
-                 \"digest\":\"sha256:../../../{}\"}}]}}",
-                secret.display()
-            );
-            fs::write(layout.dir.join("index.json"), text).unwrap();
-        }),
-        ("index-of-itself", |layout, _| {
-            let text = "{\"schemaVersion\":2,\"manifests\":[{\"mediaType\":\
-                 \"application/vnd.oci.image.index.v1+json\",\"size\":-1,\
-                 \"digest\":\"sha256:0000000000000000000000000000000000000000000000000000000000000000\"}]}";
-            fs::write(layout.dir.join("index.json"), text).unwrap();
-        }),
-    ];
     let mut intact = false;
-    for (name, change) in changes {
+    for (name, change) in CHANGES {
         let layout = Layout::new(&place, name);
         change(&layout, &secret);
         place.bench.write("Dockerfile", "FROM base\nLABEL a=b\n");

@@ -480,14 +480,14 @@ fn verdicts(done: &Done) -> Verdicts {
 }
 
 /// How each row goes in a VM without walls.
-fn without_walls() -> (Verdicts, String) {
+fn without_walls() -> Verdicts {
     let (bench, _) = set_up();
     bench.write("Dockerfile", format!("{BUSYBOX}{ROWS}"));
     let mut command = bench.build_command(&[]);
     command.env("COFFERDAM_VM_IMAGE", hostile_image());
     let done = run(command).expect_status(0);
     bench.check_clean();
-    (verdicts(&done), done.stderr)
+    verdicts(&done)
 }
 
 #[test]
@@ -499,7 +499,7 @@ fn a_hostile_step_is_confined_as_a_container_of_docker() {
     let done = bench.build(&dockerfile, &["-o", &output]);
     let done = done.expect_status(0);
     let got = verdicts(&done);
-    let (bare, bare_output) = without_walls();
+    let bare = without_walls();
     let mut attempts = Attempts::of("steps");
     for (name, want) in wanted {
         let verdict = got.get(&name);
@@ -513,7 +513,6 @@ fn a_hostile_step_is_confined_as_a_container_of_docker() {
             assert_eq!(verdict, Some(&want), "{name}\n{}", done.stderr);
         }
     }
-    println!("in a step:\n{}\nwithout walls:\n{bare_output}", done.stderr);
     check_what_is_left(&out);
     bench.check_clean();
     attempts.finish();

@@ -4,10 +4,11 @@
 //! grows the file system to the size of the disk while it is mounted.
 //!
 //! `template.txt` was made once, with `mke2fs` 1.47.0 in a 64 MiB file, by the command in the test
-//! below. Three of its options matter:
+//! below. Four of its options matter:
 //! * `-b 4096`: for a small file mke2fs would choose 1 KiB blocks, and growing those stops short of
 //!   17 GB *and reports success*;
 //! * `meta_bg` without `resize_inode`: growing needs no reserved blocks and has no upper bound;
+//! * `ea_inode`: without it, an extended attribute of more than a block is refused as a full disk;
 //! * fixed UUID, hash seed and time: the same bytes on every machine.
 
 use std::fs::File;
@@ -58,7 +59,7 @@ mod tests {
             .args(["-J", "size=16", "-L", "cofferdam", "-O"])
             .arg(
                 "none,has_journal,ext_attr,dir_index,filetype,meta_bg,extent,64bit,flex_bg,\
-                 sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",
+                 sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum,ea_inode",
             )
             .args(["-U", "0cfd0cfd-0000-4000-8000-000000000001", "-E"])
             .arg(
