@@ -1,7 +1,11 @@
-//! What steps and contexts may make, up to the limits of a layer and beyond them.
+//! What steps and contexts may make, up to the limits of a layer and beyond them; and what builds may use.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
 
 use tests::programs::set_xattr;
-use tests::{BUSYBOX, Bench};
+use tests::{BUSYBOX, Bench, finish};
 
 /// Makes directories until the path of the last has this many bytes, and goes there.
 fn deep(last: usize) -> String {
@@ -94,5 +98,59 @@ fn files_of_the_context_that_no_layer_can_hold_are_said_to_be_that() {
     let done = bench.build(&format!("FROM scratch\nCOPY busybox /{dest}/\n"), &[]);
     let done = done.expect_status(1);
     done.says(&["4103 bytes", "at most 4095"]);
+    bench.check_clean();
+}
+
+#[test]
+fn steps_together_add_no_more_than_the_build_may() {
+    let bench = Bench::new();
+    let write = |file: &str| format!("RUN dd if=/dev/zero of=/{file} bs=1M count=6\n");
+    let dockerfile = format!("{BUSYBOX}{}{}", write("a"), write("b"));
+    let done = bench.build(&dockerfile, &["--build-disk", "12m"]);
+    let done = done.expect_status(124);
+    done.says(&[
+        "--build-disk",
+        "the 12.0 MiB that it may add",
+        "Dockerfile:5",
+    ]);
+    assert!(!done.stderr.contains("lost"), "{done:?}");
+    // What was whole is cached, and counts for the build that made it.
+    let again = bench.build(&dockerfile, &["--build-disk", "12m"]);
+    again.expect_status(0).says(&["CACHED"]);
+    bench.check_clean();
+}
+
+/// Starts a build whose progress goes to a file.
+fn start(bench: &Bench, name: &str, step: &str) -> (Child, Command, impl Fn() -> String) {
+    bench.write(name, format!("{BUSYBOX}RUN {step}\n"));
+    let log = bench.out().join(name);
+    let memory = ["--memory", "512m", "--total-memory", "700m"];
+    let mut command = bench.build_command(&[&["-f", name], &memory[..]].concat());
+    command
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&log).unwrap());
+    let child = command.spawn().unwrap();
+    (child, command, move || fs::read_to_string(&log).unwrap())
+}
+
+#[test]
+fn a_build_waits_for_memory_until_the_one_that_has_it_is_killed() {
+    let bench = Bench::new();
+    let endless = "echo running-now; while true; do sleep 1; done";
+    let (mut first, _, said) = start(&bench, "first", endless);
+    bench.until("the step runs", || {
+        said().lines().any(|line| line.ends_with(" running-now"))
+    });
+    let (second, command, said) = start(&bench, "second", "echo fine");
+    bench.until("the second build waits", || {
+        said().contains("waiting for memory")
+    });
+    let holder = format!("(process {})", first.id());
+    assert!(said().contains(&holder), "{}", said());
+    assert_eq!(bench.monitors().len(), 1);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let done = finish(second, &command);
+    assert_eq!(done.status, Some(0), "{}", said());
     bench.check_clean();
 }

@@ -86,6 +86,7 @@ pub(crate) fn content(id: ContentId) -> StepKey {
 #[cfg(test)]
 mod tests {
     use exec::{Cancel, StepScript};
+    use oci::decompress::UnpackLimits;
     use store::Digest;
 
     use super::*;
@@ -157,7 +158,15 @@ mod tests {
         let empty = Rootfs::empty();
         let source = SourceTree::Rootfs(&empty);
         let downloads = Downloads::default();
-        let plan = copy::plan(&spec, &source, &downloads, &empty, &Cancel::new()).unwrap();
+        let plan = copy::plan(
+            &spec,
+            &source,
+            &downloads,
+            &empty,
+            UnpackLimits::USUAL,
+            &Cancel::new(),
+        )
+        .unwrap();
         assert_eq!(
             layer_key(&plan),
             "9f29383814321115bf0de6a312ce7fbf0177a841be8c1e6055506e4e72b5376c"

@@ -70,6 +70,7 @@
 //!     # hosts: Vec::new(),
 //!     # network: StepNetwork::Default,
 //!     # reach: net_policy::Reach::default(),
+//!     # unpack: oci::decompress::UnpackLimits::USUAL,
 //!     # epoch: None,
 //! };
 //! let cancel = Cancel::new();

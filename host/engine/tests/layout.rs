@@ -6,10 +6,11 @@ use std::fs;
 
 use engine::pull::{ImageSource, PullError, resolve};
 use exec::Cancel;
+use oci::decompress::UnpackLimits;
 use oci::{ImageError, Platform};
 use store::Digest;
 use support::{
-    Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, noise, options, tar_with,
+    Form, LayoutDir, TestLayer, TestStore, amd64, chain, find, find_with, noise, options, tar_with,
 };
 
 #[test]
@@ -36,6 +37,62 @@ fn every_form_of_layer_is_taken_in() {
     assert_eq!(base.config.config.cmd, ["sh"]);
     for layer in base.layers {
         assert!(store.layer(layer).unwrap().is_some());
+    }
+}
+
+/// A layer of zeroes, taken in with these limits.
+fn take_zeroes(form: Form, unpack: UnpackLimits) -> (TestStore, TestLayer, Result<(), PullError>) {
+    let store = TestStore::new();
+    let mut layout = LayoutDir::new(&store.path("layout"));
+    let layer = TestLayer::new(tar_with("zeroes", &vec![0; 4 << 20]), form);
+    let image = layout.image("amd64", std::slice::from_ref(&layer));
+    layout.tag(image, "v1");
+    let mut options = options();
+    options.unpack = unpack;
+    let taken = find_with(&store, &layout.source(Some("v1")), &options).map(drop);
+    (store, layer, taken)
+}
+
+#[test]
+fn a_layer_above_a_limit_is_named_with_the_option_and_kept_nowhere() {
+    let usual = UnpackLimits::USUAL;
+    let small = UnpackLimits {
+        size: 4 << 20,
+        ..usual
+    };
+    let dense = UnpackLimits {
+        base: 0,
+        ratio: 10,
+        ..usual
+    };
+    for (form, limits, option) in [
+        (Form::Gzip, small, "--layer-size"),
+        (Form::Plain, small, "--layer-size"),
+        (Form::Gzip, dense, "--layer-ratio 10"),
+        (Form::Zstd, dense, "--layer-ratio 10"),
+    ] {
+        let (store, layer, taken) = take_zeroes(form, limits);
+        let error = taken.unwrap_err();
+        assert!(matches!(error, PullError::TooLarge { .. }), "{error:?}");
+        let text = chain(&error);
+        let digest = store::sha256(&layer.blob()).to_string();
+        let image = store.path("layout").display().to_string();
+        for part in [option, digest.as_str(), image.as_str()] {
+            assert!(text.contains(part), "no {part}: {text}");
+        }
+        assert_eq!(store.du().unwrap().items.len(), 0);
+    }
+    for limits in [
+        UnpackLimits {
+            size: 5 << 20,
+            ..small
+        },
+        UnpackLimits {
+            ratio: 100_000,
+            ..dense
+        },
+    ] {
+        take_zeroes(Form::Gzip, limits).2.unwrap();
     }
 }
 

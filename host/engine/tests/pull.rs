@@ -11,7 +11,7 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::pull::{ImageSource, PullError, resolve};
+use engine::pull::{ImageSource, PullError, PullOptions, resolve};
 use exec::Cancel;
 use net_policy::Reach;
 use oci::http::{ClientOptions, MinRate};
@@ -323,10 +323,8 @@ fn a_registry_that_sends_a_byte_now_and_then_is_given_up() {
         bytes: 2000,
         window: Duration::from_millis(200),
     };
-    let options = ClientOptions {
-        min_rate: rate,
-        ..options()
-    };
+    let mut options = options();
+    options.client.min_rate = rate;
     let error = find_with(&store, &named(&server.name("app:1")), &options).unwrap_err();
     assert!(chain(&error).contains("too slow"), "{}", chain(&error));
     let layers = server.paths().into_iter();
@@ -491,7 +489,8 @@ fn helper_resolve_over_tls() {
     let name = std::env::var(TLS_IMAGE).unwrap();
     let store = TestStore::new();
     let own_name: ImageRef = name.parse().unwrap();
-    let options = ClientOptions::new(Reach::default().and(own_name.host_rule()));
+    let reach = Reach::default().and(own_name.host_rule());
+    let options = PullOptions::new(ClientOptions::new(reach));
     let outcome = find_with(&store, &named(&name), &options).map_err(|error| chain(&error));
     print!("outcome: {:?}", outcome.map(|base| base.layers.len()));
 }

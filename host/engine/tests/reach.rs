@@ -7,7 +7,7 @@ mod support;
 use engine::build::{BuildError, BuildRequest, BuildResult, Class, build, chain};
 use engine::download::{DownloadError, Fetched, Job, Limits, WebAddress, WebSource, fetch};
 use engine::event::{Event, Reporter};
-use engine::pull::ImageSource;
+use engine::pull::{ImageSource, PullOptions};
 use exec::{Cancel, StepNetwork};
 use net_policy::{HostRule, Reach};
 use support::builds::{VmForbidden, request};
@@ -219,7 +219,8 @@ fn a_registry_leads_to_nothing_that_the_user_did_not_name() {
         Answer::new(307, b"").with(&format!("Location: {there}"))
     });
     let named = registry.name("x").replace("/x", "").parse::<HostRule>();
-    let options = oci::http::ClientOptions::new(Reach::default().and(named));
+    let client = oci::http::ClientOptions::new(Reach::default().and(named));
+    let options = PullOptions::new(client);
     for name in ["token/app:1", "blobs/app:1"] {
         let image = ImageSource::Named(registry.name(name));
         let text = chain(&find_with(&store, &image, &options).unwrap_err());

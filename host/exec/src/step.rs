@@ -3,6 +3,7 @@
 //! The launcher implements [`Executor`] with builder VMs; tests implement it with stand-ins.
 
 use std::fmt;
+use std::time::Duration;
 
 use store::{Connections, DiffId, Provenance, StepKey};
 
@@ -212,6 +213,16 @@ impl std::error::Error for StepError {
 pub trait Executor: Send + Sync {
     /// Says that a step will have to run, so that the executor can begin to get ready. Never waits.
     fn prepare(&self);
+
+    /// Whether a step would run without a wait for other builds, such as one until they leave enough of
+    /// the host's memory. Waits at most `patience` until that is so. Once true it stays true, and a failure
+    /// is reported when the step runs; it becomes true only after [`Self::prepare`].
+    ///
+    /// The caller must hold nothing meanwhile that other builds may wait for, such as a claim: else two
+    /// builds could wait for each other.
+    fn is_admitted(&self, _patience: Duration) -> bool {
+        true
+    }
 
     /// Runs a step and ingests its changes. Called from several threads at once.
     ///

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use store::MemoryWait;
+
 /// Something that happened to a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -20,6 +22,22 @@ pub enum Notice {
     Ready {
         /// Time since the monitor was started.
         took: Duration,
+    },
+    /// The VM starts when there is memory for it. Sizes are in bytes.
+    Waiting {
+        /// What the VM needs.
+        needed: u64,
+        /// What all VMs may have together.
+        total: u64,
+        /// Who has it.
+        wait: MemoryWait,
+    },
+    /// The VM needs more memory than all VMs may have together, so it runs only alone. Sizes are in bytes.
+    MoreThanAll {
+        /// What the VM needs.
+        needed: u64,
+        /// What all VMs may have together.
+        total: u64,
     },
     /// The VM was lost, for this reason. Steps that ran in it run again in a new one, once.
     Lost(String),
@@ -39,8 +57,53 @@ impl fmt::Display for Notice {
             Self::Ready { took } => {
                 write!(f, "builder VM ready in {:.1} s", took.as_secs_f32())
             }
+            Self::Waiting {
+                needed,
+                total,
+                wait,
+            } => waiting(f, *needed, *total, wait),
+            Self::MoreThanAll { needed, total } => write!(
+                f,
+                "the builder VM has {} MiB of memory, more than the {} MiB that VMs may have on this \
+                 machine: it runs only while no other VM does, and the machine may run out of memory; \
+                 use a smaller --memory, or a larger --total-memory",
+                needed >> 20,
+                total >> 20
+            ),
             Self::Lost(why) => write!(f, "the builder VM was lost: {why}"),
         }
+    }
+}
+
+/// Most builds that a notice names.
+const SHOWN: usize = 4;
+
+fn waiting(f: &mut fmt::Formatter<'_>, needed: u64, total: u64, wait: &MemoryWait) -> fmt::Result {
+    write!(
+        f,
+        "waiting for memory: the builder VM needs {} MiB, and of {} MiB for VMs (--total-memory) {} are \
+         used",
+        needed >> 20,
+        total >> 20,
+        wait.held >> 20
+    )?;
+    for (n, holder) in wait.holders.iter().take(SHOWN).enumerate() {
+        let (pid, command) = (holder.pid, &holder.command);
+        let before = if n == 0 { ": " } else { ", " };
+        write!(
+            f,
+            "{before}{} MiB by `{command}` (process {pid})",
+            holder.bytes >> 20
+        )?;
+    }
+    match wait.holders.len().saturating_sub(SHOWN) {
+        0 => {}
+        more => write!(f, " and {more} more")?,
+    }
+    match wait.ahead {
+        0 => Ok(()),
+        1 => f.write_str("; 1 build waits in front"),
+        n => write!(f, "; {n} builds wait in front"),
     }
 }
 

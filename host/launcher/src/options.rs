@@ -32,8 +32,11 @@ pub struct Options {
     pub transport: Transport,
     /// What provides that device.
     pub vsock: VsockBackend,
-    /// Memory in MiB; `None`: half of the host's, within bounds.
+    /// Memory in MiB; `None`: half of `total_memory`, within bounds.
     pub memory_mib: Option<u64>,
+    /// Memory in bytes that the VMs of all builds with one store may have together; `None`: what the host
+    /// has, or the control group of this process, less a reserve.
+    pub total_memory: Option<u64>,
     /// Virtual processors; `None`: as many as the host has, within bounds.
     pub cpus: Option<usize>,
     /// Size of the guest disk in bytes. It bounds what one build may write.
@@ -69,6 +72,7 @@ impl Options {
             transport: Transport::Auto,
             vsock: VsockBackend::Embedded,
             memory_mib: None,
+            total_memory: None,
             cpus: None,
             disk_size: DISK_SIZE,
             step_disk: STEP_DISK,

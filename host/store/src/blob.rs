@@ -44,8 +44,8 @@ impl Store {
         let (pending, file) = self.begin(kind, kind)?;
         Ok(BlobWriter {
             store: self.clone(),
+            sink: Sink::new(self, &pending, file),
             pending,
-            sink: Sink::new(self, file),
         })
     }
 

@@ -33,6 +33,9 @@ pub enum StoreError {
     /// There is less free space than is to be kept free, so nothing large is written.
     #[error("{0}")]
     LowSpace(#[source] LowSpace),
+    /// The build would add more than it may.
+    #[error("{0}")]
+    OverBudget(#[source] OverBudget),
     /// The store is damaged, or the caller passed something that it cannot store.
     #[error("{what}")]
     Corrupt {
@@ -108,9 +111,12 @@ pub enum StoreError {
 impl StoreError {
     /// Classifies an error of the operating system.
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
-        let below = source.get_ref().and_then(|inner| inner.downcast_ref());
-        if let Some(low) = below {
+        let below = source.get_ref();
+        if let Some(low) = below.and_then(|inner| inner.downcast_ref()) {
             return Self::LowSpace(*low);
+        }
+        if let Some(over) = below.and_then(|inner| inner.downcast_ref()) {
+            return Self::OverBudget(*over);
         }
         if is_full(&source) {
             return Self::Full {
@@ -134,6 +140,12 @@ impl StoreError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether a limit of the user's keeps the store from writing, and nothing is broken.
+    #[must_use]
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::LowSpace(_) | Self::OverBudget(_))
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into() }
     }
@@ -152,6 +164,25 @@ pub struct LowSpace {
     pub free: u64,
     /// Bytes that are to be kept free.
     pub floor: u64,
+}
+
+/// A build would add more layers and other blobs to the store than it may ([`crate::Store::with_budget`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this build has added {} to the store and would exceed the {} that it may add (--build-disk); make \
+     its layers smaller, or raise the limit",
+    mib(*used), mib(*limit)
+)]
+pub struct OverBudget {
+    /// Bytes that the build has added, unfinished layers included.
+    pub used: u64,
+    /// Bytes that it may add.
+    pub limit: u64,
+}
+
+/// A size with one decimal.
+fn mib(bytes: u64) -> String {
+    format!("{}.{} MiB", bytes >> 20, ((bytes & 0xf_ffff) * 10) >> 20)
 }
 
 /// Whether the file system is full, or the user's quota is used up.

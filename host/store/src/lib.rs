@@ -46,6 +46,7 @@
 //! | `error`, `digest`, `content`, `time`, `random` | errors, digests, content ids, clock |
 //! | `failpoint` | announces each I/O operation, for tests |
 //! | `disk`, `layout`, `lock`, `location` | files, their paths, locks, checks of the root directory |
+//! | `budget` | what a build may write to the store |
 //! | `db` | the SQLite database: transactions, schema and migrations, replacement |
 //! | `instance` | the instance of this process |
 //! | `store` | the handle of an open store |
@@ -58,12 +59,14 @@
 //! | `blob`, `layers`, `image`, `cache` | what callers store |
 //! | `ingest`, `reindex` | layers that come in, and their indexes; the format is the crate `layer` |
 //! | `action` | step keys: results and claims |
+//! | `memory` | the host's memory that VMs share |
 //! | `housekeeping` | disk usage, prune, free space, check, rebuild |
 //! | `open` | opening and closing a store |
 #![forbid(unsafe_code)]
 
 mod action;
 mod blob;
+mod budget;
 mod cache;
 mod content;
 mod db;
@@ -80,6 +83,7 @@ mod layers;
 mod layout;
 mod location;
 mod lock;
+mod memory;
 mod object;
 mod open;
 mod random;
@@ -100,7 +104,7 @@ pub use blob::BlobWriter;
 pub use content::content_id;
 pub use digest::{ContentId, Hasher, StepKey, sha256};
 pub use disk::Removal;
-pub use error::{IngestError, LowSpace, StoreError};
+pub use error::{IngestError, LowSpace, OverBudget, StoreError};
 pub use history::{
     Build, BuildId, BuildInfo, BuildOutcome, BuildState, Class, Connection, Connections, Event,
     LogFrame, LogReader, Run, StepLog,
@@ -115,6 +119,7 @@ pub use instance::InstanceId;
 pub use layer::{
     Attributes, DiffId, Digest, Entry, EntryKind, Index, LayerError, Mtime, NotADigest,
 };
+pub use memory::{MemoryHolder, MemoryShare, MemoryWait};
 pub use open::OpenOptions;
 pub use resource::{ResourceId, ResourceKind};
 pub use store::Store;

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
+use crate::budget::Charge;
 use crate::db::{Commit, one_row};
 use crate::digest::Hasher;
 use crate::history::events;
@@ -114,6 +115,8 @@ pub(crate) fn get(tx: &Connection, row: i64) -> Result<Object, StoreError> {
 pub(crate) struct PendingObject {
     pub(crate) id: i64,
     pub(crate) path: PathBuf,
+    /// What it takes from the budget of its build.
+    pub(crate) charge: Charge,
 }
 
 /// What turns a pending object into a valid one.
@@ -223,7 +226,10 @@ impl Store {
             })?;
             let path = self.layout().blob(id);
             match disk::create(&path) {
-                Ok(file) => return Ok((PendingObject { id, path }, file)),
+                Ok(file) => {
+                    let charge = self.charge();
+                    return Ok((PendingObject { id, path, charge }, file));
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     log::warn!(
                         "{} already exists but is not part of the store; using another name",
@@ -275,6 +281,7 @@ impl Store {
         })?;
         if object.id != pending.id {
             remove(self.layout(), &self.inner.db, &[pending.id])?;
+            pending.charge.give_back();
         }
         Ok(object)
     }
@@ -285,7 +292,9 @@ impl Store {
         // frees the space for the transaction. `remove` reports what cannot be removed.
         remove_pending(self.layout(), pending.id);
         self.write(Commit::Relaxed, |tx| tombstone_pending(tx, pending.id))?;
-        remove(self.layout(), &self.inner.db, &[pending.id])
+        remove(self.layout(), &self.inner.db, &[pending.id])?;
+        pending.charge.give_back();
+        Ok(())
     }
 
     /// As [`Self::discard`], after another failure, which is the one to be reported.

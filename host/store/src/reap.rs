@@ -168,6 +168,9 @@ fn clean_up(layout: &Layout, db: &Db, dead: &Instance) -> Result<CleanedUp, Stor
         return Ok(CleanedUp::Partly(why));
     }
     db.write(Commit::Relaxed, |tx| {
+        // Only now: the VM that used it has ended.
+        tx.prepare_cached("DELETE FROM memory WHERE instance = ?1")?
+            .execute([dead.row])?;
         let deleted = tx
             .prepare_cached("DELETE FROM instance WHERE id = ?1")?
             .execute([dead.row])?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, Transaction};
 
+use crate::budget::{Budget, Charge};
 use crate::db::{Commit, Db};
 use crate::instance::InstanceHandle;
 use crate::layout::Layout;
@@ -16,6 +17,7 @@ use crate::{DiffId, Index, InstanceId, LowSpace, StoreError};
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
+    budget: Option<Arc<Budget>>,
 }
 
 #[derive(Debug)]
@@ -53,7 +55,29 @@ impl Store {
         };
         Self {
             inner: Arc::new(inner),
+            budget: None,
         }
+    }
+
+    /// A clone for one build, which adds at most `limit` bytes of layers and other blobs: with it and its
+    /// clones nothing more is written then ([`StoreError::OverBudget`]).
+    #[must_use]
+    pub fn with_budget(&self, limit: u64) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            budget: Some(Arc::new(Budget::new(limit))),
+        }
+    }
+
+    /// The bytes that count against the budget of this clone. Zero without one.
+    #[must_use]
+    pub fn budget_used(&self) -> u64 {
+        self.budget.as_ref().map_or(0, |budget| budget.used())
+    }
+
+    /// What an object that is about to be written takes from the budget.
+    pub(crate) fn charge(&self) -> Charge {
+        Charge::new(self.budget.as_ref())
     }
 
     /// The root directory of the store. Its path contains no symbolic links.

@@ -11,6 +11,7 @@ use engine::build::{BuildError, BuildRequest, Class, DockerfileSource, build};
 use engine::event::{Event, Reporter};
 use exec::{Cancel, StepNetwork};
 use oci::Platform;
+use oci::decompress::UnpackLimits;
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;
 use store::{OpenOptions, PruneOptions, Store, TrustDomain};
@@ -137,6 +138,7 @@ fn request(args: &Args, recipe: &Recipe) -> Result<BuildRequest> {
         hosts: Vec::new(),
         network: StepNetwork::None,
         reach: Default::default(),
+        unpack: UnpackLimits::USUAL,
         epoch: Some(0),
         explain: false,
         rebuild: None,

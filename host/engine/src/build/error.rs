@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use dockerfile::DockerfileError;
 use exec::StepError;
 use oci::{ImageError, MAX_LAYERS, RegistryError};
-use store::{IngestError, LayerError, LowSpace, StoreError};
+use store::{IngestError, LayerError, LowSpace, OverBudget, StoreError};
 use thiserror::Error;
 
 use crate::assemble::AssembleError;
@@ -238,14 +238,18 @@ fn step_text(command: &str, source: &StepError) -> String {
     }
 }
 
-/// Whether the store wrote nothing more because of `--min-free-space`, whatever it was to write.
-fn is_low_space(error: &(dyn Error + 'static)) -> bool {
+/// Whether the store wrote nothing more because of `--min-free-space` or `--build-disk`, whatever it was
+/// to write.
+fn is_limit_of_the_store(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         // What an I/O error wraps is not its source.
         let wrapped = error.downcast_ref::<std::io::Error>();
         let wrapped = wrapped.and_then(std::io::Error::get_ref);
-        if error.is::<LowSpace>() || wrapped.is_some_and(|inner| inner.is::<LowSpace>()) {
+        let is_limit = error.is::<LowSpace>()
+            || error.is::<OverBudget>()
+            || wrapped.is_some_and(|inner| inner.is::<LowSpace>() || inner.is::<OverBudget>());
+        if is_limit {
             return true;
         }
         next = error.source();
@@ -274,6 +278,7 @@ fn pull_class(err: &PullError) -> Class {
         PullError::Name(_) => Class::User,
         PullError::Image(image) => image_class(image),
         PullError::Ingest { source, .. } => ingest_class(source),
+        PullError::TooLarge { .. } => Class::Limit,
         PullError::Store(_) => Class::Host,
     }
 }
@@ -321,7 +326,7 @@ impl BuildError {
     /// Whose fault it is.
     #[must_use]
     pub fn class(&self) -> Class {
-        if is_low_space(self) {
+        if is_limit_of_the_store(self) {
             return Class::Limit;
         }
         match self {
@@ -384,12 +389,52 @@ impl BuildError {
 mod tests {
     use std::io;
 
+    use oci::decompress::LimitExceeded;
+
     use super::*;
 
     #[test]
-    fn too_little_free_space_is_a_limit_whatever_was_to_be_written() {
+    fn limits_of_the_store_are_limits_whatever_was_to_be_written() {
         let low = LowSpace { free: 1, floor: 2 };
-        let store = || StoreError::LowSpace(low);
+        check_is_a_limit(&|| StoreError::LowSpace(low), &|| io::Error::other(low));
+        let over = OverBudget { used: 1, limit: 2 };
+        check_is_a_limit(&|| StoreError::OverBudget(over), &|| io::Error::other(over));
+        let full = StoreError::Full { path: "a".into() };
+        assert_eq!(BuildError::Store(full).class(), Class::Host);
+    }
+
+    #[test]
+    fn a_layer_that_is_too_large_is_a_limit_wherever_it_comes_from() {
+        let exceeded = || LimitExceeded::Size { limit: 1 };
+        let errors = [
+            BuildError::Image {
+                location: Location::boxed("Dockerfile", b"FROM a\n", 1, 1),
+                name: "a".into(),
+                stage: None,
+                source: Box::new(PullError::TooLarge {
+                    name: "a".into(),
+                    layer: store::sha256(b"a layer"),
+                    source: exceeded(),
+                }),
+            },
+            BuildError::Copy {
+                location: Location::boxed("Dockerfile", b"ADD a /\n", 1, 1),
+                source: Box::new(CopyError::TooLarge {
+                    archive: "a".into(),
+                    source: exceeded(),
+                }),
+            },
+        ];
+        for error in errors {
+            assert_eq!(error.class(), Class::Limit, "{error:?}");
+            // The limit is said once.
+            let text = chain(&error);
+            assert_eq!(text.matches("--layer-size").count(), 1, "{text}");
+        }
+    }
+
+    #[track_caller]
+    fn check_is_a_limit(store: &dyn Fn() -> StoreError, write: &dyn Fn() -> io::Error) {
         let location = || Location::boxed("Dockerfile", b"FROM a\n", 1, 1);
         let copy = |source| BuildError::Copy {
             location: location(),
@@ -412,12 +457,10 @@ mod tests {
             copy(CopyError::Store(store())),
             copy(CopyError::Ingest(IngestError::Store(store()))),
             copy(CopyError::Write(rejected)),
-            copy(CopyError::Write(io::Error::other(low))),
+            copy(CopyError::Write(write())),
         ];
         for error in errors {
             assert_eq!(error.class(), Class::Limit, "{error:?}");
         }
-        let full = StoreError::Full { path: "a".into() };
-        assert_eq!(BuildError::Store(full).class(), Class::Host);
     }
 }

@@ -11,7 +11,7 @@ use super::input::LoadedDockerfile;
 use super::shared::{Build, Images};
 use crate::event::{Progress, StepId};
 use crate::plan::{ImageKey, ImageRequest};
-use crate::pull::{self, BaseImage, ImageSource, PullError};
+use crate::pull::{self, BaseImage, ImageSource, PullError, PullOptions};
 
 /// Images resolved at the same time: a few are enough, since each pulls its layers in parallel.
 const PARALLEL: usize = 4;
@@ -110,7 +110,10 @@ impl Build<'_> {
             &source,
             &want.key.platform,
             self.request.pull,
-            &ClientOptions::new(reach),
+            &PullOptions {
+                client: ClientOptions::new(reach),
+                unpack: self.request.unpack,
+            },
             &progress,
             self.cancel,
         )

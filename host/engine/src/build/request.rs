@@ -11,6 +11,7 @@ use crate::pull::ImageSource;
 use exec::StepNetwork;
 use net_policy::Reach;
 use oci::Platform;
+use oci::decompress::UnpackLimits;
 use store::TrustDomain;
 
 /// Where the Dockerfile comes from.
@@ -83,6 +84,8 @@ pub struct BuildRequest {
     /// Which servers the Dockerfile and the images that it names may make this process reach: with
     /// FROM, `--from` and ADD, as token servers, and by redirections.
     pub reach: Reach,
+    /// How much pulled layers, and archives that ADD unpacks, may unpack to.
+    pub unpack: UnpackLimits,
     /// `SOURCE_DATE_EPOCH`: latest time that the build writes, in seconds since 1970.
     pub epoch: Option<i64>,
 }

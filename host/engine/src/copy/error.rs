@@ -5,6 +5,7 @@ use std::io;
 
 use exec::Stopped;
 use layer::{LayerError, Unfit};
+use oci::decompress::LimitExceeded;
 use store::{Digest, IngestError, StoreError};
 
 use crate::context::{BadPattern, ContextError, IgnoreError, IgnoredBy, Missing};
@@ -96,6 +97,15 @@ pub enum CopyError {
         archive: String,
         /// What is wrong.
         reason: String,
+    },
+    /// An archive that ADD unpacks is larger than a layer may be.
+    #[error("cannot unpack {archive}: {source}; raise that limit if you trust the archive")]
+    TooLarge {
+        /// The archive.
+        archive: String,
+        /// Which limit it exceeds. Part of the text.
+        #[source]
+        source: LimitExceeded,
     },
     /// A download failed.
     #[error(transparent)]
@@ -191,6 +201,7 @@ impl CopyError {
             | Self::Unreadable { .. }
             | Self::Changed(_)
             | Self::Archive { .. }
+            | Self::TooLarge { .. }
             | Self::NoName { .. }
             | Self::Context(_)
             | Self::Cancelled => false,
@@ -208,7 +219,8 @@ impl CopyError {
     /// Whether there is too much of something.
     #[must_use]
     pub fn is_limit(&self) -> bool {
-        matches!(self, Self::Unfit { why, .. } if why.is_limit())
+        matches!(self, Self::TooLarge { .. })
+            || matches!(self, Self::Unfit { why, .. } if why.is_limit())
     }
 
     /// A layer that cannot hold `path`.

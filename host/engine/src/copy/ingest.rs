@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 
 use exec::Cancel;
-use oci::decompress::{self, DecompressionLimit};
+use oci::decompress::{DecompressionLimit, UnpackLimits};
 use store::{Digest, Hasher, IngestError, Layer, LayerWriter, Store};
 
 use super::CopyError;
@@ -17,13 +17,6 @@ use crate::context::{Context, OpenError, Opened, Reader};
 
 /// Kind of the facts that map archives to their layers.
 const FACT: &str = "archive";
-/// Size that any archive can unpack to. It is small in tests of this crate, so that they do not have to
-/// write a gigabyte.
-const BASE: u64 = if cfg!(test) {
-    16 << 20
-} else {
-    decompress::BASE
-};
 /// Unit of copying, in bytes.
 const PIECE: usize = 256 << 10;
 
@@ -96,6 +89,8 @@ pub(super) struct ArchiveIngest<'t> {
     pub(super) store: &'t Store,
     /// Name for messages.
     pub(super) name: &'t str,
+    /// How much it may unpack to.
+    pub(super) limits: UnpackLimits,
     pub(super) cancel: &'t Cancel,
 }
 
@@ -166,7 +161,7 @@ impl ArchiveIngest<'_> {
     ) -> Result<(LayerWriter, Digest), CopyError> {
         let mut hashing = Hashing::new(from);
         let mut writer = self.store.layer_writer(&format!("ADD {}", self.name))?;
-        let limit = DecompressionLimit::with_base(size, BASE);
+        let limit = DecompressionLimit::new(self.limits, size);
         let copied = self.decompress(compression, limit, &mut hashing, &mut writer);
         if let Some(error) = hashing.failed.take() {
             writer.abandon();
@@ -200,7 +195,10 @@ impl ArchiveIngest<'_> {
                 .map_err(|error| self.damaged(&error))?
             {
                 self.check()?;
-                limit.take(n_bytes).map_err(|error| self.damaged(&error))?;
+                limit.take(n_bytes).map_err(|source| CopyError::TooLarge {
+                    archive: self.name.to_owned(),
+                    source,
+                })?;
                 let piece = piece.get(..n_bytes).unwrap_or_default();
                 out.write_all(piece)
                     .map_err(|error| self.write_error(error))?;

@@ -15,6 +15,7 @@
 //! use engine::download::Downloads;
 //! use engine::rootfs::Rootfs;
 //! use exec::Cancel;
+//! use oci::decompress::UnpackLimits;
 //! use store::{OpenOptions, Store};
 //!
 //! let dir = tempfile::tempdir()?;
@@ -39,7 +40,7 @@
 //! };
 //! let (source, target) = (SourceTree::Context(&context), Rootfs::scratch(&store));
 //! let (downloads, cancel) = (Downloads::new(&store), Cancel::new());
-//! let plan = copy::plan(&spec, &source, &downloads, &target, &cancel)?;
+//! let plan = copy::plan(&spec, &source, &downloads, &target, UnpackLimits::USUAL, &cancel)?;
 //! let layer = plan.ingest(&store, "COPY hello /etc/", &cancel)?;
 //!
 //! let root = target.with_layer(layer.diff_id)?;

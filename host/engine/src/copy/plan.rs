@@ -2,6 +2,7 @@
 
 use exec::Cancel;
 use layer::Attributes;
+use oci::decompress::UnpackLimits;
 use store::{ContentId, Digest, Entry, EntryKind, Store};
 
 use super::builder::LayerBuilder;
@@ -38,7 +39,7 @@ pub struct CopyPlan {
 }
 
 /// Plans the layer of a COPY or ADD. `source` has its local sources, `downloads` the remote ones,
-/// `target` is the root that it copies into. No content is read, except of archives that ADD unpacks
+/// `target` is the root that it copies into, and `limits` bound what archives unpack to. No content is read, except of archives that ADD unpacks
 /// for the first time.
 ///
 /// # Errors
@@ -48,6 +49,7 @@ pub fn plan(
     source: &SourceTree<'_>,
     downloads: &Downloads,
     target: &Rootfs,
+    limits: UnpackLimits,
     cancel: &Cancel,
 ) -> Result<CopyPlan, CopyError> {
     let owner = spec
@@ -67,7 +69,15 @@ pub fn plan(
     let nothing = Rootfs::empty();
     let builder = LayerBuilder::new(if spec.link { &nothing } else { target });
     let source_tree = Source::new(*source)?;
-    let mut planner = Planner::new(spec, source_tree, downloads, builder, overrides, cancel);
+    let mut planner = Planner::new(
+        spec,
+        source_tree,
+        downloads,
+        builder,
+        overrides,
+        limits,
+        cancel,
+    );
     planner.run()?;
     let context = match source {
         SourceTree::Context(context) => Some((*context).clone()),

@@ -5,6 +5,7 @@
 
 use exec::Cancel;
 use layer::Attributes;
+use oci::decompress::UnpackLimits;
 use store::Mtime;
 
 use super::builder::{LayerBuilder, NodeRef};
@@ -108,6 +109,8 @@ pub(super) struct Planner<'a> {
     pub(super) roots: Vec<Rootfs>,
     /// Number of sources so far; each match of a pattern counts.
     pub(super) n_sources: usize,
+    /// How much archives may unpack to.
+    pub(super) limits: UnpackLimits,
     pub(super) cancel: &'a Cancel,
     /// Runs the patterns of all sources.
     pub(super) matcher: Matcher<'a>,
@@ -123,6 +126,7 @@ impl<'a> Planner<'a> {
         downloads: &'a Downloads,
         builder: LayerBuilder<'a>,
         overrides: Overrides,
+        limits: UnpackLimits,
         cancel: &'a Cancel,
     ) -> Self {
         let dest = Destination::new(&spec.dest, &spec.cwd);
@@ -141,6 +145,7 @@ impl<'a> Planner<'a> {
             warnings,
             roots,
             n_sources,
+            limits,
             cancel,
             matcher: Matcher::new(cancel),
             exclude: None,

@@ -29,6 +29,7 @@ impl<'a> Planner<'a> {
             ingest: ArchiveIngest {
                 store,
                 name: &name,
+                limits: self.limits,
                 cancel: self.cancel,
             },
         };
@@ -50,6 +51,7 @@ impl<'a> Planner<'a> {
         let ingest = ArchiveIngest {
             store,
             name,
+            limits: self.limits,
             cancel: self.cancel,
         };
         match ingest.layer_of_blob(digest)? {

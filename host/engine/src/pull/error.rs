@@ -1,6 +1,7 @@
 //! Why an image cannot be taken into the store.
 
 use exec::Stopped;
+use oci::decompress::LimitExceeded;
 use oci::{ImageError, NotAnImageRef};
 use store::{Digest, IngestError, StoreError};
 
@@ -23,6 +24,19 @@ pub enum PullError {
         /// What happened.
         #[source]
         source: IngestError,
+    },
+    /// A layer is larger than layers may be.
+    #[error(
+        "image {name}: layer {layer} is too large: {source}; raise that limit if you trust the image"
+    )]
+    TooLarge {
+        /// The image.
+        name: String,
+        /// The layer as the image names it.
+        layer: Digest,
+        /// Which limit it exceeds. Part of the text.
+        #[source]
+        source: LimitExceeded,
     },
     /// The store failed.
     #[error(transparent)]

@@ -10,7 +10,7 @@ use std::io::{self, BufReader, Read};
 use exec::CancelScope;
 use oci::{
     Connection, Descriptor, ImageError,
-    decompress::{DecompressionLimit, decompressor},
+    decompress::{DecompressionLimit, LimitExceeded, UnpackLimits, decompressor},
 };
 use store::{DiffId, Hasher, IngestError, Layer, LayerWriter, Store};
 
@@ -26,6 +26,7 @@ pub(crate) struct Job<'a> {
     pub(crate) store: &'a Store,
     /// Name of the image.
     pub(crate) name: &'a str,
+    pub(crate) unpack: UnpackLimits,
     pub(crate) progress: &'a ProgressFn<'a>,
     pub(crate) scope: &'a CancelScope,
 }
@@ -50,14 +51,18 @@ pub(crate) fn take_in(
     let unpacked = match (unpacked, written) {
         (_, Err(_)) => Err(refused(job, layer, writer)),
         (Ok(()), Ok(())) => Ok(writer),
-        (Err(reason), Ok(())) => {
+        (Err(Failed::Broken(reason)), Ok(())) => {
             writer.abandon();
             Err(broken(job, layer, &reason))
         }
+        (Err(Failed::TooLarge(exceeded)), Ok(())) => {
+            writer.abandon();
+            Err(too_large(job, layer, exceeded))
+        }
     };
     let unpacked = match unpacked {
-        // The layer is not to blame, so the rest of it does not matter.
-        Err(error) if is_store(&error) => return Err(error),
+        // The rest of the layer does not matter: nobody wants it, or nothing is wrong with it.
+        Err(error) if is_final(&error) => return Err(error),
         other => other,
     };
     if let Err(error) = verify(job, connection, layer, blob) {
@@ -123,14 +128,23 @@ fn verify(
     }))
 }
 
-fn is_store(error: &PullError) -> bool {
+fn is_final(error: &PullError) -> bool {
     matches!(
         error,
-        PullError::Ingest {
-            source: IngestError::Store(_),
-            ..
-        }
+        PullError::TooLarge { .. }
+            | PullError::Ingest {
+                source: IngestError::Store(_),
+                ..
+            }
     )
+}
+
+fn too_large(job: &Job<'_>, layer: &Descriptor, source: LimitExceeded) -> PullError {
+    PullError::TooLarge {
+        name: job.name.to_owned(),
+        layer: layer.digest,
+        source,
+    }
 }
 
 fn broken(job: &Job<'_>, layer: &Descriptor, reason: &str) -> PullError {
@@ -156,11 +170,24 @@ fn ingest(job: &Job<'_>, layer: &Descriptor, source: IngestError) -> PullError {
     }
 }
 
-/// Unpacks the blob into the pipe. An error says what is wrong with the stream.
-fn unpack(blob: &mut CountingReader<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), String> {
-    let scope = blob.job.scope;
+/// Why a stream was not unpacked to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Failed {
+    /// What is wrong with it, or why nobody wants it any more.
+    Broken(String),
+    TooLarge(LimitExceeded),
+}
+
+/// Unpacks the blob into the pipe.
+fn unpack(blob: &mut CountingReader<'_, '_>, pipe: &Pipe, compressed: u64) -> Result<(), Failed> {
+    let Job { scope, unpack, .. } = *blob.job;
     let plain = decompressor(BufReader::with_capacity(PIECE, blob)).map_err(text)?;
-    pump(plain, pipe, DecompressionLimit::new(compressed), scope)
+    pump(
+        plain,
+        pipe,
+        DecompressionLimit::new(unpack, compressed),
+        scope,
+    )
 }
 
 /// Moves content into the pipe, up to the limit.
@@ -169,11 +196,11 @@ fn pump(
     pipe: &Pipe,
     mut limit: DecompressionLimit,
     scope: &CancelScope,
-) -> Result<(), String> {
+) -> Result<(), Failed> {
     loop {
         // A little input can unpack to very much, so a check when reading is not enough.
         if scope.is_stopped() {
-            return Err("stopped".to_owned());
+            return Err(Failed::Broken("stopped".to_owned()));
         }
         let mut piece = pipe.buffer();
         let count = match plain.read(&mut piece) {
@@ -182,7 +209,7 @@ fn pump(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(text(error)),
         };
-        limit.take(count).map_err(|exceeded| exceeded.to_string())?;
+        limit.take(count).map_err(Failed::TooLarge)?;
         if pipe.put(piece, count) == Err(Gone) {
             // The writer knows why.
             return Ok(());
@@ -190,8 +217,8 @@ fn pump(
     }
 }
 
-fn text(error: io::Error) -> String {
-    error.to_string()
+fn text(error: io::Error) -> Failed {
+    Failed::Broken(error.to_string())
 }
 
 /// Hashes, counts and reports what is read. Stops at the announced length or when told to.
@@ -240,11 +267,15 @@ mod tests {
     use super::*;
 
     /// Unpacks into memory.
-    fn unpacked(blob: &[u8], cancel: &Cancel) -> (Vec<u8>, Result<(), String>) {
+    fn unpacked(blob: &[u8], cancel: &Cancel) -> (Vec<u8>, Result<(), Failed>) {
         let mut out = Vec::new();
         let scope = CancelScope::new(cancel);
         let plain = decompressor(blob).unwrap();
-        let limit = DecompressionLimit::with_base(blob.len() as u64, 16 << 20);
+        let limits = UnpackLimits {
+            base: 16 << 20,
+            ..UnpackLimits::USUAL
+        };
+        let limit = DecompressionLimit::new(limits, blob.len() as u64);
         let (done, written) = write_ahead(&mut out, |pipe| pump(plain, &pipe, limit, &scope));
         written.unwrap();
         (out, done)
@@ -256,8 +287,10 @@ mod tests {
         let bomb = zstd::encode_all(zeros.as_slice(), 1).unwrap();
         assert!(bomb.len() < 8000);
         let (out, done) = unpacked(&bomb, &Cancel::new());
-        let error = done.unwrap_err();
-        assert!(error.contains("it unpacks to more than"), "{error}");
+        assert!(
+            matches!(done, Err(Failed::TooLarge(LimitExceeded::Ratio { .. }))),
+            "{done:?}"
+        );
         assert!(out.len() < zeros.len());
     }
 
@@ -267,6 +300,9 @@ mod tests {
         let cancel = Cancel::new();
         cancel.cancel();
         let (out, done) = unpacked(&bomb, &cancel);
-        assert_eq!((out.len(), done), (0, Err("stopped".to_owned())));
+        assert_eq!(
+            (out.len(), done),
+            (0, Err(Failed::Broken("stopped".to_owned())))
+        );
     }
 }

@@ -15,6 +15,8 @@ mod resolve;
 use std::path::PathBuf;
 
 use net_policy::HostRule;
+use oci::decompress::UnpackLimits;
+use oci::http::ClientOptions;
 use oci::{ImageConfigFile, ImageRef};
 use store::{DiffId, Digest};
 
@@ -32,6 +34,26 @@ pub struct BaseImage {
     pub config: ImageConfigFile,
     /// Its layers, lowest first.
     pub layers: Vec<DiffId>,
+}
+
+/// How images are taken in.
+#[derive(Debug, Clone)]
+pub struct PullOptions {
+    /// How registries are reached.
+    pub client: ClientOptions,
+    /// How large their layers may be.
+    pub unpack: UnpackLimits,
+}
+
+impl PullOptions {
+    /// The usual limits.
+    #[must_use]
+    pub fn new(client: ClientOptions) -> Self {
+        Self {
+            client,
+            unpack: UnpackLimits::USUAL,
+        }
+    }
 }
 
 /// Where an image is taken from.

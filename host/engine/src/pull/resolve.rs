@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use exec::{Cancel, CancelScope};
-use oci::http::ClientOptions;
+use oci::decompress::UnpackLimits;
 use oci::{Descriptor, Document, FoundImage, ImageConfigFile, ImageRef, Platform, Source};
 use store::{DiffId, Digest, Store};
 
 use super::error::PullError;
 use super::layer::{Job, take_in};
-use super::{BaseImage, ImageSource};
+use super::{BaseImage, ImageSource, PullOptions};
 use crate::event::ProgressFn;
 
 /// Layers pulled at the same time.
@@ -21,7 +21,7 @@ const PULLED: &str = "pulled";
 ///
 /// A name is first looked up among the images that were built or pulled here, unless `pull` asks for
 /// the registry; so a build that has all it needs does not use the network. Layers that the store
-/// has are not fetched again. `options` say how registries are reached.
+/// has are not fetched again. `options` say how registries are reached, and what layers may unpack to.
 ///
 /// # Errors
 /// See [`PullError`].
@@ -30,7 +30,7 @@ pub fn resolve(
     source: &ImageSource,
     platform: &Platform,
     pull: bool,
-    options: &ClientOptions,
+    options: &PullOptions,
     progress: &ProgressFn<'_>,
     cancel: &Cancel,
 ) -> Result<BaseImage, PullError> {
@@ -38,6 +38,7 @@ pub fn resolve(
         store,
         name,
         platform,
+        unpack: options.unpack,
         progress,
         cancel,
     };
@@ -52,7 +53,7 @@ pub fn resolve(
             if !pull && let Some(found) = request.in_store(&image)? {
                 return Ok(found);
             }
-            let base = request.take(&Source::registry(image, options.clone()))?;
+            let base = request.take(&Source::registry(image, options.client.clone()))?;
             let manifest = base.manifest_digest.to_string();
             store.set_fact(PULLED, &request.key(), &manifest)?;
             Ok(base)
@@ -65,6 +66,7 @@ struct Request<'a> {
     /// Full name.
     name: String,
     platform: &'a Platform,
+    unpack: UnpackLimits,
     progress: &'a ProgressFn<'a>,
     cancel: &'a Cancel,
 }
@@ -154,6 +156,7 @@ impl Request<'_> {
         let job = Job {
             store: self.store,
             name: &self.name,
+            unpack: self.unpack,
             progress: self.progress,
             scope,
         };

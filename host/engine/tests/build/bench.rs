@@ -12,6 +12,7 @@ use engine::build::{BuildError, BuildRequest, BuildResult, DockerfileSource, bui
 use engine::event::{Comparison, Event, Outcome, Reporter};
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec, Stream};
 use oci::Platform;
+use oci::decompress::UnpackLimits;
 use store::{OpenOptions, Store, TrustDomain, VmSteps};
 use tempfile::TempDir;
 
@@ -24,11 +25,24 @@ struct StandIn<'a> {
     store: &'a Store,
     vm: VmSteps,
     owned: AtomicBool,
+    /// Whether it may start its VM; without it, always.
+    admitted: Option<&'a AtomicBool>,
     ran: Mutex<Vec<StepSpec>>,
 }
 
 impl Executor for StandIn<'_> {
     fn prepare(&self) {}
+
+    fn is_admitted(&self, patience: Duration) -> bool {
+        let admitted = || {
+            self.admitted
+                .is_none_or(|admitted| admitted.load(Ordering::SeqCst))
+        };
+        if !admitted() {
+            thread::sleep(patience);
+        }
+        admitted()
+    }
 
     fn run(
         &self,
@@ -36,6 +50,7 @@ impl Executor for StandIn<'_> {
         output: &mut dyn Output,
         cancel: &Cancel,
     ) -> Result<StepDone, StepError> {
+        assert!(self.is_admitted(Duration::ZERO), "{} runs", step.name);
         self.ran.lock().unwrap().push(step.clone());
         self.vm.begin(step.key, &step.name).unwrap();
         let command = step.args.last().unwrap().clone();
@@ -117,6 +132,14 @@ impl Watch {
     /// What steps printed so far.
     pub(crate) fn printed(&self) -> String {
         String::from_utf8(self.log.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Whether a step has waited until its VM may start.
+    pub(crate) fn has_waited_for_its_vm(&self) -> bool {
+        let statuses = self.statuses.lock().unwrap();
+        statuses
+            .iter()
+            .any(|what| what == "waiting until the builder VM may start")
     }
 
     /// Whether a step has waited for another build that does the same.
@@ -255,7 +278,11 @@ impl Bench {
     }
 
     pub(crate) fn open(&self) -> Store {
-        Store::open(&self.store(), &OpenOptions::default()).unwrap()
+        let options = OpenOptions {
+            command: "test".to_owned(),
+            read_only: false,
+        };
+        Store::open(&self.store(), &options).unwrap()
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) {
@@ -286,6 +313,7 @@ impl Bench {
             hosts: Vec::new(),
             network: StepNetwork::Default,
             reach: Default::default(),
+            unpack: UnpackLimits::USUAL,
             epoch: None,
         }
     }
@@ -305,15 +333,23 @@ impl Bench {
         request: &BuildRequest,
         cancel: &Cancel,
     ) -> Built {
-        let options = OpenOptions {
-            command: "test".to_owned(),
-            read_only: false,
-        };
-        let store = Store::open(&self.store(), &options).unwrap();
+        self.build_on(self.open(), None, watch, request, cancel)
+    }
+
+    /// The same with this store; `admitted` says whether steps may run.
+    pub(crate) fn build_on(
+        &self,
+        store: Store,
+        admitted: Option<&AtomicBool>,
+        watch: &Watch,
+        request: &BuildRequest,
+        cancel: &Cancel,
+    ) -> Built {
         let executor = StandIn {
             store: &store,
             vm: store.record_vm().unwrap(),
             owned: AtomicBool::new(false),
+            admitted,
             ran: Mutex::default(),
         };
         let result = build(request, &store, &executor, watch, cancel);

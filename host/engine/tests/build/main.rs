@@ -10,6 +10,7 @@ mod dockerfile;
 mod explain;
 mod follow;
 mod graph;
+mod limits;
 mod rebuild;
 mod trust;
 

@@ -3,6 +3,7 @@
 use engine::build::{BuildRequest, DockerfileSource};
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepNetwork, StepSpec};
 
+use oci::decompress::UnpackLimits;
 use store::TrustDomain;
 
 use super::{TestStore, amd64, test_servers};
@@ -48,6 +49,7 @@ pub fn request(store: &TestStore, dockerfile: &str) -> BuildRequest {
         hosts: Vec::new(),
         network: StepNetwork::Default,
         reach: test_servers(),
+        unpack: UnpackLimits::USUAL,
         epoch: None,
     }
 }

@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use engine::pull::{BaseImage, ImageSource, PullError, resolve};
+use engine::pull::{BaseImage, ImageSource, PullError, PullOptions, resolve};
 use exec::Cancel;
 use net_policy::Reach;
 use oci::http::ClientOptions;
@@ -304,9 +304,9 @@ pub fn test_servers() -> Reach {
     Reach::default().and(["127.0.0.1".parse().unwrap()])
 }
 
-/// How registries of the tests are reached.
-pub fn options() -> ClientOptions {
-    ClientOptions::new(test_servers())
+/// How registries of the tests are reached, and the usual limits.
+pub fn options() -> PullOptions {
+    PullOptions::new(ClientOptions::new(test_servers()))
 }
 
 /// Resolves for amd64 without progress.
@@ -318,7 +318,7 @@ pub fn find(store: &Store, source: &ImageSource) -> Result<BaseImage, PullError>
 pub fn find_with(
     store: &Store,
     source: &ImageSource,
-    options: &ClientOptions,
+    options: &PullOptions,
 ) -> Result<BaseImage, PullError> {
     let cancel = Cancel::new();
     resolve(store, source, &amd64(), false, options, &|_| {}, &cancel)

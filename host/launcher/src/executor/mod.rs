@@ -11,6 +11,7 @@
 //! again: none of them has left anything, since a layer counts only when the store has it whole.
 //! Every VM ends through the same code, and [`VmExecutor::finish`] waits for it.
 
+mod admission;
 mod failure;
 mod guest_layers;
 mod registry;
@@ -22,9 +23,10 @@ mod tests;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec, Stopped, Stream, wait_while};
-use store::{Store, VmSteps};
+use store::{MemoryShare, Store, VmSteps};
 use thiserror::Error;
 
 use crate::notice::Notice;
@@ -32,6 +34,7 @@ use crate::options::Options;
 use crate::report::VmReport;
 use crate::session::SessionError;
 use crate::vm::{BootContext, BootError, Vm, boot};
+use admission::wait_for_memory;
 use failure::StepFailure;
 use guest_layers::GuestLayers;
 use registry::StoreRegistry;
@@ -63,6 +66,8 @@ struct State {
     boots: u32,
     booting: Option<JoinHandle<()>>,
     report: Option<VmReport>,
+    /// The share of the host's memory, from before the first boot to the end.
+    memory: Option<MemoryShare>,
 }
 
 #[derive(Debug, Clone)]
@@ -120,6 +125,7 @@ impl VmExecutor {
             boots: 0,
             booting: None,
             report: None,
+            memory: None,
         };
         Self {
             shared: Arc::new(Shared {
@@ -150,12 +156,21 @@ impl VmExecutor {
         {
             log::error!("the thread that boots the builder VM panicked");
         }
-        let Phase::Ready(guest) = phase else {
-            return Vec::new();
-        };
-        let report = guest.vm.report();
-        self.shared.lock().report = Some(report);
-        guest.vm.end().iter().map(ToString::to_string).collect()
+        let mut problems = Vec::new();
+        if let Phase::Ready(guest) = phase {
+            let report = guest.vm.report();
+            self.shared.lock().report = Some(report);
+            problems.extend(guest.vm.end().iter().map(ToString::to_string));
+        }
+        // A VM that cannot be ended still uses its memory.
+        let memory = self.shared.lock().memory.take();
+        if problems.is_empty()
+            && let Some(memory) = memory
+            && let Err(err) = memory.release()
+        {
+            problems.push(err.to_string());
+        }
+        problems
     }
 
     /// Facts about the VM, after [`Self::finish`]. `None` if no step needed one.
@@ -192,15 +207,31 @@ pub fn boot_once(store: &Store, options: &Options, stop: &Cancel) -> Result<VmRe
         cancel: stop.clone(),
         ..options.clone()
     };
-    let vm = boot(&BootContext::new(&options, &registry)?, stop)?;
-    let report = vm.report();
-    vm.end();
+    let context = BootContext::new(&options, &registry)?;
+    let memory = wait_for_memory(store, &context, stop)?;
+    let booted = boot(&context, stop).map(|vm| {
+        let report = vm.report();
+        vm.end();
+        report
+    });
+    let released = memory.release();
+    let report = booted?;
+    released.map_err(|err| BootError::Record(err.into()))?;
     Ok(report)
 }
 
 impl Executor for VmExecutor {
     fn prepare(&self) {
         self.shared.start_boot(&mut self.shared.lock());
+    }
+
+    fn is_admitted(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let check = || Some(()).filter(|()| Instant::now() < until).ok_or(());
+        let waits = |state: &mut State| {
+            state.memory.is_none() && matches!(state.phase, Phase::Idle | Phase::Booting)
+        };
+        wait_while(&self.shared.changed, self.shared.lock(), check, waits).is_ok()
     }
 
     fn run(
@@ -290,7 +321,10 @@ impl Shared {
     fn boot_one(&self) -> Result<Guest, VmUnavailable> {
         let registry = StoreRegistry::new(&self.store).map_err(VmUnavailable::Boot)?;
         let vm = BootContext::new(&self.options, &registry)
-            .and_then(|context| boot(&context, &self.stop))
+            .and_then(|context| {
+                self.admit(&context)?;
+                boot(&context, &self.stop)
+            })
             .map_err(VmUnavailable::Boot)?;
         // The first answer shows that the guest works.
         if let Err(err) = vm.session().stat() {
@@ -316,6 +350,16 @@ impl Shared {
             semaphores: Semaphores::default(),
             steps: AtomicU64::new(0),
         })
+    }
+
+    /// Waits for the share of the host's memory, unless an earlier VM of this build had it.
+    fn admit(&self, context: &BootContext<'_>) -> Result<(), BootError> {
+        if self.lock().memory.is_none() {
+            let share = wait_for_memory(&self.store, context, &self.stop)?;
+            self.lock().memory = Some(share);
+            self.changed.notify_all();
+        }
+        Ok(())
     }
 
     /// Publishes the outcome of a boot.

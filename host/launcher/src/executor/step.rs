@@ -246,6 +246,9 @@ impl Worker<'_> {
     /// one that breaks the format.
     fn rejected(&self, refused: IngestError) -> StepFailure {
         let broken = match refused {
+            IngestError::Store(err) if err.is_limit() => {
+                return StepError::Limit(err.to_string()).into();
+            }
             IngestError::Store(err) => return StepError::Host(err.into()).into(),
             IngestError::Layer(broken) => broken,
         };

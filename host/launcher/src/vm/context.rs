@@ -15,7 +15,9 @@ pub(crate) struct BootContext<'a> {
     pub(crate) options: &'a Options,
     pub(crate) registry: &'a dyn Registry,
     pub(super) qemu: Qemu,
-    pub(super) memory_mib: u64,
+    pub(crate) memory_mib: u64,
+    /// Memory that all VMs may have together, in bytes.
+    pub(crate) total_memory: u64,
     pub(super) cpus: usize,
     boot_id: String,
 }
@@ -23,11 +25,15 @@ pub(crate) struct BootContext<'a> {
 impl<'a> BootContext<'a> {
     /// Finds QEMU and looks at the host.
     pub(crate) fn new(options: &'a Options, registry: &'a dyn Registry) -> Result<Self, BootError> {
+        let total_memory = options.total_memory.unwrap_or_else(host::total_memory);
         Ok(Self {
             options,
             registry,
             qemu: Qemu::find(&options.qemu)?,
-            memory_mib: options.memory_mib.unwrap_or_else(host::default_memory_mib),
+            memory_mib: options
+                .memory_mib
+                .unwrap_or_else(|| host::default_memory_mib(total_memory)),
+            total_memory,
             cpus: options.cpus.unwrap_or_else(host::default_cpus),
             boot_id: host::boot_id()?,
         })

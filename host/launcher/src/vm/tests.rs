@@ -125,7 +125,7 @@ fn helper_trampoline() {
 }
 
 /// A QEMU of a few lines of shell: it prints a version, and otherwise runs `script`.
-fn fake_qemu(dir: &Path, script: &str) -> PathBuf {
+pub(crate) fn fake_qemu(dir: &Path, script: &str) -> PathBuf {
     let path = dir.join("qemu");
     let text = format!(
         "#!/bin/sh\ncase \"$*\" in *--version) echo 'QEMU emulator version 9.9.9'; exit;; esac\n{script}\n"

@@ -225,6 +225,17 @@ CREATE TABLE claim (
 CREATE INDEX claim_instance ON claim (instance);
 CREATE INDEX claim_vm ON claim (vm) WHERE vm IS NOT NULL;
 
+-- The host's memory for VMs, asked for in the order of the ids.
+CREATE TABLE memory (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    instance INTEGER NOT NULL REFERENCES instance (id) ON DELETE RESTRICT,
+    bytes INTEGER NOT NULL,
+    -- What VMs may have together, as this instance sees it.
+    total INTEGER NOT NULL,
+    held INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX memory_instance ON memory (instance);
+
 -- What the steps of a build connected to, and how many connections more there were.
 CREATE TABLE connection (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

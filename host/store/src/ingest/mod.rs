@@ -72,7 +72,7 @@ impl Store {
 impl LayerWriter {
     fn new(store: Store, pending: PendingObject, file: File) -> Self {
         Self {
-            sink: Sink::new(&store, file),
+            sink: Sink::new(&store, &pending, file),
             store,
             pending,
             indexer: Indexer::new(),

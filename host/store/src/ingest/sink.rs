@@ -10,8 +10,10 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::budget::Charge;
 use crate::error::is_full;
 use crate::failpoint::Hooks;
+use crate::object::PendingObject;
 use crate::{Digest, Hasher, Store, disk};
 
 /// Size of a piece in the queue, in bytes: so large that the queue costs nothing.
@@ -29,6 +31,7 @@ pub(crate) struct Sink {
     piece: Vec<u8>,
     target: Option<Target>,
     size: u64,
+    charge: Charge,
 }
 
 #[derive(Debug)]
@@ -71,8 +74,8 @@ impl Output {
 }
 
 impl Sink {
-    /// A sink that writes to a new file of this store.
-    pub(crate) fn new(store: &Store, file: File) -> Self {
+    /// A sink that writes to the new file of an object of this store.
+    pub(crate) fn new(store: &Store, pending: &PendingObject, file: File) -> Self {
         let output = Output {
             file,
             end: 0,
@@ -82,6 +85,7 @@ impl Sink {
             piece: Vec::new(),
             target: Some(Target::Direct(output)),
             size: 0,
+            charge: pending.charge.clone(),
         }
     }
 
@@ -92,7 +96,9 @@ impl Sink {
 
     /// Appends bytes. Waits while the disk or the other thread is behind.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        self.size += bytes.len() as u64;
+        let n_bytes = bytes.len() as u64;
+        self.charge.take(n_bytes).map_err(io::Error::other)?;
+        self.size += n_bytes;
         while !bytes.is_empty() {
             let missing = PIECE - self.piece.len();
             let (taken, rest) = bytes.split_at(missing.min(bytes.len()));

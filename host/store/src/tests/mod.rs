@@ -1,12 +1,14 @@
 //! Tests of the whole store, with several handles and several processes.
 
 mod access;
+mod budget;
 mod check;
 mod claims;
 mod graph;
 mod history;
 mod housekeeping;
 mod ingest;
+mod memory;
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "each match is about a few of many phases or operations"

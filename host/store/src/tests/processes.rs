@@ -32,6 +32,14 @@ fn helper_process() {
                 std::thread::park();
             }
         }
+        "memory" => {
+            let share = store.ask_for_memory(4, 6).unwrap();
+            assert_eq!(share.poll().unwrap(), None);
+            ready();
+            loop {
+                std::thread::park();
+            }
+        }
         "work" => {
             for round in 0..5 {
                 for name in ["one", "two", "three"] {

@@ -231,9 +231,48 @@ pub(in crate::command) struct Args {
         value_parser = size::parse
     )]
     pub(super) step_disk: u64,
-    /// Memory of the VM, for example 2g
+    /// Size of all layers and files that this build may add to the store
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_BUILD_DISK",
+        hide_env_values = true,
+        default_value = "64g",
+        value_parser = size::parse
+    )]
+    pub(super) build_disk: u64,
+    /// Size to which a pulled layer, or an archive that ADD unpacks, may unpack
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_LAYER_SIZE",
+        hide_env_values = true,
+        default_value = "128g",
+        value_parser = size::parse
+    )]
+    pub(super) layer_size: u64,
+    /// How many times its compressed size it may have, beyond the first 1g
+    #[arg(
+        long,
+        value_name = "N",
+        env = "COFFERDAM_LAYER_RATIO",
+        hide_env_values = true,
+        default_value = "100"
+    )]
+    pub(super) layer_ratio: u64,
+    /// Memory of the VM, for example 2g [default: half of --total-memory, from 512m to 4g]
     #[arg(short, long, value_name = "SIZE", value_parser = parse_memory)]
     pub(super) memory: Option<u64>,
+    /// Memory that the VMs of all builds with this store may have together; others wait [default: that of
+    /// this machine or of the control group, less a reserve]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "COFFERDAM_TOTAL_MEMORY",
+        hide_env_values = true,
+        value_parser = size::parse
+    )]
+    pub(super) total_memory: Option<u64>,
     /// Number of CPUs of the VM [default: all CPUs of this machine]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub(super) cpus: Option<u16>,

@@ -67,6 +67,7 @@ fn build(
     watch: &signals::Watch,
 ) -> Result<BuildResult, (Failure, Option<Value>)> {
     let store = common.open().map_err(|failure| (failure, None))?;
+    let store = store.with_budget(args.build_disk);
     let history = store.clone();
     watch.on_cancel(move || {
         // Closed if the build has ended.

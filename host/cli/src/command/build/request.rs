@@ -11,6 +11,7 @@ use engine::build::{BuildRequest, DockerfileSource, Rebuild};
 use engine::pull::ImageSource;
 use exec::StepNetwork;
 use oci::Platform;
+use oci::decompress::UnpackLimits;
 
 use super::args::{self, Args};
 use super::{reach, trust};
@@ -66,6 +67,11 @@ pub(super) fn from(args: &Args) -> Result<BuildRequest, Failure> {
         hosts: args.hosts.clone(),
         network,
         reach,
+        unpack: UnpackLimits {
+            size: args.layer_size,
+            ratio: args.layer_ratio,
+            ..UnpackLimits::USUAL
+        },
     })
 }
 

@@ -2,6 +2,7 @@
 //! guest image nor a monitor.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ::store::Store;
 use egress::{Egress, Policy};
@@ -77,6 +78,7 @@ impl<'a> LazyVm<'a> {
         options.transport = self.args.transport;
         options.vsock = self.args.vsock.clone();
         options.memory_mib = self.args.memory.map(|bytes| bytes >> 20);
+        options.total_memory = self.args.total_memory;
         options.cpus = self.args.cpus.map(usize::from);
         options.cancel = self.cancel.clone();
         options.egress = Egress::new(self.network());
@@ -132,6 +134,12 @@ impl Executor for LazyVm<'_> {
         if let Ok(executor) = self.executor() {
             executor.prepare();
         }
+    }
+
+    fn is_admitted(&self, patience: Duration) -> bool {
+        // A failure is reported when the step runs.
+        self.executor()
+            .map_or(true, |executor| executor.is_admitted(patience))
     }
 
     fn run(

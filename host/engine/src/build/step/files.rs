@@ -32,7 +32,10 @@ impl Steps<'_> {
             .map_or(SourceTree::Context(self.context), SourceTree::Rootfs);
         let plan = self
             .downloads(step, spec)
-            .and_then(|downloads| copy::plan(spec, &source, &downloads, &target, self.cancel))
+            .and_then(|downloads| {
+                let limits = self.request.unpack;
+                copy::plan(spec, &source, &downloads, &target, limits, self.cancel)
+            })
             .map_err(|source| self.copy_error(step, source))?;
         for warning in &plan.warnings {
             self.tracker.warn(warning.clone(), Some(step.planned.line));

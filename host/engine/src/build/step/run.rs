@@ -1,4 +1,9 @@
 //! RUN: looked up by key, run by the executor.
+//!
+//! The law: a build that waits for others until its VM may start holds no claim meanwhile. Others that have a
+//! VM may wait for that claim, and would never end theirs.
+
+use std::time::Duration;
 
 use exec::{Output, StepDone, StepError, StepSpec, Stream};
 use store::{BuildId, Claim, Connections, ContentId, Layer, Lookup, StepKey, StepLog, Store};
@@ -11,6 +16,10 @@ use crate::event::{Explanation, Outcome, StepId};
 use crate::keys;
 use crate::plan::{Op, RunOp, Step};
 use crate::solver::Attempt;
+
+/// How long a step waits for the admission of its VM before it is attempted again later: long enough if
+/// there is nothing to wait for.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 impl Steps<'_> {
     pub(super) fn run(&self, step: &StepContext<'_>, op: &RunOp) -> StepAttempt {
@@ -26,6 +35,9 @@ impl Steps<'_> {
                 if !force {
                     self.follow(step, owner)?;
                 }
+                return Ok(Attempt::Busy);
+            }
+            Lookup::Hit(_) if self.request.rebuild.is_some() && !self.admit(step) => {
                 return Ok(Attempt::Busy);
             }
             Lookup::Hit(hit) => {
@@ -61,7 +73,26 @@ impl Steps<'_> {
             };
             return Err(self.step_error(step, op, &tee.log, source));
         }
+        if !self.executor.is_admitted(Duration::ZERO) {
+            claim.release()?;
+            return if self.admit(step) {
+                self.run(step, op)
+            } else {
+                Ok(Attempt::Busy)
+            };
+        }
         self.run_here(step, op, key, claim)
+    }
+
+    /// Whether the executor may run steps; asks it to get ready, and waits for a moment.
+    fn admit(&self, step: &StepContext<'_>) -> bool {
+        self.executor.prepare();
+        let admitted = self.executor.is_admitted(PATIENCE);
+        if !admitted {
+            let what = "waiting until the builder VM may start";
+            self.tracker.status(step.number, what.to_owned(), 0, 0);
+        }
+        admitted
     }
 
     /// Runs a step that has no result, or none that counts.

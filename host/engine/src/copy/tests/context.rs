@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Uid, mkfifo, setfsuid};
 use store::{EntryKind, Layer};
 
-use super::{Kit, check, spec};
+use super::{Kit, UNPACK, check, spec};
 use crate::context::Context;
 use crate::copy::{CopyError, SourceTree, plan};
 use crate::download::Downloads;
@@ -82,6 +82,7 @@ fn the_root_may_be_a_link_or_lie_below_one() {
             &SourceTree::Context(&context),
             &Downloads::default(),
             &kit.target,
+            UNPACK,
             &Cancel::new(),
         );
         let layer = kit.ingest(&plan.expect("a plan"));
@@ -594,6 +595,7 @@ fn cancelling_ends_the_planning() {
             &SourceTree::Context(&context),
             &Downloads::default(),
             &kit.target,
+            UNPACK,
             &cancel,
         );
         assert!(matches!(error, Err(CopyError::Cancelled)), "{instruction}");

@@ -2,7 +2,7 @@
 
 use exec::Cancel;
 
-use super::{Kit, check, fails, spec};
+use super::{Kit, UNPACK, check, fails, spec};
 use crate::copy::{SourceTree, plan};
 use crate::download::Downloads;
 use crate::rootfs::Rootfs;
@@ -207,6 +207,7 @@ fn the_plan_of_an_independent_layer_is_the_same_over_any_root() {
             &SourceTree::Context(&context),
             &Downloads::default(),
             target,
+            UNPACK,
             &Cancel::new(),
         )
         .expect("a plan");

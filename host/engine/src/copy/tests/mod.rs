@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use exec::Cancel;
 use layer::{Style, Writer};
+use oci::decompress::UnpackLimits;
 use store::{Entry, EntryKind, Layer, Mtime, OpenOptions, Store};
 use tempfile::TempDir;
 
@@ -24,6 +25,12 @@ use super::{CopyError, CopyFrom, CopyPlan, CopySource, CopySpec, SourceTree, pla
 use crate::context::Context;
 use crate::download::Downloads;
 use crate::rootfs::Rootfs;
+
+/// Tests do not have to write a gigabyte to exceed this.
+pub(super) const UNPACK: UnpackLimits = UnpackLimits {
+    base: 16 << 20,
+    ..UnpackLimits::USUAL
+};
 
 /// A store, a context and a target root.
 pub(super) struct Kit {
@@ -192,6 +199,7 @@ impl Kit {
             &SourceTree::Context(context),
             &Downloads::default(),
             &self.target,
+            UNPACK,
             &Cancel::new(),
         )
     }

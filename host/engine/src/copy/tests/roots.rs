@@ -3,7 +3,7 @@
 use exec::Cancel;
 use store::{Entry, EntryKind, Mtime};
 
-use super::{Kit, layer, root, spec};
+use super::{Kit, UNPACK, layer, root, spec};
 use crate::copy::{CopyError, SourceTree, plan, plan_workdir};
 use crate::download::Downloads;
 use crate::rootfs::Rootfs;
@@ -17,6 +17,7 @@ fn check(source: &[&[&str]], target: &[&str], instruction: &str, want: &[&str]) 
         &SourceTree::Rootfs(&source),
         &Downloads::default(),
         &kit.target,
+        UNPACK,
         &Cancel::new(),
     )
     .expect("a plan");
@@ -101,6 +102,7 @@ fn devices_are_made_again() {
         &SourceTree::Rootfs(&source),
         &Downloads::default(),
         &kit.target,
+        UNPACK,
         &Cancel::new(),
     )
     .expect("a plan");
@@ -131,6 +133,7 @@ fn a_missing_source_is_explained() {
         &SourceTree::Rootfs(&source),
         &Downloads::default(),
         &kit.target,
+        UNPACK,
         &Cancel::new(),
     );
     assert_eq!(

@@ -1,8 +1,10 @@
-//! Steps in real VMs. All of them need the guest image; `cargo xtask test` makes it and runs them.
+//! Steps in real VMs. All of them but `admission` need the guest image; `cargo xtask test` makes it and runs
+//! them.
 //!
 //! Here is what steps do in a VM that works. `owner_killed` is about the process that owns a VM, the
 //! others about faults between the host and a VM (`docs/faults.md`).
 
+mod admission;
 mod cut_connections;
 mod damaged_frames;
 mod long_streams;

@@ -50,9 +50,12 @@ pub(super) fn losses(build: &Build) -> Vec<String> {
     let notices = build.notices.lock().unwrap();
     let losses = notices.iter().filter_map(|notice| match notice {
         Notice::Lost(why) => Some(why.clone()),
-        Notice::Booting { .. } | Notice::NoKvm(_) | Notice::NoFilter(_) | Notice::Ready { .. } => {
-            None
-        }
+        Notice::Booting { .. }
+        | Notice::NoKvm(_)
+        | Notice::NoFilter(_)
+        | Notice::Waiting { .. }
+        | Notice::MoreThanAll { .. }
+        | Notice::Ready { .. } => None,
     });
     losses.collect()
 }
