@@ -44,7 +44,7 @@ const VERSION_PAUSE: Duration = Duration::from_millis(5);
 /// How long a checkpoint waits for readers.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(250);
 /// More than the number of distinct statements in this crate.
-const STATEMENTS: usize = 96;
+const STATEMENTS: usize = 128;
 /// Maximum length of the write-ahead log file after a checkpoint, in bytes.
 const WAL_LIMIT: i64 = 4 << 20;
 /// Pages in the write-ahead log after which SQLite makes a checkpoint. The first process that opens

@@ -251,7 +251,7 @@ pub(in crate::command) struct Args {
         value_parser = size::parse
     )]
     pub(super) layer_size: u64,
-    /// How many times its compressed size it may have, beyond the first 1g
+    /// How many times its compressed size it may unpack to, beyond the first 1g
     #[arg(
         long,
         value_name = "N",
