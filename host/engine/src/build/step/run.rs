@@ -75,13 +75,18 @@ impl Steps<'_> {
         }
         if !self.executor.is_admitted(Duration::ZERO) {
             claim.release()?;
-            return if self.admit(step) {
-                self.run(step, op)
-            } else {
-                Ok(Attempt::Busy)
-            };
+            return self.run_once_admitted(step, op);
         }
         self.run_here(step, op, key, claim)
+    }
+
+    /// Attempts a step again once its VM may start, at once or later.
+    fn run_once_admitted(&self, step: &StepContext<'_>, op: &RunOp) -> StepAttempt {
+        if self.admit(step) {
+            self.run(step, op)
+        } else {
+            Ok(Attempt::Busy)
+        }
     }
 
     /// Whether the executor may run steps; asks it to get ready, and waits for a moment.
