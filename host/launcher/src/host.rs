@@ -28,7 +28,7 @@ pub(crate) fn boot_id() -> io::Result<String> {
 
 /// Default memory of a VM in MiB, if all VMs may have `total` bytes.
 pub(crate) fn default_memory_mib(total: u64) -> u64 {
-    (total / 2 >> 20).clamp(MIN_MEMORY_MIB, MEMORY_MIB)
+    ((total / 2) >> 20).clamp(MIN_MEMORY_MIB, MEMORY_MIB)
 }
 
 /// Memory that VMs may have together, in bytes: what this process may use at all, less a reserve.
