@@ -7,6 +7,7 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 pub mod programs;
+pub mod qemu;
 
 use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
