@@ -8,6 +8,7 @@
 
 pub mod attempts;
 pub mod programs;
+pub mod qemu;
 
 use std::borrow::BorrowMut;
 use std::collections::BTreeMap;

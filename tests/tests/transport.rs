@@ -4,13 +4,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::qemu::OtherQemu;
 use tests::{BUSYBOX, Bench, finish, run};
 
 /// The drivers that a guest may have.
@@ -56,31 +56,12 @@ fn slow_disk(bench: &Bench, writes: u64) -> String {
         "-object throttle-group,id=slow,x-iops-write={writes} \
          -blockdev driver=throttle,node-name=disk,throttle-group=slow,file=plain"
     );
-    other_qemu(bench, change, &more)
-}
-
-/// A QEMU with a changed argument (a branch of the shell's `case`) and with additional ones. Returns a
-/// search path with it.
-fn other_qemu(bench: &Bench, change: &str, more: &str) -> String {
-    let dir = bench.out().join("bin");
-    fs::create_dir_all(&dir).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let script = format!(
-        r#"#!/bin/sh
-PATH='{path}'
-case "$*" in *--version) exec qemu-system-x86_64 "$@" ;; esac
-for word; do
-  shift
-  case "$word" in {change} ;; esac
-  set -- "$@" "$word"
-done
-exec qemu-system-x86_64 "$@" {more}
-"#
-    );
-    let program = dir.join("qemu-system-x86_64");
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    format!("{}:{path}", dir.display())
+    let other = OtherQemu {
+        change,
+        more: &more,
+        ..OtherQemu::default()
+    };
+    other.install(bench)
 }
 
 /// The host could send a thousand times faster than the guest's disk writes. It waits, and needs no
@@ -269,8 +250,12 @@ fn a_guest_that_cannot_use_the_ring_falls_back_to_the_kernels_driver() {
         bench.write("Dockerfile", format!("{BUSYBOX}RUN echo fine >/fine\n"));
         let metadata = bench.out().join("metadata");
         let mut command = bench.build_command(&["--metadata-file", metadata.to_str().unwrap()]);
+        let other = OtherQemu {
+            change,
+            ..OtherQemu::default()
+        };
         command
-            .env("PATH", other_qemu(&bench, change, ""))
+            .env("PATH", other.install(&bench))
             .env_remove("COFFERDAM_TRANSPORT");
         let _built = run(command).expect_status(0);
         let said = fs::read_to_string(metadata).unwrap();

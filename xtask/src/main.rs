@@ -41,8 +41,7 @@ enum Command {
     Image(image::Args),
     Demo(demo::Args),
     Test(test::Args),
-    /// Run only the tests that build in VMs.
-    VmTest(test::Args),
+    VmTest(test::VmArgs),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
     Soak(soak::Args),

@@ -39,6 +39,20 @@ pub(crate) struct Args {
     full: bool,
 }
 
+/// Run only the tests that build in VMs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VmArgs {
+    #[command(flatten)]
+    tests: Args,
+    /// All cells of the exit matrix instead: each way in which a build can end or be disturbed, in each of
+    /// its phases. With a filter, only cells whose name contains it
+    #[arg(long)]
+    matrix: bool,
+}
+
+/// The test of all cells, which is too long for every run.
+const MATRIX: &[&str] = &["--exact", "by_hand_every_cell", "--ignored", "--nocapture"];
+
 /// Programs and places that the tests need.
 struct Bench {
     workspace: Workspace,
@@ -106,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Whole builds in VMs.
-pub(crate) fn run_vm(args: &Args) -> Result<()> {
+pub(crate) fn run_vm(args: &VmArgs) -> Result<()> {
     setup::require(&[setup::VM, setup::CHECKERS, setup::TESTS])?;
     let workspace = Workspace::find()?;
     let bench = Bench {
@@ -114,12 +128,30 @@ pub(crate) fn run_vm(args: &Args) -> Result<()> {
         vm_image: image::build(&workspace, &image::Args::default())?,
         workspace,
     };
+    if args.matrix {
+        return matrix(&bench, args.tests.filter.as_deref());
+    }
     let mut totals = Totals::default();
     let attempts = Attempts::new(&bench.workspace)?;
-    let done = builds_in_vms(&bench, args, &attempts, &mut totals);
+    let done = builds_in_vms(&bench, &args.tests, &attempts, &mut totals);
     totals.print();
     attempts.print()?;
     done
+}
+
+/// All cells of the exit matrix. The test prints the table and how many have passed.
+fn matrix(bench: &Bench, filter: Option<&str>) -> Result<()> {
+    let accelerator = accelerator(&bench.workspace, &bench.cofferdam, &bench.vm_image)?;
+    let mut command = shell::command("cargo", ["test", "--locked", "--package", "tests"]);
+    command
+        .args(["--test", "matrix", "--"])
+        .args(MATRIX)
+        .current_dir(&bench.workspace.root)
+        .env("COFFERDAM_BIN", &bench.cofferdam)
+        .env("COFFERDAM_VM_IMAGE", &bench.vm_image)
+        .env("COFFERDAM_ACCEL", accelerator)
+        .env("COFFERDAM_CELLS", filter.unwrap_or_default());
+    shell::run(&mut command)
 }
 
 /// A failure does not hide what comes after it. The first one is returned.

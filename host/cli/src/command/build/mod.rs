@@ -19,7 +19,7 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ::store::FreeSpaceGuard;
+use ::store::{FreeSpaceGuard, Store};
 use engine::build::{BuildError, BuildRequest, BuildResult, build_and_report, differing_text};
 use exec::Cancel;
 use serde_json::Value;
@@ -54,10 +54,11 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
     logging::send_to(Some(Arc::new(move |line| display.note(line))));
     let done = build(args, &request, common, &progress, &cancel, &watch);
     logging::send_to(None);
-    finish(args, &progress, done)
+    finish(&progress, done)
 }
 
-/// Opens the store, builds, and releases everything again, whether or not the build succeeds.
+/// Opens the store, builds, and releases everything again, whether or not the build succeeds. With a
+/// failure comes that of writing the result files, if that fails too.
 fn build(
     args: &Args,
     request: &BuildRequest,
@@ -65,9 +66,15 @@ fn build(
     progress: &Arc<Progress>,
     cancel: &Cancel,
     watch: &signals::Watch,
-) -> Result<BuildResult, (Failure, Option<Value>)> {
-    let store = common.open().map_err(|failure| (failure, None))?;
-    let store = store.with_budget(args.build_disk);
+) -> Result<BuildResult, (Failure, Option<Failure>)> {
+    let failed = |failure: Failure, store: Option<&Store>, report: Option<&Value>| {
+        let second = results::write_failure(args, store, &failure, report);
+        (failure, second.err())
+    };
+    let store = common
+        .open()
+        .map_err(|failure| failed(failure, None, None))?
+        .with_budget(args.build_disk);
     let history = store.clone();
     watch.on_cancel(move || {
         // Closed if the build has ended.
@@ -83,7 +90,7 @@ fn build(
         // The history records success only after all other results are written.
         build_and_report(request, &store, &vm, &**progress, cancel, |built| {
             report = vm.shut_down();
-            results::write(args, built, report.as_ref())
+            results::write(args, &store, built, report.as_ref())
         })
     });
     let report = report.or_else(|| vm.shut_down());
@@ -95,10 +102,10 @@ fn build(
         if failure.hint.is_none() && !elsewhere {
             failure.hint = free_space::hint(&store, &failure);
         }
-        failure
+        failed(failure, Some(&store), report.as_ref())
     });
     common.close(store);
-    built.map_err(|failure| (failure, report))
+    built
 }
 
 /// Refuses to write an archive to a terminal, and two archives to standard output.
@@ -134,9 +141,8 @@ fn refuse_equal_destinations(request: &BuildRequest) -> Result<(), Failure> {
 
 /// Shows how the build ended and returns the exit status.
 fn finish(
-    args: &Args,
     progress: &Progress,
-    done: Result<BuildResult, (Failure, Option<Value>)>,
+    done: Result<BuildResult, (Failure, Option<Failure>)>,
 ) -> Result<ExitCode, Failure> {
     match done {
         Ok(built) => {
@@ -145,11 +151,9 @@ fn finish(
             progress.finish(End { class, closing });
             Ok(ExitCode::from(class.map_or(0, Class::status)))
         }
-        Err((failure, report)) => {
+        Err((failure, second)) => {
             let mut closing = failure.lines();
-            if let Err(second) = results::write_failure(args, &failure, report.as_ref()) {
-                closing.extend(second.lines());
-            }
+            closing.extend(second.iter().flat_map(Failure::lines));
             progress.finish(End {
                 class: Some(failure.class),
                 closing,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use ::store::{ResourceKind, Store};
 use anyhow::Context as _;
 use engine::build::{BuildError, BuildResult};
 use engine::event::Outcome;
@@ -52,16 +53,19 @@ fn check_directory(path: &Path) -> Result<(), Failure> {
 /// Writes the requested result files of a successful build.
 pub(super) fn write(
     args: &Args,
+    store: &Store,
     built: &BuildResult,
     vm: Option<&Value>,
 ) -> Result<(), BuildError> {
     if let Some(path) = &args.metadata_file {
-        describe(path, of_success(built), vm).map_err(|source| cannot(path.display(), source))?;
+        describe(Some(store), path, of_success(built), vm)
+            .map_err(|source| cannot(path.display(), source))?;
     }
     let id = built.image.config.to_string();
     if let Some(path) = &args.iidfile {
         // Without a newline, as `docker build` does.
-        replace(path, id.as_bytes()).map_err(|source| cannot(path.display(), source))?;
+        replace(Some(store), path, id.as_bytes())
+            .map_err(|source| cannot(path.display(), source))?;
     }
     if args.quiet {
         try_print(|out| writeln!(out, "{id}"))
@@ -75,9 +79,10 @@ fn cannot(to: impl Display, source: io::Error) -> BuildError {
     BuildError::Report { to, source }
 }
 
-/// Writes the metadata file of a failed build and removes its image ID file.
+/// Writes the metadata file of a failed build and removes its image ID file. There may be no store.
 pub(super) fn write_failure(
     args: &Args,
+    store: Option<&Store>,
     failure: &Failure,
     vm: Option<&Value>,
 ) -> Result<(), Failure> {
@@ -95,7 +100,7 @@ pub(super) fn write_failure(
         "error": chain(&failure.error),
         "log": log,
     });
-    describe(path, json!({ "cofferdam.build": member }), vm)
+    describe(store, path, json!({ "cofferdam.build": member }), vm)
         .with_context(|| format!("cannot write {}", path.display()))
         .map_err(Failure::host)
 }
@@ -133,24 +138,81 @@ fn of_success(built: &BuildResult) -> Value {
 }
 
 /// Writes the metadata file, with the description of the VM if there was one.
-fn describe(path: &Path, mut value: Value, vm: Option<&Value>) -> io::Result<()> {
+fn describe(
+    store: Option<&Store>,
+    path: &Path,
+    mut value: Value,
+    vm: Option<&Value>,
+) -> io::Result<()> {
     if let (Value::Object(members), Some(vm)) = (&mut value, vm) {
         members.insert("cofferdam.vm".into(), vm.clone());
     }
-    replace(path, format!("{value:#}\n").as_bytes())
+    replace(store, path, format!("{value:#}\n").as_bytes())
 }
 
-/// Writes a temporary file next to `path` and renames it to `path`.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
+/// Writes a temporary file next to `path` and renames it to `path`. The temporary file is recorded
+/// before it exists, so if this process is killed, the next command removes it.
+fn replace(store: Option<&Store>, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = std::path::absolute(path)?.into_os_string();
     temporary.push(format!(".{}", std::process::id()));
     let temporary = Path::new(&temporary);
+    let recorded = |store: &Store| store.add_resource(ResourceKind::File(temporary.to_owned()));
+    // How a build failed is also written where there is no store, or none that can be written.
+    let record = store.and_then(|store| match recorded(store) {
+        Ok(record) => Some((store, record)),
+        Err(error) => {
+            log::debug!("cannot record {}: {error}", temporary.display());
+            None
+        }
+    });
     let written = fs::File::create_new(temporary)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| fs::rename(temporary, path));
     if written.is_err() {
-        // It may not exist. The error of the write matters more.
-        fs::remove_file(temporary).ok();
+        match fs::remove_file(temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // The record stays, and the next command tries again.
+                return written;
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    if let Some((store, record)) = record
+        && let Err(error) = store.drop_resource(record)
+    {
+        log::debug!("cannot forget {}: {error}", temporary.display());
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temporary(path: &Path) -> std::path::PathBuf {
+        format!("{}.{}", path.display(), std::process::id()).into()
+    }
+
+    /// As a kill would leave it: the file is there, and its record too.
+    #[test]
+    fn a_temporary_file_that_stays_is_removed_by_the_next_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let store = Store::open(&root, &::store::OpenOptions::default()).unwrap();
+        let path = dir.path().join("iid");
+        // A directory is neither written to nor removed as a file.
+        fs::create_dir(temporary(&path)).unwrap();
+        replace(Some(&store), &path, b"text").unwrap_err();
+        fs::remove_dir(temporary(&path)).unwrap();
+        fs::write(temporary(&path), "half").unwrap();
+        store.close().unwrap();
+        let store = Store::open(&root, &::store::OpenOptions::default()).unwrap();
+        assert!(!temporary(&path).exists());
+        assert!(store.check(false).unwrap().is_clean());
+        replace(Some(&store), &path, b"text").unwrap();
+        replace(None, &path, b"other").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "other");
+        assert!(!temporary(&path).exists());
+        store.close().unwrap();
+    }
 }

@@ -1,0 +1,159 @@
+//! A guest image in which a fault can be caused: the real one, and a program that runs before the agent.
+//!
+//! The product has no way to make its guest fail. So the kernel unpacks a second archive behind that of
+//! the image, with a script that leaves a process behind and then becomes the agent. That process reads
+//! a second serial line, which a changed QEMU connects with a pipe of the test.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::Bench;
+use tests::qemu::OtherQemu;
+
+use crate::running::within;
+
+/// How a guest ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// Its kernel panics.
+    Panic,
+    /// Its agent gets a fatal signal, as from a bug.
+    Agent,
+}
+
+impl Death {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// `deadly=WORD` on the kernel's command line: at once, before the agent. A process 1 that ends is the
+/// same to the kernel and to the host as an agent that is killed.
+///
+/// The agent's code is overwritten with breakpoints: signals cannot kill process 1.
+const SCRIPT: &str = r#"#!/busybox sh
+/busybox mkdir /w
+/busybox mount -t proc none /w
+/busybox mount -t devtmpfs none /dev
+die() {
+  case "$1" in
+    panic) echo c >/w/sysrq-trigger ;;
+    agent)
+      range=$(/busybox grep -m 1 ' r-xp ' /w/1/maps)
+      range=${range%% *}
+      first=$((0x${range%-*} / 4096))
+      last=$((0x${range#*-} / 4096))
+      /busybox tr '\000' '\314' </dev/zero |
+        /busybox dd of=/w/1/mem bs=4096 seek=$first count=$((last - first)) iflag=fullblock conv=notrunc
+      ;;
+  esac
+}
+for word in $(/busybox cat /w/cmdline); do
+  case "$word" in
+    deadly=panic) die panic ;;
+    deadly=agent) exit 1 ;;
+  esac
+done
+(
+  while read -r word; do
+    die "$word"
+  done
+) </dev/ttyS1 &
+exec /init
+"#;
+
+/// Between two words to a guest, and how many it gets. An agent whose code was overwritten dies at once;
+/// to overwrite it takes an emulated guest a second.
+const AGAIN: Duration = Duration::from_secs(2);
+const MOST: usize = 10;
+
+/// The pipe to the serial line of a guest.
+#[derive(Debug)]
+pub(crate) struct Line(File);
+
+impl Line {
+    /// Says how to die, until `is_dead`. What nobody reads yet is lost on the way. False if it lives on.
+    pub(crate) fn kill(&mut self, death: Death, is_dead: impl Fn() -> bool) -> bool {
+        let text = format!("{}\n", death.word());
+        let deaf = || {
+            self.0.write_all(text.as_bytes()).unwrap();
+            !within(AGAIN, &is_dead)
+        };
+        std::iter::repeat_with(deaf).take(MOST).any(|deaf| !deaf)
+    }
+}
+
+/// The directory of an image whose guest dies while it boots.
+pub(crate) fn deadly(bench: &Bench, death: Death) -> PathBuf {
+    make(bench, &format!(" deadly={}", death.word()))
+}
+
+/// The directory of an image whose guest dies when it is told to; a search path with a QEMU that lets
+/// the guest be told, and the line to it.
+pub(crate) fn obedient(bench: &Bench) -> (PathBuf, String, Line) {
+    // Where a confined QEMU may read: beside its program.
+    let dir = bench.out().join("bin/pc-bios");
+    fs::create_dir_all(&dir).unwrap();
+    let pipe = dir.join("line");
+    fs::remove_file(&pipe).ok();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    // For both ends, so that opening it waits for nobody.
+    let line = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe)
+        .unwrap();
+    // Standard input is the lock that shows that the monitor lives: it stays open under another number.
+    let before = format!("exec 9<&0 0<'{}'", pipe.display());
+    let other = OtherQemu {
+        before: &before,
+        more: "-chardev stdio,id=line,signal=off -serial chardev:line",
+        ..OtherQemu::default()
+    };
+    (make(bench, ""), other.install(bench), Line(line))
+}
+
+fn make(bench: &Bench, more: &str) -> PathBuf {
+    let real = std::env::var_os("COFFERDAM_VM_IMAGE").expect("COFFERDAM_VM_IMAGE");
+    let real = Path::new(&real);
+    let dir = bench.out().join("image");
+    fs::create_dir_all(&dir).unwrap();
+    fs::copy(real.join("vmlinuz"), dir.join("vmlinuz")).unwrap();
+    let mut initramfs = fs::read(real.join("initramfs.cpio")).unwrap();
+    let busybox = fs::read("/bin/busybox").unwrap();
+    for (number, (name, data)) in [("busybox", &busybox[..]), ("faulty", SCRIPT.as_bytes())]
+        .into_iter()
+        .enumerate()
+    {
+        entry(&mut initramfs, number + 1, name, 0o100_755, data);
+    }
+    entry(&mut initramfs, 0, "TRAILER!!!", 0, &[]);
+    let text = fs::read(real.join("image.json")).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&text).unwrap();
+    let cmdline = manifest["cmdline"].as_str().unwrap();
+    manifest["cmdline"] = format!("{cmdline} rdinit=/faulty{more}").into();
+    manifest["initramfs_size"] = initramfs.len().into();
+    fs::write(dir.join("initramfs.cpio"), initramfs).unwrap();
+    fs::write(dir.join("image.json"), manifest.to_string()).unwrap();
+    dir
+}
+
+/// Appends an entry of the format `newc`.
+fn entry(archive: &mut Vec<u8>, inode: usize, name: &str, mode: usize, data: &[u8]) {
+    let (size, length) = (data.len(), name.len() + 1);
+    let fields = [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, length, 0];
+    archive.extend_from_slice(b"070701");
+    for field in fields {
+        archive.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    for part in [[name.as_bytes(), b"\0"].concat(), data.to_vec()] {
+        archive.extend_from_slice(&part);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    }
+}
