@@ -78,7 +78,7 @@ fn steps_at_the_limits_of_a_layer_are_kept_or_fail_once_in_their_own_words() {
 fn files_of_the_context_that_no_layer_can_hold_are_said_to_be_that() {
     let bench = Bench::new();
     bench.write("sparse", "");
-    let file = std::fs::File::options()
+    let file = fs::File::options()
         .write(true)
         .open(bench.context().join("sparse"))
         .unwrap();
