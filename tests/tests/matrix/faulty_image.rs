@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -102,7 +103,9 @@ pub(crate) fn obedient(bench: &Bench) -> (PathBuf, String, Line) {
     fs::create_dir_all(&dir).unwrap();
     let pipe = dir.join("line");
     fs::remove_file(&pipe).ok();
-    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::empty()).unwrap();
+    // QEMU may be another user.
+    fs::set_permissions(&pipe, fs::Permissions::from_mode(0o644)).unwrap();
     // For both ends, so that opening it waits for nobody.
     let line = OpenOptions::new()
         .read(true)
