@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,7 +101,7 @@ struct Cell<'a> {
     line: Option<Line>,
     /// When the build's time is up.
     limit: Option<Duration>,
-    filler: Option<std::path::PathBuf>,
+    filler: Option<PathBuf>,
 }
 
 fn attempt(
@@ -111,8 +112,8 @@ fn attempt(
     reach: &mut Duration,
 ) -> Result<Option<Done>, String> {
     let (dockerfile, gates) = dockerfiles::of(fault, phase);
-    let (mut command, line, limit) = prepare(bench, fault, phase, &dockerfile, &gates, *reach);
-    command.stdin(std::process::Stdio::null());
+    let mut command = command(bench, &dockerfile, &gates);
+    let (line, limit) = prepare(&mut command, bench, fault, phase, *reach);
     let running = Running::start(bench, command, gates.work.clone());
     let mut cell = Cell {
         fault,
@@ -163,15 +164,8 @@ fn attempt(
     judged.map_err(|why| format!("{why}\n{said}"))
 }
 
-/// The command of a build that will meet this fault.
-fn prepare(
-    bench: &Bench,
-    fault: Fault,
-    phase: Phase,
-    dockerfile: &str,
-    gates: &dockerfiles::Gates,
-    reach: Duration,
-) -> (Command, Option<Line>, Option<Duration>) {
+/// The command of a build that exports to standard output, and reaches the gates.
+fn command(bench: &Bench, dockerfile: &str, gates: &dockerfiles::Gates) -> Command {
     bench.write("Dockerfile", dockerfile);
     let results = bench.out().join("results");
     let mut command = bench.build_command(&["-o", "-"]);
@@ -183,38 +177,42 @@ fn prepare(
         command.args(["--allow-net", &address, "--allow-host", &address]);
     }
     command.env("TMPDIR", bench.out().join("tmp"));
-    let mut line = None;
-    let mut limit = None;
+    command
+}
+
+/// What has to be different from the beginning of a build that will meet a fault.
+fn prepare(
+    command: &mut Command,
+    bench: &Bench,
+    fault: Fault,
+    phase: Phase,
+    reach: Duration,
+) -> (Option<Line>, Option<Duration>) {
     match fault {
         Fault::Timeout => {
-            let time = match phase {
-                Phase::Boot => Duration::from_secs(3),
-                Phase::Put
-                | Phase::Run
-                | Phase::Take
-                | Phase::Commit
-                | Phase::Export
-                | Phase::Teardown => reach * 3 / 2 + LEAD * 2,
+            let limit = if phase == Phase::Boot {
+                Duration::from_secs(3)
+            } else {
+                Duration::from_secs((reach * 3 / 2 + LEAD * 2).as_secs())
             };
-            command.args(["--timeout", &format!("{}s", time.as_secs())]);
-            limit = Some(Duration::from_secs(time.as_secs()));
+            command.args(["--timeout", &format!("{}s", limit.as_secs())]);
+            return (None, Some(limit));
+        }
+        Fault::Panic | Fault::KillAgent if phase == Phase::Boot => {
+            let image = faulty_image::deadly(bench, death(fault));
+            command.env("COFFERDAM_VM_IMAGE", image);
         }
         Fault::Panic | Fault::KillAgent => {
-            let death = death(fault);
-            if phase == Phase::Boot {
-                command.env("COFFERDAM_VM_IMAGE", faulty_image::deadly(bench, death));
-            } else {
-                let (image, path, to) = faulty_image::obedient(bench);
-                command.env("COFFERDAM_VM_IMAGE", image).env("PATH", path);
-                line = Some(to);
-            }
+            let (image, path, line) = faulty_image::obedient(bench);
+            command.env("COFFERDAM_VM_IMAGE", image).env("PATH", path);
+            return (Some(line), None);
         }
         Fault::GuestDiskFull => {
             // Too small for the layers, or for what the step makes on top of them.
             let mib = if phase == Phase::Put { MIB } else { 2 * MIB };
-            let change = format!(
-                "driver=raw,node-name=disk,*) word=\"driver=raw,node-name=disk,size={mib}M,${{word#driver=raw,node-name=disk,}}\""
-            );
+            let bytes = mib << 20;
+            let disk = "driver=raw,node-name=disk,";
+            let change = format!("{disk}*) word=\"{disk}size={bytes},${{word#{disk}}}\"");
             let other = OtherQemu {
                 change: &change,
                 ..OtherQemu::default()
@@ -235,7 +233,7 @@ fn prepare(
         | Fault::StopQemu
         | Fault::StopQemuForGood => {}
     }
-    (command, line, limit)
+    (None, None)
 }
 
 fn death(fault: Fault) -> Death {
@@ -325,7 +323,8 @@ impl Cell<'_> {
                 let monitors = running.monitors();
                 // Without a line, its guest dies by itself while it boots.
                 if let Some(line) = &mut self.line {
-                    let dead = line.kill(death(*fault), || running.monitors() != monitors);
+                    let is_dead = || running.monitors() != monitors;
+                    let dead = line.kill(death(*fault), is_dead, || running.thaw());
                     assert!(dead, "the guest survives");
                 }
             }

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,8 +71,11 @@ exec /init
 
 /// Between two words to a guest, and how many it gets. An agent whose code was overwritten dies at once;
 /// to overwrite it takes an emulated guest a second.
-const AGAIN: Duration = Duration::from_secs(2);
-const MOST: usize = 10;
+const AGAIN: Duration = Duration::from_secs(1);
+const MOST: u32 = 20;
+
+/// How many of them it gets while cofferdam is frozen.
+const FROZEN: u32 = 4;
 
 /// The pipe to the serial line of a guest.
 #[derive(Debug)]
@@ -79,13 +83,26 @@ pub(crate) struct Line(File);
 
 impl Line {
     /// Says how to die, until `is_dead`. What nobody reads yet is lost on the way. False if it lives on.
-    pub(crate) fn kill(&mut self, death: Death, is_dead: impl Fn() -> bool) -> bool {
+    ///
+    /// QEMU ends only after its vsock device has answered, which is in the frozen cofferdam. So the guest
+    /// has time to die before that goes on with `thaw`.
+    pub(crate) fn kill(
+        &mut self,
+        death: Death,
+        is_dead: impl Fn() -> bool,
+        thaw: impl Fn(),
+    ) -> bool {
         let text = format!("{}\n", death.word());
-        let deaf = || {
+        for time in 0..MOST {
+            if time == FROZEN {
+                thaw();
+            }
             self.0.write_all(text.as_bytes()).unwrap();
-            !within(AGAIN, &is_dead)
-        };
-        std::iter::repeat_with(deaf).take(MOST).any(|deaf| !deaf)
+            if within(AGAIN, &is_dead) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -102,7 +119,9 @@ pub(crate) fn obedient(bench: &Bench) -> (PathBuf, String, Line) {
     fs::create_dir_all(&dir).unwrap();
     let pipe = dir.join("line");
     fs::remove_file(&pipe).ok();
-    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::empty()).unwrap();
+    // QEMU may be another user.
+    fs::set_permissions(&pipe, fs::Permissions::from_mode(0o644)).unwrap();
     // For both ends, so that opening it waits for nobody.
     let line = OpenOptions::new()
         .read(true)

@@ -161,7 +161,8 @@ impl Lane {
         Self { small }
     }
 
-    pub(crate) fn run(&self, jobs: Vec<Job>) -> Vec<Outcome> {
+    /// Tells each outcome at once.
+    pub(crate) fn run(&self, jobs: Vec<Job>, tell: impl Fn(&Outcome)) -> Vec<Outcome> {
         let mut place = None;
         let mut outcomes: Vec<Outcome> = Vec::new();
         let mut jobs = jobs.into_iter().peekable();
@@ -181,12 +182,14 @@ impl Lane {
             if result.is_ok() {
                 place = Some(here);
             }
-            outcomes.push(Outcome {
+            let outcome = Outcome {
                 fault: job.fault,
                 phase: job.phase,
                 took: began.elapsed(),
                 result,
-            });
+            };
+            tell(&outcome);
+            outcomes.push(outcome);
         }
         outcomes
     }

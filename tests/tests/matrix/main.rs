@@ -47,7 +47,7 @@ fn jobs(wanted: impl Fn(Fault, bool) -> bool) -> Vec<Job> {
 /// Runs cells on one store after the other, and fails if one fails.
 #[track_caller]
 fn check(jobs: Vec<Job>, small: bool) {
-    let outcomes = Lane::new(small).run(lane::in_turns(jobs));
+    let outcomes = Lane::new(small).run(lane::in_turns(jobs), |_| ());
     let failed: Vec<String> = outcomes.iter().filter_map(Outcome::failure).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
 }
@@ -88,7 +88,7 @@ fn the_table_has_each_fault_once_and_a_third_of_it_runs_always() {
     let all = jobs(|_, _| true);
     let always = jobs(|_, always| always);
     assert!(
-        always.len() * 4 >= all.len(),
+        always.len() * 3 >= all.len(),
         "{} of {}",
         always.len(),
         all.len()
@@ -138,29 +138,26 @@ fn is_root() -> bool {
 
 /// Takes cells from the queue, a few at a time, until it is empty.
 fn work(queue: &Mutex<Vec<Job>>, outcomes: &Mutex<Vec<Outcome>>, small: bool) {
-    const AT_A_TIME: usize = 6;
+    // What is left of other cells could be pruned when the disk is full.
+    let at_a_time = if small { 1 } else { 6 };
     loop {
         let mut jobs = queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = jobs.len().min(AT_A_TIME);
+        let count = jobs.len().min(at_a_time);
         let mine: Vec<Job> = jobs.drain(..count).collect();
         drop(jobs);
         if mine.is_empty() {
             return;
         }
-        let done = Lane::new(small).run(mine);
+        let done = Lane::new(small).run(mine, |outcome| {
+            say(&outcome.failure().unwrap_or_else(|| outcome.line()));
+        });
         let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        for outcome in &done {
-            say(&outcome.line());
-        }
         outcomes.extend(done);
     }
 }
 
 /// Prints the table with its results. Whether all cells have passed.
 fn report(outcomes: &[Outcome], root: bool) -> bool {
-    for failure in outcomes.iter().filter_map(Outcome::failure) {
-        say(&format!("\n{failure}"));
-    }
     say("");
     for (fault, row) in TABLE {
         say(fault.name());

@@ -149,24 +149,24 @@ const NO_STEP: Want = CannotBe("all steps have ended when an image is exported")
 /// One line for each fault, one column for each phase.
 #[rustfmt::skip]
 pub(crate) const TABLE: [(Fault, [Want; 7]); 15] = [
-    //                         boot           put            run            take           commit         export         teardown
-    (Fault::Nothing,         [Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Always(OK)]),
+    //                          boot               put                run                take               commit             export             teardown
+    (Fault::Nothing,           [Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Always(OK)]),
     // In the phases of one step it is another one, of another stage, that fails.
-    (Fault::StepFails,       [Ends(USER),    Ends(USER),    Always(USER),  Ends(USER),    Ends(USER),    NO_STEP,       NO_STEP]),
+    (Fault::StepFails,         [Always(USER),      Always(USER),      Always(USER),      Always(USER),      Ends(USER),        NO_STEP,           NO_STEP]),
     // A result that is delivered counts, whatever comes then.
-    (Fault::Timeout,         [Always(LIMIT), Ends(LIMIT),   Ends(LIMIT),   Ends(LIMIT),   Ends(LIMIT),   Always(LIMIT), Ends(OK)]),
-    (Fault::Interrupt,       [Ends(CANCELLED), Always(CANCELLED), Ends(CANCELLED), Ends(CANCELLED), Always(CANCELLED), Ends(CANCELLED), Ends(OK)]),
-    (Fault::InterruptTwice,  [Ends(CANCELLED), Ends(CANCELLED), Ends(CANCELLED), Always(CANCELLED), Ends(CANCELLED), Ends(CANCELLED), Ends(&[SUCCESS, STOPPED])]),
-    (Fault::Terminate,       [Ends(CANCELLED), Ends(CANCELLED), Ends(CANCELLED), Ends(CANCELLED), Ends(CANCELLED), Always(CANCELLED), Ends(OK)]),
-    (Fault::KillHost,        [Always(KILLED), Ends(KILLED), Always(KILLED), Ends(KILLED), Always(KILLED), Ends(KILLED), Always(KILLED)]),
+    (Fault::Timeout,           [Always(LIMIT),     Ends(LIMIT),       Ends(LIMIT),       Ends(LIMIT),       Ends(LIMIT),       Always(LIMIT),     Ends(OK)]),
+    (Fault::Interrupt,         [Always(CANCELLED), Always(CANCELLED), Always(CANCELLED), Always(CANCELLED), Always(CANCELLED), Always(CANCELLED), Ends(OK)]),
+    (Fault::InterruptTwice,    [Always(CANCELLED), Ends(CANCELLED),   Ends(CANCELLED),   Always(CANCELLED), Ends(CANCELLED),   Ends(CANCELLED),   Ends(&[SUCCESS, STOPPED])]),
+    (Fault::Terminate,         [Always(CANCELLED), Ends(CANCELLED),   Always(CANCELLED), Ends(CANCELLED),   Ends(CANCELLED),   Always(CANCELLED), Ends(OK)]),
+    (Fault::KillHost,          [Always(KILLED),    Always(KILLED),    Always(KILLED),    Always(KILLED),    Always(KILLED),    Always(KILLED),    Always(KILLED)]),
     // Under KVM a monitor that dies while it boots is not started again.
-    (Fault::KillQemu,        [Ends(&[SUCCESS, BY_HOST]), Ends(OK), Ends(OK), Always(OK), Ends(OK), Ends(OK), Ends(OK)]),
-    (Fault::Panic,           [Ends(HOST),    Ends(OK),      Always(OK),    Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK)]),
-    (Fault::KillAgent,       [Ends(HOST),    Always(OK),    Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK)]),
-    (Fault::HostDiskFull,    [Ends(HOST),    Ends(HOST),    Ends(HOST),    Always(HOST),  Ends(HOST),    Ends(OK),      Ends(OK)]),
-    (Fault::GuestDiskFull,   [CannotBe("the disk of a VM is new and empty until the first layer is put on it"),
-                                             Always(LIMIT), Ends(LIMIT),   Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK)]),
-    (Fault::StopHost,        [Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Always(OK),    Ends(OK),      Ends(OK)]),
-    (Fault::StopQemu,        [Always(OK),    Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK)]),
-    (Fault::StopQemuForGood, [Ends(HOST),    Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Ends(OK),      Always(OK)]),
+    (Fault::KillQemu,          [Ends(&[SUCCESS, BY_HOST]),Ends(OK),          Ends(OK),          Always(OK),        Ends(OK),          Ends(OK),          Ends(OK)]),
+    (Fault::Panic,             [Ends(HOST),        Ends(OK),          Always(OK),        Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK)]),
+    (Fault::KillAgent,         [Ends(HOST),        Always(OK),        Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK)]),
+    (Fault::HostDiskFull,      [Ends(HOST),        Ends(HOST),        Ends(HOST),        Always(HOST),      Ends(HOST),        Ends(OK),          Ends(OK)]),
+    (Fault::GuestDiskFull,     [CannotBe("the disk of a VM is new and empty until the first layer is put on it"),
+                                                   Always(LIMIT),     Ends(LIMIT),       Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK)]),
+    (Fault::StopHost,          [Ends(OK),          Ends(OK),          Always(OK),        Ends(OK),          Always(OK),        Ends(OK),          Ends(OK)]),
+    (Fault::StopQemu,          [Always(OK),        Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK)]),
+    (Fault::StopQemuForGood,   [Ends(HOST),        Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Ends(OK),          Always(OK)]),
 ];
