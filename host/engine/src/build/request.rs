@@ -81,7 +81,7 @@ pub struct BuildRequest {
     /// Network of RUN steps without `--network`. Without one, ADD downloads nothing either.
     pub network: StepNetwork,
     /// Which servers the Dockerfile and the images that it names may make this process reach: with
-    /// FROM, `--from` and ADD, as token servers, and by redirections.
+    /// FROM, `--from` and ADD, as token servers, and by redirections. Its rules are about ADD only.
     pub reach: Reach,
     /// `SOURCE_DATE_EPOCH`: latest time that the build writes, in seconds since 1970.
     pub epoch: Option<i64>,
