@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+pub mod elsewhere;
+pub mod owned;
 pub mod programs;
 
 use std::borrow::BorrowMut;
