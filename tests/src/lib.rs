@@ -7,6 +7,8 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 pub mod attempts;
+pub mod elsewhere;
+pub mod owned;
 pub mod programs;
 pub mod qemu;
 

@@ -1,8 +1,8 @@
 //! The network of steps, in whole builds: what they reach, what they do not, and what is recorded.
 //!
 //! The servers are this test's own, on the loopback of this machine, which a step reaches as 10.0.2.2
-//! where `--allow-net` names it. The busybox in them is linked statically, and of its programs only `nc`
-//! and `nslookup` work without the libraries that the C library loads for the others.
+//! where `--allow-net` names it, or on another machine ([`Elsewhere`]). The busybox of the steps is
+//! Debian's static one, whose `wget` crashes with `-T`, in a step and elsewhere.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,14 +10,17 @@
     reason = "a test that cannot go on fails"
 )]
 
+use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use serde_json::Value;
-use tests::{BUSYBOX, Bench, run};
+use tests::elsewhere::{ADDRESSES, ANSWER, Elsewhere};
+use tests::{BUSYBOX, Bench, owned, run};
 
 /// A server that gives this body to whoever connects.
 struct Server {
@@ -184,5 +187,88 @@ fn what_a_step_downloads_arrives_whole_on_many_connections_at_once() {
         .filter_map(|c| c["received"].as_u64())
         .sum();
     assert_eq!(received, 16 << 20);
+    bench.check_clean();
+}
+
+/// UDP, IPv4 and IPv6; each end of a connection goes on after the other one has ended.
+#[test]
+#[ignore = "needs root"]
+fn as_root_a_step_reaches_another_machine_by_udp_and_tcp_of_both_kinds() {
+    let bench = Bench::new();
+    let port = Elsewhere::connect().port;
+    let [v4, v6] = ADDRESSES;
+    let answer = Ipv4Addr::from(ANSWER);
+    let dockerfile = format!(
+        "{BUSYBOX}RUN nslookup -type=a any.example {v4} | grep 'Address: {answer}' \\\n\
+ && for to in {v4} {v6}; do \\\n\
+ test \"$(dd if=/dev/zero bs=1000 count=300 | nc $to {port})\" = 300000 || exit 1; done \\\n\
+ && test \"$(wget -q -O - http://{v4}:{port}/)\" = http\n"
+    );
+    let _built = bench.build(&dockerfile, &[]).expect_status(0);
+    let connections = connections(&bench);
+    let to = |address: &str, protocol: &str, port: u16| {
+        let is =
+            |c: &&Value| c["address"] == address && c["protocol"] == protocol && c["port"] == port;
+        connections.iter().filter(is).count()
+    };
+    let counts = (to(v4, "udp", 53), to(v4, "tcp", port), to(v6, "tcp", port));
+    assert_eq!(counts, (1, 2, 1), "{connections:?}");
+    bench.check_clean();
+}
+
+/// How many connections are open at once. On the agent's side a test without a VM opens more.
+const AT_ONCE: usize = 300;
+
+#[test]
+fn hundreds_of_connections_are_open_at_once_and_all_are_told() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = thread::spawn(move || {
+        // Nobody is answered before the last one has come.
+        let streams = listener.incoming().take(AT_ONCE);
+        let streams: Vec<TcpStream> = streams.map(|stream| stream.unwrap()).collect();
+        for mut stream in streams {
+            stream.write_all(b"all\n").unwrap();
+        }
+    });
+    let dockerfile = format!(
+        "{BUSYBOX}RUN n=0; while [ $n -lt {AT_ONCE} ]; do nc 10.0.2.2 {port} </dev/null >>/got & n=$((n+1)); done; wait; \\\n\
+ test $(grep -c '^all$' /got) = {AT_ONCE}; rm /got\n"
+    );
+    let _built = bench
+        .build(&dockerfile, &["--allow-net", "localhost"])
+        .expect_status(0);
+    serving.join().unwrap();
+    let connections = connections(&bench);
+    let allowed = connections.iter().filter(|c| c["verdict"] == "allowed");
+    assert_eq!(allowed.count(), AT_ONCE);
+    bench.check_clean();
+}
+
+/// Kills the process `net` while a step sleeps for an hour.
+const KILLER: &str = "while /busybox sleep 1; do step= net=
+for p in /seen/[0-9]*; do case \"$(/busybox tr '\\0' ' ' <$p/cmdline)\" in \"sleep 3600 \") step=yes;; \"net \") net=${p#/seen/};; esac; done
+if [ $step ]; then kill -9 $net; fi; done";
+
+/// The step fails with its network, or its VM ends before that is told; then the step runs again in
+/// another one, which ends alike.
+#[test]
+fn the_end_of_the_process_net_is_a_failure_of_the_host_and_ends_the_build_at_once() {
+    let bench = Bench::new();
+    let image = bench.out().join("image");
+    fs::create_dir(&image).unwrap();
+    let honest = PathBuf::from(std::env::var_os("COFFERDAM_VM_IMAGE").unwrap());
+    owned::image(&honest, &image, KILLER);
+    bench.write("Dockerfile", format!("{BUSYBOX}RUN sleep 3600\n"));
+    let mut command = bench.build_command(&[]);
+    command.env("COFFERDAM_VM_IMAGE", &image);
+    let done = run(command).expect_status(125);
+    let reasons = [
+        "the network of the step was lost",
+        "the process net has ended: Killed(SIGKILL)",
+    ];
+    let told = reasons.iter().any(|reason| done.stderr.contains(reason));
+    assert!(told, "{}", done.stderr);
     bench.check_clean();
 }

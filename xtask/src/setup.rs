@@ -32,6 +32,7 @@ pub(crate) const CHECKERS: &[Need] = &[need("umoci", "umoci"), need("skopeo", "s
 /// What only the tests need.
 pub(crate) const TESTS: &[Need] = &[
     need("docker-registry", "docker-registry"),
+    need("ip", "iproute2"),
     need("mke2fs", "e2fsprogs"),
     need("openssl", "openssl"),
     need("strace", "strace"),

@@ -8,7 +8,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`frame`] | the frame: a header of 32 bytes, a body, a checksum over both |
+//! | [`frame`] | the frame: a header of 32 bytes, a body, a checksum |
 //! | [`message`] | the bodies of control frames: greetings, requests, replies, failures |
 //! | [`transfer`] | the frames of one transfer: [`Sender`] and [`Receiver`] as state machines |
 //! | [`flow`] | the network of a step: [`flow::FlowTable`] as a state machine |

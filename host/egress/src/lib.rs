@@ -13,8 +13,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `rules` | [`Rule`]: what `--allow-net` names |
-//! | `policy` | [`Policy`]: the verdict on a connection or a name |
+//! | `policy` | the verdict of a [`Policy`] on a connection or a name |
 //! | `resolved` | the names that addresses were resolved from |
 //! | `dns` | the name server of a step |
 //! | `record` | [`Record`]: what is kept of each connection |
@@ -25,14 +24,12 @@ mod dns;
 mod policy;
 mod record;
 mod resolved;
-mod rules;
 mod serve;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use policy::Policy;
-pub use record::{Protocol, Record, Records, Refusal, Verdict};
-pub use rules::{HOST_NAME, Rule, RuleError};
+pub use net_policy::{Policy, Refusal};
+pub use record::{Protocol, Record, Records, Verdict};
 pub use serve::{Egress, ServeError, Stream, Violation};
 
 /// The address by which a step reaches this machine, if it may.

@@ -6,24 +6,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-use net_policy::AddressPolicy;
+use net_policy::{HOST_NAME, Policy, Refusal};
 use wire::flow::{GATEWAYS, NAMESERVERS, Target};
 
-use crate::record::Refusal;
 use crate::resolved::Resolved;
-use crate::rules::{HOST_NAME, Rule, suggest};
 
 /// The port of name servers.
 const DOMAIN: u16 = 53;
-
-/// What the steps of a build may reach.
-#[derive(Debug, Clone, Default)]
-pub struct Policy {
-    /// Which addresses are denied unless a rule writes them out.
-    pub addresses: AddressPolicy,
-    /// What `--allow-net` names. If it names anything, nothing else resolves or connects.
-    pub rules: Vec<Rule>,
-}
 
 /// Where a flow goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,121 +41,100 @@ pub(crate) struct Denial {
     pub(crate) options: String,
 }
 
-impl Policy {
-    /// Judges a flow.
-    pub(crate) fn route(&self, target: Target, resolved: &Resolved, now: Instant) -> Route {
-        let port = target.port;
-        let address = target.address.to_canonical();
-        if is_one_of(address, NAMESERVERS) {
-            return if port == DOMAIN {
-                Route::Names
-            } else {
-                Route::Closed
-            };
-        }
-        if is_one_of(address, GATEWAYS) {
-            return self.to_this_machine(port, resolved, now);
-        }
-        let names: Vec<&str> = resolved.names(address, now).collect();
-        let newest = names.first().map(|&name| name.to_owned());
-        match self.judge(address, port, &names) {
-            Ok(name) => Route::Dial {
-                to: vec![(address, port).into()],
-                name: name.map(str::to_owned).or(newest),
-            },
-            Err(why) => {
-                // A name helps only where no address has to be written out.
-                let by_name = newest.as_deref().filter(|_| why == Refusal::NoRule);
-                let options = self.options(&suggest(by_name, address, port));
-                Route::Denied(Denial {
-                    address: Some(address),
-                    name: newest,
-                    port,
-                    why,
-                    options,
-                })
-            }
-        }
+/// Judges a flow.
+pub(crate) fn route(policy: &Policy, target: Target, resolved: &Resolved, now: Instant) -> Route {
+    let port = target.port;
+    let address = target.address.to_canonical();
+    if is_one_of(address, NAMESERVERS) {
+        return if port == DOMAIN {
+            Route::Names
+        } else {
+            Route::Closed
+        };
     }
-
-    /// Judges a flow to the gateway, which stands for the loopback addresses of this machine.
-    fn to_this_machine(&self, port: u16, resolved: &Resolved, now: Instant) -> Route {
-        let loopbacks = [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ];
-        let mut why = None;
-        let mut to = Vec::new();
-        for address in loopbacks {
-            match self.judge(address, port, &[]) {
-                Ok(_) => to.push(SocketAddr::from((address, port))),
-                Err(refusal) => why = why.or(Some(refusal)),
-            }
-        }
-        let name = resolved.names(GATEWAYS.0.into(), now).next();
-        let name = Some(name.unwrap_or(HOST_NAME).to_owned());
-        match why {
-            Some(why) if to.is_empty() => Route::Denied(Denial {
-                address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-                name,
+    if is_one_of(address, GATEWAYS) {
+        return to_this_machine(policy, port, resolved, now);
+    }
+    let names: Vec<&str> = resolved.names(address, now).collect();
+    let newest = names.first().map(|&name| name.to_owned());
+    match policy.judge(address, port, &names) {
+        Ok(name) => Route::Dial {
+            to: vec![(address, port).into()],
+            name: name.map(str::to_owned).or(newest),
+        },
+        Err(why) => {
+            // A name helps only where no address has to be written out.
+            let by_name = newest.as_deref().filter(|_| why == Refusal::NoRule);
+            let options = options(policy, &suggest(by_name, address, port));
+            Route::Denied(Denial {
+                address: Some(address),
+                name: newest,
                 port,
                 why,
-                options: self.options(&format!("localhost:{port}")),
-            }),
-            _ => Route::Dial { to, name },
+                options,
+            })
         }
     }
+}
 
-    /// Judges an address with the names that resolved to it. Gives the name that decided, if one did.
-    fn judge<'a>(
-        &self,
-        address: IpAddr,
-        port: u16,
-        names: &[&'a str],
-    ) -> Result<Option<&'a str>, Refusal> {
-        if let Err(denied) = self.addresses.check(address) {
-            let insists = |rule: &Rule| rule.insists_on(address, port, denied, &self.addresses);
-            return match self.rules.iter().any(insists) {
-                true => Ok(None),
-                false => Err(Refusal::Address(denied)),
-            };
+/// Judges a flow to the gateway, which stands for the loopback addresses of this machine.
+fn to_this_machine(policy: &Policy, port: u16, resolved: &Resolved, now: Instant) -> Route {
+    let loopbacks = [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    let mut why = None;
+    let mut to = Vec::new();
+    for address in loopbacks {
+        match policy.judge(address, port, &[]) {
+            Ok(_) => to.push(SocketAddr::from((address, port))),
+            Err(refusal) => why = why.or(Some(refusal)),
         }
-        let by_address = |rule: &Rule| rule.allows_address(address, port);
-        if self.rules.is_empty() || self.rules.iter().any(by_address) {
-            return Ok(None);
-        }
-        let by_name = |name: &&&str| self.rules.iter().any(|rule| rule.allows_name(name, port));
-        let name = names.iter().find(by_name).ok_or(Refusal::NoRule)?;
-        Ok(Some(name))
     }
-
-    /// Judges a name, normalized.
-    pub(crate) fn resolves(&self, name: &str) -> Result<(), Denial> {
-        if self.rules.is_empty() || self.rules.iter().any(|rule| rule.names(name)) {
-            return Ok(());
-        }
-        Err(Denial {
-            address: None,
-            name: Some(name.to_owned()),
-            port: DOMAIN,
-            why: Refusal::NoRule,
-            options: self.options(name),
-        })
+    let name = resolved.names(GATEWAYS.0.into(), now).next();
+    let name = Some(name.unwrap_or(HOST_NAME).to_owned());
+    match why {
+        Some(why) if to.is_empty() => Route::Denied(Denial {
+            address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            name,
+            port,
+            why,
+            options: options(policy, &format!("localhost:{port}")),
+        }),
+        _ => Route::Dial { to, name },
     }
+}
 
-    /// Whether a step may reach the loopback of this machine at all, so that its name resolves.
-    pub(crate) fn opens_loopback(&self) -> bool {
-        self.rules.iter().any(Rule::opens_loopback)
+/// Judges a name, normalized.
+pub(crate) fn resolves(policy: &Policy, name: &str) -> Result<(), Denial> {
+    if policy.resolves(name) {
+        return Ok(());
     }
+    Err(Denial {
+        address: None,
+        name: Some(name.to_owned()),
+        port: DOMAIN,
+        why: Refusal::NoRule,
+        options: options(policy, name),
+    })
+}
 
-    /// The options that allow one thing more.
-    fn options(&self, rule: &str) -> String {
-        if self.rules.is_empty() {
-            // With one rule, only rules count.
-            format!("--allow-net {rule} --allow-net '*'")
-        } else {
-            format!("--allow-net {rule}")
-        }
+/// The options that allow one thing more.
+fn options(policy: &Policy, rule: &str) -> String {
+    if policy.rules.is_empty() {
+        // With one rule, only rules count.
+        format!("--allow-net {rule} --allow-net '*'")
+    } else {
+        format!("--allow-net {rule}")
+    }
+}
+
+/// The text of a rule that allows exactly this, for messages.
+fn suggest(name: Option<&str>, address: IpAddr, port: u16) -> String {
+    match (name, address) {
+        (Some(name), _) => format!("{name}:{port}"),
+        (None, IpAddr::V4(address)) => format!("{address}:{port}"),
+        (None, IpAddr::V6(address)) => format!("[{address}]:{port}"),
     }
 }
 
@@ -185,7 +153,7 @@ impl Denial {
         };
         let why = match self.why {
             Refusal::Address(denied) => format!("it is {denied}"),
-            Refusal::NoRule => "--allow-net does not name it".to_owned(),
+            Refusal::NoRule => Refusal::NoRule.to_string(),
         };
         format!("{what}: {why}; to allow it, build with {options}")
     }
@@ -200,7 +168,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use net_policy::{Denied, FixedAddresses};
+    use net_policy::{AddressPolicy, Denied, FixedAddresses};
     use wire::flow::Protocol;
 
     use super::*;
@@ -227,14 +195,14 @@ mod tests {
         resolved
     }
 
-    fn route(policy: &Policy, to: &str) -> Route {
+    fn routed(policy: &Policy, to: &str) -> Route {
         let to: SocketAddr = to.parse().unwrap();
         let target = Target {
             protocol: Protocol::Tcp,
             address: to.ip(),
             port: to.port(),
         };
-        policy.route(target, &resolved(), Instant::now())
+        route(policy, target, &resolved(), Instant::now())
     }
 
     #[track_caller]
@@ -243,14 +211,14 @@ mod tests {
             to: want.iter().map(|to| to.parse().unwrap()).collect(),
             name: name.map(str::to_owned),
         };
-        assert_eq!(route(&policy(rules), to), want, "{rules:?} {to}");
+        assert_eq!(routed(&policy(rules), to), want, "{rules:?} {to}");
     }
 
     #[track_caller]
     fn denies(rules: &[&str], to: &str, why: Refusal, options: &str) {
-        let routed = route(&policy(rules), to);
-        let Route::Denied(denial) = routed else {
-            panic!("{rules:?} {to}: {routed:?}");
+        let found = routed(&policy(rules), to);
+        let Route::Denied(denial) = found else {
+            panic!("{rules:?} {to}: {found:?}");
         };
         assert_eq!(
             (denial.why, denial.options.as_str()),
@@ -357,16 +325,16 @@ mod tests {
             policy
         };
         assert!(matches!(
-            route(&closed(&[]), "10.1.2.3:80"),
+            routed(&closed(&[]), "10.1.2.3:80"),
             Route::Denied(_)
         ));
         assert!(matches!(
-            route(&closed(&["*"]), "10.1.2.3:80"),
+            routed(&closed(&["*"]), "10.1.2.3:80"),
             Route::Denied(_)
         ));
         for rule in ["10.1.2.3", "10.1.0.0/16:80"] {
             assert!(matches!(
-                route(&closed(&[rule]), "10.1.2.3:80"),
+                routed(&closed(&[rule]), "10.1.2.3:80"),
                 Route::Dial { .. }
             ));
         }
@@ -375,18 +343,18 @@ mod tests {
     #[test]
     fn the_name_server_is_this_process_and_has_no_other_port() {
         for rules in [&[][..], &["a.org"]] {
-            assert_eq!(route(&policy(rules), "10.0.2.3:53"), Route::Names);
-            assert_eq!(route(&policy(rules), "10.0.2.3:80"), Route::Closed);
+            assert_eq!(routed(&policy(rules), "10.0.2.3:53"), Route::Names);
+            assert_eq!(routed(&policy(rules), "10.0.2.3:80"), Route::Closed);
         }
     }
 
     #[test]
     fn with_rules_only_the_names_in_them_resolve() {
-        assert_eq!(policy(&[]).resolves("x.com"), Ok(()));
+        assert_eq!(resolves(&policy(&[]), "x.com"), Ok(()));
         let some = policy(&["a.org:443", "*.b.org"]);
-        assert_eq!(some.resolves("a.org"), Ok(()));
-        assert_eq!(some.resolves("c.b.org"), Ok(()));
-        let denial = some.resolves("evil.com").unwrap_err();
+        assert_eq!(resolves(&some, "a.org"), Ok(()));
+        assert_eq!(resolves(&some, "c.b.org"), Ok(()));
+        let denial = resolves(&some, "evil.com").unwrap_err();
         assert_eq!(
             denial.notice(),
             "the name evil.com is not resolved: --allow-net does not name it; to allow it, build \
@@ -396,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_notice_says_what_why_and_how_to_allow_it() {
-        let Route::Denied(denial) = route(&policy(&["*"]), "10.0.2.2:5000") else {
+        let Route::Denied(denial) = routed(&policy(&["*"]), "10.0.2.2:5000") else {
             panic!()
         };
         assert_eq!(

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use net_policy::Denied;
+use net_policy::Refusal;
 
 /// Most records of one step.
 const MAX_RECORDS: usize = 10_000;
@@ -37,24 +37,6 @@ impl fmt::Display for Protocol {
             Self::Udp => "udp",
             Self::Dns => "dns",
         })
-    }
-}
-
-/// Why something is not allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// The address is denied for this reason.
-    Address(Denied),
-    /// No rule of `--allow-net` allows it.
-    NoRule,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(denied) => denied.fmt(f),
-            Self::NoRule => f.write_str("--allow-net does not name it"),
-        }
     }
 }
 

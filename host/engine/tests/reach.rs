@@ -9,7 +9,7 @@ use engine::download::{DownloadError, Fetched, Job, Limits, WebAddress, WebSourc
 use engine::event::{Event, Reporter};
 use engine::pull::{ImageSource, PullOptions};
 use exec::{Cancel, StepNetwork};
-use net_policy::{HostRule, Reach};
+use net_policy::{HostRule, Policy, Reach};
 use support::builds::{VmForbidden, request};
 use support::http::{Answer, Server};
 use support::{TestStore, find_with, test_servers};
@@ -233,6 +233,59 @@ fn a_registry_leads_to_nothing_that_the_user_did_not_name() {
     let image = ImageSource::Named(registry.name("token/app:1"));
     find_with(&store, &image, &support::options()).unwrap_err();
     assert!(!inside.paths().is_empty());
+}
+
+/// What `--allow-net` says, and no more.
+fn allow_net(rules: &[String]) -> Reach {
+    let policy = Policy {
+        rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
+        ..Policy::default()
+    };
+    let named = Vec::new();
+    Reach { policy, named }
+}
+
+/// Neither name that is refused here is looked up.
+#[test]
+fn with_allow_net_an_add_reaches_nothing_else() {
+    let store = TestStore::new();
+    let server = Server::start(|asked| match asked.path.as_str() {
+        "/f" => Answer::ok(b"named"),
+        _ => Answer::new(302, b"").with("Location: http://other.example/f"),
+    });
+    let rules = [format!("127.0.0.1:{}", server.port)];
+    let build = |url: &str| {
+        let request = BuildRequest {
+            reach: allow_net(&rules),
+            ..request(&store, &format!("FROM scratch\nADD {url} /f\n"))
+        };
+        run(&store, &request)
+    };
+    for url in ["http://other.example/f", &server.url("/redirected")] {
+        let error = build(url).unwrap_err();
+        let text = chain(&error);
+        assert_eq!(error.class(), Class::User, "{text}");
+        assert!(
+            text.contains("build with --allow-net other.example:80"),
+            "{text}"
+        );
+    }
+    assert_eq!(server.paths(), ["/redirected"]);
+    build(&server.url("/f")).unwrap();
+}
+
+/// Nothing could be built without base images.
+#[test]
+fn allow_net_is_not_about_registries() {
+    let store = TestStore::new();
+    let server = Server::start(|_| Answer::new(404, b"{}"));
+    let named = server.name("x").replace("/x", "").parse::<HostRule>();
+    let request = BuildRequest {
+        reach: allow_net(&["other.example".to_owned()]).and(named),
+        ..request(&store, &format!("FROM {}\n", server.name("app:1")))
+    };
+    run(&store, &request).unwrap_err();
+    assert_eq!(server.paths(), ["/v2/app/manifests/1"]);
 }
 
 #[test]

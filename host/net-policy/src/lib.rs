@@ -4,7 +4,7 @@
 //! From here it reaches more than the one who named the server does: services on loopback, the
 //! metadata service of a cloud, the machine's own ports. So every address is checked right before
 //! it is connected to, after the name was resolved, by an [`AddressPolicy`]. What the user names is a
-//! [`HostRule`].
+//! [`HostRule`]; what it restricts everything to is a [`NetRule`].
 //!
 //! The law: addresses and names are judged by what they reach, not by how they are written. An IPv4
 //! address within an IPv6 one is judged as itself. What is not known to be harmless is denied.
@@ -19,6 +19,8 @@
 //! | `inner` | the IPv4 addresses within IPv6 addresses |
 //! | `own` | [`OwnAddresses`], the addresses of this machine |
 //! | `rule` | [`HostRule`], `HOST[:PORT]` as a user writes it |
+//! | `net_rule` | [`NetRule`], what `--allow-net` names |
+//! | `judge` | [`Policy`], the verdict with such rules, and [`Refusal`] |
 //! | `reach` | [`Reach`], a policy with the hosts that the user names |
 //!
 //! ```
@@ -36,12 +38,16 @@
 #![forbid(unsafe_code)]
 
 mod inner;
+mod judge;
+mod net_rule;
 mod own;
 mod policy;
 mod ranges;
 mod reach;
 mod rule;
 
+pub use judge::{Policy, Refusal};
+pub use net_rule::{HOST_NAME, NetRule, NetRuleError};
 pub use own::{FixedAddresses, Interfaces, OwnAddresses};
 pub use policy::{AddressPolicy, Denied};
 pub use reach::Reach;

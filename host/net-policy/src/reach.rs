@@ -1,12 +1,12 @@
 //! What others may make this machine reach, with the exceptions that the user names.
 
-use crate::{AddressPolicy, HostRule};
+use crate::{HostRule, Policy};
 
-/// The addresses that may be reached, and the hosts that may be, whatever their address.
+/// The addresses and names that may be reached, and the hosts that may be in any case.
 #[derive(Debug, Clone, Default)]
 pub struct Reach {
     /// For all hosts that the user does not name.
-    pub addresses: AddressPolicy,
+    pub policy: Policy,
     /// What the user names.
     pub named: Vec<HostRule>,
 }
@@ -16,6 +16,14 @@ impl Reach {
     #[must_use]
     pub fn names(&self, host: &str, port: u16) -> bool {
         self.named.iter().any(|rule| rule.matches(host, port))
+    }
+
+    /// The same for what `--allow-net` does not restrict.
+    #[must_use]
+    pub fn unrestricted(&self) -> Self {
+        let mut all = self.clone();
+        all.policy.rules.clear();
+        all
     }
 
     /// The same with more hosts that the user names.

@@ -40,7 +40,9 @@ impl Body {
     pub fn take<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let len = usize::try_from(self.left).unwrap_or(usize::MAX);
         let piece = bytes.get(..len).unwrap_or(bytes);
-        self.hasher.update(piece);
+        if self.header.kind.is_covered() {
+            self.hasher.update(piece);
+        }
         self.left -= u32::try_from(piece.len()).unwrap_or(self.left);
         piece
     }

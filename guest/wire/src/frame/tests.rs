@@ -116,6 +116,27 @@ fn every_flipped_bit_is_an_error() {
     }
 }
 
+/// The body of a flow is not hashed, its header is, and its length is part of that.
+#[test]
+fn of_a_flow_every_flipped_bit_of_the_header_is_an_error() {
+    let frame = encode(Kind::FlowData, 0, 7, 4096, b"some bytes of a flow").unwrap();
+    for bit in 0..HEADER_LEN * 8 {
+        let mut broken = frame.clone();
+        broken[bit / 8] ^= 1 << (bit % 8);
+        assert!(!matches!(decode(&broken), Ok(Some(_))), "bit {bit}");
+    }
+    let mut other = frame.clone();
+    other[HEADER_LEN] ^= 1;
+    let (header, body) = other.split_first_chunk().unwrap();
+    let header = Header::parse(header).unwrap();
+    assert_eq!(header.verify(body).unwrap().body, body);
+    let mut pieces = header.body();
+    for piece in body.chunks(3) {
+        assert_eq!(pieces.take(piece), piece);
+    }
+    assert_eq!(pieces.finish(), Ok(header));
+}
+
 fn read_all(source: &mut &[u8]) -> Result<usize, ReadError<std::convert::Infallible>> {
     let mut buf = Vec::new();
     let mut n = 0;

@@ -10,8 +10,6 @@ use domain::base::message_builder::AnswerBuilder;
 use domain::base::{Message, MessageBuilder, ParsedName, Ttl};
 use domain::rdata::{A, Aaaa, Cname};
 
-use crate::rules::normalize;
-
 /// Longest message, in bytes.
 pub(super) const MAX_MESSAGE: usize = u16::MAX as usize;
 /// Longest answer by UDP to who does not say more.
@@ -22,6 +20,11 @@ const MOST_UDP: usize = 1232;
 const OWN_TTL: Ttl = Ttl::from_secs(60);
 /// Where the identifier of a message is.
 const ID: std::ops::Range<usize> = 0..2;
+
+/// A name as names are compared: lower case, without the dot of the root.
+fn normalize(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
 
 /// A question of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]

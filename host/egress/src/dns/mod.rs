@@ -12,15 +12,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use domain::base::iana::Rcode;
+use net_policy::{HOST_NAME, Policy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 use wire::flow::GATEWAYS;
 
 use crate::lock;
-use crate::policy::{Denial, Policy};
+use crate::policy::{self, Denial};
 use crate::resolved::Resolved;
-use crate::rules::HOST_NAME;
 use config::NameServers;
 use message::{MAX_MESSAGE, NoQuery, Query};
 
@@ -76,7 +76,7 @@ impl Resolver {
         if query.name == HOST_NAME && self.policy.opens_loopback() {
             return query.address(GATEWAYS.0).into();
         }
-        if let Err(denial) = self.policy.resolves(&query.name) {
+        if let Err(denial) = policy::resolves(&self.policy, &query.name) {
             return Answered {
                 reply: Some(query.fail(Rcode::NXDOMAIN)),
                 denial: Some(denial),

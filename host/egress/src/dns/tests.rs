@@ -10,7 +10,6 @@ use tokio::runtime::Builder;
 use super::message::tests::{answer, question};
 use super::message::{addresses, is_truncated};
 use super::*;
-use crate::policy::Policy;
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use net_policy::Policy;
 use thiserror::Error;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -33,7 +34,7 @@ use wire::frame::{self, FrameError, HEADER_LEN};
 use crate::dns::Resolver;
 use crate::dns::config::NameServers;
 use crate::lock;
-use crate::policy::{Denial, Policy, Route};
+use crate::policy::{self, Denial, Route};
 use crate::record::{Budget, MAX_NOTICES, Protocol, Record, Recorder, Records, Telling, Verdict};
 use connection::{Connection, Flow};
 
@@ -241,9 +242,8 @@ impl Step {
 
     /// Serves one flow to its end.
     async fn flow(self: &Arc<Self>, flow: Flow, target: Target) {
-        let route = self
-            .policy
-            .route(target, &self.resolver.resolved(), Instant::now());
+        let now = Instant::now();
+        let route = policy::route(&self.policy, target, &self.resolver.resolved(), now);
         match route {
             Route::Names => names::serve(self, flow, target.protocol).await,
             Route::Closed => flow.refuse(Refused::Refused),

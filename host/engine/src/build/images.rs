@@ -98,9 +98,10 @@ impl Build<'_> {
                 .rev()
                 .find(|(name, _)| name == context)
         });
-        let reach = &self.request.reach;
+        // Without its base images nothing can be built, so `--allow-net` is not about registries.
+        let reach = self.request.reach.unrestricted();
         let (source, reach) = match named {
-            None => (ImageSource::Named(want.key.name.clone()), reach.clone()),
+            None => (ImageSource::Named(want.key.name.clone()), reach),
             // The user names the registry on the command line, and not the Dockerfile.
             Some((_, source)) => (source.clone(), reach.and(source.registry())),
         };

@@ -82,7 +82,7 @@ pub struct BuildRequest {
     /// Network of RUN steps without `--network`. Without one, ADD downloads nothing either.
     pub network: StepNetwork,
     /// Which servers the Dockerfile and the images that it names may make this process reach: with
-    /// FROM, `--from` and ADD, as token servers, and by redirections.
+    /// FROM, `--from` and ADD, as token servers, and by redirections. Its rules are about ADD only.
     pub reach: Reach,
     /// How much pulled layers, and archives that ADD unpacks, may unpack to.
     pub unpack: UnpackLimits,

@@ -255,7 +255,7 @@ impl Http {
             // The only names that are looked up are those of proxies.
             Route::Proxied => (&self.clients.proxied, None),
             Route::Checked => {
-                let policy = self.options.reach.addresses.clone();
+                let policy = self.options.reach.policy.addresses.clone();
                 (&self.clients.checked, Some(policy))
             }
         };

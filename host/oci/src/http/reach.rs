@@ -3,6 +3,7 @@
 //! ```text
 //! the user names it ─────────────────────► allowed: any address
 //! an address or localhost, not permitted ► denied
+//! a name, not among those of --allow-net ► denied, and not looked up
 //! a proxy of the environment serves it ──► proxied: the proxy resolves the name and decides
 //! anything else ─────────────────────────► checked: only permitted addresses of the name are tried
 //! ```
@@ -12,12 +13,12 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use hyper_util::client::proxy::matcher::Matcher;
-use net_policy::{AddressPolicy, Denied, Reach};
+use net_policy::{AddressPolicy, Denied, Reach, Refusal};
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
@@ -44,7 +45,7 @@ pub struct HostDenied {
     /// The address that the name leads to, if it was resolved.
     pub address: Option<IpAddr>,
     /// What is wrong with it.
-    pub why: Denied,
+    pub why: Refusal,
     /// Whether the server that was asked for redirects there.
     pub redirected: bool,
 }
@@ -59,6 +60,15 @@ impl fmt::Display for HostDenied {
         if self.redirected {
             write!(f, "after a redirection: ")?;
         }
+        let why = match why {
+            Refusal::Address(why) => why,
+            Refusal::NoRule => {
+                return write!(
+                    f,
+                    "--allow-net does not name {host}:{port}; to allow it, build with --allow-net {host}:{port}"
+                );
+            }
+        };
         match self.address {
             Some(address) => write!(f, "{host}:{port} leads to {address}, {why}")?,
             None => write!(f, "{host}:{port} is {why}")?,
@@ -94,22 +104,25 @@ impl Router {
                 Route::Allowed
             });
         }
-        self.check(bare).map_err(|why| denied(url, None, why))?;
-        Ok(if proxied {
-            Route::Proxied
-        } else {
-            Route::Checked
-        })
+        let route = self.check(bare, port);
+        let route = route.map_err(|why| denied(url, None, why))?;
+        Ok(if proxied { Route::Proxied } else { route })
     }
 
     /// Judges what needs no look-up. `Url` has read all ways to write an address already.
-    fn check(&self, host: &str) -> Result<(), Denied> {
+    fn check(&self, host: &str, port: u16) -> Result<Route, Refusal> {
+        let policy = &self.reach.policy;
         if let Ok(address) = host.parse() {
-            return self.reach.addresses.check(address);
+            return policy.judge(address, port, &[]).map(|_| Route::Checked);
         }
         let name = host.strip_suffix('.').unwrap_or(host);
-        let local = name == "localhost" || name.ends_with(".localhost");
-        if local { Err(Denied::Loopback) } else { Ok(()) }
+        if name == "localhost" || name.ends_with(".localhost") {
+            let v4 = policy.judge(Ipv4Addr::LOCALHOST.into(), port, &[]);
+            let verdict = v4.and_then(|_| policy.judge(Ipv6Addr::LOCALHOST.into(), port, &[]));
+            return verdict.map(|_| Route::Allowed);
+        }
+        let named = policy.allows_name(name, port);
+        named.then_some(Route::Checked).ok_or(Refusal::NoRule)
     }
 
     fn is_proxied(&self, url: &Url) -> bool {
@@ -124,7 +137,7 @@ fn server(url: &Url) -> (&str, u16) {
     (host, url.port_or_known_default().unwrap_or_default())
 }
 
-fn denied(url: &Url, address: Option<IpAddr>, why: Denied) -> HostDenied {
+fn denied(url: &Url, address: Option<IpAddr>, why: Refusal) -> HostDenied {
     let (host, port) = server(url);
     HostDenied {
         host: host.to_owned(),
@@ -140,7 +153,7 @@ pub(super) fn denial(url: &Url, error: &reqwest::Error) -> Option<HostDenied> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(NoneAllowed { address, why }) = error.downcast_ref() {
-            return Some(denied(url, Some(*address), *why));
+            return Some(denied(url, Some(*address), Refusal::Address(*why)));
         }
         cause = error.source();
     }
@@ -216,14 +229,18 @@ fn permitted(policy: &AddressPolicy, found: Vec<SocketAddr>) -> Result<Vec<Socke
 
 #[cfg(test)]
 mod tests {
-    use net_policy::FixedAddresses;
+    use net_policy::{FixedAddresses, Policy};
 
     use super::*;
 
     fn router(named: &[&str], proxy: Option<&str>) -> Router {
         let own = FixedAddresses(vec!["192.168.1.5".parse().unwrap()]);
-        let reach = Reach {
+        let policy = Policy {
             addresses: AddressPolicy::new(Arc::new(own)),
+            rules: Vec::new(),
+        };
+        let reach = Reach {
+            policy,
             named: named.iter().map(|rule| rule.parse().unwrap()).collect(),
         };
         let proxies = match proxy {
@@ -240,7 +257,61 @@ mod tests {
     #[track_caller]
     fn check(router: &Router, address: &str, want: Result<Route, Denied>) {
         let route = router.route(&url(address)).map_err(|denied| denied.why);
-        assert_eq!(route, want, "{address}");
+        assert_eq!(route, want.map_err(Refusal::Address), "{address}");
+    }
+
+    /// A router with `--allow-net`.
+    fn restricted(rules: &[&str], named: &[&str], proxy: Option<&str>) -> Router {
+        let mut router = router(named, proxy);
+        let rules = rules.iter().map(|rule| rule.parse().unwrap());
+        router.reach.policy.rules = rules.collect();
+        router
+    }
+
+    #[test]
+    fn with_rules_only_what_they_or_the_user_name_is_looked_up_or_asked() {
+        for proxy in [None, Some("http://127.0.0.1:3128")] {
+            let rules = [
+                "a.example:443",
+                "*.b.example",
+                "93.184.215.0/24",
+                "localhost:81",
+            ];
+            let router = restricted(&rules, &["named.example"], proxy);
+            let is_open = |text: &str| match router.route(&url(text)) {
+                Ok(_) => true,
+                Err(denied) => {
+                    assert_eq!(denied.why, Refusal::NoRule, "{text}");
+                    false
+                }
+            };
+            for text in [
+                "https://a.example/",
+                "https://A.example./",
+                "http://x.b.example:8080/",
+                "http://93.184.215.7/",
+                "http://named.example/",
+            ] {
+                assert!(is_open(text), "{text}");
+            }
+            for text in [
+                "http://a.example/",
+                "https://b.example/",
+                "https://xa.example/",
+                "https://a.example.evil.example/",
+                "http://93.184.216.7/",
+                "http://[2001:67c::1]/",
+            ] {
+                assert!(!is_open(text), "{text}");
+            }
+            // What is written out is exempt from the rule against addresses, as it is for steps.
+            check(&router, "http://localhost:81/", Ok(Route::Allowed));
+            check(&router, "http://localhost/", Err(Denied::Loopback));
+            check(&router, "http://169.254.169.254/", Err(Denied::Metadata));
+        }
+        let any = restricted(&["*"], &[], None);
+        check(&any, "https://other.example/", Ok(Route::Checked));
+        check(&any, "http://127.0.0.1/", Err(Denied::Loopback));
     }
 
     #[test]
@@ -315,7 +386,7 @@ mod tests {
 
     #[test]
     fn only_the_permitted_addresses_of_a_name_are_tried() {
-        let policy = router(&[], None).reach.addresses;
+        let policy = router(&[], None).reach.policy.addresses;
         let of = |texts: &[&str]| {
             let found = texts
                 .iter()
@@ -343,13 +414,19 @@ mod tests {
             ..denied(
                 &url("http://a.example/"),
                 Some([10, 0, 0, 1].into()),
-                Denied::Private,
+                Refusal::Address(Denied::Private),
             )
         };
         assert_eq!(
             error.to_string(),
             "after a redirection: a.example:80 leads to 10.0.0.1, a private address; a Dockerfile or an \
              image may reach it only with --allow-host a.example:80"
+        );
+        let router = restricted(&["b.example"], &[], None);
+        let error = router.route(&url("https://a.example/")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--allow-net does not name a.example:443; to allow it, build with --allow-net a.example:443"
         );
     }
 }

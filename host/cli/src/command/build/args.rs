@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use ::store::StepLog;
 use clap::ValueEnum;
-use egress::Rule;
 use engine::export::OutputSpec;
 use launcher::{Accel, Transport, VsockBackend};
-use net_policy::HostRule;
+use net_policy::{HostRule, NetRule};
 use oci::{ImageRef, Platform};
 
 use crate::progress::Mode;
@@ -141,10 +140,11 @@ pub(in crate::command) struct Args {
     /// denied unless --allow-net names them.
     #[arg(long, value_name = "NETWORK", default_value = "default")]
     pub(super) network: String,
-    /// Let RUN steps connect to HOST only: a name, *.NAME, an address or a range; repeatable
+    /// Let RUN steps and ADD connect to HOST only: a name, *.NAME, an address or a range; repeatable
     ///
     /// Without it RUN steps reach everything that --network says. With it nothing else resolves or
-    /// connects. HOST is a name (`deb.debian.org`), the names below one (`*.debian.org`), an address
+    /// connects; downloads of ADD and their redirections are held to it, too, but for what --allow-host
+    /// names. Registries of FROM are not: no image could be built without them. HOST is a name (`deb.debian.org`), the names below one (`*.debian.org`), an address
     /// (`10.1.2.3`, `[2001:db8::1]:443`), a range (`10.1.0.0/16`), `localhost`, or `*` for all that is
     /// open without this option. A name opens the addresses that it resolves to, as long as the answer
     /// lives; other names at the same address are open then, too.
@@ -153,7 +153,7 @@ pub(in crate::command) struct Args {
     /// is this machine, which a step reaches as host.docker.internal (10.0.2.2). Cached results are
     /// used whatever they connected to when they were made; see --no-cache.
     #[arg(long = "allow-net", value_name = "HOST[:PORT]")]
-    pub(super) allow_net: Vec<Rule>,
+    pub(super) allow_net: Vec<NetRule>,
     /// Let FROM and ADD reach HOST, or HOST:PORT, whatever its address, for example localhost:5000; repeatable
     ///
     /// This machine makes the requests of FROM, COPY --from and ADD. What a Dockerfile or an image

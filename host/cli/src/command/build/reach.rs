@@ -1,6 +1,6 @@
 //! Which servers a build may reach: what the user says with options, and what other options name.
 
-use net_policy::{HostRule, Reach};
+use net_policy::{HostRule, Policy, Reach};
 use oci::ImageRef;
 
 use super::args::Args;
@@ -14,15 +14,25 @@ const PROXIES: [&str; 5] = [
     "NO_PROXY",
 ];
 
-/// What the options say. The engine adds the registries of named contexts.
+/// What the options say of all that is connected to for a build, by RUN steps and by this process.
+pub(super) fn policy(args: &Args) -> Policy {
+    let mut policy = Policy::default();
+    policy.addresses.allow_private = !args.deny_private;
+    policy.rules.clone_from(&args.allow_net);
+    policy
+}
+
+/// The same with what they allow this process besides. The engine adds the registries of named
+/// contexts.
 pub(super) fn from(args: &Args, build_args: &[(String, String)]) -> Reach {
-    let mut reach = Reach::default();
-    reach.addresses.allow_private = !args.deny_private;
     let arguments = build_args
         .iter()
         .filter(|(name, _)| !PROXIES.contains(&name.to_ascii_uppercase().as_str()))
         .filter_map(|(_, value)| named(value));
-    reach.and(args.allow_hosts.iter().cloned().chain(arguments))
+    Reach {
+        policy: policy(args),
+        named: args.allow_hosts.iter().cloned().chain(arguments).collect(),
+    }
 }
 
 /// The server that the value of a build argument names: `HOST:PORT`, or the beginning of a URL or of

@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::store::Store;
-use egress::{Egress, Policy};
+use egress::Egress;
 use exec::{Cancel, Executor, Output, StepDone, StepError, StepSpec};
 use launcher::{GuestImage, Options, TransferTotals, VmExecutor, VmReport, Watcher};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use super::args::Args;
+use super::reach;
 use super::running::RunningSteps;
 use crate::directories;
 use crate::progress::Progress;
@@ -81,20 +82,12 @@ impl<'a> LazyVm<'a> {
         options.total_memory = self.args.total_memory;
         options.cpus = self.args.cpus.map(usize::from);
         options.cancel = self.cancel.clone();
-        options.egress = Egress::new(self.network());
+        options.egress = Egress::new(reach::policy(self.args));
         allow_files();
         options.step_disk = self.args.step_disk;
         let progress = Arc::clone(&self.progress);
         options.watcher = Watcher::new(move |notice| progress.note(notice.to_string()));
         Ok(options)
-    }
-
-    /// What steps with network access reach.
-    fn network(&self) -> Policy {
-        let mut policy = Policy::default();
-        policy.addresses.allow_private = !self.args.deny_private;
-        policy.rules.clone_from(&self.args.allow_net);
-        policy
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<VmExecutor>>> {

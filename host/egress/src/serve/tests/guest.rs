@@ -6,12 +6,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use net_policy::Policy;
 use wire::flow::{FlowEvent, FlowTable, Protocol, Refusal, Target};
 use wire::frame;
 
 use crate::dns::config::NameServers;
 use crate::lock;
-use crate::policy::Policy;
 use crate::record::Records;
 use crate::serve::{Egress, ServeError, Stream};
 

@@ -8,15 +8,16 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use net_policy::{AddressPolicy, Denied, HostRule, NotAHostRule};
 use thiserror::Error;
+
+use crate::{AddressPolicy, Denied, HostRule, NotAHostRule};
 
 /// The name under which a step finds the host's loopback, if it may.
 pub const HOST_NAME: &str = "host.docker.internal";
 
 /// What one `--allow-net` allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct NetRule {
     host: Host,
     port: Option<u16>,
 }
@@ -35,7 +36,7 @@ enum Host {
 
 /// Why a text is no rule.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum RuleError {
+pub enum NetRuleError {
     /// It is neither a host nor an address.
     #[error(transparent)]
     Host(#[from] NotAHostRule),
@@ -44,10 +45,10 @@ pub enum RuleError {
     Range(String),
 }
 
-impl FromStr for Rule {
-    type Err = RuleError;
+impl FromStr for NetRule {
+    type Err = NetRuleError;
 
-    fn from_str(text: &str) -> Result<Self, RuleError> {
+    fn from_str(text: &str) -> Result<Self, NetRuleError> {
         if text.contains('/') {
             return range(text);
         }
@@ -73,8 +74,8 @@ impl FromStr for Rule {
 }
 
 /// A range of addresses; one of IPv6 with a port is in brackets.
-fn range(text: &str) -> Result<Rule, RuleError> {
-    let wrong = || RuleError::Range(text.to_owned());
+fn range(text: &str) -> Result<NetRule, NetRuleError> {
+    let wrong = || NetRuleError::Range(text.to_owned());
     let (range, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']').ok_or_else(wrong)? {
             (range, "") => (range, None),
@@ -92,19 +93,13 @@ fn range(text: &str) -> Result<Rule, RuleError> {
         None => None,
     };
     let range: IpNet = range.parse().map_err(|_| wrong())?;
-    Ok(Rule {
+    Ok(NetRule {
         host: Host::Range(range.trunc()),
         port,
     })
 }
 
-/// A name as names are compared: lower case, without the dot of the root.
-#[must_use]
-pub(crate) fn normalize(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
-}
-
-impl Rule {
+impl NetRule {
     /// Whether it allows to resolve a name; `name` is normalized.
     pub(crate) fn names(&self, name: &str) -> bool {
         match &self.host {
@@ -165,7 +160,7 @@ impl Rule {
     }
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for NetRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
         match &self.host {
@@ -187,22 +182,13 @@ impl fmt::Display for Rule {
     }
 }
 
-/// The text of a rule that allows exactly this, for messages.
-pub(crate) fn suggest(name: Option<&str>, address: IpAddr, port: u16) -> String {
-    match (name, address) {
-        (Some(name), _) => format!("{name}:{port}"),
-        (None, IpAddr::V4(address)) => format!("{address}:{port}"),
-        (None, IpAddr::V6(address)) => format!("[{address}]:{port}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn rule(text: &str) -> Rule {
+    fn rule(text: &str) -> NetRule {
         text.parse()
             .unwrap_or_else(|error| panic!("{text}: {error}"))
     }
@@ -276,7 +262,7 @@ mod tests {
             "[10.0.0.0/8]]",
             "10.0.0.0/8]",
         ] {
-            assert!(text.parse::<Rule>().is_err(), "{text}");
+            assert!(text.parse::<NetRule>().is_err(), "{text}");
         }
     }
 
@@ -342,15 +328,15 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_a_rule_or_refused(text in ".{0,80}") {
-            if let Ok(rule) = text.parse::<Rule>() {
-                prop_assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
+            if let Ok(rule) = text.parse::<NetRule>() {
+                prop_assert_eq!(rule.to_string().parse::<NetRule>().unwrap(), rule);
             }
         }
 
         #[test]
         fn what_looks_like_a_rule_reads_back_as_itself(text in "(\\*\\.)?[a-z0-9.:/\\[\\]*-]{1,20}") {
-            if let Ok(rule) = text.parse::<Rule>() {
-                prop_assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule);
+            if let Ok(rule) = text.parse::<NetRule>() {
+                prop_assert_eq!(rule.to_string().parse::<NetRule>().unwrap(), rule);
             }
         }
     }
