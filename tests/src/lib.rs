@@ -8,7 +8,7 @@
 
 pub mod attempts;
 pub mod elsewhere;
-pub mod owned;
+pub mod guest_image;
 pub mod programs;
 pub mod qemu;
 

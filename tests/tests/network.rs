@@ -20,7 +20,8 @@ use std::thread;
 
 use serde_json::Value;
 use tests::elsewhere::{ADDRESSES, ANSWER, Elsewhere};
-use tests::{BUSYBOX, Bench, owned, run};
+use tests::guest_image::{self, More};
+use tests::{BUSYBOX, Bench, run};
 
 /// A server that gives this body to whoever connects.
 struct Server {
@@ -247,9 +248,22 @@ fn hundreds_of_connections_are_open_at_once_and_all_are_told() {
 }
 
 /// Kills the process `net` while a step sleeps for an hour.
-const KILLER: &str = "while /busybox sleep 1; do step= net=
-for p in /seen/[0-9]*; do case \"$(/busybox tr '\\0' ' ' <$p/cmdline)\" in \"sleep 3600 \") step=yes;; \"net \") net=${p#/seen/};; esac; done
-if [ $step ]; then kill -9 $net; fi; done";
+const KILLER: &str = r#"#!/busybox sh
+/busybox mkdir /seen
+/busybox mount -t proc none /seen
+/busybox mount -t devtmpfs none /dev
+while /busybox sleep 1; do
+  step= net=
+  for p in /seen/[0-9]*; do
+    case "$(/busybox tr '\0' ' ' <$p/cmdline)" in
+      "sleep 3600 ") step=yes ;;
+      "net ") net=${p#/seen/} ;;
+    esac
+  done
+  if [ $step ]; then kill -9 $net; fi
+done </dev/null >/dev/null 2>&1 &
+exec /init
+"#;
 
 /// The step fails with its network, or its VM ends before that is told; then the step runs again in
 /// another one, which ends alike.
@@ -257,9 +271,13 @@ if [ $step ]; then kill -9 $net; fi; done";
 fn the_end_of_the_process_net_is_a_failure_of_the_host_and_ends_the_build_at_once() {
     let bench = Bench::new();
     let image = bench.out().join("image");
-    fs::create_dir(&image).unwrap();
     let honest = PathBuf::from(std::env::var_os("COFFERDAM_VM_IMAGE").unwrap());
-    owned::image(&honest, &image, KILLER);
+    let busybox = fs::read("/bin/busybox").unwrap();
+    let more = More {
+        cmdline: "rdinit=/killer",
+        files: &[("busybox", &busybox), ("killer", KILLER.as_bytes())],
+    };
+    guest_image::copy(&honest, &image, more);
     bench.write("Dockerfile", format!("{BUSYBOX}RUN sleep 3600\n"));
     let mut command = bench.build_command(&[]);
     command.env("COFFERDAM_VM_IMAGE", &image);

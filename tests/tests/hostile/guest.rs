@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use tests::attempts::Attempts;
+use tests::guest_image::{self, More};
 use tests::{Bench, Done, run};
 
 use crate::hostile_image;
@@ -53,15 +53,12 @@ fn lines(done: &Done) -> Vec<&str> {
 
 /// A hostile image that greets in this way.
 fn greeting(bench: &Bench, greeting: &str) -> PathBuf {
-    let (from, to) = (hostile_image(), bench.out().join(greeting));
-    fs::create_dir(&to).unwrap();
-    for name in ["vmlinuz", "initramfs.cpio"] {
-        symlink(from.join(name), to.join(name)).unwrap();
-    }
-    let text = fs::read_to_string(from.join("image.json")).unwrap();
-    let (before, after) = text.split_once("\"cmdline\": \"").unwrap();
-    let text = format!("{before}\"cmdline\": \"hostile.greeting={greeting} {after}");
-    fs::write(to.join("image.json"), text).unwrap();
+    let to = bench.out().join(greeting);
+    let more = More {
+        cmdline: &format!("hostile.greeting={greeting}"),
+        files: &[],
+    };
+    guest_image::copy(&hostile_image(), &to, more);
     to
 }
 

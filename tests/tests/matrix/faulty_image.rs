@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
 use tests::Bench;
+use tests::guest_image::{self, More};
 use tests::qemu::OtherQemu;
 
 use crate::running::within;
@@ -142,37 +142,11 @@ fn make(bench: &Bench, more: &str) -> PathBuf {
     let real = std::env::var_os("COFFERDAM_VM_IMAGE").expect("COFFERDAM_VM_IMAGE");
     let real = Path::new(&real);
     let dir = bench.out().join("image");
-    fs::create_dir_all(&dir).unwrap();
-    fs::copy(real.join("vmlinuz"), dir.join("vmlinuz")).unwrap();
-    let mut initramfs = fs::read(real.join("initramfs.cpio")).unwrap();
     let busybox = fs::read("/bin/busybox").unwrap();
-    for (number, (name, data)) in [("busybox", &busybox[..]), ("faulty", SCRIPT.as_bytes())]
-        .into_iter()
-        .enumerate()
-    {
-        entry(&mut initramfs, number + 1, name, 0o100_755, data);
-    }
-    entry(&mut initramfs, 0, "TRAILER!!!", 0, &[]);
-    let text = fs::read(real.join("image.json")).unwrap();
-    let mut manifest: Value = serde_json::from_slice(&text).unwrap();
-    let cmdline = manifest["cmdline"].as_str().unwrap();
-    manifest["cmdline"] = format!("{cmdline} rdinit=/faulty{more}").into();
-    manifest["initramfs_size"] = initramfs.len().into();
-    fs::write(dir.join("initramfs.cpio"), initramfs).unwrap();
-    fs::write(dir.join("image.json"), manifest.to_string()).unwrap();
+    let more = More {
+        cmdline: &format!("rdinit=/faulty{more}"),
+        files: &[("busybox", &busybox), ("faulty", SCRIPT.as_bytes())],
+    };
+    guest_image::copy(real, &dir, more);
     dir
-}
-
-/// Appends an entry of the format `newc`.
-fn entry(archive: &mut Vec<u8>, inode: usize, name: &str, mode: usize, data: &[u8]) {
-    let (size, length) = (data.len(), name.len() + 1);
-    let fields = [inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, length, 0];
-    archive.extend_from_slice(b"070701");
-    for field in fields {
-        archive.extend_from_slice(format!("{field:08x}").as_bytes());
-    }
-    for part in [[name.as_bytes(), b"\0"].concat(), data.to_vec()] {
-        archive.extend_from_slice(&part);
-        archive.resize(archive.len().next_multiple_of(4), 0);
-    }
 }

@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<ExitCode, Failure> {
 }
 
 /// Opens the store, builds, and releases everything again, whether or not the build succeeds. With a
-/// failure comes that of writing the result files, if that fails too.
+/// failure come the lines about writing the result files, if that fails too.
 fn build(
     args: &Args,
     request: &BuildRequest,
@@ -66,10 +66,13 @@ fn build(
     progress: &Arc<Progress>,
     cancel: &Cancel,
     watch: &signals::Watch,
-) -> Result<BuildResult, (Failure, Option<Failure>)> {
+) -> Result<BuildResult, (Failure, Vec<String>)> {
     let failed = |failure: Failure, store: Option<&Store>, report: Option<&Value>| {
         let second = results::write_failure(args, store, &failure, report);
-        (failure, second.err())
+        (
+            failure,
+            second.map_or_else(|second| second.lines(), |()| Vec::new()),
+        )
     };
     let store = common
         .open()
@@ -142,7 +145,7 @@ fn refuse_equal_destinations(request: &BuildRequest) -> Result<(), Failure> {
 /// Shows how the build ended and returns the exit status.
 fn finish(
     progress: &Progress,
-    done: Result<BuildResult, (Failure, Option<Failure>)>,
+    done: Result<BuildResult, (Failure, Vec<String>)>,
 ) -> Result<ExitCode, Failure> {
     match done {
         Ok(built) => {
@@ -153,7 +156,7 @@ fn finish(
         }
         Err((failure, second)) => {
             let mut closing = failure.lines();
-            closing.extend(second.iter().flat_map(Failure::lines));
+            closing.extend(second);
             progress.finish(End {
                 class: Some(failure.class),
                 closing,
