@@ -57,7 +57,13 @@ pub(crate) fn open_all(guest: &Guest, step: &RunStep, targets: &[&str]) -> Outco
                     break format!("{text} open");
                 }
                 FlowEvent::Refused { refusal, .. } => break format!("{text} shut ({refusal:?})"),
-                _ => {}
+                FlowEvent::Open { .. }
+                | FlowEvent::Opened { .. }
+                | FlowEvent::Data { .. }
+                | FlowEvent::Credit { .. }
+                | FlowEvent::End { .. }
+                | FlowEvent::Reset { .. }
+                | FlowEvent::Late => {}
             }
         });
         if let Some(reset) = table.reset(flow) {
