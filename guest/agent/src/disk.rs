@@ -54,6 +54,9 @@ const DEVICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// still reports success.
 const BLOCK_SIZE: u64 = 4096;
 
+/// Size of the journal in bytes, which does not grow.
+const JOURNAL: u64 = 16 << 20;
+
 /// Dirty bytes in memory at which the kernel starts to write to the disk in the background. Its
 /// default is a tenth of the memory, and committing a layer then waits for all of that.
 const DIRTY_BACKGROUND_BYTES: u64 = 64 << 20;
@@ -175,7 +178,7 @@ fn grow(root: &OwnedFd, size: u64) -> Result<()> {
     let got = now.blocks() * now.fragment_size();
     // Metadata such as inode tables takes a few percent.
     ensure!(
-        got >= size / 10 * 9,
+        got + JOURNAL >= size / 10 * 9,
         "it has {got} bytes on a device of {size} bytes"
     );
     Ok(())

@@ -94,7 +94,11 @@ impl Store {
         if self.is_read_only() || self.set_closed() {
             return Ok(());
         }
-        reap::end(&self.inner.instance, self.layout(), &self.inner.db)
+        let end = || reap::end(&self.inner.instance, self.layout(), &self.inner.db);
+        match end() {
+            Err(StoreError::Full { .. }) if reserve::use_up(self.layout())? => end(),
+            done => done,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use rusqlite::{Connection, Transaction};
 
 use crate::budget::{Budget, Charge};
 use crate::db::{Commit, Db};
+use crate::housekeeping::reserve;
 use crate::instance::InstanceHandle;
 use crate::layout::Layout;
 use crate::{DiffId, Index, InstanceId, LowSpace, StoreError};
@@ -143,6 +144,21 @@ impl Store {
             return Err(StoreError::Closed);
         }
         self.inner.db.write(commit, work)
+    }
+
+    /// Runs a transaction that ends something. On a full disk it has the space of the reserve, so that
+    /// what has ended is not left to the next process.
+    pub(crate) fn write_end<T>(
+        &self,
+        commit: Commit,
+        mut work: impl FnMut(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match self.write(commit, &mut work) {
+            Err(StoreError::Full { .. }) if reserve::use_up(self.layout())? => {
+                self.write(commit, work)
+            }
+            done => done,
+        }
     }
 
     /// Runs a transaction that reads.

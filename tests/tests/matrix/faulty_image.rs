@@ -129,7 +129,11 @@ pub(crate) fn obedient(bench: &Bench) -> (PathBuf, String, Line) {
         .open(&pipe)
         .unwrap();
     // Standard input is the lock that shows that the monitor lives: it stays open under another number.
-    let before = format!("exec 9<&0 0<'{}'", pipe.display());
+    // What the guest before this one has not read is not for this one.
+    let before = format!(
+        "dd if='{0}' of=/dev/null bs=64k count=1 iflag=nonblock 2>/dev/null; exec 9<&0 0<'{0}'",
+        pipe.display()
+    );
     let other = OtherQemu {
         before: &before,
         more: "-chardev stdio,id=line,signal=off -serial chardev:line",

@@ -98,7 +98,7 @@ impl Store {
     /// # Errors
     /// If it has ended already, or the store fails.
     pub fn end_build(&self, id: BuildId, outcome: &BuildOutcome) -> Result<(), StoreError> {
-        let count: i64 = self.write(Commit::Durable, |tx| {
+        let count: i64 = self.write_end(Commit::Durable, |tx| {
             let changed = tx
                 .prepare_cached(
                     "UPDATE build SET ended = ?2, class = ?3, status = ?4, message = ?5, image = ?6 \
@@ -140,9 +140,9 @@ impl Store {
     /// If the store fails.
     pub fn cancel_builds(&self) -> Result<(), StoreError> {
         let instance = self.instance().to_string();
-        self.write(Commit::Relaxed, |tx| {
+        self.write_end(Commit::Relaxed, |tx| {
             tx.prepare_cached("UPDATE build SET class = ?2 WHERE instance = ?1 AND ended IS NULL")?
-                .execute((instance, Class::Cancelled.to_string()))?;
+                .execute((&instance, Class::Cancelled.to_string()))?;
             Ok(())
         })
     }

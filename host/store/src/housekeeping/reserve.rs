@@ -1,12 +1,14 @@
 //! The reserve: disk space and files that are released so that a prune can begin on a full disk, since
-//! deleting needs some of both.
+//! deleting needs some of both; and so that a build that a full disk has ended can say so.
 //!
-//! It is released before a prune if little of either is left, and made again afterwards. On a
+//! It is released before a prune if little of either is left, and made again afterwards, or when a store
+//! is opened. On a
 //! copy-on-write file system it helps, but guarantees nothing. Only the holder of the prune lock may
 //! touch it.
 
 use super::free_space;
 use crate::layout::Layout;
+use crate::lock::Lock;
 use crate::{Removal, StoreError, disk};
 
 /// What the log of the database needs to tombstone and delete one batch of objects, in bytes.
@@ -55,6 +57,20 @@ pub(crate) fn release(layout: &Layout) -> Result<(), StoreError> {
         return Ok(());
     }
     remove(layout)
+}
+
+/// Releases the reserve for records of what has ended. Returns whether there was one; not while a prune
+/// uses it.
+pub(crate) fn use_up(layout: &Layout) -> Result<bool, StoreError> {
+    let Some(_lock) = Lock::try_exclusive(&layout.prune_lock())? else {
+        return Ok(false);
+    };
+    let there = exists(layout)?;
+    if there {
+        log::info!("the disk is full: the reserve is used");
+        remove(layout)?;
+    }
+    Ok(there)
 }
 
 fn remove(layout: &Layout) -> Result<(), StoreError> {

@@ -401,6 +401,47 @@ fn as_root_a_full_disk_leaves_no_half_layer_and_prune_frees_it() {
     drop(store_after(&root));
 }
 
+/// What ended on a full disk is recorded with the reserve, and nothing is left to the next process.
+#[test]
+#[ignore = "needs root"]
+fn as_root_a_build_that_ends_on_a_full_disk_is_recorded() {
+    let small = Tmpfs::new("size=24m");
+    let root = small.dir.path().join("store");
+    let store = open(&root);
+    let build = store.start_build(&BuildInfo::default()).unwrap();
+    let Lookup::Claimed(claim) = store.lookup(key("held"), Trust::Host).unwrap() else {
+        panic!("it is not claimed")
+    };
+    let file = ResourceKind::File(small.dir.path().join("made"));
+    let resource = store.add_resource(file).unwrap();
+    let filler = small.dir.path().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    // A transaction of a few pages fits into the log as it is.
+    let wrote = (0..10_000).find(|_| store.start_build(&BuildInfo::default()).is_err());
+    assert!(wrote.is_some(), "the database never notices");
+    claim.release().unwrap();
+    store.drop_resource(resource).unwrap();
+    let outcome = BuildOutcome {
+        class: Class::Host,
+        status: 125,
+        message: "full".into(),
+        image: None,
+    };
+    store.end_build(build, &outcome).unwrap();
+    store.close().unwrap();
+    drop(file);
+    std::fs::remove_file(filler).unwrap();
+    let store = store_after(&root);
+    let ended = store.builds(20_000).unwrap();
+    let ended = ended.iter().find(|is| is.id == build).unwrap();
+    assert!(
+        matches!(ended.state, BuildState::Ended(..)),
+        "{:?}",
+        ended.state
+    );
+}
+
 #[test]
 #[ignore = "needs root"]
 fn as_root_a_write_to_a_full_disk_prunes_unused_objects() {
