@@ -443,7 +443,7 @@ impl Claim {
     pub fn fail(mut self, status: i32) -> Result<(), StoreError> {
         self.ended = true;
         let now = time::now();
-        self.store.write_end(Commit::Relaxed, |tx| {
+        self.store.write(Commit::Relaxed, |tx| {
             tx.prepare_cached("DELETE FROM failure WHERE at NOT BETWEEN ?1 AND ?2")?
                 .execute((now.saturating_sub(KEEP_FAILURES), now))?;
             tx.prepare_cached(
@@ -462,7 +462,7 @@ impl Claim {
     pub fn release(mut self) -> Result<(), StoreError> {
         self.ended = true;
         self.store
-            .write_end(Commit::Relaxed, |tx| delete_claim(tx, self.id))
+            .write(Commit::Relaxed, |tx| delete_claim(tx, self.id))
     }
 }
 
@@ -473,7 +473,7 @@ impl Drop for Claim {
         }
         let released = self
             .store
-            .write_end(Commit::Relaxed, |tx| delete_claim(tx, self.id));
+            .write(Commit::Relaxed, |tx| delete_claim(tx, self.id));
         match released {
             // Closing the store has released all claims.
             Ok(()) | Err(StoreError::Closed) => {}

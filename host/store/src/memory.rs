@@ -137,7 +137,7 @@ impl MemoryShare {
     /// # Errors
     /// If the store fails. Then it lasts as long as the instance.
     pub fn release(self) -> Result<(), StoreError> {
-        self.store.write_end(Commit::Relaxed, |tx| {
+        self.store.write(Commit::Relaxed, |tx| {
             let gone = tx
                 .prepare_cached("DELETE FROM memory WHERE id = ?1")?
                 .execute([self.id])?;

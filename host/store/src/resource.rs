@@ -234,7 +234,7 @@ impl Store {
     /// If the record cannot be deleted.
     pub fn drop_resource(&self, id: ResourceId) -> Result<(), StoreError> {
         // Durable: a row that came back after a power failure would remove what is no longer ours.
-        self.write_end(Commit::Durable, |tx| {
+        self.write(Commit::Durable, |tx| {
             let gone = tx
                 .prepare_cached("DELETE FROM resource WHERE id = ?1")?
                 .execute([id.0])?;

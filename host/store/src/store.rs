@@ -146,8 +146,8 @@ impl Store {
         self.inner.db.write(commit, work)
     }
 
-    /// Runs a transaction that ends something. On a full disk it has the space of the reserve, so that
-    /// what has ended is not left to the next process.
+    /// Runs the transaction that ends a build. On a full disk it has the space of the reserve. So has the
+    /// end of the instance; but nothing before it, after which the build could use up that space.
     pub(crate) fn write_end<T>(
         &self,
         commit: Commit,

@@ -5,9 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::StoreError;
 use crate::db::Db;
 use crate::layout::Layout;
+use crate::{BuildInfo, BuildOutcome, BuildState, Class, ResourceKind, StoreError};
 
 const ROOT: &str = "STORE_TEST_ROOT";
 const ROLE: &str = "STORE_TEST_ROLE";
@@ -420,8 +420,9 @@ fn as_root_a_build_that_ends_on_a_full_disk_is_recorded() {
     // A transaction of a few pages fits into the log as it is.
     let wrote = (0..10_000).find(|_| store.start_build(&BuildInfo::default()).is_err());
     assert!(wrote.is_some(), "the database never notices");
-    claim.release().unwrap();
-    store.drop_resource(resource).unwrap();
+    // What is not written now is left to the end of the instance.
+    claim.release().ok();
+    store.drop_resource(resource).ok();
     let outcome = BuildOutcome {
         class: Class::Host,
         status: 125,
