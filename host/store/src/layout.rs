@@ -74,7 +74,7 @@ impl Layout {
         self.root.join("prune.lock")
     }
 
-    /// Disk space and files that are released so that a prune can begin on a full disk.
+    /// Disk space and files that are kept aside for a full disk.
     pub(crate) fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
     }
@@ -82,6 +82,11 @@ impl Layout {
     /// The file of the reserve that holds the disk space. Stores of any age call it `room`.
     pub(crate) fn reserved_bytes(&self) -> PathBuf {
         self.reserve().join("room")
+    }
+
+    /// The file of the reserve that holds the disk space for records of what has ended.
+    pub(crate) fn reserved_for_end(&self) -> PathBuf {
+        self.reserve().join("end")
     }
 
     pub(crate) fn blobs(&self) -> PathBuf {

@@ -91,6 +91,7 @@ mod reap;
 mod references;
 mod reindex;
 mod removal;
+mod reserve;
 mod resource;
 mod store;
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::db::{self, Db};
-use crate::housekeeping::reserve;
+use crate::housekeeping::free_space;
 use crate::instance::InstanceHandle;
 use crate::layout::Layout;
 use crate::lock::Lock;
-use crate::{Removal, Store, StoreError, disk, location, reap};
+use crate::{Removal, Store, StoreError, disk, location, reap, reserve};
 
 /// How to open a store.
 #[derive(Debug, Clone, Default)]
@@ -76,7 +76,7 @@ impl Store {
             Err(StoreError::Full { path }) => {
                 let layout = Layout::new(location::prepare_root(root, options.read_only)?);
                 match Lock::try_exclusive(&layout.prune_lock())? {
-                    Some(_lock) => reserve::release(&layout)?,
+                    Some(_lock) => free_space::release_reserve(&layout)?,
                     None => return Err(StoreError::Full { path }),
                 }
                 Self::open_without_reserve(root, options)
@@ -94,17 +94,13 @@ impl Store {
         if self.is_read_only() || self.set_closed() {
             return Ok(());
         }
-        let end = || reap::end(&self.inner.instance, self.layout(), &self.inner.db);
-        match end() {
-            Err(StoreError::Full { .. }) if reserve::use_up(self.layout())? => end(),
-            done => done,
-        }
+        reap::end(&self.inner.instance, self.layout(), &self.inner.db)
     }
 }
 
 /// Makes the reserve if it is missing, unless a prune is just using it.
 fn make_reserve(layout: &Layout) -> Result<(), StoreError> {
-    if !reserve::exists(layout)?
+    if !reserve::is_complete(layout)?
         && let Some(_lock) = Lock::try_exclusive(&layout.prune_lock())?
     {
         reserve::make(layout);

@@ -10,7 +10,7 @@ use crate::db::{Commit, Db, one_row};
 use crate::instance::{InstanceHandle, boot_id};
 use crate::layout::Layout;
 use crate::lock::{Lock, Probe};
-use crate::{Removal, StoreError, disk, removal, resource, trust};
+use crate::{Removal, StoreError, disk, removal, reserve, resource, trust};
 
 /// Suffix of lock files.
 const LOCK_SUFFIX: &str = ".lock";
@@ -42,7 +42,8 @@ enum CleanedUp {
     Partly(String),
 }
 
-/// Ends the instance of this process: cleans up, and releases the lock.
+/// Ends the instance of this process: cleans up, on a full disk with the space of the reserve, and
+/// releases the lock.
 pub(crate) fn end(handle: &InstanceHandle, layout: &Layout, db: &Db) -> Result<(), StoreError> {
     let Some(lock) = handle.take_lock() else {
         return Ok(());
@@ -52,7 +53,12 @@ pub(crate) fn end(handle: &InstanceHandle, layout: &Layout, db: &Db) -> Result<(
         name: handle.name().to_string(),
         boot: boot_id()?,
     };
-    match clean_up(layout, db, &ending)? {
+    let clean_up = || clean_up(layout, db, &ending);
+    let cleaned_up = match clean_up() {
+        Err(StoreError::Full { .. }) if reserve::release_for_end(layout)? => clean_up(),
+        done => done,
+    };
+    match cleaned_up? {
         CleanedUp::Completely => remove_lock(lock, layout, &ending.name),
         // The next process sees that the lock is free, and tries again.
         CleanedUp::Partly(why) => Err(StoreError::Busy(why)),

@@ -9,10 +9,9 @@ use rusqlite::{Connection, Transaction};
 
 use crate::budget::{Budget, Charge};
 use crate::db::{Commit, Db};
-use crate::housekeeping::reserve;
 use crate::instance::InstanceHandle;
 use crate::layout::Layout;
-use crate::{DiffId, Index, InstanceId, LowSpace, StoreError};
+use crate::{DiffId, Index, InstanceId, LowSpace, StoreError, reserve};
 
 /// An open store. Clones share one instance.
 #[derive(Debug, Clone)]
@@ -154,7 +153,7 @@ impl Store {
         mut work: impl FnMut(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         match self.write(commit, &mut work) {
-            Err(StoreError::Full { .. }) if reserve::use_up(self.layout())? => {
+            Err(StoreError::Full { .. }) if reserve::release_for_end(self.layout())? => {
                 self.write(commit, work)
             }
             done => done,

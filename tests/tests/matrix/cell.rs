@@ -69,8 +69,8 @@ fn bound(fault: Fault) -> Duration {
         | Fault::KillQemu
         | Fault::Panic
         | Fault::KillAgent => 120,
-        // A guest counts as lost after a minute, and one that boots after two.
-        Fault::StopQemuForGood => 200,
+        // A guest counts as lost after a minute, and one that boots in emulation after four.
+        Fault::StopQemuForGood => 300,
     })
 }
 

@@ -3,7 +3,7 @@
 use nix::sys::statvfs::statvfs;
 
 use crate::layout::Layout;
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, reserve};
 
 /// Maximum of the low mark, in bytes: what a build needs within seconds.
 const MAX_LOW_MARK: u64 = 2 << 30;
@@ -29,6 +29,16 @@ impl Space {
     pub fn low_mark(&self) -> u64 {
         (self.size / LOW_MARK_FRACTION).min(MAX_LOW_MARK)
     }
+}
+
+/// Releases the reserve if the disk is nearly full, for a prune.
+pub(crate) fn release_reserve(layout: &Layout) -> Result<(), StoreError> {
+    let space = space(layout)?;
+    let has_files = space.files.is_none_or(|free| free > reserve::FILES * 2);
+    if space.free > reserve::FOR_PRUNE.cast_unsigned() * 2 && has_files {
+        return Ok(());
+    }
+    reserve::remove(layout)
 }
 
 /// The space on the file system of the store.

@@ -6,13 +6,12 @@
 
 pub(crate) mod check;
 mod filter;
-mod free_space;
+pub(crate) mod free_space;
 mod free_space_guard;
 mod full_disk;
 mod graph;
 mod prune;
 mod rebuild;
-pub(crate) mod reserve;
 mod sweep;
 mod usage;
 

@@ -16,11 +16,11 @@ use rusqlite::Transaction;
 
 pub use self::options::{PruneEnd, PruneOptions, PruneReport, Pruned};
 use super::graph::Graph;
-use super::{free_space, reserve, usage};
+use super::{free_space, usage};
 use crate::db::Commit;
 use crate::history::{Deleted, HistoryLimits};
 use crate::lock::Lock;
-use crate::{Digest, Removal, Store, StoreError, disk, reap, references, removal, time};
+use crate::{Digest, Removal, Store, StoreError, disk, reap, references, removal, reserve, time};
 
 /// How many objects are tombstoned in one transaction.
 const BATCH: usize = 128;
@@ -72,7 +72,7 @@ impl Store {
             removable_names: HashSet::new(),
         };
         if !options.dry_run {
-            reserve::release(self.layout())?;
+            free_space::release_reserve(self.layout())?;
         }
         let done = pass.run(options);
         if !options.dry_run {
