@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use ::store::{ResourceKind, Store};
+use ::store::{ResourceId, ResourceKind, Store};
 use anyhow::Context as _;
 use engine::build::{BuildError, BuildResult};
 use engine::event::Outcome;
@@ -156,33 +156,39 @@ fn replace(store: Option<&Store>, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = std::path::absolute(path)?.into_os_string();
     temporary.push(format!(".{}", std::process::id()));
     let temporary = Path::new(&temporary);
-    let recorded = |store: &Store| store.add_resource(ResourceKind::File(temporary.to_owned()));
     // How a build failed is also written where there is no store, or none that can be written.
-    let record = store.and_then(|store| match recorded(store) {
-        Ok(record) => Some((store, record)),
-        Err(error) => {
-            log::debug!("cannot record {}: {error}", temporary.display());
-            None
-        }
-    });
-    let written = fs::File::create_new(temporary)
-        .and_then(|mut file| file.write_all(bytes))
-        .and_then(|()| fs::rename(temporary, path));
-    if written.is_err() {
-        match fs::remove_file(temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+    let record = store.and_then(|store| record(store, temporary));
+    let written = match fs::File::create_new(temporary) {
+        // There is no temporary file, or it is not ours.
+        Err(error) => Err(error),
+        Ok(mut file) => {
+            let done = file
+                .write_all(bytes)
+                .and_then(|()| fs::rename(temporary, path));
+            if done.is_err() && fs::remove_file(temporary).is_err() {
                 // The record stays, and the next command tries again.
-                return written;
+                return done;
             }
-            Ok(()) | Err(_) => {}
+            done
         }
-    }
-    if let Some((store, record)) = record
-        && let Err(error) = store.drop_resource(record)
+    };
+    if let Some((store, id)) = record
+        && let Err(error) = store.drop_resource(id)
     {
         log::debug!("cannot forget {}: {error}", temporary.display());
     }
     written
+}
+
+/// Records a temporary file that is about to be made; `None` if the store cannot be written.
+fn record<'a>(store: &'a Store, temporary: &Path) -> Option<(&'a Store, ResourceId)> {
+    match store.add_resource(ResourceKind::File(temporary.to_owned())) {
+        Ok(id) => Some((store, id)),
+        Err(error) => {
+            log::debug!("cannot record {}: {error}", temporary.display());
+            None
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,10 +206,7 @@ mod tests {
         let root = dir.path().join("store");
         let store = Store::open(&root, &::store::OpenOptions::default()).unwrap();
         let path = dir.path().join("iid");
-        // A directory is neither written to nor removed as a file.
-        fs::create_dir(temporary(&path)).unwrap();
-        replace(Some(&store), &path, b"text").unwrap_err();
-        fs::remove_dir(temporary(&path)).unwrap();
+        record(&store, &temporary(&path)).unwrap();
         fs::write(temporary(&path), "half").unwrap();
         store.close().unwrap();
         let store = Store::open(&root, &::store::OpenOptions::default()).unwrap();
@@ -213,6 +216,15 @@ mod tests {
         replace(None, &path, b"other").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "other");
         assert!(!temporary(&path).exists());
+        // What is not ours is neither written to nor removed, now or later.
+        fs::write(temporary(&path), "of somebody else").unwrap();
+        replace(Some(&store), &path, b"text").unwrap_err();
+        let long = dir.path().join("i".repeat(255));
+        replace(Some(&store), &long, b"text").unwrap_err();
+        store.close().unwrap();
+        let store = Store::open(&root, &::store::OpenOptions::default()).unwrap();
+        assert!(store.check(false).unwrap().is_clean());
+        assert!(temporary(&path).exists());
         store.close().unwrap();
     }
 }
