@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use tests::programs::set_xattr;
@@ -16,6 +17,16 @@ fn deep(last: usize) -> String {
         "mkdir /deep && cd /deep && {dirs} && mkdir {}",
         "e".repeat(last)
     )
+}
+
+/// The length of an extended attribute in an archive.
+fn attribute(archive: &Path, file: &str, name: &str) -> Option<usize> {
+    let mut archive = tar::Archive::new(fs::File::open(archive).unwrap());
+    let mut entries = archive.entries().unwrap().map(Result::unwrap);
+    let mut entry = entries.find(|entry| entry.path().unwrap().ends_with(file))?;
+    let mut records = entry.pax_extensions().unwrap()?.map(Result::unwrap);
+    let record = records.find(|record| record.key() == Ok(name))?;
+    Some(record.value_bytes().len())
 }
 
 #[test]
@@ -41,8 +52,8 @@ fn steps_at_the_limits_of_a_layer_are_kept_or_fail_once_in_their_own_words() {
         // Every layer below is read again.
         "RUN [ $(ls /odd | wc -l) -ge 5 ] && [ ! -e /copied/n* ] && cd / && rm -r deep".to_owned(),
     ];
-    let out = bench.out().join("tree");
-    let output = format!("type=local,dest={}", out.display());
+    let out = bench.out().join("image.tar");
+    let output = format!("type=tar,dest={}", out.display());
     let done = bench
         .build(
             &format!("{BUSYBOX}{}\n", steps.join("\n")),
@@ -50,8 +61,10 @@ fn steps_at_the_limits_of_a_layer_are_kept_or_fail_once_in_their_own_words() {
         )
         .expect_status(0);
     assert!(!done.stderr.contains("lost"), "{done:?}");
-    let large = xattr::get(out.join("large"), "user.large").unwrap();
-    assert_eq!(large.map(|value| value.len()), Some(60_000));
+    assert_eq!(
+        attribute(&out, "large", "SCHILY.xattr.user.large"),
+        Some(60_000)
+    );
 
     let refused = |step: &str, status, said: &[&str]| {
         let done = bench.build(&format!("{BUSYBOX}RUN {step}\n"), &[]);
