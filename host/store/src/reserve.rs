@@ -80,19 +80,20 @@ pub(crate) fn release_for_end(layout: &Layout) -> Result<bool, StoreError> {
     if disk::length(&path)?.is_none() {
         return Ok(false);
     }
-    match disk::remove_file(&path) {
-        Removal::Gone => Ok(true),
-        Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),
-    }
+    gone(disk::remove_file(&path))?;
+    Ok(true)
 }
 
 /// Releases all of it.
 pub(crate) fn remove(layout: &Layout) -> Result<(), StoreError> {
     let path = layout.reserve();
-    let removal = match disk::length(&path)? {
+    gone(match disk::length(&path)? {
         Some(_) => disk::remove_file(&path),
         None => disk::remove_tree(&path),
-    };
+    })
+}
+
+fn gone(removal: Removal) -> Result<(), StoreError> {
     match removal {
         Removal::Gone => Ok(()),
         Removal::Busy(why) | Removal::Failed(why) => Err(StoreError::Busy(why)),

@@ -39,7 +39,8 @@ pub struct CopyPlan {
 }
 
 /// Plans the layer of a COPY or ADD. `source` has its local sources, `downloads` the remote ones,
-/// `target` is the root that it copies into, and `limits` bound what archives unpack to. No content is read, except of archives that ADD unpacks
+/// `target` is the root that it copies into, and `limits` bound what archives unpack to. No content is
+/// read, except of archives that ADD unpacks
 /// for the first time.
 ///
 /// # Errors
