@@ -84,7 +84,7 @@ pub(crate) fn release_for_end(layout: &Layout) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Releases all of it.
+/// Releases the part for a prune.
 pub(crate) fn remove(layout: &Layout) -> Result<(), StoreError> {
     let path = layout.reserve();
     gone(match disk::length(&path)? {
