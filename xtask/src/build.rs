@@ -13,13 +13,12 @@ pub(crate) fn cofferdam(workspace: &Workspace) -> Result<PathBuf> {
     Ok(workspace.target.join("debug/cofferdam"))
 }
 
-/// All programs and tests, but for the whole builds in VMs; gives the `cofferdam` command. Dependencies
-/// get the features that all who are built together want, so what is built one by one is built anew.
+/// All programs and tests; gives the `cofferdam` command. Dependencies get the features that all who are
+/// built together want, so what is built one by one is built anew.
 pub(crate) fn everything(workspace: &Workspace) -> Result<PathBuf> {
-    let words = ["build", "--workspace", "--all-targets", "--locked"];
     cargo(
         workspace,
-        &[words.as_slice(), &["--exclude", "tests"]].concat(),
+        &["build", "--workspace", "--all-targets", "--locked"],
     )?;
     Ok(workspace.target.join("debug/cofferdam"))
 }

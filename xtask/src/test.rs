@@ -33,8 +33,8 @@ const FULL_STALL: &str = "60";
 pub(crate) struct Args {
     /// Only tests whose name contains this.
     filter: Option<String>,
-    /// Also what is too long for every change: more random orders and faults, longer stalls, ten
-    /// minutes of soak, and a minute of each fuzz target.
+    /// Also what is too long for every change: more random orders, faults, cuts and hostile guests, longer
+    /// stalls, ten minutes of soak, and a minute of each fuzz target.
     #[arg(long)]
     full: bool,
 }
@@ -61,23 +61,27 @@ struct Bench {
 }
 
 /// What became of attempts to get through a wall, as the tests of `tests/tests/hostile` write it down.
-struct Attempts(PathBuf);
+struct Attempts {
+    dir: PathBuf,
+    /// Whether all of those run that cost a hostile guest its VM, or a third of them.
+    every: bool,
+}
 
 impl Attempts {
     /// An empty directory for them.
-    fn new(workspace: &Workspace) -> Result<Self> {
+    fn new(workspace: &Workspace, every: bool) -> Result<Self> {
         let dir = workspace.target.join("attempts");
         if dir.exists() {
             fs::remove_dir_all(&dir).context("cannot remove the attempts of an earlier run")?;
         }
         make_dir(&dir)?;
-        Ok(Self(dir))
+        Ok(Self { dir, every })
     }
 
     /// Names those that failed, and then says how many there were, if any.
     fn print(&self) -> Result<()> {
         let (mut contained, mut failed) = (0, 0);
-        for file in fs::read_dir(&self.0).context("cannot read the attempts")? {
+        for file in fs::read_dir(&self.dir).context("cannot read the attempts")? {
             let lines = fs::read_to_string(file?.path()).context("cannot read the attempts")?;
             for line in lines.lines() {
                 if line.starts_with("contained ") {
@@ -109,7 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         workspace,
     };
     let mut totals = Totals::default();
-    let attempts = Attempts::new(&bench.workspace)?;
+    let attempts = Attempts::new(&bench.workspace, args.full)?;
     let done = all(&bench, args, &attempts, &mut totals);
     attempts.print()?;
     if !args.full {
@@ -132,7 +136,7 @@ pub(crate) fn run_vm(args: &VmArgs) -> Result<()> {
         return matrix(&bench, args.tests.filter.as_deref());
     }
     let mut totals = Totals::default();
-    let attempts = Attempts::new(&bench.workspace)?;
+    let attempts = Attempts::new(&bench.workspace, true)?;
     let done = builds_in_vms(&bench, &args.tests, &attempts, &mut totals);
     totals.print();
     attempts.print()?;
@@ -142,7 +146,7 @@ pub(crate) fn run_vm(args: &VmArgs) -> Result<()> {
 /// All cells of the exit matrix. The test prints the table and how many have passed.
 fn matrix(bench: &Bench, filter: Option<&str>) -> Result<()> {
     let accelerator = accelerator(&bench.workspace, &bench.cofferdam, &bench.vm_image)?;
-    let mut command = shell::command("cargo", ["test", "--locked", "--package", "tests"]);
+    let mut command = shell::command("cargo", ["test", "--locked", "--workspace"]);
     command
         .args(["--test", "matrix", "--"])
         .args(MATRIX)
@@ -191,6 +195,7 @@ fn tests_of_crates(bench: &Bench, args: &Args, totals: &mut Totals) -> Result<()
     if args.full {
         command.env("STORE_PROOF_WIDTH", FULL_PROOF_WIDTH);
         command.env("COFFERDAM_STALL", FULL_STALL);
+        command.env("COFFERDAM_EVERY_FRAME", "1");
     }
     totals.run(peers.tell(&mut command))
 }
@@ -208,20 +213,41 @@ fn builds_in_vms(
     totals: &mut Totals,
 ) -> Result<()> {
     let accelerator = accelerator(&bench.workspace, &bench.cofferdam, &bench.vm_image)?;
-    let mut command = cargo_test(bench, args, &["--package", "tests"]);
+    let targets = builds(&bench.workspace)?;
+    let targets = targets.iter().flat_map(|name| ["--test", name]);
+    let words: Vec<&str> = std::iter::once("--workspace").chain(targets).collect();
+    let mut command = cargo_test(bench, args, &words);
     command.args(["--", "--test-threads", VMS]);
     command
         .args(runner::TIMED)
         .args(harness_arguments())
         .env("COFFERDAM_BIN", &bench.cofferdam)
         .env("COFFERDAM_ACCEL", accelerator)
-        .env("COFFERDAM_ATTEMPTS", &attempts.0)
+        .env("COFFERDAM_ATTEMPTS", &attempts.dir)
         .env("COFFERDAM_HOSTILE_IMAGE", hostile_image(&bench.workspace)?)
         .env(
             "COFFERDAM_STOCK_DEVICE",
             tools::STOCK_DEVICE.obtain(&bench.workspace)?,
         );
+    if attempts.every {
+        command.env("COFFERDAM_EVERY_ATTEMPT", "1");
+    }
     totals.run(&mut command)
+}
+
+/// The names of the test targets of the package `tests`. With its own name instead, dependencies would get
+/// other features than with the whole workspace, and be compiled once more.
+fn builds(workspace: &Workspace) -> Result<Vec<String>> {
+    let dir = workspace.root.join("tests/tests");
+    let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut names = entries
+        .map(|entry| {
+            let name = PathBuf::from(entry?.file_name()).with_extension("");
+            Ok(name.to_string_lossy().into_owned())
+        })
+        .collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
 }
 
 /// The guest image whose agent is hostile.
