@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Three servers on the loopback of this machine.
+/// Servers on the loopback of this machine.
 #[derive(Debug)]
 pub(super) struct Servers {
     /// The port of the one that sends.
@@ -17,6 +17,8 @@ pub(super) struct Servers {
     pub(super) up: u16,
     /// The port of the one that closes at once.
     pub(super) many: u16,
+    /// The port of the one that is told when programs that connect to nobody start, and when they end.
+    pub(super) none: u16,
     measured: Arc<Mutex<Measured>>,
 }
 
@@ -29,6 +31,26 @@ pub(super) struct Measured {
     pub(super) up: Vec<Duration>,
     /// From the first of many connections to the last one.
     pub(super) connect: Vec<Duration>,
+    /// As many programs, without connections.
+    pub(super) start: Vec<Duration>,
+}
+
+impl Measured {
+    /// Adds later rounds.
+    pub(super) fn add(&mut self, more: Self) {
+        self.down.extend(more.down);
+        self.up.extend(more.up);
+        self.connect.extend(more.connect);
+        self.start.extend(more.start);
+    }
+
+    /// The connections without the programs that make them.
+    pub(super) fn connect_alone(&self) -> Vec<Duration> {
+        let rounds = self.connect.iter().zip(&self.start);
+        rounds
+            .map(|(connect, start)| connect.saturating_sub(*start))
+            .collect()
+    }
 }
 
 impl Servers {
@@ -56,10 +78,19 @@ impl Servers {
             keep(measured, |measured| measured.connect.push(begin.elapsed()));
             Ok(())
         })?;
+        let none = serve(&measured, move |listener, measured| {
+            let (first, begin) = accept(listener)?;
+            drop(first);
+            let (last, _) = accept(listener)?;
+            keep(measured, |measured| measured.start.push(begin.elapsed()));
+            drop(last);
+            Ok(())
+        })?;
         Ok(Self {
             down,
             up,
             many,
+            none,
             measured,
         })
     }
@@ -68,7 +99,7 @@ impl Servers {
     pub(super) fn take(&self) -> Result<Measured> {
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = std::mem::take(&mut *measured);
-        let all = [&taken.down, &taken.up, &taken.connect];
+        let all = [&taken.down, &taken.up, &taken.connect, &taken.start];
         ensure!(
             all.iter().all(|times| !times.is_empty()),
             "nobody came: {taken:?}"
