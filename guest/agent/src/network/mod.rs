@@ -46,7 +46,8 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::OFlag;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::sockopt::SndBufForce;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair};
 use nix::unistd::pipe2;
 use wire::flow::STEP_ADDRESSES;
 
@@ -64,6 +65,10 @@ const MTU: usize = 65_535;
 /// Packets of the step's kernel that may wait, so that a thousand connections that begin at once lose
 /// none.
 const QUEUE: u32 = 5_000;
+
+/// How much may wait in the stream between the process `net` and PID 1, either way, in bytes: the largest
+/// window of a flow, so that each of the two seldom waits for the other.
+const STREAM_BUFFER: usize = wire::flow::MAX_FLOW_WINDOW as usize;
 
 /// The name of the device, as in other containers.
 const DEVICE: &str = "eth0";
@@ -134,6 +139,9 @@ impl Net {
     /// Makes the stream of a step. Returns PID 1's end, and what the step's first program needs.
     pub(crate) fn connect(&self) -> Result<(UnixStream, StepNetwork)> {
         let (ours, theirs) = UnixStream::pair()?;
+        for end in [&ours, &theirs] {
+            setsockopt(end, SndBufForce, &STREAM_BUFFER).context("cannot size a stream")?;
+        }
         let network = StepNetwork {
             control: sys::duplicate_above(self.control.as_fd())?,
             theirs: sys::duplicate_above(theirs.as_fd())?,
@@ -170,8 +178,8 @@ fn make_device() -> Result<OwnedFd> {
     // There are no neighbours and no routers to look for.
     set("ipv6/conf/default/accept_ra", "0")?;
     set("ipv6/conf/default/addr_gen_mode", "1")?;
-    // The usual buffers hold one of the longest packets; with several, both ends work at once.
-    set("ipv4/tcp_rmem", "4096 1048576 6291456")?;
+    // The usual buffers hold one of the longest packets; with many, both ends work at once.
+    set("ipv4/tcp_rmem", "4096 4194304 6291456")?;
     set("ipv4/tcp_wmem", "4096 262144 4194304")?;
     let file = tun::create(DEVICE)?;
     let index = nix::net::if_::if_nametoindex(DEVICE)?;

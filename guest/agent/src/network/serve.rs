@@ -174,7 +174,7 @@ struct Inbox {
 impl Default for Inbox {
     fn default() -> Self {
         Self {
-            buffer: vec![0; 4 * LONGEST],
+            buffer: vec![0; 8 * LONGEST],
             start: 0,
             end: 0,
         }

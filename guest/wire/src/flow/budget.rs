@@ -9,7 +9,7 @@ use super::{MAX_FLOW_WINDOW, MIN_FLOW_WINDOW};
 
 /// A flow's window is this part of what is left: large enough that one flow is fast, small enough
 /// that the hundredth is not slow.
-const PART: u64 = 64;
+const PART: u64 = 32;
 
 /// What the peer may send, and what it sent that was not consumed, of all flows.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ mod tests {
             windows.push(window);
         }
         assert_eq!(windows[0], MAX_FLOW_WINDOW);
-        assert!(windows[100] >= 128 << 10, "{}", windows[100]);
+        assert!(windows[100] >= 64 << 10, "{}", windows[100]);
         assert!(windows.is_sorted_by(|a, b| a >= b));
         assert_eq!(windows.last(), Some(&MIN_FLOW_WINDOW));
         let most = (64 << 20) + MAX_FLOWS as u64 * u64::from(MIN_FLOW_WINDOW);

@@ -7,10 +7,10 @@
 const TOTAL: usize = 48 << 20;
 
 /// A connection's two buffers are this part of what is left.
-const PART: usize = 32;
+const PART: usize = 24;
 
 /// Largest buffer in bytes: several segments of the longest kind, so that the two ends overlap.
-const MAX: usize = 512 << 10;
+const MAX: usize = 1 << 20;
 
 /// Smallest buffer in bytes.
 const MIN: usize = 8 << 10;

@@ -40,8 +40,9 @@ use self::packet::{
 pub(super) use self::frames::Frames;
 pub(super) use self::packet::{PacketSink, network_order};
 
-/// What the host may send and the step has not taken, in bytes, over all flows of the step.
-const BUDGET: u64 = 16 << 20;
+/// What the host may send and the step has not taken, in bytes, over all flows of the step: enough for
+/// the first ones to have the largest window.
+const BUDGET: u64 = 32 << 20;
 
 /// Longest SYN that is held, in bytes: headers with all options. One with data is sent again without.
 const MAX_SYN: usize = 160;

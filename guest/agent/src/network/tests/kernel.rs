@@ -143,10 +143,15 @@ fn as_root_a_refused_connection_is_refused_at_once_and_by_its_name() {
             (UNREACHABLE, ErrorKind::HostUnreachable),
         ] {
             for address in [v4(port), v6(port)] {
-                let start = Instant::now();
-                let err = TcpStream::connect(address).unwrap_err();
-                assert_eq!(err.kind(), want, "{address}: {err}");
-                assert!(start.elapsed() < Duration::from_millis(900), "{address}");
+                // Without an answer to its first packet, the kernel waits for a second each time; a busy
+                // machine now and then.
+                let at_once = (0..5).any(|_| {
+                    let start = Instant::now();
+                    let err = TcpStream::connect(address).unwrap_err();
+                    assert_eq!(err.kind(), want, "{address}: {err}");
+                    start.elapsed() < Duration::from_millis(900)
+                });
+                assert!(at_once, "{address}");
             }
         }
         0

@@ -360,7 +360,7 @@ fn a_flow_that_nobody_reads_stops_at_its_window_and_goes_on_after_it_was_read() 
     pair.deliver(HOST);
     fill(&mut pair, GUEST, 100);
     let stopped = pair.wholes[&1].sent[GUEST];
-    assert_eq!(stopped, BUDGET / 64);
+    assert_eq!(stopped, BUDGET / 32);
     while !pair.ends[GUEST].outbox.is_empty() {
         pair.deliver(GUEST);
     }
@@ -388,7 +388,7 @@ fn an_empty_datagram_is_one_and_costs_something() {
         pair.deliver(GUEST);
         sent += 1;
     }
-    assert_eq!(sent, BUDGET / 64 / u64::from(DATAGRAM_COST));
+    assert_eq!(sent, BUDGET / 32 / u64::from(DATAGRAM_COST));
     assert_eq!(pair.ends[HOST].table.used(), before);
     pair.finish();
     pair.check();
