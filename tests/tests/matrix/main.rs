@@ -31,63 +31,25 @@ use lane::{Job, Lane, Outcome};
 use table::{Fault, Phase, TABLE, Want};
 
 /// All cells that can be.
-fn jobs(wanted: impl Fn(Fault, bool) -> bool) -> Vec<Job> {
+fn jobs(wanted: impl Fn(&Job, bool) -> bool) -> Vec<Job> {
     let mut jobs = Vec::new();
     for (fault, row) in TABLE {
         for (phase, want) in Phase::ALL.into_iter().zip(row) {
-            if let Some((ends, always)) = want.ends()
-                && wanted(fault, always)
-            {
-                jobs.push(Job { fault, phase, ends });
+            if let Some((ends, always)) = want.ends() {
+                let job = Job { fault, phase, ends };
+                jobs.extend(Some(job).filter(|job| wanted(job, always)));
             }
         }
     }
     jobs
 }
 
-/// Runs cells on one store after the other, and fails if one fails.
-#[track_caller]
-fn check(jobs: Vec<Job>, small: bool) {
-    let outcomes = Lane::new(small).run(lane::in_turns(jobs), |_| ());
+/// In one test, since the cells share two lanes.
+#[test]
+fn cells_of_every_run() {
+    let outcomes = run(|_, always| always, |_| ());
     let failed: Vec<String> = outcomes.iter().filter_map(Outcome::failure).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
-}
-
-/// A quarter of the cells of every run that need no root. In quarters, two lanes are always busy.
-fn quarter(number: usize) -> Vec<Job> {
-    let jobs = jobs(|fault, always| always && fault != Fault::HostDiskFull);
-    let mine = jobs.into_iter().enumerate();
-    let mine = mine.filter(|(at, _)| at % 4 == number);
-    mine.map(|(_, job)| job).collect()
-}
-
-#[test]
-fn cells_of_every_run_first_quarter() {
-    check(quarter(0), false);
-}
-
-#[test]
-fn cells_of_every_run_second_quarter() {
-    check(quarter(1), false);
-}
-
-#[test]
-fn cells_of_every_run_third_quarter() {
-    check(quarter(2), false);
-}
-
-#[test]
-fn cells_of_every_run_fourth_quarter() {
-    check(quarter(3), false);
-}
-
-#[test]
-#[ignore = "needs root"]
-fn as_root_cells_of_every_run_on_a_full_disk() {
-    check(
-        jobs(|fault, always| always && fault == Fault::HostDiskFull),
-        true,
-    );
 }
 
 #[test]
@@ -118,28 +80,32 @@ fn the_table_has_each_fault_once_and_a_third_of_it_runs_always() {
 #[ignore = "takes half an hour"]
 fn by_hand_every_cell() {
     let wanted = std::env::var("COFFERDAM_CELLS").unwrap_or_default();
-    let root = is_root();
-    let mut plain = jobs(|fault, _| fault != Fault::HostDiskFull);
-    let mut small = jobs(|fault, _| fault == Fault::HostDiskFull && root);
-    for jobs in [&mut plain, &mut small] {
-        jobs.retain(|job| job.name().contains(&wanted));
-    }
-    // Two lanes: each emulated VM keeps a processor busy. The jobs of a full disk are a lane's last.
-    let queue = Mutex::new(lane::in_turns(plain));
+    let outcomes = run(
+        |job, _| job.name().contains(&wanted),
+        |outcome| say(&outcome.failure().unwrap_or_else(|| outcome.line())),
+    );
+    assert!(report(&outcomes, is_root()), "cells have failed");
+}
+
+/// Runs cells in two lanes: each emulated VM keeps a processor busy. Those of a full disk, which only root
+/// can make, are the first ones of one lane.
+fn run(wanted: impl Fn(&Job, bool) -> bool, tell: impl Fn(&Outcome) + Sync) -> Vec<Outcome> {
+    let (small, plain): (Vec<Job>, Vec<Job>) = jobs(wanted)
+        .into_iter()
+        .partition(|job| job.fault == Fault::HostDiskFull);
+    let small = if is_root() { small } else { Vec::new() };
+    let (queue, small) = (Mutex::new(lane::in_turns(plain)), Mutex::new(small));
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let (queue, outcomes) = (&queue, &outcomes);
-        scope.spawn(move || work(queue, outcomes, false));
-        scope.spawn(move || {
-            let small = Mutex::new(small);
-            work(&small, outcomes, true);
-            work(queue, outcomes, false);
+        scope.spawn(|| work(&queue, &outcomes, false, &tell));
+        scope.spawn(|| {
+            work(&small, &outcomes, true, &tell);
+            work(&queue, &outcomes, false, &tell);
         });
     });
-    let outcomes = outcomes
+    outcomes
         .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    assert!(report(&outcomes, root), "cells have failed");
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether this process belongs to root.
@@ -148,7 +114,12 @@ fn is_root() -> bool {
 }
 
 /// Takes cells from the queue, a few at a time, until it is empty.
-fn work(queue: &Mutex<Vec<Job>>, outcomes: &Mutex<Vec<Outcome>>, small: bool) {
+fn work(
+    queue: &Mutex<Vec<Job>>,
+    outcomes: &Mutex<Vec<Outcome>>,
+    small: bool,
+    tell: &impl Fn(&Outcome),
+) {
     // What is left of other cells could be pruned when the disk is full.
     let at_a_time = if small { 1 } else { 6 };
     loop {
@@ -159,9 +130,7 @@ fn work(queue: &Mutex<Vec<Job>>, outcomes: &Mutex<Vec<Outcome>>, small: bool) {
         if mine.is_empty() {
             return;
         }
-        let done = Lane::new(small).run(mine, |outcome| {
-            say(&outcome.failure().unwrap_or_else(|| outcome.line()));
-        });
+        let done = Lane::new(small).run(mine, tell);
         let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         outcomes.extend(done);
     }
