@@ -94,9 +94,9 @@ fn rows(
     Ok(())
 }
 
-/// What both systems run. The host is 10.0.2.2 in both. A program with large reads and writes has the
-/// socket: `nc` itself moves a kilobyte at a time, and would be all that is measured. Nor are programs
-/// that connect to nobody, which start as often as those that make connections.
+/// What both systems run. The host is 10.0.2.2 in both. `dd` moves the bytes in large pieces; `nc` itself
+/// reads a kilobyte at a time, and its system calls would hide the network. As many programs as make
+/// connections start once more without one, so that the time of their start can be subtracted.
 fn script(servers: &Servers, mib: u64, connections: u32) -> String {
     let Servers {
         down,

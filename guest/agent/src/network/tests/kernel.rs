@@ -143,8 +143,8 @@ fn as_root_a_refused_connection_is_refused_at_once_and_by_its_name() {
             (UNREACHABLE, ErrorKind::HostUnreachable),
         ] {
             for address in [v4(port), v6(port)] {
-                // Without an answer to its first packet, the kernel waits for a second each time; a busy
-                // machine now and then.
+                // The kernel repeats an unanswered SYN after a second. A refusal that does not arrive costs
+                // that in every try, a busy machine only in some.
                 let at_once = (0..5).any(|_| {
                     let start = Instant::now();
                     let err = TcpStream::connect(address).unwrap_err();

@@ -37,8 +37,8 @@ fn check_cut(driver: Transport, n: u64, inside: bool) {
     assert!(failpoints.cuts() > 0, "there is no frame {n}");
 }
 
-/// Every fourth frame from `first` on, or every second one if `COFFERDAM_EVERY_FRAME` is set; by turns after
-/// it and in the middle of it. A second cut is a frame later, so that one of two is met either way.
+/// Cuts at every fourth frame from `first` on, or at every second one if `COFFERDAM_EVERY_FRAME` is set; by
+/// turns after the frame and in the middle of it.
 fn check_some(first: u64) {
     let every = std::env::var_os("COFFERDAM_EVERY_FRAME").is_some();
     let frames = (first..=FRAMES).step_by(if every { 2 } else { 4 });

@@ -174,9 +174,9 @@ fn failing(
 }
 
 impl Struck {
-    /// Whether the store made up for the failure: the end of a build that found no space is committed again
-    /// after its reserve was released. A sync that failed, in contrast, must not be tried again.
-    fn is_made_up(&self, fault: Fault) -> bool {
+    /// Whether the store retried successfully: on a full disk, the end of a build is committed again after the
+    /// reserve was released. A sync that failed, in contrast, must not be retried.
+    fn was_retried(&self, fault: Fault) -> bool {
         fault == Fault::Once(Errno::ENOSPC)
             && self.operation == "Commit(Durable)"
             && self.committed_since
@@ -216,7 +216,10 @@ fn attempt(
             None => done.unwrap(),
             // What is not durable is not done, and the caller must know.
             Some(struck) if fault != Fault::Done && is_sync(&struck.operation) => {
-                assert!(done.is_err() || struck.is_made_up(fault), "nobody was told");
+                assert!(
+                    done.is_err() || struck.was_retried(fault),
+                    "nobody was told"
+                );
             }
             Some(_) => {}
         }
